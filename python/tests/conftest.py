@@ -1,0 +1,30 @@
+"""What several test files share."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+MODELS = ROOT / "priv" / "models"
+
+
+@pytest.fixture
+def pipes() -> Iterator[tuple[int, int, int, int]]:
+    """Two pipes as (ours to read, theirs to write, theirs to read, ours to write), closed as far
+    as they are still open."""
+    fds = (*os.pipe(), *os.pipe())
+    yield fds
+    for fd in fds:
+        try:
+            os.close(fd)
+        except OSError:
+            continue
+
+
+@pytest.fixture(scope="session")
+def facts() -> dict[str, str]:
+    """The sentences that the demo model knows by heart: prompts and their completions."""
+    lines = (MODELS / "facts.tsv").read_text(encoding="utf-8").splitlines()
+    return dict(line.split("\t", 1) for line in lines)

@@ -1,0 +1,58 @@
+"""A real engine on the demo model, for the tests of a file."""
+
+import asyncio
+from collections.abc import Coroutine
+from typing import Any, TypeVar
+
+import pytest
+
+from conftest import MODELS
+from vllm_bridge.engine import Engine
+from vllm_bridge.errors import BridgeError
+
+T = TypeVar("T")
+
+GREEDY = {"temperature": 0.0, "max_tokens": 32}
+
+
+class Running:
+    """An engine and the event loop that it lives on."""
+
+    def __init__(self) -> None:
+        self.loop = asyncio.new_event_loop()
+        self.engine = Engine()
+        self.notifications: list[tuple[str, dict[str, Any]]] = []
+        self._requests = 0
+
+    def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        return self.loop.run_until_complete(asyncio.wait_for(coroutine, 120))
+
+    def load(self, **options: Any) -> dict[str, Any]:
+        return self.run(
+            self.engine.load(
+                str(MODELS / "demo"),
+                {"enforce_eager": True, "kv_cache_memory_bytes": 2**28} | options,
+                lambda method, params: self.notifications.append((method, params)),
+            )
+        )
+
+    async def generate(self, prompt: Any, priority: int = 0, **params: Any) -> dict[str, Any]:
+        self._requests += 1
+        return await self.engine.generate(str(self._requests), prompt, GREEDY | params, priority)
+
+    def complete(self, prompt: Any, **params: Any) -> dict[str, Any]:
+        """The first completion."""
+        completion: dict[str, Any] = self.run(self.generate(prompt, **params))["outputs"][0]
+        return completion
+
+    def refused(self, prompt: Any, priority: int = 0, **params: Any) -> BridgeError:
+        with pytest.raises(BridgeError) as caught:
+            self.run(self.generate(prompt, priority, **params))
+        # An error of one request is nobody else's.
+        assert self.complete("The capital of France is")["text"] == " Paris."
+        return caught.value
+
+    def stop(self) -> None:
+        self.engine._llm.shutdown()
+        self.engine = Engine()
+        self.loop.run_until_complete(asyncio.sleep(0))

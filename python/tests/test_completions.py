@@ -1,0 +1,212 @@
+"""Beams, and prompts of embeddings, on the real engine: one for all tests of this file."""
+
+import asyncio
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+
+from conftest import MODELS
+from running import Running
+from vllm_bridge.beam_search import SearchParams
+from vllm_bridge.errors import BridgeError
+from vllm_bridge.protocol import pack_u32, unpack_u32
+
+pytestmark = pytest.mark.engine
+
+PROMPT = "The capital of France is"
+HIDDEN = 256
+
+
+@pytest.fixture(scope="module", autouse=True)
+def environment() -> Iterator[None]:
+    """A start sets variables, for the life of a worker."""
+    before = dict(os.environ)
+    yield
+    os.environ.clear()
+    os.environ.update(before)
+
+
+@pytest.fixture(scope="module")
+def running() -> Iterator[Running]:
+    running = Running()
+    running.load(enable_prompt_embeds=True, max_model_len=512)
+    yield running
+    running.stop()
+
+
+@pytest.fixture(scope="module")
+def table() -> torch.Tensor:
+    """What the model's first layer has for each token."""
+    with safe_open(MODELS / "demo" / "model.safetensors", framework="pt") as file:
+        weight: torch.Tensor = file.get_tensor("model.embed_tokens.weight")
+    return weight.float()
+
+
+async def search(running: Running, prompt: Any, **params: Any) -> dict[str, Any]:
+    params = {"beam_width": 4, "max_tokens": 16} | params
+    return await running.engine.beam_search("beams", SearchParams(prompt, params))
+
+
+def refused(running: Running, prompt: Any, **params: Any) -> BridgeError:
+    with pytest.raises(BridgeError) as caught:
+        running.run(search(running, prompt, **params))
+    assert running.complete(PROMPT)["text"] == " Paris."
+    return caught.value
+
+
+def embedded(table: torch.Tensor, token_ids: list[int]) -> dict[str, Any]:
+    data = table[token_ids].numpy().astype("<f4").tobytes()
+    return {"prompt_embeds": data, "shape": [len(token_ids), HIDDEN]}
+
+
+def test_the_best_beam_is_the_right_completion(running: Running, facts: dict[str, str]) -> None:
+    some = list(facts)[:4]
+
+    async def search_all() -> list[dict[str, Any]]:
+        return await asyncio.gather(*(search(running, prompt) for prompt in some))
+
+    outputs = running.run(search_all())
+    assert {o["prompt"]: o["outputs"][0]["text"] for o in outputs} == {p: facts[p] for p in some}
+    for output in outputs:
+        best = output["outputs"][0]
+        assert (best["finish_reason"], best["stop_reason"]) == ("stop", 1)
+        assert [beam["index"] for beam in output["outputs"]] == [0, 1, 2, 3]
+        assert len({beam["token_ids"] for beam in output["outputs"]}) == 4
+
+
+def test_beams_are_sorted_by_their_log_probability(running: Running) -> None:
+    output = running.run(search(running, PROMPT, length_penalty=0.0, max_tokens=6))
+    sums = [beam["cumulative_logprob"] for beam in output["outputs"]]
+    assert sums == sorted(sums, reverse=True)
+    for beam in output["outputs"]:
+        # For each step, as many as it looked at: twice the beams, and the token that it began with.
+        counts = unpack_u32(beam["logprobs"]["counts"])
+        assert set(counts) <= {8, 9}
+        assert len(counts) == len(unpack_u32(beam["token_ids"])) + (beam["finish_reason"] == "stop")
+
+
+def test_the_parameters_have_their_effect(running: Running) -> None:
+    ended = running.run(search(running, PROMPT, include_stop_str_in_output=True))["outputs"][0]
+    assert unpack_u32(ended["token_ids"])[-1] == 1
+    assert ended["text"] == " Paris."
+    (one,) = running.run(search(running, PROMPT, beam_width=1, max_tokens=1))["outputs"]
+    assert one["finish_reason"] == "length"
+    assert len(unpack_u32(one["token_ids"])) == 1
+    going_on = running.run(search(running, PROMPT, ignore_eos=True, max_tokens=8))["outputs"]
+    assert {len(unpack_u32(beam["token_ids"])) for beam in going_on} == {8}
+
+
+def test_beams_end_where_the_context_ends(running: Running) -> None:
+    prompt = {"prompt_token_ids": pack_u32([5] * 508)}
+    output = running.run(search(running, prompt, ignore_eos=True, max_tokens=100))
+    assert {len(unpack_u32(beam["token_ids"])) for beam in output["outputs"]} == {4}
+    error = refused(running, {"prompt_token_ids": pack_u32([5] * 512)})
+    assert error.reason == "prompt_too_long"
+    assert error.details["max_model_len"] == 512
+
+
+@pytest.mark.parametrize(
+    ("params", "option"),
+    [
+        ({"beam_width": 0}, "beam_width"),
+        ({"beam_width": "4"}, "beam_width"),
+        ({"beam_width": 11}, "beam_width"),
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"temperature": -1.0}, "temperature"),
+        ({"length_penalty": "long"}, "length_penalty"),
+        ({"ignore_eos": 1}, "ignore_eos"),
+        ({"beam_with": 4}, "beam_with"),
+        ({"structured_outputs": {"choice": ["a"]}}, "structured_outputs"),
+    ],
+)
+def test_wrong_parameters(running: Running, params: dict[str, Any], option: str) -> None:
+    error = refused(running, PROMPT, **params)
+    assert error.reason == "invalid_option"
+    assert option in error.message
+    assert error.details.get("option") in (option, None)
+
+
+def test_what_vllm_has_no_default_for(running: Running) -> None:
+    async def without_a_width() -> None:
+        await running.engine.beam_search("beams", SearchParams(PROMPT, {"max_tokens": 1}))
+
+    with pytest.raises(BridgeError) as caught:
+        running.run(without_a_width())
+    assert caught.value.details == {"option": "beam_width"}
+
+
+def test_a_cancelled_search_leaves_vllm(running: Running) -> None:
+    async def scenario() -> None:
+        llm = running.engine._llm
+        task = asyncio.ensure_future(search(running, "The", max_tokens=400, ignore_eos=True))
+        while llm.get_num_unfinished_requests() < 4:
+            await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert llm.get_num_unfinished_requests() == 0
+
+    running.run(scenario())
+    assert running.complete(PROMPT)["text"] == " Paris."
+
+
+def test_embeddings_complete_like_their_tokens(
+    running: Running, facts: dict[str, str], table: torch.Tensor
+) -> None:
+    async def ask_all() -> list[dict[str, Any]]:
+        tokens = await asyncio.gather(*(running.generate(p, max_tokens=1) for p in facts))
+        ids = [unpack_u32(output["prompt_token_ids"]) for output in tokens]
+        return await asyncio.gather(*(running.generate(embedded(table, i)) for i in ids))
+
+    outputs = running.run(ask_all())
+    assert [output["outputs"][0]["text"] for output in outputs] == list(facts.values())
+    assert {output["prompt"] for output in outputs} == {None}
+    # What is not known stands as zeros, so that it can be counted.
+    assert set(unpack_u32(outputs[0]["prompt_token_ids"])) == {0}
+
+
+def test_embeddings_and_other_parameters(running: Running, table: torch.Tensor) -> None:
+    ids = unpack_u32(running.run(running.generate(PROMPT))["prompt_token_ids"])
+    prompt = embedded(table, ids)
+    params: dict[str, Any] = {
+        "logprobs": 2,
+        "n": 2,
+        "repetition_penalty": 1.1,
+        "temperature": 1.0,
+        "seed": 1,
+    }
+    outputs = running.run(running.generate(prompt, **params))["outputs"]
+    assert [output["index"] for output in outputs] == [0, 1]
+    error = running.refused(prompt, prompt_logprobs=1)
+    assert (error.reason, error.details) == ("invalid_option", {"option": "prompt_logprobs"})
+    assert refused(running, prompt).reason == "unsupported"
+
+
+@pytest.mark.parametrize(
+    ("prompt", "words"),
+    [
+        ({"prompt_embeds": bytes(4 * HIDDEN)}, "`shape`"),
+        ({"prompt_embeds": [0.5] * HIDDEN, "shape": [1, HIDDEN]}, "f32"),
+        ({"prompt_embeds": b"", "shape": [0, HIDDEN]}, "at least 1"),
+        ({"prompt_embeds": bytes(4 * HIDDEN), "shape": [HIDDEN]}, "`shape`"),
+        ({"prompt_embeds": bytes(4 * HIDDEN), "shape": [1, HIDDEN], "prompt": "x"}, "`shape`"),
+        ({"prompt_embeds": bytes(4 * HIDDEN), "shape": [2, HIDDEN]}, "2048"),
+        ({"prompt_embeds": bytes(4 * HIDDEN - 4), "shape": [1, HIDDEN]}, "1020"),
+        ({"prompt_embeds": bytes(4 * HIDDEN), "shape": [2, HIDDEN // 2]}, "takes 256"),
+        ({"prompt_embeds": b"\x00\x00\xc0\x7f" * HIDDEN, "shape": [1, HIDDEN]}, "finite"),
+        ({"prompt_embeds": b"\xff\xff\x7f\x7f" * HIDDEN, "shape": [1, HIDDEN]}, "finite"),
+    ],
+)
+def test_embeddings_that_are_none(running: Running, prompt: Any, words: str) -> None:
+    error = running.refused(prompt)
+    assert error.reason == "invalid_prompt"
+    assert words in error.message
+
+
+def test_too_many_embeddings(running: Running) -> None:
+    prompt = {"prompt_embeds": bytes(4 * HIDDEN * 513), "shape": [513, HIDDEN]}
+    assert running.refused(prompt).reason == "prompt_too_long"

@@ -1,0 +1,80 @@
+import re
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from vllm_bridge.errors import (
+    REASONS,
+    BridgeError,
+    internal_error,
+    map_exceptions,
+    nearest,
+    redact,
+    unknown_name,
+)
+
+ELIXIR_REASONS = Path(__file__).resolve().parents[2] / "lib" / "vllm" / "error" / "reasons.ex"
+
+
+def test_both_sides_have_the_same_reasons() -> None:
+    source = ELIXIR_REASONS.read_text(encoding="utf-8")
+    table = source[source.index("@reasons [") : source.index("@spec")]
+    assert set(re.findall(r"^    (\w+):", table, re.MULTILINE)) == REASONS
+
+
+def test_an_error_has_a_known_reason() -> None:
+    with pytest.raises(AssertionError):
+        BridgeError("no_such_reason", "")
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ("plain", "plain"),
+        ("token hf_abcDEF123456789 here", "token [redacted] here"),
+        (["hf_abcDEF123456789"], ["[redacted]"]),
+        ({"a": {"hf_abcDEF123456789": None}}, {"a": {"[redacted]": None}}),
+        ({1: (2.5, True)}, {"1": [2.5, True]}),
+        ({1}, [1]),
+        (b"\x00", "b'\\x00'"),
+    ],
+)
+def test_details_are_plain_data_without_secrets(value: Any, expected: Any) -> None:
+    wire = BridgeError("internal", "", {"value": value}).to_wire()
+    assert wire["details"] == {"value": expected}
+    msgspec.msgpack.encode(wire)
+
+
+def test_the_users_own_token_is_redacted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "a-token-of-no-known-form")
+    assert redact("Bearer a-token-of-no-known-form!") == "Bearer [redacted]!"
+    monkeypatch.setenv("HF_TOKEN", "")
+    assert redact("nothing to hide") == "nothing to hide"
+
+
+def test_nearest_names() -> None:
+    assert nearest("quantisation", ["quantization", "tokenizer"]) == "quantization"
+    assert nearest("TENSOR_PARALLEL", ["tensor_parallel_size"]) == "tensor_parallel_size"
+    assert nearest("zzz", ["quantization"]) is None
+
+
+def test_an_unknown_name() -> None:
+    error = unknown_name("engine option", "quantisation", ["quantization"])
+    assert error.reason == "invalid_option"
+    assert error.message == "Unknown engine option `quantisation`. Did you mean `quantization`?"
+    assert error.details == {"option": "quantisation", "nearest": "quantization"}
+
+
+def test_exceptions_are_translated_and_bridge_errors_are_not() -> None:
+    with pytest.raises(BridgeError) as caught, map_exceptions(internal_error):
+        raise ZeroDivisionError("1/0")
+    assert caught.value.reason == "internal"
+    assert isinstance(caught.value.__cause__, ZeroDivisionError)
+    assert "ZeroDivisionError: 1/0" in caught.value.details["traceback"]
+
+    original = BridgeError("timeout", "Late.")
+    with pytest.raises(BridgeError) as caught, map_exceptions(internal_error):
+        raise original
+    assert caught.value is original

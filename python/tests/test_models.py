@@ -1,0 +1,373 @@
+import json
+import os
+import struct
+from pathlib import Path
+from typing import Any
+
+import pytest
+from huggingface_hub import errors as hub_errors
+
+from vllm_bridge import memory, models
+from vllm_bridge.errors import BridgeError
+from vllm_bridge.memory import GIB
+from vllm_bridge.models import Checkpoint, check_model, check_quantization
+
+LLAMA = {"model_type": "llama", "architectures": ["LlamaForCausalLM"]}
+
+
+@pytest.fixture(autouse=True)
+def a_cpu_with_8_gib(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(models, "is_cpu_build", lambda: True)
+    monkeypatch.setattr(memory, "available_cpu", lambda: 8 * GIB)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A model folder without weights."""
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "config.json").write_text(json.dumps(LLAMA))
+    return model
+
+
+def tensors(path: Path, *, elements: int = 4, dtype: str = "BF16", cut: int = 0) -> None:
+    """A safetensors file with one tensor of zeros, sparse, and ``cut`` bytes short."""
+    size = elements * {"F32": 4, "BF16": 2, "I32": 4}[dtype]
+    header = json.dumps(
+        {
+            "__metadata__": {"format": "pt"},
+            "weight": {"dtype": dtype, "shape": [elements], "data_offsets": [0, size]},
+        }
+    ).encode()
+    with path.open("wb") as file:
+        file.write(struct.pack("<Q", len(header)) + header)
+        file.truncate(8 + len(header) + size - cut)
+
+
+def refused(model: Path | str, options: dict[str, Any] | None = None) -> BridgeError:
+    with pytest.raises(BridgeError) as caught:
+        check_model(str(model), options or {})
+    return caught.value
+
+
+def test_a_good_folder(folder: Path) -> None:
+    tensors(folder / "model.safetensors", elements=10)
+    checkpoint = check_model(str(folder), {})
+    assert checkpoint.folder == str(folder)
+    assert checkpoint.files == ("model.safetensors",)
+    assert checkpoint.config == LLAMA
+    assert checkpoint.bytes == 20
+    assert checkpoint.quant_method is None
+
+
+@pytest.mark.parametrize("name", ["./missing", "/no/such/folder", "../a/b/c", "~/models/x", ".x"])
+def test_a_path_that_does_not_exist(name: str) -> None:
+    error = refused(name)
+    assert error.reason == "model_not_found"
+    assert name in error.message
+
+
+def test_a_folder_of_a_similar_name_is_suggested(folder: Path) -> None:
+    assert f"Did you mean `{folder}`?" in refused(folder.with_name("mode")).message
+
+
+def test_no_name() -> None:
+    assert refused("").reason == "model_not_found"
+
+
+def test_storage_that_only_vllm_knows_is_left_to_it() -> None:
+    assert check_model("s3://bucket/model", {}) == Checkpoint()
+
+
+@pytest.mark.parametrize(
+    ("files", "words"),
+    [
+        ([], "is empty"),
+        (["adapter_config.json", "adapter_model.safetensors"], "LoRA adapter"),
+        (["model-q4.gguf"], "model-q4.gguf"),
+        (["notes.txt"], "no `config.json`"),
+        (["inner/config.json"], "inner"),
+    ],
+)
+def test_folders_that_are_no_models(tmp_path: Path, files: list[str], words: str) -> None:
+    for name in files:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    error = refused(tmp_path)
+    assert error.reason == "not_a_model"
+    assert words in error.message
+
+
+def test_a_file_is_no_model(folder: Path) -> None:
+    assert refused(folder / "config.json").reason == "not_a_model"
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "\x00"])
+def test_a_config_that_cannot_be_read(folder: Path, text: str) -> None:
+    (folder / "config.json").write_text(text)
+    assert refused(folder).reason == "not_a_model"
+
+
+def test_another_config_may_be_named(tmp_path: Path) -> None:
+    tensors(tmp_path / "model.safetensors")
+    assert check_model(str(tmp_path), {"hf_config_path": "elsewhere"}).bytes == 8
+
+
+def test_no_weights(folder: Path) -> None:
+    error = refused(folder)
+    assert error.reason == "invalid_checkpoint"
+    assert check_model(str(folder), {"load_format": "dummy"}).bytes == 0
+
+
+def test_weights_of_another_format_are_left_to_vllm(folder: Path) -> None:
+    (folder / "pytorch_model.bin").touch()
+    assert check_model(str(folder), {}).files == ()
+
+
+@pytest.mark.parametrize("cut", [1, 4, -4])
+def test_a_file_of_another_length_than_its_header_says(folder: Path, cut: int) -> None:
+    tensors(folder / "model.safetensors", cut=cut)
+    error = refused(folder)
+    assert error.reason == "invalid_checkpoint"
+    assert error.details["file"].endswith("model.safetensors")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"abc", b"\xff" * 8, struct.pack("<Q", 5) + b"[1,2]", struct.pack("<Q", 9) + b"{"],
+)
+def test_a_header_that_is_none(folder: Path, content: bytes) -> None:
+    (folder / "model.safetensors").write_bytes(content)
+    assert refused(folder).reason == "invalid_checkpoint"
+
+
+def test_a_missing_shard(folder: Path) -> None:
+    names = [f"model-0000{number}-of-00002.safetensors" for number in (1, 2)]
+    index = {"weight_map": {"a": names[0], "b": names[1]}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    tensors(folder / names[0])
+    error = refused(folder)
+    assert error.reason == "invalid_checkpoint"
+    assert error.details["missing"] == [names[1]]
+    tensors(folder / names[1])
+    assert check_model(str(folder), {}).files == tuple(names)
+    (folder / "model.safetensors.index.json").write_text("{}")
+    assert refused(folder).reason == "invalid_checkpoint"
+
+
+def test_mistrals_second_copy_does_not_count(folder: Path) -> None:
+    tensors(folder / "model.safetensors")
+    tensors(folder / "consolidated.safetensors")
+    assert check_model(str(folder), {}).files == ("model.safetensors",)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "elements", "options", "needed"),
+    [
+        ("BF16", 5 * GIB, {}, 10 * GIB),
+        ("F32", 5 * GIB, {}, 10 * GIB),
+        ("F32", 3 * GIB, {}, None),
+        ("BF16", 3 * GIB, {"dtype": "float32"}, 12 * GIB),
+        ("BF16", 3 * GIB, {"dtype": "bfloat16"}, None),
+        ("BF16", 5 * GIB, {"quantization": "fp8"}, None),
+        ("I32", 3 * GIB, {}, 12 * GIB),
+    ],
+)
+def test_a_model_that_is_larger_than_the_memory(
+    folder: Path, dtype: str, elements: int, options: dict[str, Any], needed: int | None
+) -> None:
+    tensors(folder / "model.safetensors", elements=elements, dtype=dtype)
+    assert (folder / "model.safetensors").stat().st_blocks < 100
+    if needed is None:
+        check_model(str(folder), options)
+        return
+    error = refused(folder, options)
+    assert error.reason == "out_of_memory"
+    assert error.details == {"needed_bytes": needed, "available_bytes": 8 * GIB}
+    assert f"need {needed // GIB}.0 GiB and 8.0 GiB of memory" in error.message
+
+
+def test_advice_fits_the_model(folder: Path) -> None:
+    tensors(folder / "model.safetensors", elements=5 * GIB)
+    assert "AWQ" in refused(folder).message
+    assert "bfloat16" in refused(folder, {"dtype": "float32"}).message
+    quantized = LLAMA | {"quantization_config": {"quant_method": "awq"}}
+    (folder / "config.json").write_text(json.dumps(quantized))
+    assert "AWQ" not in refused(folder).message
+
+
+# -- quantization
+
+
+def quantized(method: str | None, **checkpoint: Any) -> Checkpoint:
+    config = LLAMA if method is None else LLAMA | {"quantization_config": {"quant_method": method}}
+    return Checkpoint(config=config, **checkpoint)
+
+
+@pytest.mark.parametrize("name", ["awq", "AWQ", "auto_awq", "awq_marlin"])
+def test_naming_the_checkpoints_own_method_leaves_the_choice_of_kernel_to_vllm(name: str) -> None:
+    arguments = {"quantization": name, "dtype": "auto"}
+    check_quantization(quantized("awq"), arguments)
+    assert arguments == {"dtype": "auto"}
+
+
+@pytest.mark.parametrize("name", ["compressed-tensors", "compressed_tensors", "Compressed-Tensors"])
+def test_spellings(name: str) -> None:
+    arguments = {"quantization": name}
+    check_quantization(quantized("gptq"), arguments)
+    assert arguments == {"quantization": "compressed-tensors"}
+
+
+def test_a_method_that_vllm_does_not_have() -> None:
+    with pytest.raises(BridgeError) as caught:
+        check_quantization(quantized(None), {"quantization": "awk"})
+    assert caught.value.reason == "unsupported_quantization"
+    assert caught.value.details["nearest"] == "awq"
+    assert "Did you mean `awq`?" in caught.value.message
+
+
+def test_a_checkpoint_of_a_method_that_vllm_does_not_have() -> None:
+    with pytest.raises(BridgeError) as caught:
+        check_quantization(quantized("squeezellm"), {})
+    assert caught.value.reason == "unsupported_quantization"
+    assert "squeezellm" in caught.value.message
+
+
+def test_a_method_that_needs_a_quantized_checkpoint(folder: Path) -> None:
+    plain = quantized(None, folder=str(folder))
+    with pytest.raises(BridgeError) as caught:
+        check_quantization(plain, {"quantization": "awq"})
+    assert caught.value.reason == "unsupported_quantization"
+    assert "not quantized" in caught.value.message
+    check_quantization(plain, {"quantization": "fp8"})
+    (folder / "quantize_config.json").touch()
+    check_quantization(plain, {"quantization": "awq"})
+
+
+def test_a_gguf_file_is_told_apart(tmp_path: Path) -> None:
+    file = tmp_path / "model.gguf"
+    file.touch()
+    with pytest.raises(BridgeError) as caught:
+        check_quantization(check_model(str(file), {}), {})
+    assert caught.value.reason == "unsupported_quantization"
+    assert "gguf" in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("config", "method"),
+    [
+        ({"quantization_config": {"quant_method": "gptq"}}, "gptq"),
+        ({"compression_config": {"quant_method": "compressed-tensors"}}, "compressed-tensors"),
+        ({"text_config": {"quantization_config": {"quant_method": "fp8"}}}, "fp8"),
+        ({"quantization_config": {"load_in_4bit": True}}, "bitsandbytes"),
+        ({"quantization_config": None}, None),
+        ({}, None),
+    ],
+)
+def test_where_a_config_names_its_quantization(config: dict[str, Any], method: str | None) -> None:
+    assert Checkpoint(config=config).quant_method == method
+
+
+# -- the hub
+
+
+class Response:
+    """As much of an HTTP response as the hub's exceptions look at."""
+
+    request = None
+    status_code = 404
+    text = ""
+
+    def __init__(self) -> None:
+        self.headers: dict[str, str] = {}
+
+
+def hub(monkeypatch: pytest.MonkeyPatch, outcome: Any) -> None:
+    def download(*, filename: str, **_where: Any) -> str:
+        result = outcome.get(filename) if isinstance(outcome, dict) else outcome
+        if isinstance(result, Exception):
+            raise result
+        return str(result)
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+
+
+def http_error(kind: type[Exception]) -> Exception:
+    return kind("from the hub", response=Response())  # type: ignore[call-arg]
+
+
+@pytest.mark.parametrize(
+    ("exception", "reason", "words"),
+    [
+        (http_error(hub_errors.GatedRepoError), "model_gated", "https://huggingface.co/a/b"),
+        (http_error(hub_errors.RepositoryNotFoundError), "model_not_found", "HF_TOKEN"),
+        (http_error(hub_errors.RevisionNotFoundError), "model_not_found", "revision"),
+        (http_error(hub_errors.HfHubHTTPError), "hub_unreachable", "try again later"),
+        (hub_errors.LocalEntryNotFoundError("not cached"), "hub_unreachable", "network"),
+        (OSError("no route"), "hub_unreachable", "try again later"),
+        (http_error(hub_errors.RemoteEntryNotFoundError), "not_a_model", "config.json"),
+        (hub_errors.HFValidationError("bad"), "model_not_found", "neither"),
+    ],
+)
+def test_what_the_hub_says(
+    monkeypatch: pytest.MonkeyPatch, exception: Exception, reason: str, words: str
+) -> None:
+    hub(monkeypatch, exception)
+    error = refused("a/b")
+    assert error.reason == reason
+    assert words in error.message
+
+
+def test_offline_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    hub(monkeypatch, hub_errors.LocalEntryNotFoundError("not cached"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert "HF_HUB_OFFLINE" in refused("a/b").message
+
+
+def test_a_model_of_the_hub(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    hub(monkeypatch, {"config.json": folder / "config.json"})
+    assert check_model("a/b", {}) == Checkpoint(config=LLAMA)
+
+
+def test_mistrals_own_format_on_the_hub(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    missing = http_error(hub_errors.RemoteEntryNotFoundError)
+    hub(monkeypatch, {"config.json": missing, "params.json": folder})
+    assert check_model("a/b", {}) == Checkpoint()
+
+
+# -- versions
+
+
+@pytest.mark.parametrize(
+    ("version", "reason"),
+    [("0.32.0", None), ("0.32.1+cpu", None), ("0.31.0", "vllm_version"), ("0.320", "vllm_version")],
+)
+def test_versions(monkeypatch: pytest.MonkeyPatch, version: str, reason: str | None) -> None:
+    monkeypatch.setattr(models, "vllm_distribution", lambda: ("vllm", version))
+    if reason is None:
+        models.check_versions()
+        return
+    with pytest.raises(BridgeError) as caught:
+        models.check_versions()
+    assert caught.value.reason == reason
+    assert caught.value.details["installed"] == version
+
+
+def test_no_vllm(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(models, "vllm_distribution", lambda: (None, None))
+    with pytest.raises(BridgeError) as caught:
+        models.check_versions()
+    assert caught.value.reason == "vllm_not_installed"
+
+
+def test_the_installed_vllm_fits() -> None:
+    models.check_versions()
+
+
+def test_paths_are_found_from_the_working_folder(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tensors(folder / "model.safetensors")
+    monkeypatch.chdir(folder.parent)
+    assert check_model("model", {}).folder == "model"
+    assert os.path.isdir("model")

@@ -1,0 +1,473 @@
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+import pytest
+
+from peer import HELLO, Peer
+from vllm_bridge import __version__
+from vllm_bridge.beam_search import SearchParams
+from vllm_bridge.chat import ChatParams, ChatTemplateParams
+from vllm_bridge.errors import BridgeError
+from vllm_bridge.lora import LoRA
+from vllm_bridge.lora import Serve as ServeLoRA
+from vllm_bridge.server import EXIT_ENGINE_DEAD, EXIT_OK, EXIT_PROTOCOL, Notify, Server
+from vllm_bridge.stream import Put
+from vllm_bridge.upkeep import Serve
+
+Pipes = tuple[int, int, int, int]
+Scenario = Callable[["Setting"], Awaitable[None]]
+
+
+class FakeBackend:
+    """Answers at once, or when told to, or never."""
+
+    def __init__(self) -> None:
+        self.aborted: list[str] = []
+        self.started: list[str] = []
+        self.go = asyncio.Event()
+
+    async def load(self, model: str, options: Mapping[str, Any], notify: Notify) -> dict[str, Any]:
+        notify("load_progress", {"phase": "config"})
+        return {"model": model, **options}
+
+    def info(self) -> dict[str, Any]:
+        return {"model": "fake"}
+
+    async def upkeep(self, serve: Serve, params: Any) -> Any:
+        return await serve(None, params)
+
+    async def lora(self, serve: ServeLoRA, params: Any) -> Any:
+        return {"serve": serve.__name__, "params": params}
+
+    async def generate(
+        self,
+        request_id: str,
+        prompt: Any,
+        sampling_params: Mapping[str, Any],
+        priority: int,
+        on_output: Put | None = None,
+        lora: LoRA | None = None,
+        tokenization_kwargs: Mapping[str, Any] | None = None,
+    ) -> dict[str, Any]:
+        self.started.append(request_id)
+        match prompt:
+            case "wait":
+                try:
+                    await self.go.wait()
+                except asyncio.CancelledError:
+                    self.aborted.append(request_id)
+                    raise
+            case "refuse":
+                raise BridgeError("invalid_prompt", "No.", {"token": "hf_" + "x" * 20})
+            case "fault":
+                raise ZeroDivisionError("a fault")
+            case "unencodable":
+                return {"text": object()}
+            case "long":
+                return {"text": "x" * 5000}
+        result = {"text": prompt, "params": dict(sampling_params), "priority": priority}
+        return result if lora is None else result | {"lora": lora}
+
+    async def beam_search(self, request_id: str, params: SearchParams) -> dict[str, Any]:
+        return await self.generate(request_id, params.prompt, params.beam_search_params, 0)
+
+    async def chat(
+        self, request_id: str, params: ChatParams, on_output: Put | None = None
+    ) -> dict[str, Any]:
+        prompt = params.messages[-1]["content"]
+        return await self.generate(request_id, prompt, params.sampling_params, params.priority)
+
+    async def apply_chat_template(self, params: ChatTemplateParams) -> dict[str, Any]:
+        return {"prompt": params.messages, "kwargs": params.chat_template_kwargs}
+
+    async def pool(
+        self, request_id: str, prompt: Any, task: str | None, priority: int, **params: Any
+    ) -> dict[str, Any]:
+        await self.generate(request_id, prompt, {}, priority)
+        return {"task": task, "priority": priority, **params}
+
+    async def score(
+        self, request_id: str, data_1: list[str], data_2: list[str], priority: int, **params: Any
+    ) -> list[dict[str, Any]]:
+        await self.generate(request_id, data_1[0], {}, priority)
+        return [{"pair": [*data_1, *data_2], "priority": priority, **params}]
+
+
+class Setting:
+    """A server with a fake backend, and its peer."""
+
+    def __init__(self, pipes: Pipes) -> None:
+        output, write_fd, read_fd, input = pipes
+        self.backend = FakeBackend()
+        self.exits: list[int] = []
+        self.exited = asyncio.Event()
+        self.server = Server(read_fd, write_fd, self.backend, self._exit)
+        self.peer = Peer(output, input)
+
+    def _exit(self, status: int) -> None:
+        self.exits.append(status)
+        self.exited.set()
+
+    async def status(self) -> int:
+        await asyncio.wait_for(self.exited.wait(), 20)
+        assert len(self.exits) == 1
+        return self.exits[0]
+
+
+def run(pipes: Pipes, scenario: Scenario, *, hello: bool = True) -> None:
+    async def main() -> None:
+        setting = Setting(pipes)
+        await setting.peer.start_reading()
+        if hello:
+            await setting.peer.call("hello", HELLO)
+        await asyncio.wait_for(scenario(setting), 30)
+        setting.server.close()
+        setting.peer.close()
+
+    asyncio.run(main())
+
+
+def test_hello(pipes: Pipes) -> None:
+    async def scenario(setting: Setting) -> None:
+        answer = await setting.peer.call("hello", HELLO)
+        assert answer["protocol"] == 1
+        assert answer["bridge"] == __version__
+        assert answer["packages"]["msgspec"]
+        methods = {"hello", "load", "engine_info", "generate", "chat", "apply_chat_template"}
+        assert methods | {"pool", "score"} <= set(answer["methods"])
+
+    run(pipes, scenario, hello=False)
+
+
+def test_nothing_is_answered_before_hello(pipes: Pipes) -> None:
+    async def scenario(setting: Setting) -> None:
+        error = await setting.peer.call("engine_info")
+        assert error["reason"] == "protocol"
+        assert "hello" in error["message"]
+        await setting.peer.call("hello", HELLO)
+        assert await setting.peer.call("engine_info") == {"model": "fake"}
+
+    run(pipes, scenario, hello=False)
+
+
+def test_another_protocol_version_is_refused(pipes: Pipes) -> None:
+    async def scenario(setting: Setting) -> None:
+        error = await setting.peer.call("hello", {"protocol": 2})
+        assert error["reason"] == "protocol"
+        assert error["details"]["protocol"] == 1
+        assert (await setting.peer.call("engine_info"))["reason"] == "protocol"
+
+    run(pipes, scenario, hello=False)
+
+
+def test_load_tells_its_progress(pipes: Pipes) -> None:
+    async def scenario(setting: Setting) -> None:
+        answer = await setting.peer.call("load", {"model": "m", "options": {"dtype": "auto"}})
+        assert answer == {"model": "m", "dtype": "auto"}
+        assert setting.peer.notifications == [["load_progress", {"phase": "config"}]]
+
+    run(pipes, scenario)
+
+
+def test_a_request_and_its_result(pipes: Pipes) -> None:
+    async def scenario(setting: Setting) -> None:
+        params = {"prompt": "Hi", "sampling_params": {"n": 2}, "priority": 3, "timeout": 60}
+        answer = await setting.peer.call("generate", params)
+        assert answer == {"text": "Hi", "params": {"n": 2}, "priority": 3}
+
+    run(pipes, scenario)
+
+
+def test_conversations_and_their_results(pipes: Pipes) -> None:
+    async def scenario(setting: Setting) -> None:
+        params: dict[str, Any] = {"messages": [{"role": "user", "content": "Hi"}]}
+        answer = await setting.peer.call(
+            "chat", params | {"sampling_params": {"n": 2}, "priority": 3, "tool_choice": "auto"}
+        )
+        assert answer == {"text": "Hi", "params": {"n": 2}, "priority": 3}
+        template = {"chat_template_kwargs": {"mood": "glad"}}
+        answer = await setting.peer.call("apply_chat_template", params | template)
+        assert answer == {"prompt": params["messages"], "kwargs": {"mood": "glad"}}
+        error = await setting.peer.call("apply_chat_template", params | {"tool_choice": "auto"})
+        assert error["reason"] == "invalid_option"
+        error = await setting.peer.call("chat", params | {"tools": [1]})
+        assert error["reason"] == "invalid_option"
+        assert "tools" in error["message"]
+
+    run(pipes, scenario)
+
+
+def test_pooling_requests_and_their_results(pipes: Pipes) -> None:
+    options = {"pooling_params": {"dimensions": 8}, "tokenization_kwargs": {"do_lower_case": True}}
+
+    async def scenario(setting: Setting) -> None:
+        task = {"task": "embed", "priority": 3}
+        assert await setting.peer.call("pool", {"prompt": "Hi"} | task | options) == task | options
+        texts = {"data_1": ["a"], "data_2": ["b"]}
+        assert await setting.peer.call("score", texts | {"chat_template": "t"} | options) == [
+            {"pair": ["a", "b"], "priority": 0, "chat_template": "t"} | options
+        ]
+
+    run(pipes, scenario)
+
+
+def test_adapters_are_named_and_kept(pipes: Pipes) -> None:
+    async def scenario(setting: Setting) -> None:
+        call = setting.peer.call
+        adapter = {"lora_name": "a", "lora_int_id": 7, "lora_path": "/adapters/a"}
+        whole = adapter | {
+            "base_model_name": None,
+            "load_inplace": False,
+            "is_3d_lora_weight": False,
+        }
+        named = {"lora_request": adapter}
+        assert (await call("generate", {"prompt": "Hi"} | named))["lora"] == whole
+        for method, params, served in [
+            ("load_lora", named, {"serve": "load", "params": {"lora_request": whole}}),
+            ("unload_lora", {"lora_name": "a"}, {"serve": "unload", "params": {"lora_name": "a"}}),
+            ("list_loras", {}, {"serve": "list", "params": {}}),
+        ]:
+            assert await call(method, params) == served
+        wrong = {"lora_request": adapter | {"lora_int_id": 0}}
+        error = await call("generate", {"prompt": "Hi"} | wrong)
+        assert error["reason"] == "invalid_option"
+        assert error["details"] == {"option": "lora_request.lora_int_id"}
+
+    run(pipes, scenario)
+
+
+def test_answers_come_in_any_order(pipes: Pipes) -> None:
+    async def scenario(setting: Setting) -> None:
+        slow = setting.peer.request("generate", {"prompt": "wait"})
+        quick = setting.peer.request("generate", {"prompt": "Hi"})
+        assert (await setting.peer.response())[0] == quick
+        setting.backend.go.set()
+        assert (await setting.peer.response())[0] == slow
+
+    run(pipes, scenario)
+
+
+def test_many_requests_get_one_answer_each(pipes: Pipes) -> None:
+    async def scenario(setting: Setting) -> None:
+        ids = {
+            setting.peer.request("generate", {"prompt": f"p{number}"}): f"p{number}"
+            for number in range(500)
+        }
+        for _ in range(500):
+            id, error, result = await setting.peer.response()
+            assert error is None
+            assert result["text"] == ids.pop(id)
+        assert await setting.peer.silent()
+
+    run(pipes, scenario)
+
+
+def test_errors_become_error_maps(pipes: Pipes) -> None:
+    async def scenario(setting: Setting) -> None:
+        error = await setting.peer.call("generate", {"prompt": "refuse"})
+        assert error == {
+            "reason": "invalid_prompt",
+            "message": "No.",
+            "details": {"token": "[redacted]"},
+        }
+
+    run(pipes, scenario)
+
+
+@pytest.mark.parametrize("prompt", ["fault", "unencodable"])
+def test_faults_become_internal_errors_with_a_traceback(pipes: Pipes, prompt: str) -> None:
+    async def scenario(setting: Setting) -> None:
+        error = await setting.peer.call("generate", {"prompt": prompt})
+        assert error["reason"] == "internal"
+        assert "Traceback" not in error["message"]
+        assert "Traceback" in error["details"]["traceback"]
+        assert (await setting.peer.call("generate", {"prompt": "Hi"}))["text"] == "Hi"
+
+    run(pipes, scenario)
+
+
+def test_a_cancelled_request_is_answered_with_aborted_once(pipes: Pipes) -> None:
+    async def scenario(setting: Setting) -> None:
+        id = setting.peer.request("generate", {"prompt": "wait"})
+        await setting.peer.call("engine_info")
+        setting.peer.cancel(id)
+        setting.peer.cancel(id)
+        answered, error, _ = await setting.peer.response()
+        assert answered == id
+        assert error is not None
+        assert error["reason"] == "aborted"
+        assert setting.backend.aborted == [str(id)]
+        setting.peer.cancel(id)
+        assert await setting.peer.silent()
+
+    run(pipes, scenario)
+
+
+def test_a_request_that_is_cancelled_before_it_starts(pipes: Pipes) -> None:
+    async def scenario(setting: Setting) -> None:
+        id = setting.peer.request("generate", {"prompt": "wait"})
+        setting.peer.cancel(id)
+        answered, error, _ = await setting.peer.response()
+        assert answered == id
+        assert error is not None
+        assert error["reason"] == "aborted"
+        assert await setting.peer.silent()
+
+    run(pipes, scenario)
+
+
+def test_a_cancel_of_an_unknown_id_is_ignored(pipes: Pipes) -> None:
+    async def scenario(setting: Setting) -> None:
+        setting.peer.cancel(12345)
+        assert await setting.peer.call("engine_info") == {"model": "fake"}
+
+    run(pipes, scenario)
+
+
+@pytest.mark.parametrize(
+    ("method", "params"),
+    [
+        ("generate", {"prompt": "wait"}),
+        ("beam_search", {"prompt": "wait"}),
+        ("chat", {"messages": [{"role": "user", "content": "wait"}]}),
+        ("pool", {"prompt": "wait"}),
+        ("score", {"data_1": ["wait"], "data_2": ["x"]}),
+    ],
+)
+def test_a_request_ends_at_its_timeout(pipes: Pipes, method: str, params: dict[str, Any]) -> None:
+    async def scenario(setting: Setting) -> None:
+        error = await setting.peer.call(method, params | {"timeout": 0.01})
+        assert error["reason"] == "timeout"
+        assert error["details"]["timeout"] == 0.01
+        assert len(setting.backend.aborted) == 1
+        assert await setting.peer.call("engine_info") == {"model": "fake"}
+
+    run(pipes, scenario)
+
+
+@pytest.mark.parametrize(
+    ("method", "params", "reason", "option", "words"),
+    [
+        ("generat", {}, "protocol", "generat", "Did you mean `generate`?"),
+        ("embed", {}, "protocol", "embed", "Unknown method `embed`."),
+        ("generate", {"promt": ""}, "invalid_option", "promt", "Did you mean `prompt`?"),
+        ("generate", {"priority": "high"}, "invalid_option", "priority", "`priority`"),
+        ("generate", {"timeout": "1s"}, "invalid_option", "timeout", "`timeout`"),
+        ("generate", {"sampling_params": []}, "invalid_option", "sampling_params", "object"),
+        ("load", {}, "invalid_option", None, "missing required field `model`"),
+        ("load", {"model": 3}, "invalid_option", "model", "`model`"),
+    ],
+)
+def test_wrong_names_and_types_are_refused(
+    pipes: Pipes, method: str, params: Any, reason: str, option: str | None, words: str
+) -> None:
+    async def scenario(setting: Setting) -> None:
+        error = await setting.peer.call(method, params)
+        assert error["reason"] == reason
+        assert error["details"]["option"] == option
+        assert words in error["message"]
+
+    run(pipes, scenario)
+
+
+def test_an_answer_above_max_frame_becomes_an_error(pipes: Pipes) -> None:
+    async def scenario(setting: Setting) -> None:
+        await setting.peer.call("hello", {"protocol": 1, "max_frame": 4096})
+        error = await setting.peer.call("generate", {"prompt": "long"})
+        assert error["reason"] == "unsupported"
+        assert error["details"]["max_frame"] == 4096
+        assert (await setting.peer.call("generate", {"prompt": "Hi"}))["text"] == "Hi"
+
+    run(pipes, scenario, hello=False)
+
+
+def test_unknown_notifications_are_ignored(pipes: Pipes) -> None:
+    async def scenario(setting: Setting) -> None:
+        setting.peer.send(2, "from_the_future", {"a": 1})
+        assert await setting.peer.call("engine_info") == {"model": "fake"}
+
+    run(pipes, scenario)
+
+
+def test_an_id_in_use_ends_the_connection(pipes: Pipes) -> None:
+    async def scenario(setting: Setting) -> None:
+        setting.peer.send(0, 77, "generate", {"prompt": "wait"})
+        setting.peer.send(0, 77, "generate", {"prompt": "wait"})
+        assert await setting.status() == EXIT_PROTOCOL
+
+    run(pipes, scenario)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"\x00\x00\x00\x01\xc0",
+        b"\xff\xff\xff\xff",
+        b"\x00\x00\x00\x04\x94\x01\x01\xc0",
+        b"\x00\x00\x00\x05\x94\x01\x01\xc0\xc0",
+        b"\x00\x00\x00\x0a\x93\x02\xa6cancel\x80",
+    ],
+    ids=["not a message", "too long", "cut", "a response", "a cancel without an id"],
+)
+def test_a_broken_protocol_ends_the_process(pipes: Pipes, data: bytes) -> None:
+    async def scenario(setting: Setting) -> None:
+        setting.peer.write(data)
+        assert await setting.status() == EXIT_PROTOCOL
+
+    run(pipes, scenario)
+
+
+def test_the_end_of_input_ends_the_process(pipes: Pipes) -> None:
+    async def scenario(setting: Setting) -> None:
+        setting.peer.request("generate", {"prompt": "wait"})
+        setting.peer.close_input()
+        assert await setting.status() == EXIT_OK
+
+    run(pipes, scenario)
+
+
+def test_shutdown_ends_the_process(pipes: Pipes) -> None:
+    async def scenario(setting: Setting) -> None:
+        setting.peer.request("generate", {"prompt": "wait"})
+        setting.peer.send(2, "shutdown", {})
+        assert await setting.status() == EXIT_OK
+
+    run(pipes, scenario)
+
+
+def test_a_dead_engine_ends_the_process_after_the_last_answer(pipes: Pipes) -> None:
+    async def scenario(setting: Setting) -> None:
+        id = setting.peer.request("generate", {"prompt": "wait"})
+        await setting.peer.call("engine_info")
+        death = asyncio.ensure_future(setting.server.engine_died())
+        await asyncio.sleep(0)
+        assert setting.exits == []
+        setting.backend.go.set()
+        await death
+        assert (await setting.peer.response())[0] == id
+        assert await setting.status() == EXIT_ENGINE_DEAD
+
+    run(pipes, scenario)
+
+
+def test_while_the_peer_does_not_read_nothing_is_started(pipes: Pipes) -> None:
+    async def scenario(setting: Setting) -> None:
+        setting.peer.pause_reading()
+        big = {"text": "x" * (20 * 2**20)}
+        setting.server.notify("big", big)
+        held = setting.peer.request("generate", {"prompt": "Hi"})
+        cancelled = setting.peer.request("generate", {"prompt": "Hi"})
+        setting.peer.cancel(cancelled)
+        while len(setting.server._flights) != 1:
+            await asyncio.sleep(0)
+        assert setting.backend.started == []
+
+        setting.peer.resume_reading()
+        answers = {id: error for id, error, _ in [await setting.peer.response() for _ in "12"]}
+        assert answers[held] is None
+        assert (answers[cancelled] or {})["reason"] == "aborted"
+        assert setting.backend.started == [str(held)]
+        assert setting.peer.notifications == [["big", big]]
+
+    run(pipes, scenario)

@@ -1,0 +1,195 @@
+"""The whole worker: guard, process, pipes and engine, as Elixir starts it."""
+
+import asyncio
+import fcntl
+import os
+import signal
+import sys
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from conftest import MODELS, ROOT
+from peer import HELLO, Peer
+from vllm_bridge.server import EXIT_ENGINE_DEAD, EXIT_OK, EXIT_PROTOCOL
+
+PYTHON = ROOT / "python"
+LOAD: dict[str, Any] = {
+    "model": str(MODELS / "demo"),
+    "options": {"enforce_eager": True, "kv_cache_memory_bytes": 2**28},
+}
+GREEDY = {"temperature": 0.0, "max_tokens": 32}
+
+
+def pipe() -> tuple[int, int]:
+    """A pipe whose ends are not in the way of the numbers that the child gets."""
+    ends = os.pipe()
+    moved = [fcntl.fcntl(end, fcntl.F_DUPFD_CLOEXEC, 10) for end in ends]
+    for end in ends:
+        os.close(end)
+    return moved[0], moved[1]
+
+
+class Worker:
+    def __init__(self, run_folder: Path) -> None:
+        self.log = run_folder / "log"
+        from_us, to_child = pipe()
+        to_us, from_child = pipe()
+        self.pid = os.posix_spawn(
+            sys.executable,
+            [
+                *(sys.executable, "-I", "-S", str(PYTHON / "vllm_bridge" / "guard.py")),
+                *(str(run_folder), "--", sys.executable, "-m", "vllm_bridge"),
+            ],
+            {**os.environ, "PYTHONPATH": str(PYTHON)},
+            file_actions=[
+                (os.POSIX_SPAWN_DUP2, from_us, 3),
+                (os.POSIX_SPAWN_DUP2, from_child, 4),
+            ],
+        )
+        os.close(from_us)
+        os.close(from_child)
+        self.peer = Peer(to_us, to_child)
+
+    async def status(self) -> int:
+        """How the guard ended, once everything is gone."""
+        pidfd = os.pidfd_open(self.pid)
+        ended: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+
+        def reap() -> None:
+            ended.get_loop().remove_reader(pidfd)
+            os.close(pidfd)
+            ended.set_result(os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1]))
+
+        ended.get_loop().add_reader(pidfd, reap)
+        return await asyncio.wait_for(ended, 60)
+
+    def process(self, title: str) -> psutil.Process:
+        (process,) = (
+            child
+            for child in psutil.Process(self.pid).children(recursive=True)
+            if title in " ".join(child.cmdline())
+        )
+        return process
+
+
+def run(tmp_path: Path, scenario: Callable[[Worker], Awaitable[None]]) -> None:
+    async def main() -> None:
+        worker = Worker(tmp_path / "run")
+        try:
+            await worker.peer.start_reading()
+            answer = await worker.peer.call("hello", HELLO)
+            assert answer["protocol"] == 1
+            await asyncio.wait_for(scenario(worker), 240)
+        finally:
+            worker.peer.close()
+
+    asyncio.run(main())
+
+
+def test_a_worker_ends_with_its_input(tmp_path: Path) -> None:
+    async def scenario(worker: Worker) -> None:
+        worker.peer.close_input()
+        assert await worker.status() == EXIT_OK
+
+    run(tmp_path, scenario)
+
+
+def test_a_worker_ends_on_shutdown(tmp_path: Path) -> None:
+    async def scenario(worker: Worker) -> None:
+        worker.peer.send(2, "shutdown", {})
+        assert await worker.status() == EXIT_OK
+
+    run(tmp_path, scenario)
+
+
+def test_a_worker_ends_when_the_protocol_is_broken(tmp_path: Path) -> None:
+    async def scenario(worker: Worker) -> None:
+        worker.peer.write(b"\xff\xff\xff\xff")
+        assert await worker.status() == EXIT_PROTOCOL
+        assert "longer than max_frame" in worker.log.read_text()
+
+    run(tmp_path, scenario)
+
+
+def test_a_model_that_is_not_there_is_refused_before_vllm_is_imported(tmp_path: Path) -> None:
+    async def scenario(worker: Worker) -> None:
+        error = await worker.peer.call("load", {"model": "/no/such/model"})
+        assert error["reason"] == "model_not_found"
+        assert worker.peer.notifications == []
+        worker.peer.close_input()
+        assert await worker.status() == EXIT_OK
+
+    run(tmp_path, scenario)
+
+
+@pytest.mark.engine
+def test_from_load_to_the_end(tmp_path: Path, facts: dict[str, str]) -> None:
+    async def scenario(worker: Worker) -> None:
+        peer = worker.peer
+        info = await peer.call("load", LOAD)
+        assert info["architecture"] == "LlamaForCausalLM"
+        assert [params["phase"] for _, params in peer.notifications] == [
+            "import",
+            "config",
+            "engine",
+        ]
+        assert await peer.call("engine_info") == info
+
+        prompts = {
+            peer.request("generate", {"prompt": prompt, "sampling_params": GREEDY}): prompt
+            for prompt in facts
+        }
+        for _ in facts:
+            id, error, output = await peer.response()
+            assert error is None
+            assert output["outputs"][0]["text"] == facts[prompts.pop(id)]
+
+        endless = {"max_tokens": 8000, "ignore_eos": True, "temperature": 1.0}
+        request: dict[str, Any] = {"prompt": "The", "sampling_params": endless}
+        cancelled = peer.request("generate", request)
+        late = peer.request("generate", request | {"timeout": 0.5})
+        peer.cancel(cancelled)
+        ends = {
+            id: (error or {})["reason"] for id, error, _ in [await peer.response() for _ in "ab"]
+        }
+        assert ends == {cancelled: "aborted", late: "timeout"}
+
+        # An engine that dies takes its requests with it, and then the worker.
+        doomed = peer.request("generate", request)
+        await peer.call("engine_info")
+        worker.process("VLLM::EngineCore").send_signal(signal.SIGKILL)
+        id, error, _ = await peer.response()
+        assert id == doomed
+        assert error is not None
+        assert error["reason"] == "engine_dead"
+        assert await worker.status() == EXIT_ENGINE_DEAD
+
+    run(tmp_path, scenario)
+
+
+@pytest.mark.engine
+def test_an_engine_that_dies_while_it_is_idle(tmp_path: Path) -> None:
+    async def scenario(worker: Worker) -> None:
+        await worker.peer.call("load", LOAD)
+        worker.process("VLLM::EngineCore").send_signal(signal.SIGKILL)
+        assert await worker.status() == EXIT_ENGINE_DEAD
+
+    run(tmp_path, scenario)
+
+
+@pytest.mark.engine
+def test_a_cause_in_a_child_process_reaches_the_caller(tmp_path: Path) -> None:
+    async def scenario(worker: Worker) -> None:
+        options = {"enforce_eager": True, "kv_cache_memory_bytes": 2**20}
+        error = await worker.peer.call("load", LOAD | {"options": options})
+        assert error["reason"] == "out_of_memory"
+        assert "KV cache" in error["message"]
+        assert any("Traceback" in line for line in error["details"]["log"])
+        worker.peer.close_input()
+        assert await worker.status() == EXIT_OK
+
+    run(tmp_path, scenario)

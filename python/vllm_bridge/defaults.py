@@ -1,0 +1,105 @@
+"""What this package chooses where the user did not, and why. Only the CPU needs any."""
+
+import logging
+import os
+import shutil
+from collections.abc import Mapping
+from typing import Any
+
+from vllm_bridge import memory
+from vllm_bridge.models import Checkpoint
+from vllm_bridge.plugin import cores, few_cores
+
+logger = logging.getLogger(__name__)
+
+# The least that the KV cache gets on a CPU, and how many sequences of full length it has room
+# for where that is more: enough to batch, little enough to leave the machine to others.
+CPU_KV_CACHE_BYTES = memory.GIB
+CPU_KV_CACHE_SEQUENCES = 4
+
+
+def before_config(arguments: dict[str, Any]) -> None:
+    """Fills in what the user has left open and vLLM's config depends on."""
+    from vllm.platforms import current_platform
+
+    if not current_platform.is_cpu():
+        return
+
+    # Without a C++ compiler torch's inductor cannot compile: neither the model, so that the engine
+    # would not start, nor the functions that vLLM compiles at their first use whatever the
+    # options say (those of logprobs, say), so that a request would end it.
+    if not _compiler() and not _any_set(arguments, "compilation_config"):
+        logger.warning("no C++ compiler (g++) was found: models run uncompiled, and slower")
+        os.environ.setdefault("TORCH_COMPILE_DISABLE", "1")
+        if arguments.get("enforce_eager") is None:
+            arguments["enforce_eager"] = True
+
+    ranks = _ranks(arguments)
+    if ranks == 1:
+        # A Worker process of its own costs its start and a hand-over per step. vLLM has it to
+        # bind OpenMP threads to cores, which gains nothing where there are few.
+        if few_cores() and not _any_set(arguments, "distributed_executor_backend"):
+            os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+            arguments["distributed_executor_backend"] = "uni"
+            # vLLM leaves one thread to an engine core that computes itself. One core stays
+            # free for the event loop and the BEAM, as vLLM reserves one for its own.
+            os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores() - 1)))
+    elif ranks > _numa_nodes() and "VLLM_CPU_OMP_THREADS_BIND" not in os.environ:
+        # vLLM binds each rank to a NUMA node of its own and refuses more ranks than nodes.
+        # Unbound, each would take threads for all cores, and they would wait for each other.
+        os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
+        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores() // ranks)))
+
+
+def after_config(config: Any, arguments: Mapping[str, Any], checkpoint: Checkpoint) -> None:
+    """Fills in what the user has left open and depends on vLLM's config."""
+    from vllm.platforms import current_platform
+
+    # vLLM would take nine tenths of all memory, as it does of a GPU that is its own.
+    if (
+        current_platform.is_cpu()
+        and not os.environ.get("VLLM_CPU_KVCACHE_SPACE")
+        and not _any_set(
+            arguments, "kv_cache_memory_bytes", "gpu_memory_utilization", "num_gpu_blocks_override"
+        )
+    ):
+        ranks = _ranks(arguments) * arguments.get("data_parallel_size", 1)
+        left = memory.available_cpu() - checkpoint.loaded_bytes(arguments)
+        config.cache_config.kv_cache_memory_bytes = min(
+            max(CPU_KV_CACHE_BYTES, CPU_KV_CACHE_SEQUENCES * _sequence_bytes(config)),
+            max(left, 0) // (2 * ranks),
+        )
+
+
+def _sequence_bytes(config: Any) -> int:
+    """What a sequence of full length takes in the KV cache of one rank, at most: keys and
+    values in two bytes each, in every layer."""
+    model, parallel = config.model_config, config.parallel_config
+    per_token = (
+        2
+        * 2
+        * model.get_num_layers(parallel)
+        * model.get_num_kv_heads(parallel)
+        * model.get_head_size()
+    )
+    return int(per_token * model.max_model_len)
+
+
+def _any_set(arguments: Mapping[str, Any], *names: str) -> bool:
+    return any(arguments.get(name) is not None for name in names)
+
+
+def _ranks(arguments: Mapping[str, Any]) -> int:
+    """Worker processes of one engine core."""
+    size = arguments.get("tensor_parallel_size", 1) * arguments.get("pipeline_parallel_size", 1)
+    return int(size)
+
+
+def _compiler() -> str | None:
+    return shutil.which(os.environ.get("CXX", "g++"))
+
+
+def _numa_nodes() -> int:
+    from vllm.utils.cpu_resource_utils import get_visible_memory_node
+
+    return len(get_visible_memory_node())

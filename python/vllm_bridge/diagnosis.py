@@ -1,0 +1,265 @@
+"""What other people's exceptions mean: vLLM's, pydantic's, the operating system's.
+
+vLLM raises plain ``ValueError`` and ``RuntimeError`` for most of what can go wrong at a start,
+often in a child process whose traceback only the log has. So texts are looked at, in one table,
+and what no rule knows is passed on as ``load_failed`` with vLLM's own words.
+"""
+
+import contextlib
+import os
+import re
+import time
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+from vllm_bridge.errors import BridgeError, internal_error, traceback_of
+
+# Set by the guard: the folder whose files ``log`` and ``log.1`` have all that the processes of the
+# worker wrote.
+RUN_FOLDER = "EX_VLLM_RUN"
+
+# How many of its last lines go into an error, and how many are searched for a full disk, which
+# compilers report in the middle of long messages.
+LOG_LINES = 40
+_RECENT_LINES = 500
+
+# How long a child's traceback may take from its stderr to the log.
+_LOG_PATIENCE_SECONDS = 1.0
+
+_MAX_TEXT = 400
+
+# "(EngineCore pid=42) ERROR 11-20 19:30:52 [core.py:1510] " in front of what vLLM logs.
+_LOG_PREFIX = re.compile(r"^\((?P<process>[^)]*)\) (?:[A-Z]+ \S+ \S+ \[[^\]]*\] ?)?")
+_EXCEPTION = re.compile(
+    r"^(?P<type>(?:\w+\.)*\w*(?:Error|Exception|Exit|Interrupt))(?:: (?P<text>.*))?$"
+)
+
+# What a parent says when a child of it failed: not the cause, only its messenger.
+_MESSENGERS = re.compile(
+    r"initialization failed|See (?:root cause|stack trace)|EngineDeadError|BrokenPipeError"
+)
+
+
+class _Rule(NamedTuple):
+    pattern: re.Pattern[str]
+    reason: str
+    opening: str
+
+
+def _rule(pattern: str, reason: str, opening: str) -> _Rule:
+    return _Rule(re.compile(pattern, re.IGNORECASE), reason, opening)
+
+
+# The first that matches the exception's type and text tells the reason.
+_RULES = (
+    _rule(
+        r"KV cache|cache blocks",
+        "out_of_memory",
+        "The KV cache does not fit. Lower `max_model_len` or `max_num_seqs`, or give it more "
+        "memory (`kv_cache_memory_bytes`, `gpu_memory_utilization`).",
+    ),
+    _rule(
+        r"out of memory|OutOfMemory|MemoryError|bad_alloc|can't allocate memory"
+        r"|memory utilization|Insufficient space in /dev/shm",
+        "out_of_memory",
+        "There is not enough memory to start the engine. Use a smaller or a quantized model, or "
+        "lower `gpu_memory_utilization`, `max_model_len` or `max_num_seqs`.",
+    ),
+    _rule(
+        r"InvalidCxxCompiler|CppCompileError",
+        "load_failed",
+        "The model could not be compiled. Install a C++ compiler (g++), or set "
+        "`enforce_eager: true`.",
+    ),
+    _rule(
+        r"quantiz|_quant\b|Cannot find the config file for|weight_bits|desc_act|marlin",
+        "unsupported_quantization",
+        "This quantization does not run here, or is not the checkpoint's.",
+    ),
+    _rule(
+        r"are not supported for now|does not recognize this architecture|model type `"
+        r"|No model architectures|architectures? .* not supported",
+        "unsupported_model",
+        "The installed vLLM does not know this architecture.",
+    ),
+    _rule(
+        r"SafetensorError|UnpicklingError|must match the size of tensor|size mismatch"
+        r"|shape mismatch|Cannot find any model weights|no module or parameter named"
+        r"|weights were not initialized|shape invalid|assert .*loaded_weight",
+        "invalid_checkpoint",
+        "The model's files are damaged or contradict its config.",
+    ),
+    _rule(
+        r"trust_remote_code|trust-remote-code",
+        "unsupported_model",
+        "The model brings code of its own, which runs only with `trust_remote_code: true`.",
+    ),
+    _rule(
+        r"RepositoryNotFoundError|is not a valid model identifier",
+        "model_not_found",
+        "There is no such model on the hub.",
+    ),
+    _rule(r"GatedRepoError|gated repo", "model_gated", "The model's owner must grant access."),
+    _rule(
+        r"LocalEntryNotFoundError|OfflineMode|ConnectError|ConnectionError|couldn't connect",
+        "hub_unreachable",
+        "A file of the model is not in the cache and the hub does not answer.",
+    ),
+    _rule(
+        r"NotImplementedError|not supported|unsupported",
+        "unsupported",
+        "This engine, model or device cannot do what was asked.",
+    ),
+)
+
+
+def load_error(error: Exception) -> BridgeError:
+    """The error for an exception at the start of an engine."""
+    details: dict[str, Any] = {"traceback": traceback_of(error)}
+    type_name, text = type(error).__name__, str(error)
+    if _MESSENGERS.search(text):
+        lines, cause = _wait_for_root_cause()
+        if lines:
+            details["log"] = lines[-LOG_LINES:]
+        if any("No space left on device" in line for line in lines[-_RECENT_LINES:]):
+            return BridgeError(
+                "load_failed",
+                "The disk is full: a file that vLLM needed to write could not be written. Free "
+                "some space (TMPDIR and ~/.cache are where it writes) and try again.",
+                details,
+            )
+        if cause is not None:
+            type_name, text = cause
+        elif killed := re.search(r"'(\w+)': -9\b", text):
+            return BridgeError(
+                "out_of_memory",
+                f"The system killed vLLM's process {killed[1]} while it started, which it does "
+                "when memory runs out. Use a smaller or a quantized model, or a smaller KV cache.",
+                details,
+            )
+    elif is_validation_error(error):
+        text = _validation_text(error)
+    details["exception"] = f"{type_name}: {text}"
+    words = _readable(text)
+    for rule in _RULES:
+        if rule.pattern.search(f"{type_name}: {text}"):
+            return BridgeError(rule.reason, f"{rule.opening} vLLM says: {words}", details)
+    if is_validation_error(error) or isinstance(error, ValueError):
+        from vllm_bridge.params import engine_fields
+
+        if option := _mentioned(text, engine_fields()):
+            details["option"] = option
+        return BridgeError("invalid_option", f"vLLM refuses these options: {words}", details)
+    return BridgeError("load_failed", f"vLLM could not start the engine: {words}", details)
+
+
+def request_error(error: Exception, max_model_len: int, names: Iterable[str]) -> BridgeError:
+    """The error for an exception while a request is served.
+
+    Args:
+        error: what was raised
+        max_model_len: the engine's
+        names: of all sampling parameters, to find the one that vLLM's text is about
+    """
+    from vllm.exceptions import GracefulHTTPError, VLLMClientError, VLLMValidationError
+    from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
+
+    details: dict[str, Any] = {"traceback": traceback_of(error)}
+    if isinstance(error, EngineGenerateError) and isinstance(error.__cause__, Exception):
+        error = error.__cause__
+    # A VLLMValidationError adds its parameter to its text, which is in the details already.
+    text = str(error.args[0] if error.args else error)
+    words = _readable(text)
+    if isinstance(error, EngineDeadError):
+        return BridgeError(
+            "engine_dead", "vLLM's engine ended while the request was in flight.", details
+        )
+    if isinstance(error, GracefulHTTPError):
+        return BridgeError("overloaded", words, details)
+    if not isinstance(error, VLLMClientError | ValueError | TypeError | OverflowError):
+        return internal_error(error)
+    if re.search(r"maximum context length|longer than the maximum model length", text) or (
+        "maximum" in text and "model length of" in text
+    ):
+        details["max_model_len"] = max_model_len
+        return BridgeError(
+            "prompt_too_long",
+            f"The prompt does not fit into `max_model_len` ({max_model_len} tokens, of which at "
+            f"least one is for the output). vLLM says: {words}",
+            details,
+        )
+    if re.search(r"out of vocabulary|prompt cannot be empty|prompt is empty", text):
+        return BridgeError("invalid_prompt", words, details)
+    parameter = getattr(error, "parameter", None) or _mentioned(text, names)
+    if isinstance(error, VLLMValidationError) or parameter:
+        details["option"] = parameter
+        return BridgeError("invalid_option", words, details)
+    return BridgeError("unsupported", words, details)
+
+
+def is_validation_error(error: Exception) -> bool:
+    import pydantic
+
+    return isinstance(error, pydantic.ValidationError)
+
+
+def log_lines() -> list[str]:
+    """All lines of the worker's log, the file before the present one included; none outside the
+    guard."""
+    lines: list[str] = []
+    if folder := os.environ.get(RUN_FOLDER):
+        for name in ("log.1", "log"):
+            with (
+                contextlib.suppress(OSError),
+                open(os.path.join(folder, name), encoding="utf-8", errors="replace") as file,
+            ):
+                lines += file.read().splitlines()
+    return lines
+
+
+def root_cause(lines: Iterable[str]) -> tuple[str, str] | None:
+    """The exception that a child process ended with, as its type and its text.
+
+    Where several processes failed, the first of them has the cause; of its exceptions, chained
+    as they may be, the last says most.
+    """
+    process = cause = None
+    for line in lines:
+        prefix = _LOG_PREFIX.match(line)
+        if prefix is None or (process is not None and prefix["process"] != process):
+            continue
+        found = _EXCEPTION.match(line[prefix.end() :])
+        if found is not None and not _MESSENGERS.search(line):
+            process = prefix["process"]
+            cause = (found["type"].rpartition(".")[2], found["text"] or "")
+    return cause
+
+
+def _wait_for_root_cause() -> tuple[list[str], tuple[str, str] | None]:
+    deadline = time.monotonic() + _LOG_PATIENCE_SECONDS
+    while True:
+        lines = log_lines()
+        cause = root_cause(lines)
+        if cause is not None or not lines or time.monotonic() > deadline:
+            return lines, cause
+        time.sleep(0.05)
+
+
+def _validation_text(error: Any) -> str:
+    return "; ".join(item["msg"].removeprefix("Value error, ") for item in error.errors())
+
+
+def _mentioned(text: str, names: Iterable[str]) -> str | None:
+    """The first of ``names`` that a text is about, also as a command line flag."""
+    known = set(names)
+    words = (match[0].replace("-", "_") for match in re.finditer(r"\b[a-z][a-z0-9_-]*", text))
+    return next((word for word in words if word in known), None)
+
+
+def _readable(text: str) -> str:
+    """vLLM's words for people who never see its command line."""
+    text = re.sub(r"--([a-z0-9]+(?:-[a-z0-9]+)+)", lambda m: m[1].replace("-", "_"), text)
+    text = " ".join(text.split())
+    if len(text) > _MAX_TEXT:
+        text = text[:_MAX_TEXT].rsplit(" ", 1)[0] + " …"
+    return text

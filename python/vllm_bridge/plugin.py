@@ -1,0 +1,79 @@
+"""Runs in every process that vLLM starts, through the entry point ``vllm.general_plugins``."""
+
+import functools
+import os
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+# Up to so many cores, a process that spins takes the time that the others need.
+FEW_CORES = 4
+
+# How long a reader of shared memory sleeps before it looks again.
+NAP_SECONDS = 20e-6
+
+
+def cores() -> int:
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def few_cores() -> bool:
+    return cores() <= FEW_CORES
+
+
+def register() -> None:
+    """Called by vLLM, possibly more than once in a process."""
+    if few_cores():
+        _nap_instead_of_spinning()
+    _leave_out_adapters_that_are_not_asked_for()
+
+
+def _nap_instead_of_spinning() -> None:
+    # A reader that has had a message within the last second yields in a tight loop until the
+    # next one. On few cores that starves the other ranks and the event loop for tens of
+    # milliseconds at a time, and a nap of microseconds cures it. What happens after the busy
+    # second (sleeping on a socket until there is a notification) stays vLLM's.
+    from vllm.distributed.device_communicators.shm_broadcast import SpinCondition
+
+    original = SpinCondition.wait
+    if original.__module__ == __name__:
+        return
+
+    def wait(self: Any, timeout_ms: int | None = None) -> None:
+        if time.monotonic() <= self.last_read + self.busy_loop_s:
+            time.sleep(NAP_SECONDS)
+        else:
+            original(self, timeout_ms)
+
+    SpinCondition.wait = wait
+
+
+def _leave_out_adapters_that_are_not_asked_for() -> None:
+    # PyTorch's operations for LoRA, which the CPU uses, take index -1 ("no adapter") for the last
+    # one, so that a request without an adapter gets one when it is computed with others that
+    # have theirs. https://github.com/vllm-project/vllm/pull/48421
+    from vllm.lora.ops import torch_ops
+    from vllm.lora.ops.torch_ops import lora_ops
+
+    for name in ("bgmv_expand", "bgmv_expand_slice"):
+        original = getattr(lora_ops, name)
+        if hasattr(original, "__wrapped__"):
+            continue
+        expand = _without_adapterless(original)
+        for module in (lora_ops, torch_ops, sys.modules.get("vllm.lora.punica_wrapper.punica_cpu")):
+            if module is not None:
+                setattr(module, name, expand)
+
+
+def _without_adapterless(expand: Callable[..., None]) -> Callable[..., None]:
+    # Every way through an adapter ends in this step, and nothing in gives nothing out.
+    @functools.wraps(expand)
+    def wrapped(
+        inputs: Any, weights: Any, output: Any, lora_indices: Any, *args: Any, **kwargs: Any
+    ) -> None:
+        inputs = inputs.masked_fill((lora_indices < 0).unsqueeze(-1), 0)
+        expand(inputs, weights, output, lora_indices, *args, **kwargs)
+
+    return wrapped

@@ -1,0 +1,132 @@
+"""What an engine is asked besides its work: tokens of a text, figures, caches, sleep, health."""
+
+from collections.abc import Awaitable, Callable
+from typing import Annotated, Any, Literal
+
+import msgspec
+
+from vllm_bridge.errors import BridgeError
+from vllm_bridge.protocol import pack_u32, unpack_u32
+
+# Takes the engine and the method's params.
+Serve = Callable[[Any, Any], Awaitable[Any]]
+
+
+class TokenizeParams(msgspec.Struct, forbid_unknown_fields=True):
+    text: str
+    add_special_tokens: bool = True
+
+
+class DetokenizeParams(msgspec.Struct, forbid_unknown_fields=True):
+    token_ids: bytes
+    skip_special_tokens: bool = True
+
+
+class SleepParams(msgspec.Struct, forbid_unknown_fields=True):
+    level: Annotated[int, msgspec.Meta(ge=1, le=2)] = 1
+
+
+class WakeUpParams(msgspec.Struct, forbid_unknown_fields=True):
+    tags: list[Literal["weights", "kv_cache"]] | None = None
+
+
+class NoParams(msgspec.Struct, forbid_unknown_fields=True):
+    pass
+
+
+async def tokenize(llm: Any, params: TokenizeParams) -> dict[str, Any]:
+    tokens = llm.get_tokenizer().encode(params.text, add_special_tokens=params.add_special_tokens)
+    return {"token_ids": pack_u32(tokens)}
+
+
+async def detokenize(llm: Any, params: DetokenizeParams) -> dict[str, Any]:
+    tokenizer = llm.get_tokenizer()
+    if len(params.token_ids) % 4:
+        raise BridgeError("invalid_prompt", "`token_ids` is u32[].")
+    token_ids = unpack_u32(params.token_ids)
+    unknown = next((token for token in token_ids if token >= len(tokenizer)), None)
+    if unknown is not None:
+        raise BridgeError(
+            "invalid_prompt",
+            f"The tokenizer has {len(tokenizer)} tokens; there is no token {unknown}.",
+            {"token_id": unknown},
+        )
+    text = tokenizer.decode(list(token_ids), skip_special_tokens=params.skip_special_tokens)
+    return {"text": text}
+
+
+async def reset_prefix_cache(llm: Any, _params: NoParams) -> None:
+    if not await llm.reset_prefix_cache():
+        raise BridgeError(
+            "unsupported",
+            "The prefix cache is in use: requests are running. Try again when they are done.",
+        )
+
+
+async def reset_mm_cache(llm: Any, _params: NoParams) -> None:
+    await llm.reset_mm_cache()
+
+
+async def reset_encoder_cache(llm: Any, _params: NoParams) -> None:
+    await llm.reset_encoder_cache()
+
+
+async def sleep(llm: Any, params: SleepParams) -> None:
+    _check_sleep(llm)
+    await llm.sleep(params.level)
+
+
+async def wake_up(llm: Any, params: WakeUpParams) -> None:
+    _check_sleep(llm)
+    await llm.wake_up(params.tags)
+
+
+def _check_sleep(llm: Any) -> None:
+    from vllm.platforms import current_platform
+
+    # vLLM takes the calls where they do nothing.
+    if not current_platform.is_sleep_mode_available():
+        raise BridgeError(
+            "unsupported",
+            f"Engines on {current_platform.device_type} cannot sleep; stop it instead.",
+        )
+    if not llm.model_config.enable_sleep_mode:
+        raise BridgeError(
+            "unsupported",
+            "To sleep, an engine must be started with `enable_sleep_mode: true`.",
+            {"option": "enable_sleep_mode"},
+        )
+
+
+async def health(llm: Any, _params: NoParams) -> None:
+    await llm.check_health()
+
+
+async def metrics(_llm: Any, _params: NoParams) -> dict[str, Any]:
+    """vLLM's Prometheus figures by name, without the prefix; those of several labels as their
+    sum. Histograms have their count and their sum."""
+    from vllm.v1.metrics.reader import Counter, Gauge, Histogram, get_metrics_snapshot
+
+    figures: dict[str, Any] = {}
+    for metric in get_metrics_snapshot():
+        name = metric.name.removeprefix("vllm:")
+        if isinstance(metric, Counter | Gauge):
+            figures[name] = figures.get(name, 0) + metric.value
+        elif isinstance(metric, Histogram):
+            histogram = figures.setdefault(name, {"count": 0, "sum": 0.0})
+            histogram["count"] += metric.count
+            histogram["sum"] += metric.sum
+    return figures
+
+
+METHODS: dict[str, tuple[type[Any], Serve]] = {
+    "tokenize": (TokenizeParams, tokenize),
+    "detokenize": (DetokenizeParams, detokenize),
+    "reset_prefix_cache": (NoParams, reset_prefix_cache),
+    "reset_mm_cache": (NoParams, reset_mm_cache),
+    "reset_encoder_cache": (NoParams, reset_encoder_cache),
+    "sleep": (SleepParams, sleep),
+    "wake_up": (WakeUpParams, wake_up),
+    "health": (NoParams, health),
+    "metrics": (NoParams, metrics),
+}
