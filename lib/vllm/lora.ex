@@ -1,0 +1,47 @@
+defmodule VLLM.LoRA do
+  @moduledoc false
+  # The adapters of an engine; see the functions of VLLM that delegate here, and
+  # vllm_bridge/lora.py.
+
+  alias VLLM.Bridge.Connection
+  alias VLLM.Engine.{Router, Table}
+  alias VLLM.{Error, LoRARequest, Options}
+
+  @doc "See `VLLM.load_lora/3`."
+  @spec load(VLLM.engine(), LoRARequest.t(), keyword() | map()) :: :ok | {:error, Error.t()}
+  def load(engine, %LoRARequest{} = request, options) do
+    params = %{"lora_request" => LoRARequest.to_wire(request)}
+    with {:ok, _} <- each(engine, "load_lora", params, options), do: :ok
+  end
+
+  @doc "See `VLLM.unload_lora/3`."
+  @spec unload(VLLM.engine(), LoRARequest.t() | String.t(), keyword() | map()) ::
+          :ok | {:error, Error.t()}
+  def unload(engine, %LoRARequest{lora_name: name}, options), do: unload(engine, name, options)
+
+  def unload(engine, name, options) when is_binary(name) do
+    with {:ok, found} <- each(engine, "unload_lora", %{"lora_name" => name}, options) do
+      if Enum.any?(found),
+        do: :ok,
+        else:
+          {:error,
+           Error.new(:model_not_found, "The engine has no adapter of the name `#{name}`.", %{
+             "lora_name" => name
+           })}
+    end
+  end
+
+  @doc "See `VLLM.list_loras/2`."
+  @spec list(VLLM.engine(), keyword() | map()) :: {:ok, [LoRARequest.t()]} | {:error, Error.t()}
+  def list(engine, options) do
+    with {:ok, lists} <- each(engine, "list_loras", %{}, options) do
+      {:ok, lists |> Enum.concat() |> Enum.uniq() |> Enum.map(&LoRARequest.from_wire/1)}
+    end
+  end
+
+  defp each(engine, method, params, options) do
+    with {:ok, opts} <- Options.only(options, Options.call()),
+         {:ok, table, _pid} <- Table.lookup(engine),
+         do: Router.each(table, method, params, Connection.deadline(opts.timeout))
+  end
+end

