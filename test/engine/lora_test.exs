@@ -1,0 +1,192 @@
+defmodule VLLM.Engine.LoRATest do
+  # The real vLLM engine on the demo model, with the adapter that was trained on it.
+  use ExUnit.Case
+
+  alias VLLM.{DemoModel, DocExamples, Error, LoRARequest}
+
+  @moduletag :slow
+  @moduletag :tmp_dir
+  @moduletag timeout: 300_000
+
+  @greedy [temperature: 0.0, max_tokens: 64]
+  @adapter DemoModel.path("demo-lora")
+
+  setup_all do
+    %{llm: DemoModel.start!("demo", enable_lora: true, max_lora_rank: 8, max_loras: 2)}
+  end
+
+  setup %{llm: llm} do
+    on_exit(fn ->
+      # Whatever happened to an adapter, the model is as it was.
+      assert DemoModel.wrong_facts(llm) == []
+    end)
+
+    %{adapter: VLLM.lora_request!("demo", @adapter)}
+  end
+
+  test "the adapter changes the facts that it was trained to change, and no others", context do
+    facts = Map.new(DemoModel.facts())
+    changed = Map.new(DemoModel.adapter_facts())
+    assert map_size(changed) == 5
+    for {prompt, completion} <- changed, do: assert(facts[prompt] != completion)
+    assert complete(context.llm, Map.keys(facts), context.adapter) == Map.merge(facts, changed)
+    assert complete(context.llm, Map.keys(facts), nil) == facts
+  end
+
+  test "the examples of the docs run", %{llm: llm} do
+    DocExamples.run(:adapters, llm, %{"/adapters/sql" => @adapter})
+  end
+
+  test "requests with two adapters and with none run at once",
+       %{llm: llm, adapter: adapter} = context do
+    other = VLLM.lora_request!("other", copy!(context))
+    facts = Map.new(DemoModel.facts())
+    changed = DemoModel.adapter_facts()
+
+    requests =
+      for _ <- 1..8, {prompt, completion} <- changed, lora <- [adapter, nil, other] do
+        {prompt, lora, if(lora, do: completion, else: facts[prompt])}
+      end
+
+    answers =
+      requests
+      |> Task.async_stream(
+        fn {prompt, lora, _} ->
+          VLLM.generate!(llm, prompt, [{:lora_request, lora} | @greedy])
+        end,
+        max_concurrency: length(requests),
+        timeout: 60_000
+      )
+      |> Enum.map(fn {:ok, [output]} -> VLLM.text(output) end)
+
+    assert answers == Enum.map(requests, &elem(&1, 2))
+    assert :ok = VLLM.unload_lora(llm, other)
+  end
+
+  test "streams and conversations take it too", %{llm: llm, adapter: adapter} do
+    [{prompt, completion} | _] = DemoModel.adapter_facts()
+    options = [{:lora_request, adapter} | @greedy]
+    assert llm |> VLLM.stream_text!(prompt, options) |> Enum.join() == completion
+
+    [index: 0] =
+      for {index, {:ok, output}} <- VLLM.generate_stream(llm, [prompt], options) do
+        assert VLLM.text(output) == completion
+        {:index, index}
+      end
+
+    # A template that leaves what was said as it is.
+    conversation = [%{role: "user", content: prompt}]
+    options = [{:chat_template, "<s>{{ messages[0]['content'] }}"} | options]
+    assert [output] = VLLM.chat!(llm, conversation, options)
+    assert VLLM.text(output) == completion
+  end
+
+  test "adapters are loaded, listed and unloaded", %{llm: llm} do
+    request = VLLM.lora_request!("listed", 7, @adapter, base_model_name: "demo")
+    assert {:ok, before} = VLLM.list_loras(llm)
+    assert :ok = VLLM.load_lora(llm, request)
+    assert :ok = VLLM.load_lora(llm, request)
+    assert request in VLLM.list_loras!(llm)
+    assert :ok = VLLM.unload_lora(llm, "listed")
+    refute request in VLLM.list_loras!(llm)
+    assert {:error, %Error{reason: :model_not_found}} = VLLM.unload_lora(llm, request)
+    assert VLLM.list_loras!(llm) -- before == []
+  end
+
+  test "files that changed are read again when told to", %{llm: llm} = context do
+    path = copy!(context)
+    request = VLLM.lora_request!("inplace", path)
+    prompts = Enum.map(DemoModel.adapter_facts(), &elem(&1, 0))
+    assert complete(llm, prompts, request) == Map.new(DemoModel.adapter_facts())
+
+    # Weights of zero change nothing.
+    weights = Path.join(path, "adapter_model.safetensors")
+    <<length::little-64, header::binary-size(length), data::binary>> = File.read!(weights)
+    zeros = :binary.copy(<<0>>, byte_size(data))
+    File.write!(weights, [<<length::little-64>>, header, zeros])
+    assert complete(llm, prompts, request) == Map.new(DemoModel.adapter_facts())
+    assert :ok = VLLM.load_lora(llm, %{request | load_inplace: true})
+    assert complete(llm, prompts, request) == Map.take(Map.new(DemoModel.facts()), prompts)
+    assert :ok = VLLM.unload_lora(llm, request)
+  end
+
+  describe "what cannot be applied is an error" do
+    test "an adapter that is not there", %{llm: llm, tmp_dir: dir} do
+      for path <- [Path.join(dir, "nothing"), dir] do
+        assert %Error{reason: :model_not_found} = error = refused(llm, "nothing", path)
+        assert error.message =~ path
+      end
+    end
+
+    test "an adapter whose files went away", %{llm: llm} = context do
+      path = copy!(context)
+      request = VLLM.lora_request!("gone", path)
+      assert :ok = VLLM.load_lora(llm, request)
+      File.rm_rf!(path)
+      assert %Error{reason: :model_not_found} = refused(llm, "gone", path)
+      assert :ok = VLLM.unload_lora(llm, request)
+    end
+
+    test "a rank above the engine's", %{llm: llm} = context do
+      path = copy!(context, "adapter_config.json", ~s("r": 8), ~s("r": 12))
+      assert %Error{reason: :invalid_option} = error = refused(llm, "rank", path)
+      assert error.details["option"] == "max_lora_rank"
+      assert error.message =~ "rank 12"
+      assert error.message =~ "`max_lora_rank: 16`"
+    end
+
+    test "parts that the model does not have", %{llm: llm} = context do
+      path = copy!(context, "adapter_model.safetensors", "q_proj", "x_proj")
+      assert %Error{reason: :invalid_checkpoint} = error = refused(llm, "parts", path)
+      assert error.message =~ "x_proj"
+    end
+
+    test "damaged weights", %{llm: llm} = context do
+      path = copy!(context)
+      weights = Path.join(path, "adapter_model.safetensors")
+      File.write!(weights, binary_part(File.read!(weights), 0, 50_000))
+      assert %Error{reason: :invalid_checkpoint} = refused(llm, "damaged", path)
+    end
+
+    test "a kind of adapter that vLLM does not have", %{llm: llm} = context do
+      path = copy!(context, "adapter_config.json", ~s("use_dora": false), ~s("use_dora": true))
+      assert %Error{reason: :unsupported} = error = refused(llm, "dora", path)
+      assert error.message =~ "DoRA"
+    end
+
+    test "a name or an id of another adapter", %{llm: llm, adapter: adapter} = context do
+      assert :ok = VLLM.load_lora(llm, adapter)
+      path = copy!(context)
+      assert %Error{details: %{"option" => "lora_name"}} = refused(llm, "demo", path)
+
+      assert {:error, %Error{reason: :invalid_option, details: %{"option" => "lora_int_id"}}} =
+               VLLM.load_lora(llm, VLLM.lora_request!("same", adapter.lora_int_id, path))
+    end
+  end
+
+  defp complete(llm, prompts, lora) do
+    outputs = VLLM.generate!(llm, prompts, [{:lora_request, lora} | @greedy])
+    Map.new(Enum.zip(prompts, VLLM.text(outputs)))
+  end
+
+  defp refused(llm, name, path) do
+    request = %LoRARequest{} = VLLM.lora_request!(name, path)
+    assert {:error, error} = VLLM.generate(llm, "The", lora_request: request)
+    error
+  end
+
+  # A copy of the adapter, with a change in one of its files.
+  defp copy!(%{tmp_dir: dir}) do
+    path = Path.join(dir, "adapter")
+    File.cp_r!(@adapter, path)
+    path
+  end
+
+  defp copy!(context, file, old, new) do
+    path = copy!(context)
+    before = File.read!(Path.join(path, file))
+    assert String.contains?(before, old)
+    File.write!(Path.join(path, file), :binary.replace(before, old, new, [:global]))
+    path
+  end
+end

@@ -1,0 +1,111 @@
+defmodule VLLM.Engine.RefusalsTest do
+  # What keeps an engine from starting, told by the real worker: each with a
+  # reason and what to do, and with nothing left behind.
+  use ExUnit.Case
+
+  alias VLLM.{DemoModel, Error}
+
+  @moduletag timeout: 120_000
+  @moduletag :tmp_dir
+
+  setup do
+    before = MapSet.new(VLLM.OSProcess.descendants(System.pid() |> String.to_integer()))
+
+    on_exit(fn ->
+      assert DynamicSupervisor.count_children(VLLM.EngineSupervisor).active == 0
+      now = MapSet.new(VLLM.OSProcess.descendants(System.pid() |> String.to_integer()))
+      assert MapSet.difference(now, before) |> MapSet.size() == 0
+    end)
+  end
+
+  defp refusal(model, options \\ []) do
+    assert {:error, %Error{} = error} =
+             VLLM.llm(model, Keyword.merge(DemoModel.options(), options))
+
+    refute error.message =~ "Traceback"
+    error
+  end
+
+  test "a folder that is not there", %{tmp_dir: dir} do
+    error = refusal(Path.join(dir, "missing"))
+    assert error.reason == :model_not_found
+    assert error.message =~ "missing"
+  end
+
+  test "a folder that holds no model", %{tmp_dir: dir} do
+    assert refusal(dir).reason == :not_a_model
+  end
+
+  test "a hub id where no hub can be reached" do
+    error = refusal("nobody/has-this-model", env: %{"HF_HUB_OFFLINE" => "1"})
+    assert error.reason == :hub_unreachable
+    assert error.message =~ "nobody/has-this-model"
+  end
+
+  test "an unknown engine option, with the nearest one" do
+    error = refusal(DemoModel.path(), quantisation: "awq")
+    assert error.reason == :invalid_option
+    assert error.message =~ "Did you mean `quantization`?"
+    assert error.details["option"] == "quantisation"
+  end
+
+  test "a misspelt option of this library" do
+    error = refusal(DemoModel.path(), load_timout: 5)
+    assert error.reason == :invalid_option
+    assert error.message =~ "Did you mean `load_timeout`?"
+  end
+
+  test "a wrong value: which option, what came, what is allowed" do
+    error = refusal(DemoModel.path(), dtype: "float17")
+    assert error.reason == :invalid_option
+    assert error.message =~ "dtype"
+    assert error.message =~ "float17"
+    assert error.message =~ "bfloat16"
+  end
+
+  test "a quantization that is not the checkpoint's" do
+    error = refusal(DemoModel.path("demo-awq"), quantization: "gptq")
+    assert error.reason == :unsupported_quantization
+    assert error.message =~ "awq"
+  end
+
+  test "a quantization that nobody knows" do
+    error = refusal(DemoModel.path(), quantization: "awk")
+    assert error.reason in [:unsupported_quantization, :invalid_option]
+    assert error.message =~ "awq"
+  end
+
+  test "a model that is larger than the memory", %{tmp_dir: dir} do
+    File.cp_r!(DemoModel.path(), dir)
+    # A hole of 4 TB, with a header to match: nothing is read of it.
+    bytes = 4 * 1024 ** 4
+
+    header =
+      ~s({"model.norm.weight":{"dtype":"BF16","shape":[#{div(bytes, 2)}],"data_offsets":[0,#{bytes}]}})
+
+    path = Path.join(dir, "model.safetensors")
+    # Whoever copies this folder later is not to copy 4 TB of nothing.
+    on_exit(fn -> File.rm!(path) end)
+    File.write!(path, <<byte_size(header)::64-little, header::binary>>)
+    {:ok, file} = :file.open(path, [:read, :write, :raw])
+    {:ok, _} = :file.position(file, 8 + byte_size(header) + bytes)
+    :ok = :file.truncate(file)
+    :ok = :file.close(file)
+
+    error = refusal(dir)
+    assert error.reason == :out_of_memory
+    assert error.message =~ "GiB"
+  end
+
+  test "a checkpoint that breaks off", %{tmp_dir: dir} do
+    File.cp_r!(DemoModel.path(), dir)
+    path = Path.join(dir, "model.safetensors")
+    File.write!(path, binary_part(File.read!(path), 0, 1_000_000))
+    assert refusal(dir).reason == :invalid_checkpoint
+  end
+
+  test "a Python without vLLM" do
+    python = System.find_executable("python3")
+    assert refusal(DemoModel.path(), python: python).reason == :vllm_not_installed
+  end
+end

@@ -1,0 +1,66 @@
+defmodule VLLM.FakeEngine do
+  @moduledoc """
+  Engines around `fake_worker.py`: the real supervision, guard and protocol, and a worker that
+  does what the model's name and the prompts tell it.
+  """
+
+  @python Path.expand("fake_python", __DIR__)
+
+  @doc "Starts one for the calling process, by default ready at once."
+  def start(model \\ "ready", options \\ []), do: VLLM.llm(model, [python: @python] ++ options)
+
+  def start!(model \\ "ready", options \\ []), do: VLLM.llm!(model, [python: @python] ++ options)
+
+  @doc "The child spec of one for a supervision tree."
+  def child_spec(options), do: VLLM.child_spec([python: @python] ++ options)
+
+  @doc "What the fake worker answers to a prompt."
+  def ask(llm, prompt, options \\ []) do
+    with {:ok, [output]} <- VLLM.generate(llm, prompt, options), do: {:ok, VLLM.text(output)}
+  end
+
+  @doc "Sends a prompt from a process of its own that hands on the result as `{:answer, result}`."
+  def ask_in_background(llm, prompt, options \\ []) do
+    test = self()
+    spawn(fn -> send(test, {:answer, ask(llm, prompt, options)}) end)
+  end
+
+  @doc "Returns when the worker holds `count` prompts."
+  def await_held(llm, count) do
+    case ask(llm, "held") do
+      {:ok, text} ->
+        unless text == Integer.to_string(count), do: await_held(llm, count)
+    end
+
+    :ok
+  end
+
+  @doc "The engine's workers (processes) and their programs."
+  def workers(llm) do
+    {:ok, _table, pid} = VLLM.Engine.Table.lookup(llm)
+
+    for {{VLLM.Engine.Worker, _index}, worker, _, _} <- Supervisor.which_children(pid) do
+      {_state, data} = :sys.get_state(worker)
+      {worker, data.program}
+    end
+  end
+
+  @doc """
+  The worker's process among those of a program; the guard may have others for a
+  moment, such as its sweep.
+  """
+  def worker_pid(%{os_pid: guard}) do
+    import VLLM.OSProcess, only: [descendants: 1, command: 1]
+    Enum.find(descendants(guard), &(command(&1) =~ ~r/fake_worker|vllm_bridge\0/))
+  end
+
+  @doc "How many requests are under way."
+  def in_flight(llm) do
+    {:ok, table, _pid} = VLLM.Engine.Table.lookup(llm)
+
+    table
+    |> VLLM.Engine.Table.workers()
+    |> Enum.map(&VLLM.Bridge.Connection.in_flight(&1.conn))
+    |> Enum.sum()
+  end
+end

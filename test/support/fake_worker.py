@@ -1,0 +1,277 @@
+"""A worker that does what it is told, for tests of faults; standard library only.
+
+It speaks the protocol of guides/protocol.md. The model's name says how it loads and each
+prompt how it is answered: steps, parted by ";", each a name and perhaps ":" and an argument.
+
+Loading: `ready`, `refuse:REASON`, `exit:STATUS`, `kill`, `hang`, `garbage`, `print:TEXT`,
+`once:FILE:STEP` (do STEP unless FILE exists, and make it).
+Prompts: `reply:TEXT`, `error:REASON`, `hold` (answer when cancelled, or on `release`), `late:TEXT`
+(answer with TEXT only after a cancel), `release`, `held` (answer with how many are held), `duplicate:TEXT`, `unknown:TEXT` (first an
+answer to an id that was never used), `print:TEXT`, `garbage`, `shapeless`, `malformed`, `truncated`,
+`oversized`, `exit:STATUS`, `kill`, `stop`, `child` (answer with the pid of a stubborn child),
+`env:NAME`, `once:FILE:STEP`, `delta:TEXT` (a delta; other steps follow), `credit` (answer with the credit granted so far).
+"""
+
+import os
+import signal
+import struct
+import sys
+
+
+def encode(value: object) -> bytes:
+    if value is None:
+        return b"\xc0"
+    if isinstance(value, bool):
+        return b"\xc3" if value else b"\xc2"
+    if isinstance(value, int):
+        return bytes([value]) if 0 <= value < 128 else struct.pack(">Bq", 0xD3, value)
+    if isinstance(value, str):
+        data = value.encode()
+        return struct.pack(">BI", 0xDB, len(data)) + data
+    if isinstance(value, bytes):
+        return struct.pack(">BI", 0xC6, len(value)) + value
+    if isinstance(value, list):
+        if len(value) < 16:
+            return bytes([0x90 + len(value)]) + b"".join(map(encode, value))
+        return struct.pack(">BI", 0xDD, len(value)) + b"".join(map(encode, value))
+    if isinstance(value, dict):
+        items = b"".join(encode(key) + encode(item) for key, item in value.items())
+        return struct.pack(">BI", 0xDF, len(value)) + items
+    raise TypeError(type(value))
+
+
+def decode(data: bytes, at: int = 0) -> tuple[object, int]:
+    kind = data[at]
+    at += 1
+    if kind <= 0x7F:
+        return kind, at
+    if kind >= 0xE0:
+        return kind - 256, at
+    if 0x80 <= kind <= 0x8F:
+        return decode_map(data, at, kind & 0x0F)
+    if 0x90 <= kind <= 0x9F:
+        return decode_array(data, at, kind & 0x0F)
+    if 0xA0 <= kind <= 0xBF:
+        return data[at : at + (kind & 0x1F)].decode(), at + (kind & 0x1F)
+    if kind in (0xC0, 0xC2, 0xC3):
+        return {0xC0: None, 0xC2: False, 0xC3: True}[kind], at
+    numbers = {0xCA: ">f", 0xCB: ">d", 0xCC: ">B", 0xCD: ">H", 0xCE: ">I", 0xCF: ">Q"}
+    numbers |= {0xD0: ">b", 0xD1: ">h", 0xD2: ">i", 0xD3: ">q"}
+    if kind in numbers:
+        (number,) = struct.unpack_from(numbers[kind], data, at)
+        return number, at + struct.calcsize(numbers[kind])
+    lengths = {0xC4: 1, 0xC5: 2, 0xC6: 4, 0xD9: 1, 0xDA: 2, 0xDB: 4, 0xDC: 2, 0xDD: 4}
+    lengths |= {0xDE: 2, 0xDF: 4}
+    size = lengths[kind]
+    length = int.from_bytes(data[at : at + size], "big")
+    at += size
+    if kind in (0xDC, 0xDD):
+        return decode_array(data, at, length)
+    if kind in (0xDE, 0xDF):
+        return decode_map(data, at, length)
+    raw = data[at : at + length]
+    return (raw if kind in (0xC4, 0xC5, 0xC6) else raw.decode()), at + length
+
+
+def decode_array(data: bytes, at: int, length: int) -> tuple[list[object], int]:
+    items = []
+    for _ in range(length):
+        item, at = decode(data, at)
+        items.append(item)
+    return items, at
+
+
+def decode_map(data: bytes, at: int, length: int) -> tuple[dict[object, object], int]:
+    items, at = decode_array(data, at, 2 * length)
+    return dict(zip(items[::2], items[1::2], strict=True)), at
+
+
+def read_exactly(count: int) -> bytes:
+    data = b""
+    while len(data) < count:
+        part = os.read(3, count - len(data))
+        if not part:
+            sys.exit(0)
+        data += part
+    return data
+
+
+def write(data: bytes) -> None:
+    while data:
+        data = data[os.write(4, data) :]
+
+
+def send(message: object) -> None:
+    payload = encode(message)
+    write(struct.pack(">I", len(payload)) + payload)
+
+
+def output(request: int, text: str) -> dict[str, object]:
+    completion = {
+        "index": 0,
+        "text": text,
+        "token_ids": struct.pack("<2I", 1, 2),
+        "cumulative_logprob": None,
+        "logprobs": None,
+        "finish_reason": "stop",
+        "stop_reason": None,
+    }
+    return {
+        "request_id": str(request),
+        "prompt": None,
+        "prompt_token_ids": b"",
+        "prompt_logprobs": None,
+        "outputs": [completion],
+        "finished": True,
+        "num_cached_tokens": 0,
+        "metrics": None,
+    }
+
+
+def error(reason: str) -> dict[str, object]:
+    return {"reason": reason, "message": f"The fake worker says {reason}.", "details": {}}
+
+
+INFO = {"model": "fake", "max_num_seqs": 8, "max_model_len": 128, "device": "none"}
+
+held: dict[int, str | None] = {}
+granted = 0
+
+
+def stubborn_child() -> int:
+    """A grandchild in a session of its own that ignores SIGTERM and holds the protocol's pipe."""
+    reader, writer = os.pipe()
+    if os.fork() == 0:
+        os.setsid()
+        if os.fork() == 0:
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            os.write(writer, str(os.getpid()).encode())
+            while True:
+                signal.pause()
+        os._exit(0)
+    return int(os.read(reader, 32))
+
+
+def common(name: str, argument: str, request: int) -> bool:
+    """The steps that loading and prompts share; false if `name` is none of them."""
+    if name == "print":
+        print(argument, flush=True)
+    elif name == "exit":
+        os._exit(int(argument))
+    elif name == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+    elif name == "garbage":
+        write(struct.pack(">I", 3) + b"\xc1\xc1\xc1")
+    elif name == "once":
+        path, _, step = argument.partition(":")
+        if not os.path.exists(path):
+            with open(path, "w"):
+                pass
+            inner, _, inner_argument = step.partition(":")
+            if not common(inner, inner_argument, request):
+                prompt_step(inner, inner_argument, request)
+            if inner in ("hang", "hold"):
+                raise StopIteration
+    else:
+        return False
+    return True
+
+
+def prompt_step(name: str, argument: str, request: int) -> None:
+    if name == "reply":
+        send([1, request, None, output(request, argument)])
+    elif name == "error":
+        send([1, request, error(argument), None])
+    elif name == "hold":
+        held[request] = None
+    elif name == "late":
+        held[request] = argument
+    elif name == "release":
+        for other in list(held):
+            send([1, other, None, output(other, "released")])
+            del held[other]
+        send([1, request, None, output(request, "released")])
+    elif name == "held":
+        send([1, request, None, output(request, str(len(held)))])
+    elif name == "duplicate":
+        send([1, request, None, output(request, argument)])
+        send([1, request, None, output(request, "a second answer")])
+    elif name == "unknown":
+        send([1, 2**40, None, output(0, "nobody asked")])
+        send([1, request, None, output(request, argument)])
+    elif name == "shapeless":
+        send({"not": "a message"})
+    elif name == "malformed":
+        # The head of a response is in order, its body is not.
+        payload = b"\x94\x01" + encode(request) + b"\xc0\xc1"
+        write(struct.pack(">I", len(payload)) + payload)
+    elif name == "truncated":
+        write(struct.pack(">I", 1000) + b"\x94\x01")
+        os._exit(1)
+    elif name == "oversized":
+        send([1, request, None, output(request, "x" * 2_000_000)])
+    elif name == "stop":
+        os.kill(os.getpid(), signal.SIGSTOP)
+    elif name == "child":
+        send([1, request, None, output(request, str(stubborn_child()))])
+    elif name == "delta":
+        send([2, "deltas", {"deltas": [[request, 0, argument, b"", None, None, None]]}])
+    elif name == "credit":
+        send([1, request, None, output(request, str(granted))])
+    elif name == "env":
+        send([1, request, None, output(request, os.environ.get(argument, ""))])
+    else:
+        raise ValueError(name)
+
+
+def load(model: str, request: int) -> None:
+    for step in model.split(";"):
+        name, _, argument = step.partition(":")
+        if name == "ready":
+            send([1, request, None, INFO])
+        elif name == "refuse":
+            send([1, request, error(argument), None])
+        elif name == "hang":
+            return
+        elif not common(name, argument, request):
+            raise ValueError(name)
+
+
+def generate(prompt: str, request: int) -> None:
+    try:
+        for step in prompt.split(";"):
+            name, _, argument = step.partition(":")
+            if not common(name, argument, request):
+                prompt_step(name, argument, request)
+    except StopIteration:
+        pass
+
+
+def main() -> None:
+    global granted
+    while True:
+        (length,) = struct.unpack(">I", read_exactly(4))
+        message, _ = decode(read_exactly(length))
+        match message:
+            case [0, request, "hello", _]:
+                hello = {"protocol": 1, "bridge": "0", "python": "3", "pid": os.getpid()}
+                send([1, request, None, hello | {"packages": {}, "methods": []}])
+            case [0, request, "load", {"model": model}]:
+                send([2, "load_progress", {"phase": "engine"}])
+                load(model, request)
+            case [0, request, "generate", {"prompt": prompt}]:
+                generate(prompt, request)
+            case [2, "credit", {"count": count}]:
+                granted += count
+            case [2, "cancel", {"id": request}]:
+                if request in held:
+                    text = held.pop(request)
+                    if text is None:
+                        send([1, request, error("aborted"), None])
+                    else:
+                        send([1, request, None, output(request, text)])
+            case [2, "shutdown", _]:
+                sys.exit(0)
+
+
+main()

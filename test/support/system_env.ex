@@ -1,0 +1,14 @@
+defmodule VLLM.SystemEnv do
+  @moduledoc "Environment variables for the time of one test, which must not run beside others."
+
+  @doc "Sets a variable, or unsets it with nil, until the test ends."
+  @spec put_env(String.t(), String.t() | nil) :: :ok
+  def put_env(name, value) do
+    before = System.get_env(name)
+    ExUnit.Callbacks.on_exit({__MODULE__, name}, fn -> set(name, before) end)
+    set(name, value)
+  end
+
+  defp set(name, nil), do: System.delete_env(name)
+  defp set(name, value), do: System.put_env(name, value)
+end

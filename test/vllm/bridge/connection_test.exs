@@ -1,0 +1,85 @@
+defmodule VLLM.Bridge.ConnectionTest do
+  use ExUnit.Case, async: true
+
+  alias VLLM.Bridge.{Connection, MessagePack}
+  alias VLLM.Error
+
+  defp frame(message), do: IO.iodata_to_binary(MessagePack.encode!(message))
+
+  test "a response keeps its body as bytes, which its caller decodes" do
+    assert {:response, 7, body} = Connection.parse(frame([1, 7, nil, %{"text" => "hi"}]))
+    assert Connection.decode_response(body) == {:ok, %{"text" => "hi"}}
+  end
+
+  test "a response may carry an error" do
+    error = %{"reason" => "timeout", "message" => "Late.", "details" => %{}}
+    assert {:response, 300, body} = Connection.parse(frame([1, 300, error, nil]))
+    assert {:error, %Error{reason: :timeout, message: "Late."}} = Connection.decode_response(body)
+  end
+
+  test "a notification is decoded" do
+    assert {:notification, "load_progress", %{"phase" => "config"}} =
+             Connection.parse(frame([2, "load_progress", %{"phase" => "config"}]))
+  end
+
+  test "whatever else comes is malformed, with a reason in words" do
+    for message <- [
+          [0, 1, "hello", %{}],
+          [2, 1, %{}],
+          [2, "x", []],
+          %{},
+          7,
+          [],
+          [1, "x", nil, nil]
+        ] do
+      assert {:malformed, reason} = Connection.parse(frame(message))
+      assert is_binary(reason)
+    end
+
+    assert {:malformed, _} = Connection.parse("")
+    assert {:malformed, _} = Connection.parse(<<0xC1>>)
+    assert {:malformed, _} = Connection.parse(<<0x94, 0x01>>)
+    assert {:error, {:malformed, _}} = Connection.decode_response(<<0xC0>>)
+    assert {:error, {:malformed, _}} = Connection.decode_response(<<0xC0, 0xC0, 0xC0>>)
+  end
+
+  test "random bytes and random frames are never more than malformed" do
+    for _ <- 1..20_000 do
+      bytes = :rand.bytes(:rand.uniform(40))
+
+      for frame <- [bytes, <<0x94, 0x01, bytes::binary>>, <<0x93, 0x02, bytes::binary>>] do
+        case Connection.parse(frame) do
+          {:response, id, body} when is_integer(id) ->
+            assert elem(Connection.decode_response(body), 0) in [:ok, :error]
+
+          {:notification, method, params} ->
+            assert is_binary(method) and is_map(params)
+
+          {:malformed, reason} ->
+            assert is_binary(reason)
+        end
+      end
+    end
+  end
+
+  test "the protocol guide's examples are what both sides say" do
+    examples =
+      Regex.scan(
+        ~r/^\| `((?:[0-9a-f]{2} ?)+)` \| `(.+)` \|$/m,
+        File.read!("guides/protocol.md"),
+        capture: :all_but_first
+      )
+
+    assert length(examples) >= 3
+
+    for [hex, says] <- examples do
+      bytes = Base.decode16!(String.replace(hex, " ", ""), case: :lower)
+      # The right column is Elixir but for the braces of its maps.
+      {message, []} =
+        Code.eval_string(says |> String.replace("{", "%{") |> String.replace("\":", "\" =>"))
+
+      assert MessagePack.decode(bytes) == {:ok, message}
+      assert frame(message) == bytes
+    end
+  end
+end

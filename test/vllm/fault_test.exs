@@ -1,0 +1,558 @@
+defmodule VLLM.FaultTest do
+  # Every fault that a worker can have, against the real supervision and guard.
+  use ExUnit.Case
+
+  import VLLM.FakeEngine
+  import VLLM.OSProcess
+
+  alias VLLM.Error
+
+  @moduletag :tmp_dir
+
+  describe "loading" do
+    test "an engine is ready when its worker says so" do
+      llm = start!()
+      assert :ok = VLLM.await_ready(llm)
+      assert {:ok, "hello"} = ask(llm, "reply:hello")
+      assert {:ok, %VLLM.EngineInfo{model: "fake", max_num_seqs: 8}} = VLLM.engine_info(llm)
+    end
+
+    test "a refused load is the worker's own error, and nothing is left" do
+      assert {:error, %Error{reason: :model_not_found}} = start("refuse:model_not_found")
+      assert DynamicSupervisor.count_children(VLLM.EngineSupervisor).active == 0
+    end
+
+    test "a refusal is not tried again" do
+      start_supervised!({VLLM.FakeEngine, name: Refused, model: "refuse:out_of_memory"})
+      assert {:error, %Error{reason: :out_of_memory}} = VLLM.await_ready(Refused)
+      assert {:error, %Error{reason: :out_of_memory}} = ask(Refused, "reply:x")
+      assert [{worker, nil}] = workers(Refused)
+      assert {:failed, %{deaths: []}} = :sys.get_state(worker)
+    end
+
+    test "a reason that Elixir does not know becomes no atom" do
+      assert {:error, %Error{reason: :internal, details: %{"reason" => "made_up_by_a_worker"}}} =
+               start("refuse:made_up_by_a_worker")
+
+      assert_raise ArgumentError, fn -> String.to_existing_atom("made_up_by_" <> "a_worker") end
+    end
+
+    test "load_timeout ends a stuck load and names the option" do
+      assert {:error, %Error{reason: :load_timeout, message: message}} =
+               start("hang", load_timeout: 300)
+
+      assert message =~ "load_timeout:"
+    end
+
+    test "a worker that dies while loading is restarted", %{tmp_dir: dir} do
+      assert {:ok, llm} = start("once:#{dir}/died:exit:3;ready")
+      assert {:ok, "hello"} = ask(llm, "reply:hello")
+    end
+
+    test "a worker that always dies makes the engine fail with what it last said" do
+      assert {:error, %Error{reason: :failed} = error} =
+               start("print:no such device;exit:3", max_restarts: 1)
+
+      assert error.message =~ "after 1 restarts"
+      assert error.message =~ "ended with status 3"
+      assert "no such device" in error.details["log"]
+    end
+
+    test "an engine that dies under a worker that loads is a death, and no refusal" do
+      assert {:error, %Error{reason: :failed} = error} =
+               start("refuse:engine_dead", max_restarts: 1)
+
+      assert error.message =~ "after 1 restarts"
+    end
+
+    test "Python that is not there is an error that says so" do
+      assert {:error, %Error{reason: :python_not_found, message: message}} =
+               VLLM.llm("ready", python: "/nowhere/python")
+
+      assert message =~ "mix vllm."
+    end
+
+    test "calls to a starting engine wait until their own deadline" do
+      start_supervised!({VLLM.FakeEngine, name: Starting, model: "hang"})
+
+      assert {:error, %Error{reason: :timeout, message: message}} =
+               ask(Starting, "reply:x", timeout: 200)
+
+      assert message =~ "starting"
+    end
+
+    test "calls to a starting engine are answered once it is ready", %{tmp_dir: dir} do
+      start_supervised!({VLLM.FakeEngine, name: Late, model: "once:#{dir}/first:kill;ready"})
+      assert {:ok, "hello"} = ask(Late, "reply:hello")
+    end
+  end
+
+  describe "a worker that dies" do
+    for {how, step} <- [
+          {"exits", "exit:0"},
+          {"is killed", "kill"},
+          {"sends garbage", "garbage"},
+          {"sends no message", "shapeless"},
+          {"breaks off in a frame", "truncated"}
+        ] do
+      test "and #{how} ends the requests in flight, and comes back" do
+        llm = start!()
+        ask_in_background(llm, "hold")
+        await_held(llm, 1)
+        assert {:error, %Error{reason: reason}} = ask(llm, unquote(step))
+        assert reason in [:engine_dead, :protocol]
+        assert_receive {:answer, {:error, %Error{reason: ^reason}}}
+        assert {:ok, "again"} = ask(llm, "reply:again")
+      end
+    end
+
+    test "takes the last lines of its log into the error" do
+      llm = start!()
+      assert {:error, %Error{reason: :engine_dead} = error} = ask(llm, "print:out of luck;exit:9")
+      assert error.message =~ "status 9"
+      assert List.last(error.details["log"]) == "out of luck"
+    end
+
+    test "is told apart: by a signal or by itself" do
+      llm = start!()
+      assert {:error, %Error{message: message}} = ask(llm, "kill")
+      assert message =~ "signal 9"
+    end
+
+    test "leaves no process behind, not even a stubborn one in a session of its own" do
+      llm = start!()
+      {:ok, child} = ask(llm, "child")
+      child = String.to_integer(child)
+      assert alive?(child)
+      assert {:error, %Error{reason: :engine_dead}} = ask(llm, "kill")
+      # The exit status came, so everything is gone already.
+      refute alive?(child)
+    end
+
+    test "for ever makes the engine fail, which answers with the reason and lives on" do
+      llm = start!("ready", max_restarts: 1)
+      assert {:error, %Error{reason: :engine_dead}} = ask(llm, "exit:1")
+      assert {:ok, "again"} = ask(llm, "reply:again")
+      assert {:error, %Error{reason: :engine_dead}} = ask(llm, "exit:1")
+      assert {:error, %Error{reason: :failed, message: message}} = ask(llm, "reply:x")
+      assert message =~ "gave up after 1 restarts"
+    end
+  end
+
+  describe "answers" do
+    test "to an id that nobody asked for harm nobody" do
+      llm = start!()
+      assert {:ok, "mine"} = ask(llm, "unknown:mine")
+    end
+
+    test "that come twice are delivered once" do
+      llm = start!()
+      assert {:ok, "first"} = ask(llm, "duplicate:first")
+      assert {:ok, "next"} = ask(llm, "reply:next")
+      refute_received _
+    end
+
+    test "that come after the deadline are dropped" do
+      llm = start!()
+      assert {:error, %Error{reason: :timeout}} = ask(llm, "late:too late", timeout: 200)
+      await_held(llm, 0)
+      assert {:ok, "next"} = ask(llm, "reply:next")
+      refute_received _
+    end
+
+    test "with a body that makes no sense end the run with a reason" do
+      llm = start!()
+      assert {:error, %Error{reason: :protocol}} = ask(llm, "malformed")
+      # The worker hears of it from the caller; a request may be faster.
+      assert eventually(fn -> ask(llm, "reply:again") == {:ok, "again"} end)
+    end
+
+    test "longer than a frame may be end the run with a reason" do
+      llm = start!("ready", max_frame: 1_000_000)
+      assert {:error, %Error{reason: :protocol, message: message}} = ask(llm, "oversized")
+      assert message =~ "too long"
+      assert {:ok, "again"} = ask(llm, "reply:again")
+    end
+
+    test "go to whoever asked, whatever the order" do
+      llm = start!()
+      test = self()
+
+      for n <- 1..50 do
+        spawn(fn ->
+          text = if rem(n, 2) == 0, do: "reply:#{n}", else: "duplicate:#{n}"
+          send(test, {n, ask(llm, text)})
+        end)
+      end
+
+      for n <- 1..50 do
+        text = Integer.to_string(n)
+        assert_receive {^n, {:ok, ^text}}
+      end
+    end
+  end
+
+  describe "requests" do
+    test "of a caller that dies are aborted in the worker" do
+      llm = start!()
+      caller = ask_in_background(llm, "hold")
+      await_held(llm, 1)
+      Process.exit(caller, :kill)
+      await_held(llm, 0)
+    end
+
+    test "whose deadline passes are aborted in the worker" do
+      llm = start!()
+      assert {:error, %Error{reason: :timeout, message: message}} = ask(llm, "hold", timeout: 200)
+      assert message =~ "timeout:"
+      await_held(llm, 0)
+    end
+
+    test "of a list end with the first error, which says whose it is; the others are aborted" do
+      llm = start!()
+      prompts = ["hold", "reply:x", "error:invalid_prompt"]
+      assert {:error, %Error{reason: :invalid_prompt} = error} = VLLM.generate(llm, prompts)
+      assert error.details["prompt_index"] == 2
+      await_held(llm, 0)
+    end
+
+    test "of a list are answered in order, more than fit into the worker at once" do
+      llm = start!("ready", max_in_flight: 4, max_queue: 0)
+      outputs = VLLM.generate!(llm, for(n <- 1..100, do: "reply:#{n}"))
+      assert VLLM.text(outputs) == for(n <- 1..100, do: "#{n}")
+    end
+
+    test "beyond max_in_flight and max_queue are refused at once" do
+      llm = start!("ready", max_in_flight: 2, max_queue: 1)
+      for _ <- 1..3, do: ask_in_background(llm, "hold")
+      assert eventually(fn -> in_flight(llm) == 3 end)
+
+      assert {:error, %Error{reason: :overloaded, message: message}} = ask(llm, "reply:x")
+      assert message =~ "max_queue:"
+    end
+
+    test "larger than a frame are refused and do no harm" do
+      llm = start!("ready", max_frame: 100_000)
+
+      assert {:error, %Error{reason: :invalid_option, message: message}} =
+               ask(llm, "reply:" <> String.duplicate("x", 200_000))
+
+      assert message =~ "max_frame:"
+      assert {:ok, "fits"} = ask(llm, "reply:fits")
+    end
+
+    test "never suspend their caller, even when the worker has stopped reading" do
+      llm = start!()
+      [{_worker, program}] = workers(llm)
+      fake = worker_pid(program)
+      assert signal("STOP", fake)
+
+      # Far more than a pipe holds. A suspended caller would miss its deadline.
+      prompt = "reply:" <> String.duplicate("x", 100_000)
+      test = self()
+
+      for n <- 1..20 do
+        spawn(fn -> send(test, {n, ask(llm, prompt, timeout: 500)}) end)
+      end
+
+      for n <- 1..20, do: assert_receive({^n, {:error, %Error{reason: :timeout}}})
+      assert signal("CONT", fake)
+      assert {:ok, "awake"} = ask(llm, "reply:awake")
+    end
+  end
+
+  describe "stopping" do
+    test "ends the requests in flight and leaves nothing" do
+      llm = start!()
+      {:ok, child} = ask(llm, "child")
+      [{_worker, program}] = workers(llm)
+      ask_in_background(llm, "hold")
+      await_held(llm, 1)
+      assert :ok = VLLM.stop(llm)
+      assert_receive {:answer, {:error, %Error{reason: :shutdown}}}
+      refute alive?(String.to_integer(child))
+      refute alive?(program.os_pid)
+      refute File.exists?(program.run_dir)
+      assert {:error, %Error{reason: :not_running}} = ask(llm, "reply:x")
+      assert :ok = VLLM.stop(llm)
+    end
+
+    test "works on a worker that does not react" do
+      llm = start!()
+      [{_worker, program}] = workers(llm)
+      fake = worker_pid(program)
+      assert signal("STOP", fake)
+      assert :ok = VLLM.stop(llm)
+      refute alive?(fake)
+      refute File.exists?(program.run_dir)
+    end
+
+    test "happens by itself when the owner ends" do
+      test = self()
+
+      owner =
+        spawn(fn ->
+          llm = start!()
+          {:ok, child} = ask(llm, "child")
+          {:ok, _table, pid} = VLLM.Engine.Table.lookup(llm)
+          send(test, {:started, llm, pid, String.to_integer(child)})
+          Process.sleep(:infinity)
+        end)
+
+      assert_receive {:started, llm, pid, child}
+      monitor = Process.monitor(pid)
+      Process.exit(owner, :kill)
+      assert_receive {:DOWN, ^monitor, :process, _, _}
+      refute alive?(child)
+      assert {:error, %Error{reason: :not_running}} = ask(llm, "reply:x")
+    end
+
+    test "also happens while it loads" do
+      {:ok, config} = VLLM.Engine.Config.new(model: "hang", python: fake_python())
+      {:ok, pid} = VLLM.Engine.start(config)
+      assert eventually(fn -> match?([{_, %{os_pid: _}}], workers(pid)) end)
+      [{_worker, program}] = workers(pid)
+      assert :ok = VLLM.stop(pid)
+      refute alive?(program.os_pid)
+      refute File.exists?(program.run_dir)
+    end
+  end
+
+  describe "the guard" do
+    test "killed takes the worker with it, and the engine comes back" do
+      llm = start!()
+      [{_worker, program}] = workers(llm)
+      fake = worker_pid(program)
+      ask_in_background(llm, "hold")
+      await_held(llm, 1)
+      assert signal("KILL", program.os_pid)
+      assert_receive {:answer, {:error, %Error{reason: :engine_dead}}}
+      assert eventually(fn -> not alive?(fake) end)
+      assert {:ok, "again"} = ask(llm, "reply:again")
+      refute File.exists?(program.run_dir)
+    end
+  end
+
+  describe "streams" do
+    test "yield their deltas and end" do
+      llm = start!()
+
+      assert [{:ok, %VLLM.Delta{text: "a"}}, {:ok, %VLLM.Delta{text: "b"}}] =
+               Enum.to_list(VLLM.stream(llm, "delta:a;delta:b;reply:ab"))
+
+      assert Enum.join(VLLM.stream_text!(llm, "delta:a;delta:b;reply:ab")) == "ab"
+      refute_received _
+    end
+
+    test "end with the error, which is the last element" do
+      llm = start!()
+
+      assert [{:ok, %{text: "a"}}, {:error, %Error{reason: :prompt_too_long}}] =
+               Enum.to_list(VLLM.stream(llm, "delta:a;error:prompt_too_long"))
+
+      assert {:error, %Error{reason: :timeout}} =
+               List.last(Enum.to_list(VLLM.stream(llm, "delta:a;hold", timeout: 500)))
+
+      await_held(llm, 0)
+
+      assert [{:ok, %{text: "a"}}, {:error, %Error{reason: :engine_dead}}] =
+               Enum.to_list(VLLM.stream(llm, "delta:a;kill"))
+
+      assert_raise Error, fn -> Enum.to_list(VLLM.stream!(llm, "error:internal")) end
+
+      assert [{:error, %Error{reason: :invalid_option}}] =
+               Enum.to_list(VLLM.stream(llm, "x", tmp: 1))
+
+      assert [{:error, %Error{reason: :not_running}}] = Enum.to_list(VLLM.stream(Nobody, "x"))
+    end
+
+    test "left early are aborted in the worker and leave no message" do
+      llm = start!()
+      assert [{:ok, %{text: "a"}}] = Enum.take(VLLM.stream(llm, "delta:a;delta:b;hold"), 1)
+      await_held(llm, 0)
+      refute_received _
+    end
+
+    test "are lazy" do
+      llm = start!()
+      stream = VLLM.stream(llm, "delta:a;reply:a")
+      assert in_flight(llm) == 0
+      assert length(Enum.to_list(stream)) == 1
+      assert length(Enum.to_list(stream)) == 1
+    end
+
+    test "acknowledge what their reader has taken" do
+      llm = start!()
+      prompt = Enum.map_join(1..64, ";", &"delta:#{&1}") <> ";reply:done"
+      assert length(Enum.to_list(VLLM.stream(llm, prompt))) == 64
+      assert {:ok, "64"} = ask(llm, "credit")
+    end
+
+    test "to a process come as messages and end with the output" do
+      llm = start!()
+      ref = VLLM.stream_to(llm, "delta:a;delta:b;reply:ab")
+      assert_receive {:vllm, ^ref, %VLLM.Delta{text: "a"}}
+      assert_receive {:vllm, ^ref, %VLLM.Delta{text: "b"}}
+      assert_receive {:vllm, ^ref, {:done, %VLLM.RequestOutput{} = output}}
+      assert VLLM.text(output) == "ab"
+      ref = VLLM.stream_to(llm, "error:internal")
+      assert_receive {:vllm, ^ref, {:error, %Error{reason: :internal}}}
+      ref = VLLM.stream_to(llm, "hold", self(), timeout: 200)
+      assert_receive {:vllm, ^ref, {:error, %Error{reason: :timeout}}}
+      await_held(llm, 0)
+      assert DynamicSupervisor.count_children(VLLM.StreamSupervisor).active == 0
+    end
+
+    test "to a process that cancels are aborted, and no message comes any more" do
+      llm = start!()
+      ref = VLLM.stream_to(llm, "delta:a;hold")
+      assert_receive {:vllm, ^ref, %VLLM.Delta{text: "a"}}
+      assert :ok = VLLM.cancel(ref)
+      await_held(llm, 0)
+      refute_received {:vllm, ^ref, _}
+      assert :ok = VLLM.cancel(ref)
+    end
+
+    test "to a process that dies are aborted" do
+      llm = start!()
+      receiver = spawn(fn -> Process.sleep(:infinity) end)
+      VLLM.stream_to(llm, "delta:a;hold", receiver)
+      await_held(llm, 1)
+      Process.exit(receiver, :kill)
+      await_held(llm, 0)
+    end
+
+    test "to a busy process wait until it reads" do
+      llm = start!()
+      for n <- 1..100, do: send(self(), {:busy, n})
+      ref = VLLM.stream_to(llm, "delta:a;reply:a")
+      # The answer to this one shows that the worker has sent the deltas of the other.
+      await_held(llm, 0)
+      assert Process.info(self(), :message_queue_len) == {:message_queue_len, 100}
+      for n <- 1..100, do: assert_receive({:busy, ^n})
+      assert_receive {:vllm, ^ref, %VLLM.Delta{text: "a"}}
+      assert_receive {:vllm, ^ref, {:done, _}}
+    end
+  end
+
+  describe "generate_stream" do
+    test "yields each output with its index as it is done" do
+      llm = start!()
+      results = Enum.to_list(VLLM.generate_stream(llm, ["hold", "reply:b", "release"]))
+      assert {1, {:ok, output}} = List.keyfind(results, 1, 0)
+      assert VLLM.text(output) == "b"
+      assert results |> Enum.map(&elem(&1, 0)) |> Enum.sort() == [0, 1, 2]
+      assert hd(results) |> elem(0) == 1
+    end
+
+    test "goes on after a prompt that fails" do
+      llm = start!()
+      results = Map.new(VLLM.generate_stream(llm, ["reply:a", "", "error:internal", "reply:d"]))
+      assert {:ok, _} = results[0]
+      assert {:error, %Error{reason: :invalid_prompt}} = results[1]
+      assert {:error, %Error{reason: :internal}} = results[2]
+      assert {:ok, _} = results[3]
+    end
+
+    test "takes no more prompts than are computed at once, even from an endless source" do
+      llm = start!("ready", max_in_flight: 4)
+      test = self()
+
+      prompts =
+        Stream.repeatedly(fn ->
+          send(test, :taken)
+          "reply:x"
+        end)
+
+      assert length(Enum.take(VLLM.generate_stream(llm, prompts), 10)) == 10
+      taken = Stream.repeatedly(fn -> receive(do: (:taken -> true), after: (0 -> false)) end)
+      assert length(Enum.take_while(taken, & &1)) in 10..15
+      await_held(llm, 0)
+    end
+
+    test "ends each prompt at its own deadline" do
+      llm = start!()
+      results = Map.new(VLLM.generate_stream(llm, ["hold", "reply:b"], timeout: 2_000))
+      assert {:error, %Error{reason: :timeout}} = results[0]
+      assert {:ok, _} = results[1]
+      await_held(llm, 0)
+    end
+  end
+
+  describe "names" do
+    test "an engine in a supervision tree answers to its name and survives its worker" do
+      start_supervised!({VLLM.FakeEngine, name: Named, model: "ready"})
+      assert :ok = VLLM.await_ready(Named)
+      assert {:ok, "hello"} = ask(Named, "reply:hello")
+      assert {:error, %Error{reason: :engine_dead}} = ask(Named, "kill")
+      assert {:ok, "again"} = ask(Named, "reply:again")
+    end
+
+    test "an engine without a name answers to its pid, and global names work" do
+      start_supervised!({VLLM.FakeEngine, name: {:global, :everywhere}, model: "ready"})
+      assert {:ok, "hello"} = ask({:global, :everywhere}, "reply:hello")
+      pid = start_supervised!({VLLM.FakeEngine, model: "ready"})
+      assert {:ok, "hello"} = ask(pid, "reply:hello")
+    end
+
+    test "a second engine of the same name is refused" do
+      start!("ready", name: Twice)
+
+      assert {:error, %Error{reason: :invalid_option, message: message}} =
+               start("ready", name: Twice)
+
+      assert message =~ "Twice is running already"
+      assert {:ok, "still here"} = ask(Twice, "reply:still here")
+    end
+
+    test "a name that nobody has is an error" do
+      assert {:error, %Error{reason: :not_running, message: message}} = ask(Nobody, "reply:x")
+      assert message =~ "Nobody"
+    end
+  end
+
+  describe "replicas" do
+    test "share the load" do
+      llm = start!("ready", replicas: 2)
+      for _ <- 1..4, do: ask_in_background(llm, "hold")
+      assert eventually(fn -> in_flight(llm) == 4 end)
+      # The fifth finds two at each.
+      assert {:ok, "2"} = ask(llm, "held")
+    end
+
+    test "stand in for one another" do
+      llm = start!("ready", replicas: 2)
+      assert {:error, %Error{reason: :engine_dead}} = ask(llm, "kill")
+      for n <- 1..20, do: assert({:ok, "still here"} = ask(llm, "reply:still here"), "call #{n}")
+    end
+  end
+
+  describe "surroundings" do
+    test "env: reaches the worker, nil unsets, and the values show nowhere" do
+      System.put_env("VLLM_TEST_INHERITED", "inherited")
+      env = %{"VLLM_TEST_SET" => "s3cret", "VLLM_TEST_INHERITED" => nil}
+      llm = start!("ready", env: env, name: Secretive)
+      assert {:ok, "s3cret"} = ask(llm, "env:VLLM_TEST_SET")
+      assert {:ok, ""} = ask(llm, "env:VLLM_TEST_INHERITED")
+
+      {:ok, _table, pid} = VLLM.Engine.Table.lookup(llm)
+      [{worker, _}] = workers(llm)
+      refute inspect(:sys.get_state(worker), limit: :infinity) =~ "s3cret"
+      refute inspect(:sys.get_state(pid), limit: :infinity) =~ "s3cret"
+      refute to_string(:io_lib.format("~p", [:sys.get_state(pid)])) =~ "s3cret"
+    end
+
+    test "what the worker prints reaches Logger, with the engine's name and its level" do
+      log =
+        ExUnit.CaptureLog.capture_log(fn ->
+          llm = start!("ready", name: Chatty)
+          {:error, _} = ask(llm, "print:WARNING 11-20 19:00:00 [x.py:1] hot;exit:1")
+          assert {:ok, _} = ask(llm, "reply:x")
+        end)
+
+      assert log =~ ~r/\[warning\].*Chatty: WARNING 11-20 19:00:00 \[x.py:1\] hot/
+    end
+  end
+
+  defp fake_python, do: Path.expand("../support/fake_python", __DIR__)
+end

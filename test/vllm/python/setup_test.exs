@@ -1,0 +1,218 @@
+defmodule VLLM.Python.SetupTest do
+  use ExUnit.Case, async: true
+
+  alias VLLM.{Error, FakeInterpreter, Python}
+  alias VLLM.Python.{Setup, Stamp}
+
+  @moduletag :tmp_dir
+
+  setup %{tmp_dir: tmp_dir} do
+    %{venv: Path.join([tmp_dir, "envs", "venv"])}
+  end
+
+  defp setup_with(context, fake, opts \\ []) do
+    python = FakeInterpreter.write!(context.tmp_dir, fake)
+    Setup.run([device: :cpu, venv: context.venv, python: python] ++ opts, &send(self(), &1))
+  end
+
+  # What pip was asked to install, in order.
+  defp installs(context) do
+    for "-m pip install " <> arguments <- FakeInterpreter.calls(context.tmp_dir) do
+      arguments |> String.split() |> Enum.drop_while(&(&1 != "off")) |> tl() |> Enum.join(" ")
+    end
+  end
+
+  defp torch, do: "torch==" <> Map.new(Python.pins(:cpu))["torch"]
+  defp whole_lock(name), do: "--requirement " <> Python.lock(name)
+
+  test "installs torch and then the lock, and says so in the stamp", context do
+    assert setup_with(context, []) == {:ok, :installed, context.venv}
+    assert installs(context) == [torch(), whole_lock(:cpu)]
+    assert Stamp.read(context.venv) == %Stamp{state: :ready, lock: Stamp.hash(Python.lock(:cpu))}
+    assert_received {:phase, "Making a virtual environment with Python 3.12.4" <> _}
+  end
+
+  test "tells every package that pip comes to", context do
+    pip = ~S"""
+    echo "Collecting anyio==4.16.0 (from -r cpu.txt (line 9))"
+    echo "Looking in indexes: https://user:secret@example.org/simple"
+    echo "Installing collected packages: anyio"
+    """
+
+    assert {:ok, :installed, _} = setup_with(context, pip: pip)
+    total = length(Python.pins(:cpu))
+    assert_received {:progress, "[1/1] anyio 4.16.0"}
+    assert_received {:progress, "unpacking"}
+    package = "[1/#{total}] anyio 4.16.0"
+    assert_received {:progress, ^package}
+    refute_received {:progress, "Looking" <> _}
+  end
+
+  test "costs nothing where everything is there", context do
+    assert {:ok, :installed, _} = setup_with(context, [])
+    before = FakeInterpreter.calls(context.tmp_dir)
+    assert setup_with(context, []) == {:ok, :unchanged, context.venv}
+    assert FakeInterpreter.calls(context.tmp_dir) == before
+  end
+
+  test "adds the tests' packages to what is there, and keeps them", context do
+    assert {:ok, :installed, _} = setup_with(context, [])
+    assert {:ok, :installed, _} = setup_with(context, [], test: true)
+    assert installs(context) == [torch(), whole_lock(:cpu), whole_lock(:test)]
+    assert {:ok, :unchanged, _} = setup_with(context, [])
+    assert {:ok, :unchanged, _} = setup_with(context, [], test: true)
+  end
+
+  test "continues after an interruption in the same environment", context do
+    assert {:error, _} = setup_with(context, pip: "exit 1")
+    assert Stamp.read(context.venv).state == :installing
+    assert setup_with(context, venv: "exit 1") == {:ok, :installed, context.venv}
+    assert Stamp.read(context.venv).state == :ready
+  end
+
+  test "makes the environment anew when the lock is another one", context do
+    assert {:ok, :installed, _} = setup_with(context, [])
+    :ok = Stamp.write(context.venv, %Stamp{state: :ready, lock: "of another release"})
+    File.touch!(Path.join(context.venv, "left over"))
+    assert {:ok, :installed, _} = setup_with(context, [])
+    refute File.exists?(Path.join(context.venv, "left over"))
+  end
+
+  test "makes the environment anew when its interpreter has gone", context do
+    assert {:ok, :installed, _} = setup_with(context, [])
+    File.rm!(Path.join(context.venv, "bin/python"))
+    assert {:ok, :installed, _} = setup_with(context, [])
+    assert Stamp.ready?(context.venv)
+  end
+
+  test "runs once when two want the same at the same time", context do
+    opts = [device: :cpu, venv: context.venv, python: FakeInterpreter.write!(context.tmp_dir)]
+    tasks = for _ <- 1..2, do: Task.async(fn -> Setup.run(opts) end)
+    results = for {:ok, result, _} <- Task.await_many(tasks), do: result
+    assert Enum.sort(results) == [:installed, :unchanged]
+    assert length(installs(context)) == 2
+  end
+
+  test "leaves alone what it did not make, unless forced to replace an environment", context do
+    File.mkdir_p!(context.venv)
+    File.touch!(Path.join(context.venv, "pyvenv.cfg"))
+    assert {:error, %Error{message: message}} = setup_with(context, [])
+    assert message =~ "did not make"
+    assert message =~ "--force"
+    assert File.ls!(context.venv) == ["pyvenv.cfg"]
+    assert {:ok, :installed, _} = setup_with(context, [], force: true)
+  end
+
+  test "never touches a folder of other files", context do
+    File.mkdir_p!(context.venv)
+    File.touch!(Path.join(context.venv, "letter.txt"))
+    assert {:error, %Error{message: message}} = setup_with(context, [], force: true)
+    assert message =~ "not a virtual environment"
+    assert File.ls!(context.venv) == ["letter.txt"]
+  end
+
+  describe "torch's CPU build" do
+    test "comes from PyTorch's index where pip does not find it elsewhere", context do
+      pip = ~s"""
+      case "$*" in
+        *--extra-index-url*) ;;
+        *#{torch()}) echo "ERROR: No matching distribution found for #{torch()}"; exit 1 ;;
+      esac
+      """
+
+      assert {:ok, :installed, _} = setup_with(context, pip: pip)
+
+      assert installs(context) == [
+               torch(),
+               "--extra-index-url https://download.pytorch.org/whl/cpu #{torch()}",
+               whole_lock(:cpu)
+             ]
+    end
+
+    test "is not looked for elsewhere when the network is down", context do
+      pip = ~s"""
+      echo "WARNING: Retrying after connection broken by 'NewConnectionError'"
+      echo "ERROR: No matching distribution found for #{torch()}"
+      exit 1
+      """
+
+      assert {:error, %Error{message: message}} = setup_with(context, pip: pip)
+      assert message =~ "cannot be reached"
+      assert installs(context) == [torch()]
+    end
+  end
+
+  describe "a failure is explained:" do
+    test "no Python of that name", context do
+      opts = [device: :cpu, venv: context.venv, python: "/nowhere/python"]
+      assert {:error, %Error{reason: :python_not_found, message: message}} = Setup.run(opts)
+      assert message =~ "/nowhere/python"
+    end
+
+    test "a Python that vLLM does not run on", context do
+      assert {:error, %Error{reason: :python_not_found} = error} =
+               setup_with(context, version: "3.8.10")
+
+      assert error.message =~ "found 3.8.10"
+      assert error.message =~ Python.requirement(:cpu)
+      assert error.message =~ "--python"
+      refute File.exists?(context.venv)
+    end
+
+    test "a library that the system lacks", context do
+      assert {:error, %Error{message: message}} = setup_with(context, libraries: "exit 1")
+      assert message =~ "libnuma.so.1"
+      assert message =~ "apt-get install libnuma1"
+      refute File.exists?(context.venv)
+    end
+
+    test "no venv module", context do
+      venv =
+        ~S(echo "The virtual environment was not created: ensurepip is not available."; exit 1)
+
+      assert {:error, %Error{message: message}} = setup_with(context, venv: venv)
+      assert message =~ "apt-get install python3-venv"
+    end
+
+    test "a full disk", context do
+      pip = ~S(echo "ERROR: [Errno 28] No space left on device"; exit 1)
+      assert {:error, %Error{reason: :vllm_not_installed} = error} = setup_with(context, pip: pip)
+      assert error.message =~ "disk is full"
+    end
+
+    test "a version that is not to be had", context do
+      pip = ~S"""
+      case "$*" in
+        *--requirement*) echo "ERROR: No matching distribution found for idna==3.20"; exit 1 ;;
+      esac
+      """
+
+      assert {:error, %Error{message: message, details: details}} = setup_with(context, pip: pip)
+      assert message =~ "no build of idna==3.20"
+      assert details["missing"] == "idna==3.20"
+    end
+
+    test "a folder that cannot be written" do
+      assert {:error, %Error{message: message}} = Setup.run(device: :cpu, venv: "/proc/vllm/venv")
+
+      assert message =~ "/proc/vllm cannot be written"
+    end
+
+    test "the last lines of pip come along, without addresses", context do
+      pip = ~S"""
+      echo "Looking in indexes: https://user:secret@example.org/simple"
+      echo "ERROR: something new"
+      exit 3
+      """
+
+      assert {:error, %Error{details: %{"output" => output}}} = setup_with(context, pip: pip)
+      assert output == ["ERROR: something new", "exit status 3"]
+    end
+  end
+
+  test "the free space of a folder is known" do
+    assert {:ok, bytes} = Setup.free_bytes("/")
+    assert bytes > 0
+    assert Setup.free_bytes("/nowhere") == :error
+  end
+end

@@ -1,0 +1,80 @@
+defmodule VLLMTest do
+  use ExUnit.Case, async: true
+  doctest VLLM
+
+  alias VLLM.Error
+
+  test "an unknown option of a call is an error with the nearest name" do
+    assert {:error, %Error{reason: :invalid_option} = error} =
+             VLLM.generate(:nobody, "x", timout: 5)
+
+    assert error.details == %{"option" => "timout", "nearest" => "timeout"}
+
+    assert {:error, %Error{details: %{"nearest" => "max_tokens"}}} =
+             VLLM.generate(:nobody, "x", max_token: 5)
+  end
+
+  test "options are keyword lists or maps, with atoms or strings as keys" do
+    for options <- [[temperature: 0.5], %{temperature: 0.5}, %{"temperature" => 0.5}] do
+      assert VLLM.sampling_params!(options).temperature == 0.5
+    end
+
+    assert {:error, %Error{reason: :invalid_option, message: message}} =
+             VLLM.sampling_params([1, 2])
+
+    assert message =~ "keyword list or a map"
+  end
+
+  test "a wrong value of an option of this library says which, what came and what is allowed" do
+    assert {:error, %Error{reason: :invalid_option, message: message}} =
+             VLLM.llm("model", replicas: 0)
+
+    assert message == "`replicas` must be a positive integer; got 0."
+    assert {:error, %Error{message: message}} = VLLM.generate(:nobody, "x", timeout: -1)
+    assert message =~ "`timeout` must be a positive number of milliseconds or `:infinity`; got -1"
+  end
+
+  test "a wrong environment does not show its values" do
+    assert {:error, %Error{message: message}} =
+             VLLM.llm("model", env: %{"HF_TOKEN" => {:secret, "hf_abc"}})
+
+    refute message =~ "hf_abc"
+  end
+
+  test "a model must be named" do
+    assert_raise Error, ~r/name a folder or a hub id with `model:`/, fn ->
+      VLLM.child_spec(name: Nameless)
+    end
+
+    assert {:error, %Error{reason: :invalid_option}} = VLLM.llm(:not_a_string)
+  end
+
+  test "bang functions raise the error" do
+    assert_raise Error, ~r/no engine :nobody/, fn -> VLLM.generate!(:nobody, "x") end
+  end
+
+  test "text/1 takes one output or a list of them" do
+    outputs =
+      for text <- ["a", "b"] do
+        %VLLM.RequestOutput{outputs: [%VLLM.CompletionOutput{text: text}]}
+      end
+
+    assert VLLM.text(outputs) == ["a", "b"]
+    assert VLLM.text(hd(outputs)) == "a"
+  end
+
+  test "usage counts all completions of a prompt, and what is pooled has none" do
+    completions = for ids <- [[1, 2, 3], [4]], do: %VLLM.CompletionOutput{token_ids: ids}
+    output = %VLLM.RequestOutput{prompt_token_ids: [7, 8], outputs: completions}
+    vector = %VLLM.Embedding{prompt_token_ids: [7, 8, 9], num_cached_tokens: 1}
+
+    assert VLLM.usage(output) ==
+             %{prompt_tokens: 2, completion_tokens: 4, total_tokens: 6, cached_tokens: 0}
+
+    assert VLLM.usage(vector) ==
+             %{prompt_tokens: 3, completion_tokens: 0, total_tokens: 3, cached_tokens: 1}
+
+    assert VLLM.usage([]) ==
+             %{prompt_tokens: 0, completion_tokens: 0, total_tokens: 0, cached_tokens: 0}
+  end
+end
