@@ -184,27 +184,38 @@ def test_reasoning_is_parsed_of_each_answer_anew(render: Callable[..., Conversat
     }
 
 
-def test_a_streamed_answer_is_parsed_as_it_comes(render: Callable[..., Conversation]) -> None:
+def streamed(conversation: Conversation, text: str, at_once: int) -> list[MessageDelta]:
+    """The deltas of a text that comes ``at_once`` tokens at a time."""
+    tokenizer = conversation._renderer.renderer.get_tokenizer()
+    ids = tokenizer.encode(text, add_special_tokens=False)
+    deltas = []
+    for start in range(0, len(ids), at_once):
+        end = min(start + at_once, len(ids))
+        step = types.SimpleNamespace(
+            index=0,
+            text=tokenizer.decode(ids[:end])[len(tokenizer.decode(ids[:start])) :],
+            token_ids=ids[start:end],
+            finish_reason="stop" if end == len(ids) else None,
+        )
+        deltas.append(conversation.deltas(types.SimpleNamespace(outputs=[step]))[0])
+    return deltas
+
+
+# vLLM merges the tokens that nobody took in time, so they come one by one or many at once.
+@pytest.mark.parametrize("at_once", [*range(1, 24), 1000])
+def test_a_streamed_answer_is_parsed_as_it_comes(
+    render: Callable[..., Conversation], at_once: int
+) -> None:
     conversation = render(
         tools=[WEATHER], tool_call_parser="hermes", reasoning_parser="deepseek_r1"
     )
-    encode_text = conversation._renderer.renderer.get_tokenizer().encode
     text = f"<think>Rain, or not?</think>Let me see.\n{CALL}"
     whole = MessageDelta()
-    steps = 0
-    ids = encode_text(text, add_special_tokens=False)
-    decode_ids = conversation._renderer.renderer.get_tokenizer().decode
-    for at, token in enumerate(ids):
-        step = types.SimpleNamespace(
-            index=0,
-            text=decode_ids(ids[: at + 1])[len(decode_ids(ids[:at])) :],
-            token_ids=[token],
-            finish_reason="stop" if at == len(ids) - 1 else None,
-        )
-        delta = conversation.deltas(types.SimpleNamespace(outputs=[step]))[0]
-        steps += delta != MessageDelta()
+    deltas = streamed(conversation, text, at_once)
+    for delta in deltas:
         whole.add(delta)
-    assert steps > 5
+    if at_once == 1:
+        assert sum(delta != MessageDelta() for delta in deltas) > 5
     assert whole.reasoning == "Rain, or not?"
     assert whole.content.strip() == "Let me see."
     assert whole.tool_calls[0].name == "get_weather"

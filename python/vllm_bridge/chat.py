@@ -106,26 +106,20 @@ class Conversation:
         if parser is None:
             return MessageDelta(completion.text)
         finished = completion.finish_reason is not None
-        # A step that only computes a part of the prompt is none to the parser.
-        parsed = None
-        if completion.text or completion.token_ids or finished:
-            parsed = parser.parse_delta(
-                completion.text,
-                list(completion.token_ids),
-                self._request,
-                self.prompt_token_ids,
-                finished=finished,
-            )
         delta = MessageDelta()
-        if parsed is not None:
-            delta.content, delta.reasoning = parsed.content or "", parsed.reasoning or ""
-            for call in parsed.tool_calls:
-                if call.id:
-                    ids.setdefault(call.index, call.id)
-                name = call.function.name if call.function else None
-                arguments = call.function.arguments if call.function else None
-                added = ToolCallDelta(call.id, name and _text(name), _text(arguments or ""))
-                delta.add(MessageDelta(tool_calls={call.index: added}))
+        pieces = _pieces(completion.text, list(completion.token_ids), parser.reasoning_parser)
+        for last, (text, token_ids) in enumerate(pieces, 1 - len(pieces)):
+            # A step that only computes a part of the prompt is none to the parser.
+            if text or token_ids or finished:
+                parsed = parser.parse_delta(
+                    text,
+                    token_ids,
+                    self._request,
+                    self.prompt_token_ids,
+                    finished=finished and last == 0,
+                )
+                if parsed is not None:
+                    delta.add(_message_delta(parsed, ids))
         return delta
 
     def message(self, completion: Any) -> dict[str, Any]:
@@ -245,6 +239,35 @@ class Chat:
                 reasoning_parser=reasoning,
             )
         return self._renderers[tools, reasoning]
+
+
+def _pieces(text: str, token_ids: list[int], reasoning_parser: Any) -> list[tuple[str, list[int]]]:
+    """A delta in pieces, of which the token that opens the reasoning is one by itself.
+
+    vLLM merges the deltas that a busy event loop did not come to take, and its parsers leave that
+    token in the reasoning where others came with it.
+    """
+    mark = reasoning_parser.reasoning_start_str if reasoning_parser is not None else None
+    token = reasoning_parser.vocab.get(mark) if mark else None
+    if len(token_ids) < 2 or token not in token_ids or mark not in text:
+        return [(text, token_ids)]
+    before, _, after = text.partition(mark)
+    at = token_ids.index(token)
+    pieces = [(before, token_ids[:at]), (mark, [token]), (after, token_ids[at + 1 :])]
+    return [piece for piece in pieces if piece != ("", [])]
+
+
+def _message_delta(parsed: Any, ids: dict[int, str]) -> MessageDelta:
+    """vLLM's ``DeltaMessage`` as ours; notes the ids of its tool calls."""
+    delta = MessageDelta(parsed.content or "", parsed.reasoning or "")
+    for call in parsed.tool_calls:
+        if call.id:
+            ids.setdefault(call.index, call.id)
+        name = call.function.name if call.function else None
+        arguments = call.function.arguments if call.function else None
+        added = ToolCallDelta(call.id, name and _text(name), _text(arguments or ""))
+        delta.add(MessageDelta(tool_calls={call.index: added}))
+    return delta
 
 
 def tool_call(id: str, name: str, arguments: str) -> dict[str, Any]:
