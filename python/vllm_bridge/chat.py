@@ -108,7 +108,7 @@ class Conversation:
         finished = completion.finish_reason is not None
         delta = MessageDelta()
         pieces = _pieces(completion.text, list(completion.token_ids), parser.reasoning_parser)
-        for last, (text, token_ids) in enumerate(pieces, 1 - len(pieces)):
+        for number, (text, token_ids) in enumerate(pieces, 1):
             # A step that only computes a part of the prompt is none to the parser.
             if text or token_ids or finished:
                 parsed = parser.parse_delta(
@@ -116,7 +116,7 @@ class Conversation:
                     token_ids,
                     self._request,
                     self.prompt_token_ids,
-                    finished=finished and last == 0,
+                    finished=finished and number == len(pieces),
                 )
                 if parsed is not None:
                     delta.add(_message_delta(parsed, ids))
@@ -247,7 +247,7 @@ def _pieces(text: str, token_ids: list[int], reasoning_parser: Any) -> list[tupl
     vLLM merges the deltas that a busy event loop did not come to take, and its parsers leave that
     token in the reasoning where others came with it.
     """
-    mark = reasoning_parser.reasoning_start_str if reasoning_parser is not None else None
+    mark = str((reasoning_parser and reasoning_parser.reasoning_start_str) or "")
     token = reasoning_parser.vocab.get(mark) if mark else None
     if len(token_ids) < 2 or token not in token_ids or mark not in text:
         return [(text, token_ids)]
