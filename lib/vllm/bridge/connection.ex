@@ -44,6 +44,9 @@ defmodule VLLM.Bridge.Connection do
   @last_id 1
   @in_flight 2
 
+  # What in_flight is from when the connection was sealed: more than there can be.
+  @sealed 0x1000_0000_0000
+
   @doc "The connection to `port`, which the calling process owns."
   @spec new(port() | pid(), pos_integer()) :: t()
   def new(port, max_frame) do
@@ -61,7 +64,24 @@ defmodule VLLM.Bridge.Connection do
 
   @doc "How many requests are under way."
   @spec in_flight(t()) :: non_neg_integer()
-  def in_flight(%__MODULE__{counters: counters}), do: :atomics.get(counters, @in_flight)
+  def in_flight(%__MODULE__{counters: counters}) do
+    case :atomics.get(counters, @in_flight) do
+      sealed when sealed >= div(@sealed, 2) -> 0
+      count -> count
+    end
+  end
+
+  @doc """
+  Lets no request in any more, if none is under way; says whether that is so. Whoever comes later
+  is told that this run is over, and has sent nothing.
+  """
+  @spec seal(t()) :: boolean()
+  def seal(%__MODULE__{counters: counters}) do
+    case :atomics.compare_exchange(counters, @in_flight, 0, @sealed) do
+      :ok -> true
+      count -> count >= div(@sealed, 2)
+    end
+  end
 
   @doc """
   Sends a request from the calling process, unless `limit` are under way.
@@ -94,16 +114,21 @@ defmodule VLLM.Bridge.Connection do
 
   # The owner gives the place back when the request has ended.
   defp admit(conn, limit) do
-    if :atomics.add_get(conn.counters, @in_flight, 1) <= limit do
-      :ok
-    else
-      {:error,
-       Error.new(
-         :overloaded,
-         "#{limit} requests are in flight or waiting already. Try again later, or start the " <>
-           "engine with more `max_queue:` or `replicas:`.",
-         %{"limit" => limit}
-       )}
+    case :atomics.add_get(conn.counters, @in_flight, 1) do
+      sealed when sealed >= div(@sealed, 2) ->
+        {:error, dead()}
+
+      count when count <= limit ->
+        :ok
+
+      _too_many ->
+        {:error,
+         Error.new(
+           :overloaded,
+           "#{limit} requests are in flight or waiting already. Try again later, or start the " <>
+             "engine with more `max_queue:` or `replicas:`.",
+           %{"limit" => limit}
+         )}
     end
   end
 

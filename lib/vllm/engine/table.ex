@@ -11,7 +11,12 @@ defmodule VLLM.Engine.Table do
   @type status :: :starting | :ready | {:failed, Error.t()}
 
   @typedoc "A ready worker; `window` requests run at once, `limit` may be under way."
-  @type worker :: %{conn: Connection.t(), window: pos_integer(), limit: pos_integer()}
+  @type worker :: %{
+          index: pos_integer(),
+          conn: Connection.t(),
+          window: pos_integer(),
+          limit: pos_integer()
+        }
 
   @spec new() :: t()
   # Ordered, so that the workers are found without a look at all the rest.

@@ -75,7 +75,12 @@ defmodule VLLM.Engine.Worker do
   end
 
   def handle_event(:enter, _old, :ready, data) do
-    Table.put_worker(data.table, data.index, Map.put(limits(data), :conn, data.conn))
+    Table.put_worker(
+      data.table,
+      data.index,
+      Map.merge(limits(data), %{conn: data.conn, index: data.index})
+    )
+
     Table.put_info(data.table, data.info)
     progress(data, %{phase: :ready})
     Table.put_status(data.table, data.index, :ready)

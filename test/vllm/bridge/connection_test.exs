@@ -82,4 +82,17 @@ defmodule VLLM.Bridge.ConnectionTest do
       assert frame(message) == bytes
     end
   end
+
+  test "a connection is sealed only while nothing is under way, and then takes nothing" do
+    conn = Connection.new(self(), 1_000)
+    assert {:ok, %{id: id}} = Connection.request(conn, "generate", %{})
+    refute Connection.seal(conn)
+    assert Connection.in_flight(conn) == 1
+    assert Connection.deliver(conn, id, {:error, Error.new(:aborted, "Over.")})
+    assert Connection.seal(conn)
+    assert {:error, %Error{reason: :engine_dead}} = Connection.request(conn, "generate", %{}, 10)
+    assert {:error, %Error{reason: :engine_dead}} = Connection.request(conn, "generate", %{})
+    assert Connection.in_flight(conn) == 0
+    assert Connection.seal(conn)
+  end
 end
