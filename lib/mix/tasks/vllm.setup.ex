@@ -4,7 +4,8 @@ defmodule Mix.Tasks.Vllm.Setup do
   @moduledoc """
   Installs vLLM into a virtual environment of this library's own.
 
-      mix vllm.setup [--device cpu|cuda] [--venv FOLDER] [--python PYTHON] [--force]
+      mix vllm.setup [--with EXTRA,EXTRA] [--device cpu|cuda] [--venv FOLDER]
+                     [--python PYTHON] [--force]
 
   Takes a few minutes and about 3.5 GB for the CPU, more for CUDA. Every package
   has the version that this release of the library was tested with. Run it again
@@ -16,15 +17,31 @@ defmodule Mix.Tasks.Vllm.Setup do
   With `config :ex_vllm, python: "/path/to/python"` the library runs the Python
   of your choice, and this task is not needed.
 
+  ## Extras
+
+  Some quantization methods need packages that vLLM does not bring:
+
+      mix vllm.setup --with bitsandbytes,torchao
+
+  | extra | brings |
+  | --- | --- |
+  | `bitsandbytes` | `quantization: "bitsandbytes"`: bitsandbytes and vLLM's plugin for it |
+  | `torchao` | `quantization: "torchao"` |
+
+  They are added to the environment that is there, in pinned versions, within a minute. Every
+  later `mix vllm.setup` keeps them; a new environment, such as that of another release of this
+  library, has only what is asked for. `mix vllm.doctor` shows which of them are installed.
+
   ## Options
 
+    * `--with` - extras, with commas between them; may be given more than once.
     * `--device` - `cpu` or `cuda`. Default: `cuda` where there is an NVIDIA
       driver, else `cpu`.
     * `--venv` - the folder for the environment.
     * `--python` - the Python to make it with. Default: `python3`, or the first of
       `python3.13`, `python3.12`, ... that vLLM runs on.
     * `--force` - makes the environment anew.
-    * `--test` - installs the tools for this library's own tests as well.
+    * `--test` - installs the tools for this library's own tests and all extras as well.
   """
 
   use Mix.Task
@@ -33,13 +50,26 @@ defmodule Mix.Tasks.Vllm.Setup do
 
   @requirements ["app.config"]
 
-  @switches [device: :string, venv: :string, python: :string, force: :boolean, test: :boolean]
+  @switches [
+    with: :keep,
+    device: :string,
+    venv: :string,
+    python: :string,
+    force: :boolean,
+    test: :boolean
+  ]
 
   @impl Mix.Task
   def run(argv) do
     opts = parse!(argv)
-    started = System.monotonic_time(:second)
     if opts[:venv] == nil, do: warn_of_config()
+    install(opts)
+  end
+
+  @doc false
+  @spec install([VLLM.Python.Setup.option()]) :: :ok
+  def install(opts) do
+    started = System.monotonic_time(:second)
 
     case Setup.run(opts, &report(&1, started)) do
       {:ok, :unchanged, venv} ->
@@ -60,9 +90,22 @@ defmodule Mix.Tasks.Vllm.Setup do
     {opts, rest, invalid} = OptionParser.parse(argv, strict: @switches)
 
     case {rest, invalid} do
-      {[], []} -> Keyword.replace_lazy(opts, :device, &device!/1)
+      {[], []} -> opts |> extras!() |> Keyword.replace_lazy(:device, &device!/1)
       {[word | _], _} -> Mix.raise("mix vllm.setup takes no argument #{inspect(word)}")
       {_, [{switch, _} | _]} -> Mix.raise("mix vllm.setup does not know #{switch} in this form")
+    end
+  end
+
+  defp extras!(opts) do
+    {names, opts} = Keyword.pop_values(opts, :with)
+    extras = names |> Enum.flat_map(&String.split(&1, ",", trim: true)) |> Enum.map(&extra!/1)
+    [{:with, extras} | opts]
+  end
+
+  defp extra!(name) do
+    case VLLM.Python.extra(name) do
+      {:ok, extra} -> extra
+      {:error, error} -> Mix.raise(error.message)
     end
   end
 

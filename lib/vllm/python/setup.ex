@@ -26,6 +26,8 @@ defmodule VLLM.Python.Setup do
           {:device, Python.device()}
           | {:venv, Path.t()}
           | {:python, String.t()}
+          | {:with, [String.t()]}
+          | {:repair, boolean()}
           | {:test, boolean()}
           | {:force, boolean()}
 
@@ -37,6 +39,7 @@ defmodule VLLM.Python.Setup do
           device: Python.device(),
           python: String.t() | nil,
           want: Stamp.t(),
+          repair: [String.t()],
           force: boolean(),
           report: report()
         }
@@ -48,7 +51,10 @@ defmodule VLLM.Python.Setup do
     * `:venv` - the folder; default: VLLM_VENV or the library's own
     * `:python` - the interpreter to make it with; default: the first of
       `python3`, `python3.13` ... that vLLM runs on
-    * `:test` - installs the tools of this library's own tests too
+    * `:with` - extras (`Python.extras/0`) to install too. Those of an earlier set-up of
+      the same environment stay, also where it is made anew
+    * `:repair` - installs the extras of `:with` also where they were installed before
+    * `:test` - installs the tools of this library's own tests too, and all extras
     * `:force` - makes it anew, also where it is complete or somebody else's
 
   `report` is called with `{:phase, text}` and `{:progress, text}`. Returns
@@ -57,21 +63,40 @@ defmodule VLLM.Python.Setup do
   @spec run([option()], report()) ::
           {:ok, :unchanged | :installed, Path.t()} | {:error, Error.t()}
   def run(opts, report \\ fn _ -> :ok end) do
-    device = opts[:device] || Python.device()
+    with {:ok, extras} <- extras(opts) do
+      device = opts[:device] || Python.device()
 
-    plan = %{
-      venv: venv(opts[:venv], opts[:device]),
-      device: device,
-      python: opts[:python],
-      want: %Stamp{
-        state: :ready,
-        lock: Stamp.hash(Python.lock(device)),
-        test: if(opts[:test], do: Stamp.hash(Python.lock(:test)))
-      },
-      force: opts[:force] || false,
-      report: report
-    }
+      run_plan(%{
+        venv: venv(opts[:venv], opts[:device]),
+        device: device,
+        python: opts[:python],
+        want: %Stamp{
+          state: :ready,
+          lock: Stamp.hash(Python.lock(device)),
+          test: if(opts[:test], do: Stamp.hash(Python.lock(:test))),
+          extras: hashes(extras)
+        },
+        repair: if(opts[:repair], do: extras, else: []),
+        force: opts[:force] || false,
+        report: report
+      })
+    end
+  end
 
+  defp extras(opts) do
+    names = if opts[:test], do: Python.extras(), else: opts[:with] || []
+
+    Enum.reduce_while(names, {:ok, []}, fn name, {:ok, extras} ->
+      case Python.extra(name) do
+        {:ok, extra} -> {:cont, {:ok, [extra | extras]}}
+        error -> {:halt, error}
+      end
+    end)
+  end
+
+  defp hashes(extras), do: Map.new(extras, &{&1, Stamp.hash(Python.lock(&1))})
+
+  defp run_plan(plan) do
     cond do
       :os.type() != {:unix, :linux} ->
         {:error, Error.new(:unsupported, "vLLM runs on Linux; this is another system.")}
@@ -85,6 +110,7 @@ defmodule VLLM.Python.Setup do
           if complete?(plan) do
             {:ok, :unchanged, plan.venv}
           else
+            plan = keep_extras(plan)
             with :ok <- install(plan), do: {:ok, :installed, plan.venv}
           end
         end)
@@ -106,7 +132,22 @@ defmodule VLLM.Python.Setup do
     stamp = Stamp.read(plan.venv)
 
     not plan.force and Stamp.ready?(plan.venv) and stamp.lock == plan.want.lock and
-      plan.want.test in [nil, stamp.test]
+      plan.want.test in [nil, stamp.test] and
+      missing_extras(keep_extras(plan), stamp) == []
+  end
+
+  # Those of an earlier set-up, in the versions of this release.
+  defp keep_extras(plan) do
+    installed =
+      for name <- Map.keys(Stamp.read(plan.venv).extras), name in Python.extras(), do: name
+
+    put_in(plan.want.extras, Map.merge(hashes(installed), plan.want.extras))
+  end
+
+  defp missing_extras(plan, stamp) do
+    for {name, hash} <- plan.want.extras,
+        stamp.extras[name] != hash or name in plan.repair,
+        do: name
   end
 
   # The lock is on the folder above, which is there before the environment is,
@@ -156,6 +197,7 @@ defmodule VLLM.Python.Setup do
          :ok <- check_disk(plan),
          :ok <- ensure_venv(plan),
          :ok <- install_vllm(plan),
+         :ok <- install_extras(plan),
          :ok <- install_tests(plan) do
       # Test packages of an earlier set-up stay in.
       test = plan.want.test || Stamp.read(plan.venv).test
@@ -270,7 +312,7 @@ defmodule VLLM.Python.Setup do
 
     with {:ok, _} <- File.rm_rf(plan.venv),
          :ok <- make_folder(plan.venv),
-         :ok <- write_stamp(plan, %Stamp{state: :installing, lock: plan.want.lock}) do
+         :ok <- write_stamp(plan, beginning(plan.want)) do
       case run_program(python, ["-m", "venv", plan.venv], fn _ -> :ok end) do
         {:ok, _} -> :ok
         {:error, lines} -> {:error, venv_failed(lines)}
@@ -279,6 +321,12 @@ defmodule VLLM.Python.Setup do
       {:error, reason, path} -> {:error, not_writable(path, reason)}
       {:error, %Error{}} = error -> error
     end
+  end
+
+  # Extras that an environment had before it was made anew are not lost with an interruption.
+  defp beginning(want) do
+    extras = Map.new(want.extras, fn {name, _hash} -> {name, "wanted"} end)
+    %Stamp{state: :installing, lock: want.lock, extras: extras}
   end
 
   defp venv_failed(lines) do
@@ -383,6 +431,17 @@ defmodule VLLM.Python.Setup do
       result ->
         result
     end
+  end
+
+  defp install_extras(plan) do
+    Enum.reduce_while(missing_extras(plan, Stamp.read(plan.venv)), :ok, fn name, :ok ->
+      plan.report.({:phase, "Installing #{name}"})
+
+      case pip_install(plan, ["--requirement", Python.lock(name)], length(Python.pins(name))) do
+        :ok -> {:cont, :ok}
+        error -> {:halt, error}
+      end
+    end)
   end
 
   defp install_tests(%{want: %{test: nil}}), do: :ok

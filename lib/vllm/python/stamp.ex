@@ -6,16 +6,18 @@ defmodule VLLM.Python.Stamp do
 
   @file_name "ex_vllm.stamp"
 
-  defstruct state: nil, lock: nil, test: nil
+  defstruct state: nil, lock: nil, test: nil, extras: %{}
 
   @typedoc """
     * `:state` - `nil` without a stamp
     * `:lock`, `:test` - hashes of the installed locks; `nil` where not installed
+    * `:extras` - hashes of the locks of the installed extras, by name
   """
   @type t :: %__MODULE__{
           state: :installing | :ready | nil,
           lock: String.t() | nil,
-          test: String.t() | nil
+          test: String.t() | nil,
+          extras: %{String.t() => String.t()}
         }
 
   @spec read(Path.t()) :: t()
@@ -26,7 +28,8 @@ defmodule VLLM.Python.Stamp do
       %__MODULE__{
         state: if(state == "ready", do: :ready, else: :installing),
         lock: fields["lock"],
-        test: fields["test"]
+        test: fields["test"],
+        extras: for({"extra:" <> name, hash} <- fields, hash != nil, into: %{}, do: {name, hash})
       }
     else
       _ -> %__MODULE__{}
@@ -43,7 +46,8 @@ defmodule VLLM.Python.Stamp do
   @spec write(Path.t(), t()) :: :ok | {:error, File.posix()}
   def write(venv, %__MODULE__{} = stamp) do
     fields = [state: stamp.state, lock: stamp.lock, test: stamp.test]
-    lines = for {name, value} <- fields, value != nil, do: "#{name} #{value}\n"
+    extras = for {name, hash} <- stamp.extras, do: {"extra:" <> name, hash}
+    lines = for {name, value} <- fields ++ extras, value != nil, do: "#{name} #{value}\n"
     path = Path.join(venv, @file_name)
 
     with :ok <- File.write(path <> ".new", lines), do: File.rename(path <> ".new", path)

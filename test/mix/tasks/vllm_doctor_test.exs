@@ -2,6 +2,8 @@ defmodule Mix.Tasks.Vllm.DoctorTest do
   # Mix's shell is the same for all processes.
   use ExUnit.Case, async: false
 
+  import ExUnit.CaptureIO
+
   alias Mix.Tasks.Vllm.Doctor
   alias VLLM.Error
 
@@ -35,7 +37,27 @@ defmodule Mix.Tasks.Vllm.DoctorTest do
     assert List.last(lines()) == "vLLM can work here."
   end
 
-  test "takes no arguments" do
-    assert_raise Mix.Error, fn -> Doctor.run(["--fix"]) end
+  test "takes no other argument than --fix" do
+    assert_raise Mix.Error, ~r/--fix/, fn -> Doctor.run(["--mend"]) end
+  end
+
+  @tag :tmp_dir
+  test "--fix runs the set-up for what is missing", %{tmp_dir: tmp_dir} do
+    venv = Path.join(tmp_dir, "venv")
+    error = Error.new(:python_not_found, "There is none.")
+
+    system = %{
+      VLLM.Doctor.system()
+      | executable: {:error, error},
+        source: {:env, venv},
+        device: :cpu
+    }
+
+    {:ok, opts} = VLLM.Doctor.fixes(system)
+    python = VLLM.FakeInterpreter.write!(tmp_dir)
+    capture_io(fn -> Mix.Tasks.Vllm.Setup.install([{:python, python} | opts]) end)
+    assert Map.keys(VLLM.Python.Stamp.read(venv).extras) == VLLM.Python.extras()
+    own = %{system | source: {:config, "/opt/python"}}
+    assert_raise Mix.Error, ~r/of your own/, fn -> Doctor.fix(own) end
   end
 end

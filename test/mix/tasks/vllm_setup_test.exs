@@ -37,7 +37,16 @@ defmodule Mix.Tasks.Vllm.SetupTest do
     assert_received {:mix_shell, :error, ["  | ERROR: something new"]}
   end
 
+  test "takes extras by their names and by their packages' names", context do
+    run(context, [], ["--with", "TorchAO,vllm-bnb-plugin", "--with", "torchao"])
+    assert Map.keys(VLLM.Python.Stamp.read(context.venv).extras) == ["bitsandbytes", "torchao"]
+  end
+
   test "refuses what it does not know" do
+    assert_raise Mix.Error, ~r/`torcha`. Did you mean `torchao`\? There are: bitsandbytes/, fn ->
+      Setup.run(["--with", "bitsandbytes,torcha"])
+    end
+
     assert_raise Mix.Error, ~r/cpu or cuda/, fn -> Setup.run(["--device", "tpu"]) end
     assert_raise Mix.Error, ~r/--devise/, fn -> Setup.run(["--devise", "cpu"]) end
     assert_raise Mix.Error, ~r/"now"/, fn -> Setup.run(["now"]) end

@@ -55,12 +55,77 @@ defmodule VLLM.Python.SetupTest do
     assert FakeInterpreter.calls(context.tmp_dir) == before
   end
 
-  test "adds the tests' packages to what is there, and keeps them", context do
+  test "adds the tests' packages and all extras to what is there, and keeps them", context do
     assert {:ok, :installed, _} = setup_with(context, [])
     assert {:ok, :installed, _} = setup_with(context, [], test: true)
-    assert installs(context) == [torch(), whole_lock(:cpu), whole_lock(:test)]
+    extras = Enum.map(Python.extras(), &whole_lock/1)
+    assert installs(context) == [torch(), whole_lock(:cpu)] ++ extras ++ [whole_lock(:test)]
     assert {:ok, :unchanged, _} = setup_with(context, [])
     assert {:ok, :unchanged, _} = setup_with(context, [], test: true)
+  end
+
+  describe "an extra" do
+    test "is added without another environment, and a later plain set-up keeps it", context do
+      assert {:ok, :installed, _} = setup_with(context, [])
+      File.touch!(Path.join(context.venv, "still there"))
+      assert {:ok, :installed, _} = setup_with(context, [], with: ["torchao"])
+      assert installs(context) == [torch(), whole_lock(:cpu), whole_lock("torchao")]
+      assert File.exists?(Path.join(context.venv, "still there"))
+      hash = Stamp.hash(Python.lock("torchao"))
+      assert Stamp.read(context.venv).extras == %{"torchao" => hash}
+      assert {:ok, :unchanged, _} = setup_with(context, [])
+      assert {:ok, :unchanged, _} = setup_with(context, [], with: ["torchao"])
+      assert Stamp.read(context.venv).extras == %{"torchao" => hash}
+      assert {:ok, :installed, _} = setup_with(context, [], with: ["torchao"], repair: true)
+      assert List.last(installs(context)) == whole_lock("torchao")
+    end
+
+    test "is renewed by a plain set-up when its lock is another one", context do
+      assert {:ok, :installed, _} = setup_with(context, [])
+      stamp = Stamp.read(context.venv)
+      old = %{"torchao" => "of another release", "gone" => "no extra any more"}
+      :ok = Stamp.write(context.venv, %{stamp | extras: old})
+      assert {:ok, :installed, _} = setup_with(context, [])
+      assert installs(context) == [torch(), whole_lock(:cpu), whole_lock("torchao")]
+
+      assert Stamp.read(context.venv).extras == %{
+               "torchao" => Stamp.hash(Python.lock("torchao"))
+             }
+    end
+
+    test "survives an environment made anew, and an interruption of that", context do
+      assert {:ok, :installed, _} = setup_with(context, [], with: ["bitsandbytes"])
+      assert {:error, _} = setup_with(context, [pip: "exit 1"], force: true)
+      assert Stamp.read(context.venv).state == :installing
+      assert {:ok, :installed, _} = setup_with(context, [])
+      assert List.last(installs(context)) == whole_lock("bitsandbytes")
+      assert Map.keys(Stamp.read(context.venv).extras) == ["bitsandbytes"]
+    end
+
+    test "that cannot be installed leaves the environment as it was", context do
+      assert {:ok, :installed, _} = setup_with(context, [])
+      stamp = Stamp.read(context.venv)
+
+      pip =
+        ~s(case "$*" in *torchao*\) echo "ERROR: [Errno 28] No space left on device"; exit 1 ;; esac)
+
+      # The environment's own interpreter is the program that this writes again.
+      assert {:error, %Error{message: message}} =
+               setup_with(context, [pip: pip], with: ["torchao"])
+
+      assert message =~ "disk is full"
+      assert Stamp.read(context.venv) == stamp
+      assert Stamp.ready?(context.venv)
+    end
+
+    test "that there is not is refused with the nearest name, before anything is done", context do
+      assert {:error, %Error{reason: :invalid_option} = error} =
+               setup_with(context, [], with: ["bitsandbyte"])
+
+      assert error.message =~ "Did you mean `bitsandbytes`?"
+      assert error.message =~ "torchao"
+      assert installs(context) == []
+    end
   end
 
   test "continues after an interruption in the same environment", context do
