@@ -4,6 +4,7 @@ Values are kept in files, each value after its length in four big-endian bytes.
 
     reference_msgpack.py reencode SOURCE TARGET      decode every value and encode it again
     reference_msgpack.py generate SEED COUNT TARGET  write values made from a seed
+    reference_msgpack.py judge SOURCE TARGET         the same for any bytes; no value becomes empty
     reference_msgpack.py compare EXPECTED ACTUAL     exit with 1 unless both hold the same values
 """
 
@@ -44,6 +45,16 @@ def write(path: str, values: Iterable[bytes]) -> None:
 
 def decode(data: bytes) -> Any:
     return msgpack.unpackb(data, strict_map_key=False)
+
+
+def judge(data: bytes) -> bytes:
+    try:
+        # Text that is not UTF-8 is the reader's affair.
+        value = msgpack.unpackb(data, strict_map_key=False, unicode_errors="surrogateescape")
+    except Exception:
+        return b""
+    packed: bytes = msgpack.packb(value, unicode_errors="surrogateescape")
+    return packed
 
 
 def text(rng: random.Random, length: int) -> str:
@@ -121,6 +132,9 @@ def main(arguments: list[str]) -> int:
     match arguments:
         case ["reencode", source, target]:
             write(target, (msgpack.packb(decode(data)) for data in read(source)))
+            return 0
+        case ["judge", source, target]:
+            write(target, (judge(data) for data in read(source)))
             return 0
         case ["generate", seed, count, target]:
             write(target, generate(int(seed), int(count)))
