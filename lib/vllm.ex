@@ -45,7 +45,7 @@ defmodule VLLM do
   """
 
   alias VLLM.Bridge.Connection
-  alias VLLM.Engine.{Config, Control, Router, Table}
+  alias VLLM.Engine.{Config, Control, Replicas, Router, Table}
   alias VLLM.{BeamSearch, BeamSearchOutput, BeamSearchParams}
   alias VLLM.{Classification, Embedding, PoolingOutput, Score}
 
@@ -57,6 +57,7 @@ defmodule VLLM do
     LoRARequest,
     Options,
     Prompt,
+    Replica,
     RequestOutput,
     SamplingParams,
     Streaming,
@@ -174,7 +175,11 @@ defmodule VLLM do
   end
 
   @doc """
-  Stops the engine and returns when nothing of it is left. Requests in flight end with `:shutdown`.
+  Stops the engine and returns when nothing of it is left.
+
+  It takes no request any more. Those in flight may finish for as long as the engine's
+  `shutdown_timeout:` says, then they end with `:shutdown`. The same happens when the engine's owner
+  or its supervisor ends.
 
       :ok = VLLM.stop(llm)
   """
@@ -189,6 +194,97 @@ defmodule VLLM do
     # It ended by itself meanwhile.
     :exit, _ -> :ok
   end
+
+  @doc """
+  The replicas of an engine and how each is: a list of `VLLM.Replica`s by their index.
+
+      {:ok, [%VLLM.Replica{index: 1, state: :ready, in_flight: 0}]} = VLLM.replicas(llm)
+  """
+  @spec replicas(engine()) :: {:ok, [Replica.t()]} | {:error, Error.t()}
+  def replicas(engine), do: Replicas.list(engine)
+
+  @doc "Like `replicas/1`, but returns the list or raises `VLLM.Error`."
+  @spec replicas!(engine()) :: [Replica.t()]
+  def replicas!(engine), do: bang!(replicas(engine))
+
+  @doc """
+  Gives the engine `count` replicas and returns when it has them.
+
+  New ones are ready then; if one cannot start, all new ones go again and its error is returned
+  (`:out_of_memory`, …). The ones that are too many, those with the highest numbers, take no request
+  any more, finish what they have and end. With `devices:` there can be as many as it has entries.
+
+  #{Options.docs(Options.drain())}
+
+      :ok = VLLM.scale(llm, 2)
+  """
+  @spec scale(engine(), pos_integer(), keyword() | map()) :: :ok | {:error, Error.t()}
+  def scale(engine, count, options \\ []), do: Replicas.scale(engine, count, options)
+
+  @doc "Like `scale/3`, but raises `VLLM.Error`."
+  @spec scale!(engine(), pos_integer(), keyword() | map()) :: :ok
+  def scale!(engine, count, options \\ []), do: bang!(scale(engine, count, options))
+
+  @doc """
+  Takes a replica out of service: it takes no request any more, finishes what it has and ends; its
+  device is free when this returns. `restart/3` brings it back.
+
+  The other replicas serve on. Where there is none, calls end with `:not_running`.
+
+  #{Options.docs(Options.drain())}
+
+      :ok = VLLM.drain(llm, 2)
+  """
+  @spec drain(engine(), pos_integer(), keyword() | map()) :: :ok | {:error, Error.t()}
+  def drain(engine, replica, options \\ []), do: Replicas.drain(engine, replica, options)
+
+  @doc "Like `drain/3`, but raises `VLLM.Error`."
+  @spec drain!(engine(), pos_integer(), keyword() | map()) :: :ok
+  def drain!(engine, replica, options \\ []), do: bang!(drain(engine, replica, options))
+
+  @doc """
+  Starts a replica anew, or all of them, and returns when they are ready or with the error of one
+  that is not.
+
+  That brings back what has failed or was drained. Replicas that serve finish what they have before,
+  one after another; calls wait where there is no other.
+
+  #{Options.docs(Options.drain())}
+
+      :ok = VLLM.restart(llm)
+      :ok = VLLM.restart(llm, 2, timeout: 60_000)
+  """
+  @spec restart(engine(), pos_integer() | :all, keyword() | map()) :: :ok | {:error, Error.t()}
+  def restart(engine, replica \\ :all, options \\ []),
+    do: Replicas.restart(engine, replica, options)
+
+  @doc "Like `restart/3`, but raises `VLLM.Error`."
+  @spec restart!(engine(), pos_integer() | :all, keyword() | map()) :: :ok
+  def restart!(engine, replica \\ :all, options \\ []),
+    do: bang!(restart(engine, replica, options))
+
+  @doc """
+  Gives an engine new options while it serves, also another `model:`; those that are not given stay.
+
+  One replica after another finishes what it has and starts with them, so that no request is lost;
+  with a single replica calls wait meanwhile. If one does not start, it and all before it go back to
+  the options that they had, and its error is returned. `name` and `replicas` stay (see `scale/3`).
+  An engine in a supervision tree has the options of its child spec again when its supervisor
+  restarts it.
+
+  #{Options.docs(Options.drain())}
+
+      :ok = VLLM.reload(llm, max_model_len: 8192)
+      :ok = VLLM.reload(llm, [model: "/models/llama-2"], timeout: 60_000)
+  """
+  @spec reload(engine(), keyword() | map(), keyword() | map()) :: :ok | {:error, Error.t()}
+  def reload(engine, new_options, options \\ []),
+    do: Replicas.reload(engine, new_options, options)
+
+  @doc "Like `reload/3`, but raises `VLLM.Error`."
+  @spec reload!(engine(), keyword() | map(), keyword() | map()) :: :ok
+  def reload!(engine, new_options, options \\ []),
+    do: bang!(reload(engine, new_options, options))
 
   @doc """
   Completes one prompt or a list of them; the results come in the order of the prompts.
@@ -1181,6 +1277,7 @@ defmodule VLLM do
   @spec version!() :: %{ex_vllm: String.t(), vllm: String.t()}
   def version!, do: version()
 
+  defp bang!(:ok), do: :ok
   defp bang!({:ok, result}), do: result
   defp bang!({:error, %Error{} = error}), do: raise(error)
 end

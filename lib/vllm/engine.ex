@@ -4,6 +4,12 @@ defmodule VLLM.Engine do
   # `replicas` workers. Registered under the name that users give it, or its
   # pid.
   #
+  #     VLLM.Engine
+  #     ├─ workers (a supervisor)
+  #     │  ├─ VLLM.Engine.Worker 1
+  #     │  └─ VLLM.Engine.Worker 2 …
+  #     └─ VLLM.Engine.Control
+  #
   # OTP's own supervisor rather than Elixir's, for `auto_shutdown`: the control
   # process ends with the engine's owner and takes everything with it.
 
@@ -55,23 +61,48 @@ defmodule VLLM.Engine do
   @impl true
   def init(%Config{} = config) do
     table = Table.new()
+    note(table, config)
+    Table.put_replicas(table, config.options.replicas)
+
+    case Registry.register(VLLM.Registry, config.name || self(), table) do
+      {:ok, _} ->
+        workers = %{
+          id: :workers,
+          start: {__MODULE__, :start_workers, [table]},
+          type: :supervisor
+        }
+
+        # The last to be started is the first to be stopped: it has the workers
+        # finish what they have, all at once.
+        children = [workers, Control.child_spec(table)]
+        {:ok, {%{strategy: :one_for_one, auto_shutdown: :any_significant}, children}}
+
+      {:error, {:already_registered, _pid}} ->
+        :ignore
+    end
+  end
+
+  @doc "Notes the config of the engine, and what events say of it."
+  @spec note(Table.t(), Config.t()) :: true
+  def note(table, config) do
+    Table.put_config(table, config)
 
     Table.put_about(table, %{
       engine: config.name,
       model: config.model,
       payloads: config.options.telemetry_payloads
     })
+  end
 
-    case Registry.register(VLLM.Registry, config.name || self(), table) do
-      {:ok, _} ->
-        workers =
-          for index <- 1..config.options.replicas, do: Worker.child_spec({config, table, index})
+  @doc false
+  def start_workers(table) do
+    workers = for index <- 1..Table.replicas(table), do: Worker.child_spec({table, index})
+    # What a program does, its worker survives: only a fault of our own ends one.
+    options = [strategy: :one_for_one, max_restarts: 10, max_seconds: 10]
 
-        control = Control.child_spec({config, table})
-        {:ok, {%{strategy: :one_for_one, auto_shutdown: :any_significant}, [control | workers]}}
-
-      {:error, {:already_registered, _pid}} ->
-        :ignore
+    with {:ok, pid} <- Supervisor.start_link(workers, options) do
+      Table.put_workers_supervisor(table, pid)
+      {:ok, pid}
     end
   end
 

@@ -17,16 +17,24 @@ defmodule VLLM.Options do
           | :boolean
           | :string
           | :env
+          | :devices
           | :lora_request
           | :any
 
   @engine [
     {:name, :name, nil,
      "what calls may use instead of the handle: an atom, `{:global, term}` or `{:via, module, term}`"},
-    {:replicas, :pos_integer, 1, "how many workers serve the model; each holds it in full"},
+    {:replicas, :pos_integer, nil,
+     "how many workers serve the model; each holds it in full. By default 1, or one for each " <>
+       "entry of `devices`"},
+    {:devices, :devices, nil,
+     "the devices of each replica: `[[0, 1], [2, 3]]` gives the first two to the first one. Numbers " <>
+       "or names, as `CUDA_VISIBLE_DEVICES` (or what the platform has in its place) takes them. By " <>
+       "default each replica sees all that there are"},
     {:env, :env, %{},
-     "environment variables of the worker, as a map; nil unsets one. For vLLM's own switches, " <>
-       "such as `%{\"CUDA_VISIBLE_DEVICES\" => \"1\"}`. Values do not show in logs"},
+     "environment variables of the worker, as a map, or a list of maps, one for each replica; nil " <>
+       "unsets one. For vLLM's own switches, such as `%{\"VLLM_LOGGING_LEVEL\" => \"DEBUG\"}`. Values " <>
+       "do not show in logs"},
     {:python, :string, nil,
      "path of the Python interpreter that has vLLM; by default the one that `mix vllm.setup` made"},
     {:load_timeout, :timeout, 900_000,
@@ -38,6 +46,13 @@ defmodule VLLM.Options do
     {:max_restarts, :non_neg_integer, 3,
      "restarts of a dead worker within `max_seconds` before the engine gives up"},
     {:max_seconds, :pos_integer, 300, "see `max_restarts`; seconds"},
+    {:hang_timeout, :timeout, 120_000,
+     "milliseconds that a worker with requests may go without an answer to a ping, or without " <>
+       "any progress of its engine; then it is killed and restarted. A long prompt on a slow device " <>
+       "is progress. `:infinity` turns this off"},
+    {:shutdown_timeout, :non_neg_integer, 5_000,
+     "milliseconds that requests in flight may take to end when the engine is stopped; then they " <>
+       "end with `:shutdown`"},
     {:max_frame, :pos_integer, 64 * 1024 * 1024,
      "bytes that one message between Elixir and Python may have"},
     {:telemetry_payloads, :boolean, false,
@@ -50,6 +65,12 @@ defmodule VLLM.Options do
   @call [
     {:timeout, :timeout, 300_000,
      "milliseconds until the whole call must have its answer, waiting for a starting engine included; or `:infinity`"}
+  ]
+
+  @drain [
+    {:timeout, :timeout, :infinity,
+     "milliseconds that requests in flight may take to end; then they end with `:shutdown`. Their own " <>
+       "deadlines count as well"}
   ]
 
   @generate @call ++
@@ -173,6 +194,10 @@ defmodule VLLM.Options do
   @spec call() :: [spec()]
   def call, do: @call
 
+  @doc "How long replicas that are to end or begin anew are given."
+  @spec drain() :: [spec()]
+  def drain, do: @drain
+
   @spec generate() :: [spec()]
   def generate, do: @generate
 
@@ -295,16 +320,34 @@ defmodule VLLM.Options do
   defp valid?(:boolean, value), do: is_boolean(value)
   defp valid?(:string, value), do: is_binary(value) and value != ""
 
+  defp valid?(:env, [first | _] = envs) when is_map(first) or is_list(first) do
+    Enum.all?(envs, &valid?(:env, &1))
+  end
+
   defp valid?(:env, env) do
     (is_map(env) or Keyword.keyword?(env)) and
       Enum.all?(env, fn {name, value} ->
-        (is_binary(name) or is_atom(name)) and
-          (is_nil(value) or is_binary(value) or is_number(value) or is_atom(value))
+        (is_binary(name) or is_atom(name)) and variable?(to_string(name)) and
+          (is_nil(value) or is_binary(value) or is_number(value) or is_atom(value)) and
+          not String.contains?(to_string(value), "\0")
       end)
   end
 
+  defp valid?(:devices, [_ | _] = replicas), do: Enum.all?(replicas, &devices?/1)
+  defp valid?(:devices, _value), do: false
+
   defp valid?(:lora_request, value), do: is_struct(value, VLLM.LoRARequest)
   defp valid?(:any, _value), do: true
+
+  # What the operating system takes for a name.
+  defp variable?(name), do: name != "" and not String.contains?(name, ["=", "\0"])
+
+  defp devices?([_ | _] = devices),
+    do: Enum.all?(devices, &((is_integer(&1) and &1 >= 0) or device_name?(&1)))
+
+  defp devices?(_), do: false
+
+  defp device_name?(name), do: is_binary(name) and name =~ ~r/\A[\w.:-]+\z/
 
   defp expected(:name), do: "an atom, `{:global, term}` or `{:via, module, term}`"
   defp expected(:pos_integer), do: "a positive integer"
@@ -312,7 +355,8 @@ defmodule VLLM.Options do
   defp expected(:timeout), do: "a positive number of milliseconds or `:infinity`"
   defp expected(:boolean), do: "true or false"
   defp expected(:string), do: "a string"
-  defp expected(:env), do: "a map from names to strings"
+  defp expected(:env), do: "a map from names to strings, or a list of such maps"
+  defp expected(:devices), do: "a list of lists of devices, one for each replica"
   defp expected(:lora_request), do: "an adapter from `VLLM.lora_request!/3`"
 
   @doc """

@@ -1,5 +1,5 @@
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 import pytest
@@ -27,12 +27,21 @@ class FakeBackend:
         self.started: list[str] = []
         self.go = asyncio.Event()
 
-    async def load(self, model: str, options: Mapping[str, Any], notify: Notify) -> dict[str, Any]:
+    async def load(
+        self,
+        model: str,
+        options: Mapping[str, Any],
+        notify: Notify,
+        devices: Sequence[str] | None = None,
+    ) -> dict[str, Any]:
         notify("load_progress", {"phase": "config"})
-        return {"model": model, **options}
+        return {"model": model, "devices": devices, **options}
 
     def info(self) -> dict[str, Any]:
         return {"model": "fake"}
+
+    def progress(self) -> dict[str, int]:
+        return {"steps": 7, "beats": 40, "unfinished": 1}
 
     async def upkeep(self, serve: Serve, params: Any) -> Any:
         return await serve(None, params)
@@ -163,9 +172,20 @@ def test_another_protocol_version_is_refused(pipes: Pipes) -> None:
 
 def test_load_tells_its_progress(pipes: Pipes) -> None:
     async def scenario(setting: Setting) -> None:
-        answer = await setting.peer.call("load", {"model": "m", "options": {"dtype": "auto"}})
-        assert answer == {"model": "m", "dtype": "auto"}
+        params = {"model": "m", "options": {"dtype": "auto"}, "devices": ["0", "1"]}
+        answer = await setting.peer.call("load", params)
+        assert answer == {"model": "m", "dtype": "auto", "devices": ["0", "1"]}
         assert setting.peer.notifications == [["load_progress", {"phase": "config"}]]
+
+    run(pipes, scenario)
+
+
+def test_a_ping_is_answered_with_the_progress_of_the_engine(pipes: Pipes) -> None:
+    async def scenario(setting: Setting) -> None:
+        setting.peer.send(2, "ping", {"n": 3})
+        await setting.peer.call("engine_info")
+        figures = {"n": 3, "steps": 7, "beats": 40, "unfinished": 1}
+        assert setting.peer.notifications == [["pong", figures]]
 
     run(pipes, scenario)
 

@@ -3,10 +3,11 @@
 import logging
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vllm_bridge import memory
+from vllm_bridge.errors import BridgeError
 from vllm_bridge.models import Checkpoint
 from vllm_bridge.plugin import cores, few_cores
 
@@ -16,6 +17,20 @@ logger = logging.getLogger(__name__)
 # for where that is more: enough to batch, little enough to leave the machine to others.
 CPU_KV_CACHE_BYTES = memory.GIB
 CPU_KV_CACHE_SEQUENCES = 4
+
+
+def use_devices(devices: Sequence[str]) -> None:
+    """Leaves these devices alone visible to the engine, by the platform's own variable."""
+    from vllm.platforms import Platform, current_platform
+
+    variable = current_platform.device_control_env_var
+    if variable == Platform.device_control_env_var:
+        raise BridgeError(
+            "unsupported",
+            f"vLLM cannot choose among the devices of {current_platform.device_type}.",
+            {"option": "devices"},
+        )
+    os.environ[variable] = ",".join(devices)
 
 
 def before_config(arguments: dict[str, Any]) -> None:

@@ -13,7 +13,7 @@ import logging
 import os
 import platform
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from vllm_bridge import defaults, diagnosis, models, tokenization, upkeep
@@ -28,6 +28,7 @@ from vllm_bridge.params import SamplingParamsFactory, engine_options
 from vllm_bridge.pooling import Pooler, wrong_runner, wrong_task
 from vllm_bridge.prompt_embeds import embeds_prompt
 from vllm_bridge.protocol import unpack_u32
+from vllm_bridge.pulse import Pulse
 from vllm_bridge.stream import Put
 
 logger = logging.getLogger(__name__)
@@ -49,13 +50,22 @@ class Engine:
         self._chat: Chat | None = None
         self._loras: LoRAs | None = None
         self._pooler: Pooler | None = None  # of engines that pool
+        self._pulse: Pulse | None = None
+        self._asleep = False
         self._load_called = False
         self._death: asyncio.Future[None] | None = None
 
     async def load(
-        self, model: str, options: Mapping[str, Any], notify: Callable[[str, dict[str, Any]], None]
+        self,
+        model: str,
+        options: Mapping[str, Any],
+        notify: Callable[[str, dict[str, Any]], None],
+        devices: Sequence[str] | None = None,
     ) -> dict[str, Any]:
         """Starts the engine and returns its *engine info*.
+
+        Args:
+            devices: the only ones that it may use
 
         Raises:
             BridgeError: with the reason why it did not start. The worker is of no use then.
@@ -68,6 +78,8 @@ class Engine:
             models.check_versions()
             checkpoint = models.check_model(model, options)
             notify("load_progress", {"phase": "import"})
+            if devices is not None:
+                defaults.use_devices(devices)
             from vllm.engine.arg_utils import AsyncEngineArgs
             from vllm.v1.engine.async_llm import AsyncLLM
 
@@ -95,6 +107,7 @@ class Engine:
             if config.model_config.runner_type == "pooling":
                 self._pooler = Pooler(llm, tasks)
         self._llm = llm
+        self._pulse = Pulse(llm)
         self._info = _info(model, config, tasks) | {
             "pooling_task": self._pooler and self._pooler.task,
             "labels": self._pooler and self._pooler.labels,
@@ -109,12 +122,23 @@ class Engine:
             raise BridgeError("not_running", "No model is loaded in this worker yet.")
         return self._info
 
+    def progress(self) -> dict[str, int]:
+        """How far the engine has come; see ``pulse``."""
+        if self._pulse is None:
+            return {"steps": 0, "beats": 0, "unfinished": 0}
+        progress = self._pulse.read()
+        # Requests of an engine that sleeps wait until it is woken.
+        return progress | {"unfinished": 0} if self._asleep else progress
+
     async def upkeep(self, serve: upkeep.Serve, params: Any) -> Any:
         """One of the methods of ``upkeep``, for the loaded engine."""
         if self._llm is None:
             raise BridgeError("not_running", "No model is loaded in this worker yet.")
         with map_exceptions(self._request_error):
-            return await serve(self._llm, params)
+            result = await serve(self._llm, params)
+            if serve in (upkeep.sleep, upkeep.wake_up):
+                self._asleep = await self._llm.is_sleeping()
+            return result
 
     async def lora(self, serve: ServeLoRA, params: Any) -> Any:
         """One of the methods of ``lora``, for the adapters of the loaded engine."""

@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from vllm_bridge import pulse
+
 # Up to so many cores, a process that spins takes the time that the others need.
 FEW_CORES = 4
 
@@ -25,6 +27,7 @@ def few_cores() -> bool:
 
 def register() -> None:
     """Called by vLLM, possibly more than once in a process."""
+    pulse.start()
     if few_cores():
         _nap_instead_of_spinning()
     _leave_out_adapters_that_are_not_asked_for()

@@ -5,7 +5,7 @@ import functools
 import logging
 import os
 import platform
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import metadata
 from typing import Annotated, Any, Protocol
@@ -62,6 +62,7 @@ class HelloParams(msgspec.Struct, forbid_unknown_fields=True):
 class LoadParams(msgspec.Struct, forbid_unknown_fields=True):
     model: str
     options: dict[str, Any] = {}
+    devices: list[str] | None = None
 
 
 class NoParams(msgspec.Struct, forbid_unknown_fields=True):
@@ -107,6 +108,10 @@ class CancelParams(msgspec.Struct):
     id: int
 
 
+class PingParams(msgspec.Struct):
+    n: int
+
+
 Notify = Callable[[str, dict[str, Any]], None]
 
 
@@ -114,10 +119,16 @@ class Backend(Protocol):
     """What serves the requests; ``vllm_bridge.engine.Engine`` in a worker."""
 
     async def load(
-        self, model: str, options: Mapping[str, Any], notify: Notify
+        self,
+        model: str,
+        options: Mapping[str, Any],
+        notify: Notify,
+        devices: Sequence[str] | None = None,
     ) -> dict[str, Any]: ...
 
     def info(self) -> dict[str, Any]: ...
+
+    def progress(self) -> dict[str, int]: ...
 
     async def generate(
         self,
@@ -237,6 +248,8 @@ class Server:
                 self._on_cancel(params)
             case Notification(method="credit", params=params):
                 self._on_credit(params)
+            case Notification(method="ping", params=params):
+                self._on_ping(params)
             case Notification(method="shutdown"):
                 self._exit(EXIT_OK)
             case Notification():
@@ -273,6 +286,15 @@ class Server:
         flight = self._flights.get(credit.id)
         if flight is not None and flight.deltas is not None:
             flight.deltas.grant(credit.count)
+
+    def _on_ping(self, params: dict[str, Any]) -> None:
+        try:
+            number = msgspec.convert(params, PingParams).n
+        except msgspec.ValidationError as error:
+            raise ProtocolError(f"a ping without a number: {error}") from error
+        self._connection.send(
+            encode(Notification("pong", {"n": number} | self._backend.progress()))
+        )
 
     def _emit(self, row: Row) -> None:
         if not self._rows:
@@ -383,7 +405,7 @@ class Server:
         }
 
     async def _load(self, _id: int, params: LoadParams) -> dict[str, Any]:
-        return await self._backend.load(params.model, params.options, self.notify)
+        return await self._backend.load(params.model, params.options, self.notify, params.devices)
 
     async def _engine_info(self, _id: int, _params: NoParams) -> dict[str, Any]:
         return self._backend.info()

@@ -37,11 +37,11 @@ defmodule VLLM.FakeEngine do
 
   @doc "The engine's workers (processes) and their programs."
   def workers(llm) do
-    {:ok, _table, pid} = VLLM.Engine.Table.lookup(llm)
+    {:ok, table, _pid} = VLLM.Engine.Table.lookup(llm)
 
-    for {{VLLM.Engine.Worker, _index}, worker, _, _} <- Supervisor.which_children(pid) do
-      {_state, data} = :sys.get_state(worker)
-      {worker, data.program}
+    for index <- 1..VLLM.Engine.Table.replicas(table) do
+      program = with {program, _conn} <- VLLM.Engine.Table.run(table, index), do: program
+      {VLLM.Engine.Table.process(table, index), program}
     end
   end
 

@@ -9,13 +9,15 @@ Prompts: `reply:TEXT`, `error:REASON`, `hold` (answer when cancelled, or on `rel
 (answer with TEXT only after a cancel), `release`, `held` (answer with how many are held), `duplicate:TEXT`, `unknown:TEXT` (first an
 answer to an id that was never used), `print:TEXT`, `garbage`, `shapeless`, `malformed`, `truncated`,
 `oversized`, `exit:STATUS`, `kill`, `stop`, `child` (answer with the pid of a stubborn child),
-`env:NAME`, `once:FILE:STEP`, `delta:TEXT` (a delta; other steps follow), `credit` (answer with the credit granted so far).
+`env:NAME`, `devices`, `once:FILE:STEP`, `stall` (hold, and make no progress any more), `slow` (hold, and take
+one long step), `sleep:SECONDS` (do nothing else meanwhile), `delta:TEXT` (a delta; other steps follow), `credit` (answer with the credit granted so far).
 """
 
 import os
 import signal
 import struct
 import sys
+import time
 
 
 def encode(value: object) -> bytes:
@@ -136,6 +138,11 @@ INFO = {"model": "fake", "max_num_seqs": 8, "max_model_len": 128, "device": "non
 
 held: dict[int, str | None] = {}
 granted = 0
+devices: list[str] = []
+
+# What a ping is told of the engine, and which of the two still move.
+progress = {"steps": 0, "beats": 0}
+moving = {"steps", "beats"}
 
 
 def stubborn_child() -> int:
@@ -184,6 +191,14 @@ def prompt_step(name: str, argument: str, request: int) -> None:
         send([1, request, error(argument), None])
     elif name == "hold":
         held[request] = None
+    elif name == "stall":
+        held[request] = None
+        moving.clear()
+    elif name == "slow":
+        held[request] = None
+        moving.discard("steps")
+    elif name == "sleep":
+        time.sleep(float(argument))
     elif name == "late":
         held[request] = argument
     elif name == "release":
@@ -218,6 +233,8 @@ def prompt_step(name: str, argument: str, request: int) -> None:
         send([2, "deltas", {"deltas": [[request, 0, argument, b"", None, None, None]]}])
     elif name == "credit":
         send([1, request, None, output(request, str(granted))])
+    elif name == "devices":
+        send([1, request, None, output(request, ",".join(devices))])
     elif name == "env":
         send([1, request, None, output(request, os.environ.get(argument, ""))])
     else:
@@ -256,7 +273,8 @@ def main() -> None:
             case [0, request, "hello", _]:
                 hello = {"protocol": 1, "bridge": "0", "python": "3", "pid": os.getpid()}
                 send([1, request, None, hello | {"packages": {}, "methods": []}])
-            case [0, request, "load", {"model": model}]:
+            case [0, request, "load", {"model": model, **given}]:
+                devices[:] = given.get("devices", [])
                 send([2, "load_progress", {"phase": "engine"}])
                 load(model, request)
             case [0, request, "generate", {"prompt": prompt}]:
@@ -270,6 +288,10 @@ def main() -> None:
                         send([1, request, error("aborted"), None])
                     else:
                         send([1, request, None, output(request, text)])
+            case [2, "ping", {"n": n}]:
+                for name in moving:
+                    progress[name] += 1
+                send([2, "pong", {"n": n, "unfinished": len(held)} | progress])
             case [2, "shutdown", _]:
                 sys.exit(0)
 

@@ -49,11 +49,11 @@ defmodule VLLM.Bridge.Program do
       {:ok, %__MODULE__{port: port, os_pid: os_pid || 0, run_dir: run_dir, python: python}}
     end
   rescue
-    error in ErlangError ->
+    error in [ErlangError, ArgumentError] ->
       {:error,
        Error.new(
          :python_not_found,
-         "Python could not be started (#{inspect(error.original)}). Run `mix vllm.doctor`."
+         "Python could not be started (#{Exception.message(error)}). Run `mix vllm.doctor`."
        )}
   end
 
@@ -111,35 +111,53 @@ defmodule VLLM.Bridge.Program do
   Ends the program and returns when nothing of it is left.
 
   `ask` may tell the worker to end by itself; where that takes over two seconds
-  the port is closed, upon which the guard kills everything at once. Called by
-  the owner of the port; `clean_up/1` comes after it.
+  it is killed. Called by the owner of the port; `clean_up/1` comes after it.
   """
   @spec stop(t(), (() -> term())) :: :ok
-  def stop(%__MODULE__{port: port} = program, ask \\ fn -> :ok end) do
+  def stop(%__MODULE__{port: port} = program, ask) do
     ask.()
 
     receive do
       {^port, {:exit_status, _}} -> :ok
     after
-      2_000 ->
-        close(port)
-        await_end(program.os_pid, :erlang.monotonic_time(:millisecond) + 10_000)
+      2_000 -> kill(program)
     end
   end
 
-  defp close(port) do
+  @doc "Has the guard kill every process of the program, and returns when nothing of it is left."
+  @spec kill(t()) :: :ok
+  def kill(%__MODULE__{port: port, os_pid: guard}) do
+    close(port)
+    await_end(guard, :erlang.monotonic_time(:millisecond) + 10_000)
+  end
+
+  defp close(port) when is_port(port) do
     Port.close(port)
   rescue
     ArgumentError -> true
   end
 
+  # The program of VLLM.Test.
+  defp close(pid), do: Process.exit(pid, :kill)
+
   # A closed port tells no exit status, so the guard's end is looked for.
-  defp await_end(os_pid, deadline) do
-    if File.exists?("/proc/#{os_pid}") and :erlang.monotonic_time(:millisecond) < deadline do
+  defp await_end(guard, deadline) do
+    with {:ok, stat} <- File.read("/proc/#{guard}/stat"),
+         true <- :erlang.monotonic_time(:millisecond) < deadline do
+      # A guard that is stopped cannot hear of it.
+      if state(stat) in ["T", "t"], do: continue(guard)
+
       receive do
       after
-        10 -> await_end(os_pid, deadline)
+        10 -> await_end(guard, deadline)
       end
+    else
+      _gone_or_late -> :ok
     end
   end
+
+  # The name before it, in parentheses, may hold anything.
+  defp state(stat), do: stat |> String.split(") ") |> List.last() |> String.first()
+
+  defp continue(pid), do: System.cmd("kill", ["-CONT", Integer.to_string(pid)])
 end

@@ -1,8 +1,9 @@
 defmodule VLLM.Engine.Config do
   @moduledoc false
-  # What an engine was started with. It is part of child specs, process states
-  # and crash reports, so everything that may be secret (environment, tokens)
-  # sits inside a function, which no formatter opens.
+  # What an engine was started with. It is part of process states and crash
+  # reports, so everything that may be secret (environment, tokens, and with
+  # them the options as they were given) sits inside a function, which no
+  # formatter opens.
 
   alias VLLM.Bridge.Program
   alias VLLM.Engine.Table
@@ -16,17 +17,25 @@ defmodule VLLM.Engine.Config do
           model: String.t(),
           engine_options: %{String.t() => term()},
           options: %{atom() => term()},
-          secrets: (() -> %{env: map(), engine_options: map()}),
+          secrets: (() -> secrets()),
           owner: pid() | nil,
           # What runs instead of Python; only VLLM.Test gives it.
           start_program: (Table.t() -> {:ok, Program.t()}) | nil
         }
 
+  @typedoc "The environment, one for all replicas or a list; engine options; all that was given."
+  @type secrets :: %{env: map() | [map()], engine_options: map(), given: map()}
+
   @doc "Checks the options of `VLLM.llm/2` and `{VLLM, options}`; vLLM's own are passed on as they are."
   @spec new(keyword() | map()) :: {:ok, t()} | {:error, Error.t()}
-  def new(given) do
-    with {:ok, options, rest} <- Options.split(given, Options.engine()),
-         {:ok, model, rest} <- model(rest) do
+  def new(options) do
+    with {:ok, given} <- Options.to_map(options),
+         {:ok, options, rest} <- Options.split(given, Options.engine()),
+         {:ok, model, rest} <- model(rest),
+         {:ok, options} <- replicas(options),
+         {env, options} = Map.pop!(options, :env),
+         options = Map.put(options, :environments, count(env)),
+         :ok <- check_replicas(options, options.replicas) do
       {secret, plain} = Map.split(rest, ["hf_token"])
 
       {:ok,
@@ -34,9 +43,92 @@ defmodule VLLM.Engine.Config do
          name: options.name,
          model: model,
          engine_options: plain,
-         options: Map.drop(options, [:name, :env]),
-         secrets: fn -> %{env: options.env, engine_options: secret} end
+         options: Map.delete(options, :name),
+         secrets: fn -> %{env: env, engine_options: secret, given: given} end
        }}
+    end
+  end
+
+  # What belongs to the engine rather than to its workers.
+  @fixed ["name", "replicas"]
+
+  @doc "The config with `options` over those that it was made of."
+  @spec merge(t(), keyword() | map()) :: {:ok, t()} | {:error, Error.t()}
+  def merge(config, options) do
+    with {:ok, options} <- Options.to_map(options),
+         :ok <- check_fixed(options),
+         given = Map.delete(config.secrets.().given, "replicas"),
+         {:ok, merged} <- new(Map.merge(given, options)) do
+      {:ok, %{merged | owner: config.owner, start_program: config.start_program}}
+    end
+  end
+
+  defp check_fixed(options) do
+    case Enum.find(@fixed, &is_map_key(options, &1)) do
+      nil ->
+        :ok
+
+      name ->
+        invalid(name, "`#{name}` is the engine's own and stays; for replicas see `VLLM.scale/3`.")
+    end
+  end
+
+  @doc "Whether there are devices and environments for so many replicas."
+  @spec check_replicas(t() | map(), pos_integer()) :: :ok | {:error, Error.t()}
+  def check_replicas(%__MODULE__{options: options}, replicas),
+    do: check_replicas(options, replicas)
+
+  def check_replicas(options, replicas) do
+    cond do
+      fewer?(count(options.devices), replicas) ->
+        too_few("devices", length(options.devices), replicas)
+
+      fewer?(options.environments, replicas) ->
+        too_few("env", options.environments, replicas)
+
+      true ->
+        :ok
+    end
+  end
+
+  defp count([_ | _] = list), do: length(list)
+  defp count(_one_for_all), do: nil
+
+  defp fewer?(count, replicas), do: is_integer(count) and count < replicas
+
+  defp too_few(option, count, replicas) do
+    invalid(
+      option,
+      "`#{option}` has #{count} entries, and there are to be #{replicas} replicas; give one for each."
+    )
+  end
+
+  defp replicas(%{replicas: nil} = options) do
+    {:ok, %{options | replicas: count(options.devices) || 1}}
+  end
+
+  defp replicas(%{replicas: replicas, devices: devices})
+       when is_list(devices) and length(devices) > replicas do
+    invalid(
+      "devices",
+      "`devices` has #{length(devices)} entries, and `replicas` is #{replicas}; leave " <>
+        "`replicas` out, or make the two fit."
+    )
+  end
+
+  defp replicas(options), do: {:ok, options}
+
+  @doc "The devices of a replica; nil where the engine takes what it finds."
+  @spec devices(t(), pos_integer()) :: [non_neg_integer() | String.t()] | nil
+  def devices(%__MODULE__{options: %{devices: nil}}, _index), do: nil
+  def devices(%__MODULE__{options: %{devices: devices}}, index), do: Enum.at(devices, index - 1)
+
+  @doc "The environment of a replica."
+  @spec env(t(), pos_integer()) :: Enumerable.t()
+  def env(config, index) do
+    case config.secrets.().env do
+      [_ | _] = env -> Enum.at(env, index - 1)
+      env -> env
     end
   end
 
@@ -46,22 +138,17 @@ defmodule VLLM.Engine.Config do
         {:ok, Options.expand(model), rest}
 
       {nil, _} ->
-        {:error,
-         Error.new(
-           :invalid_option,
-           "No model is given; name a folder or a hub id with `model:`.",
-           %{
-             "option" => "model"
-           }
-         )}
+        invalid("model", "No model is given; name a folder or a hub id with `model:`.")
 
       {other, _} ->
-        {:error,
-         Error.new(
-           :invalid_option,
-           "`model` is a folder's path or a hub id as a string; got #{inspect(other)}.",
-           %{"option" => "model"}
-         )}
+        invalid(
+          "model",
+          "`model` is a folder's path or a hub id as a string; got #{inspect(other)}."
+        )
     end
+  end
+
+  defp invalid(option, message) do
+    {:error, Error.new(:invalid_option, message, %{"option" => option})}
   end
 end

@@ -1,24 +1,28 @@
 defmodule VLLM.Engine.Control do
   @moduledoc false
-  # Knows how an engine is: answers those who wait for it to be ready, and ends
-  # it with its owner. No request passes through it.
+  # Knows how an engine is: answers those who wait for it to be ready, changes
+  # its replicas one operation at a time, and ends it with its owner. No request
+  # passes through it.
   #
   # It is the engine's significant child: when it ends in peace, because the
-  # owner is gone, the supervisor takes the whole engine down.
+  # owner is gone, the supervisor takes the whole engine down. However the engine
+  # is stopped, it ends first, and lets the requests in flight finish.
 
   use GenServer
 
   alias VLLM.Bridge.Connection
-  alias VLLM.Engine.{Config, Table}
+  alias VLLM.Engine.{Replicas, Table}
   alias VLLM.Error
 
-  @spec child_spec({Config.t(), Table.t()}) :: map()
-  def child_spec(arg) do
+  @spec child_spec(Table.t()) :: map()
+  def child_spec(table) do
     %{
       id: __MODULE__,
-      start: {GenServer, :start_link, [__MODULE__, arg]},
+      start: {GenServer, :start_link, [__MODULE__, table]},
       restart: :transient,
-      significant: true
+      significant: true,
+      # See Replicas.stop/2, which takes no longer than it may.
+      shutdown: :infinity
     }
   end
 
@@ -31,44 +35,78 @@ defmodule VLLM.Engine.Control do
   @spec await(Table.t(), :any | :all, Connection.deadline(), (map() -> term())) ::
           :ok | {:error, Error.t()}
   def await(table, how_many, deadline, on_progress \\ fn _ -> :ok end) do
-    case Table.control(table) do
+    ask(table, fn ref -> {:await, ref, how_many} end, deadline, on_progress, fn ->
+      Error.new(
+        :timeout,
+        "The deadline passed while the engine was starting. Wait for it with " <>
+          "`VLLM.await_ready/2`, or give the call more `timeout:`."
+      )
+    end)
+  end
+
+  @doc """
+  Runs one operation on the replicas, after those that were asked for before it. It goes on when
+  the caller ends.
+  """
+  @spec operate(Table.t(), (() -> result)) :: result | {:error, Error.t()} when result: term()
+  def operate(table, operation) do
+    ask(table, fn ref -> {:operate, ref, operation} end, :infinity, fn _ -> :ok end, fn -> nil end)
+  end
+
+  defp ask(table, message, deadline, on_progress, late) do
+    case not Table.stopping?(table) && Table.control(table) do
+      false ->
+        {:error, not_running()}
+
       {:ok, control} ->
         ref = :erlang.monitor(:process, control, alias: :demonitor)
-        send(control, {:await, ref, how_many})
-        result = wait(ref, deadline, on_progress)
+        send(control, message.(ref))
+        result = wait(ref, deadline, on_progress, late)
         Process.demonitor(ref, [:flush])
         flush(ref)
-        result
+
+        if result == :again,
+          do: again(table, message, deadline, on_progress, late),
+          else: result
 
       :error ->
-        {:error, not_running()}
+        again(table, message, deadline, on_progress, late)
     end
   rescue
     # The table ended with its engine.
     ArgumentError -> {:error, not_running()}
   end
 
-  defp wait(ref, deadline, on_progress) do
+  # It has not started yet, or was killed and starts anew.
+  defp again(table, message, deadline, on_progress, late) do
+    receive do
+    after
+      min(10, Connection.remaining(deadline)) -> :ok
+    end
+
+    if Connection.remaining(deadline) == 0,
+      do: {:error, late.()},
+      else: ask(table, message, deadline, on_progress, late)
+  end
+
+  defp wait(ref, deadline, on_progress, late) do
     receive do
       {^ref, {:progress, progress}} ->
         on_progress.(progress)
-        wait(ref, deadline, on_progress)
+        wait(ref, deadline, on_progress, late)
 
       {^ref, result} ->
         result
 
-      {:DOWN, ^ref, :process, _pid, _reason} ->
-        {:error, not_running()}
+      {:DOWN, ^ref, :process, _pid, reason} ->
+        if stopped?(reason), do: {:error, not_running()}, else: :again
     after
-      Connection.remaining(deadline) ->
-        {:error,
-         Error.new(
-           :timeout,
-           "The deadline passed while the engine was starting. Wait for it with " <>
-             "`VLLM.await_ready/2`, or give the call more `timeout:`."
-         )}
+      Connection.remaining(deadline) -> {:error, late.()}
     end
   end
+
+  defp stopped?({:shutdown, _}), do: true
+  defp stopped?(reason), do: reason in [:normal, :shutdown]
 
   defp flush(ref) do
     receive do
@@ -81,10 +119,13 @@ defmodule VLLM.Engine.Control do
   defp not_running, do: Error.new(:not_running, "The engine was stopped.")
 
   @impl true
-  def init({config, table}) do
+  def init(table) do
+    # So that it can let requests finish when it is told to end.
+    Process.flag(:trap_exit, true)
     Table.put_control(table, self())
-    if config.owner, do: Process.monitor(config.owner)
-    {:ok, %{config: config, table: table, waiting: []}}
+    owner = Table.config(table).owner
+    monitor = owner && Process.monitor(owner)
+    {:ok, %{table: table, owner: monitor, waiting: [], operations: :queue.new(), running: nil}}
   end
 
   @impl true
@@ -100,16 +141,65 @@ defmodule VLLM.Engine.Control do
     {:noreply, state}
   end
 
-  def handle_info({:DOWN, _ref, :process, owner, _reason}, %{config: %{owner: owner}} = state) do
+  def handle_info({:operate, ref, operation}, state) do
+    {:noreply, next_operation(update_in(state.operations, &:queue.in({ref, operation}, &1)))}
+  end
+
+  def handle_info({:DOWN, monitor, :process, _pid, reason}, %{running: {monitor, ref}} = state) do
+    result =
+      case reason do
+        {:result, result} -> result
+        fault -> {:error, Error.new(:internal, "The operation failed: #{kind(fault)}.")}
+      end
+
+    send(ref, {ref, result})
+    {:noreply, next_operation(%{state | running: nil})}
+  end
+
+  def handle_info({:DOWN, owner, :process, _pid, _reason}, %{owner: owner} = state) do
     {:stop, {:shutdown, :owner_down}, state}
   end
+
+  # The end of an operation is seen by its monitor.
+  def handle_info({:EXIT, _pid, _reason}, state), do: {:noreply, state}
+
+  # Its own or the supervisor's decision to stop; after a fault it comes back.
+  @impl true
+  def terminate(reason, state) do
+    if stopped?(reason) do
+      Table.put_stopping(state.table)
+      for {ref, _} <- state.waiting, do: send(ref, {ref, {:error, not_running()}})
+      Replicas.stop(state.table, Table.config(state.table).options.shutdown_timeout)
+    end
+  end
+
+  defp next_operation(%{running: nil} = state) do
+    case :queue.out(state.operations) do
+      {{:value, {ref, operation}}, rest} ->
+        # In a process of its own, for it takes long; linked, to end with the engine.
+        {_pid, monitor} = :erlang.spawn_opt(fn -> run(operation) end, [:link, :monitor])
+        %{state | operations: rest, running: {monitor, ref}}
+
+      {:empty, _} ->
+        state
+    end
+  end
+
+  defp next_operation(state), do: state
+
+  defp run(operation), do: exit({:result, operation.()})
+
+  # Without its arguments, which may hold what is to stay secret.
+  defp kind({%module{}, _stacktrace}), do: inspect(module)
+  defp kind({kind, _stacktrace}) when is_atom(kind), do: inspect(kind)
+  defp kind(_reason), do: "it was ended"
 
   defp answer(state) do
     statuses = Table.statuses(state.table)
 
     waiting =
       Enum.reject(state.waiting, fn {ref, how_many} ->
-        case verdict(how_many, statuses, state.config.options.replicas) do
+        case verdict(how_many, statuses) do
           :wait -> false
           result -> send(ref, {ref, result})
         end
@@ -118,16 +208,25 @@ defmodule VLLM.Engine.Control do
     %{state | waiting: waiting}
   end
 
-  defp verdict(how_many, statuses, replicas) do
+  defp verdict(how_many, statuses) do
     ready = Enum.count(statuses, &(&1 == :ready))
-    failed = Enum.filter(statuses, &match?({:failed, _}, &1))
+    failed = for {:failed, error} <- statuses, do: error
+    gone = length(failed) + Enum.count(statuses, &(&1 == :drained))
 
     cond do
       how_many == :any and ready > 0 -> :ok
-      how_many == :all and ready == replicas -> :ok
-      how_many == :all and failed != [] -> {:error, elem(hd(failed), 1)}
-      length(failed) == replicas -> {:error, elem(hd(failed), 1)}
-      true -> :wait
+      how_many == :all and ready == length(statuses) -> :ok
+      how_many == :all and failed != [] -> {:error, hd(failed)}
+      gone < length(statuses) -> :wait
+      failed != [] -> {:error, hd(failed)}
+      true -> {:error, all_drained()}
     end
+  end
+
+  defp all_drained do
+    Error.new(
+      :not_running,
+      "Every replica of the engine was drained (`VLLM.drain/3`). `VLLM.restart/3` starts them again."
+    )
   end
 end

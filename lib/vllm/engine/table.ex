@@ -4,11 +4,13 @@ defmodule VLLM.Engine.Table do
   # that belongs to the engine's supervisor, so that it outlives any worker.
   # Callers read it; nobody is asked.
 
-  alias VLLM.Bridge.Connection
+  alias VLLM.Bridge.{Connection, Program}
+  alias VLLM.Engine.Config
   alias VLLM.Error
 
   @type t :: :ets.table()
-  @type status :: :starting | :ready | {:failed, Error.t()}
+  @type status ::
+          :starting | :ready | :draining | :drained | :dead | {:failed, Error.t()}
 
   @typedoc "A ready worker; `window` requests run at once, `limit` may be under way."
   @type worker :: %{
@@ -41,6 +43,8 @@ defmodule VLLM.Engine.Table do
     end
   end
 
+  ## The engine
+
   @spec put_control(t(), pid()) :: true
   def put_control(table, pid), do: :ets.insert(table, {:control, pid})
 
@@ -52,12 +56,49 @@ defmodule VLLM.Engine.Table do
     end
   end
 
+  @doc "Notes that the engine is about to end and takes no request any more."
+  @spec put_stopping(t()) :: true
+  def put_stopping(table), do: :ets.insert(table, {:stopping, true})
+
+  @spec stopping?(t()) :: boolean()
+  def stopping?(table), do: :ets.member(table, :stopping)
+
   @doc "Notes what events say of the engine."
   @spec put_about(t(), VLLM.Telemetry.about()) :: true
   def put_about(table, about), do: :ets.insert(table, {:about, about})
 
   @spec about(t()) :: VLLM.Telemetry.about()
   def about(table), do: :ets.lookup_element(table, :about, 2)
+
+  @doc "Notes what the engine is, as its worker last said."
+  @spec put_info(t(), map()) :: true
+  def put_info(table, info), do: :ets.insert(table, {:info, info})
+
+  @spec info(t()) :: map()
+  def info(table), do: :ets.lookup_element(table, :info, 2)
+
+  @doc "Notes the config that new replicas start with."
+  @spec put_config(t(), Config.t()) :: true
+  def put_config(table, config), do: :ets.insert(table, {:config, config})
+
+  @spec config(t()) :: Config.t()
+  def config(table), do: :ets.lookup_element(table, :config, 2)
+
+  @doc "Notes how many replicas there are to be."
+  @spec put_replicas(t(), pos_integer()) :: true
+  def put_replicas(table, count), do: :ets.insert(table, {:replicas, count})
+
+  @spec replicas(t()) :: pos_integer()
+  def replicas(table), do: :ets.lookup_element(table, :replicas, 2)
+
+  @doc "Notes the supervisor of the workers."
+  @spec put_workers_supervisor(t(), pid()) :: true
+  def put_workers_supervisor(table, pid), do: :ets.insert(table, {:workers_supervisor, pid})
+
+  @spec workers_supervisor(t()) :: pid()
+  def workers_supervisor(table), do: :ets.lookup_element(table, :workers_supervisor, 2)
+
+  ## Each of its workers
 
   @doc "Makes a worker known to callers."
   @spec put_worker(t(), pos_integer(), worker()) :: true
@@ -68,14 +109,7 @@ defmodule VLLM.Engine.Table do
 
   @doc "The workers that take requests now."
   @spec workers(t()) :: [worker()]
-  def workers(table), do: :ets.select(table, [{{{:worker, :_}, :"$1"}, [], [:"$1"]}])
-
-  @doc "Notes what the engine is, as its worker last said."
-  @spec put_info(t(), map()) :: true
-  def put_info(table, info), do: :ets.insert(table, {:info, info})
-
-  @spec info(t()) :: map()
-  def info(table), do: :ets.lookup_element(table, :info, 2)
+  def workers(table), do: all(table, :worker)
 
   @doc "Notes a worker's state and tells whoever waits for the engine."
   @spec put_status(t(), pos_integer(), status()) :: :ok
@@ -84,12 +118,57 @@ defmodule VLLM.Engine.Table do
     tell(table, :status)
   end
 
+  @spec status(t(), pos_integer()) :: status() | nil
+  def status(table, index), do: get(table, {:status, index})
+
   @spec statuses(t()) :: [status()]
-  def statuses(table), do: :ets.select(table, [{{{:status, :_}, :"$1"}, [], [:"$1"]}])
+  def statuses(table), do: all(table, :status)
+
+  @doc "Notes the config that a worker serves with, for when its process has to begin anew."
+  @spec put_config(t(), pos_integer(), Config.t()) :: true
+  def put_config(table, index, config), do: :ets.insert(table, {{:config, index}, config})
+
+  @doc "The config of a worker; that of the engine where it has none of its own yet."
+  @spec config(t(), pos_integer()) :: Config.t()
+  def config(table, index), do: get(table, {:config, index}) || config(table)
+
+  @doc "Notes the process of a worker."
+  @spec put_process(t(), pos_integer(), pid()) :: true
+  def put_process(table, index, pid), do: :ets.insert(table, {{:process, index}, pid})
+
+  @spec process(t(), pos_integer()) :: pid() | nil
+  def process(table, index), do: get(table, {:process, index})
+
+  @doc "Notes the program that a worker runs, and its connection."
+  @spec put_run(t(), pos_integer(), Program.t(), Connection.t()) :: true
+  def put_run(table, index, program, conn),
+    do: :ets.insert(table, {{:run, index}, {program, conn}})
+
+  @spec delete_run(t(), pos_integer()) :: true
+  def delete_run(table, index), do: :ets.delete(table, {:run, index})
+
+  @spec run(t(), pos_integer()) :: {Program.t(), Connection.t()} | nil
+  def run(table, index), do: get(table, {:run, index})
+
+  @doc "Forgets a worker that the engine has no more."
+  @spec forget(t(), pos_integer()) :: :ok
+  def forget(table, index) do
+    for key <- [:worker, :status, :config, :process, :run], do: :ets.delete(table, {key, index})
+    tell(table, :status)
+  end
 
   @doc "Tells whoever waits for the engine how far a worker has come."
   @spec put_progress(t(), pos_integer(), map()) :: :ok
   def put_progress(table, index, progress), do: tell(table, {:progress, index, progress})
+
+  defp all(table, key), do: :ets.select(table, [{{{key, :_}, :"$1"}, [], [:"$1"]}])
+
+  defp get(table, key) do
+    case :ets.lookup(table, key) do
+      [{_key, value}] -> value
+      [] -> nil
+    end
+  end
 
   defp tell(table, message) do
     with {:ok, pid} <- control(table), do: send(pid, message)

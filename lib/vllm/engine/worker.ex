@@ -3,65 +3,118 @@ defmodule VLLM.Engine.Worker do
   # One worker of an engine: a state machine around one run of the worker
   # program at a time.
   #
-  #     starting ──▶ ready ──▶ dead ──▶ starting …      (after a pause)
-  #        └────────────────────┴─────▶ failed          (refused, or too often)
+  #                  ┌────────────── restart, reload ──────────────┐
+  #                  ▼                                             │
+  #     ┌──────▶ starting ──── loaded ───▶ ready ─── drain ───▶ draining
+  #     │         │  │  ▲                    │                     │
+  #   pause       │  │  └──── restart ────┐  │ death, hang         │ nothing is
+  #     │         │  └─ refused ─▶ failed ┤  │                     │ in flight
+  #     └─ dead ◀─┴───── death ──────▲────┼──┘                     ▼
+  #          └────── too often ──────┘    └─────────────────── drained
   #
   # It owns the port, routes answers to the callers that wait for them, has the
-  # requests of dead callers aborted, follows the worker's log and restarts the
-  # program. Requests do not pass through it (see VLLM.Bridge.Connection), so it
-  # never does anything slow. In state dead and failed there is no program: a new run begins
-  # only after the guard of the old one has said that all of it is gone.
+  # requests of dead callers aborted, follows the worker's log, finds out
+  # whether it hangs and restarts the program. Requests do not pass through it
+  # (see VLLM.Bridge.Connection), so it never does anything slow.
+  #
+  # In dead, failed and drained there is no program, and a new run begins only
+  # after the guard of the old one has said that all of it is gone. A worker
+  # that drains is unknown to callers and lets those finish that it has. A
+  # reload is a start with another config, `fallback` the one to go back to
+  # should that not load; meanwhile the worker counts as starting.
 
   @behaviour :gen_statem
 
-  require Logger
-
-  alias VLLM.Bridge.{Connection, Log, Program}
-  alias VLLM.Engine.{Progress, Table}
-  alias VLLM.{Error, Options, Telemetry}
+  alias VLLM.Bridge.Connection
+  alias VLLM.Engine.{Config, Hang, Progress, Report, Run, Table}
+  alias VLLM.{Error, Options}
 
   # How often the log is looked at, in ms: often while people watch it load.
-  @log_interval %{starting: 100, ready: 500}
+  @log_interval %{starting: 100, ready: 500, draining: 500}
 
   # The pause before a restart doubles from the first to the last, in ms.
   @first_pause 200
   @last_pause 30_000
 
+  # How often a worker that drains looks whether it is done, in ms.
+  @drain_interval 20
+
   defstruct [
-    :config,
     :table,
     :index,
-    :program,
-    :conn,
-    :log,
+    :config,
+    :run,
     :started_at,
     # The request that the worker itself has under way while starting.
     :request,
     :info,
     :error,
+    :fallback,
+    # Why a reload went back to the config before it.
+    :reload_error,
+    # What comes after draining: drained, or a start with a config.
+    :next,
+    # Who waits for it to be drained or ready.
+    waiting: [],
     deaths: []
   ]
 
-  def child_spec({config, table, index}) do
+  @spec child_spec({Table.t(), pos_integer()}) :: Supervisor.child_spec()
+  def child_spec({table, index}) do
     %{
-      id: {__MODULE__, index},
-      start: {__MODULE__, :start_link, [config, table, index]},
+      id: index,
+      start: {__MODULE__, :start_link, [table, index]},
       # To end a worker takes as long as its processes take to be gone.
       shutdown: 15_000
     }
   end
 
-  def start_link(config, table, index) do
-    :gen_statem.start_link(__MODULE__, {config, table, index}, [])
-  end
+  @spec start_link(Table.t(), pos_integer()) :: :gen_statem.start_ret()
+  def start_link(table, index), do: :gen_statem.start_link(__MODULE__, {table, index}, [])
+
+  @doc "Asks a worker to end when nothing is in flight, or after `timeout` ms; for `receive_response`."
+  @spec drain(pid(), timeout()) :: :gen_statem.request_id()
+  def drain(worker, timeout), do: :gen_statem.send_request(worker, {:drain, timeout})
+
+  @doc """
+  Asks a worker to begin anew once it is drained, with `config` if that is given; the answer comes
+  when it is ready. If it does not load with `config`, it goes back to the one before, and the
+  answer is the error.
+  """
+  @spec restart(pid(), timeout(), Config.t() | nil) :: :gen_statem.request_id()
+  def restart(worker, timeout, config \\ nil),
+    do: :gen_statem.send_request(worker, {:restart, timeout, config})
+
+  @doc "Gives a drained worker the config that it is to start with one day."
+  @spec configure(pid(), Config.t()) :: :gen_statem.request_id()
+  def configure(worker, config), do: :gen_statem.send_request(worker, {:configure, config})
+
+  @doc "Asks for the end of a start, good or bad."
+  @spec await(pid()) :: :gen_statem.request_id()
+  def await(worker), do: :gen_statem.send_request(worker, :await)
 
   @impl true
   def callback_mode, do: [:handle_event_function, :state_enter]
 
   @impl true
-  def init({config, table, index}) do
+  def init({table, index}) do
     Process.flag(:trap_exit, true)
-    {:ok, :starting, %__MODULE__{config: config, table: table, index: index}}
+    # Of a worker process that ended before this one.
+    Table.delete_worker(table, index)
+    Table.put_process(table, index, self())
+    data = %__MODULE__{table: table, index: index, config: Table.config(table, index)}
+
+    case Table.status(table, index) do
+      :drained ->
+        {:ok, :drained, data}
+
+      {:failed, error} ->
+        {:ok, :failed, %{data | error: error}}
+
+      _none_or_over ->
+        Table.put_status(table, index, :starting)
+        {:ok, :starting, data}
+    end
   end
 
   ## Entering a state
@@ -69,58 +122,70 @@ defmodule VLLM.Engine.Worker do
   @impl true
   def handle_event(:enter, _old, :starting, data) do
     Table.put_status(data.table, data.index, :starting)
-    data = %{data | started_at: System.monotonic_time(), info: nil}
-    Telemetry.load_start(metadata(data))
+    data = %{data | started_at: System.monotonic_time(), info: nil, next: nil}
+    Report.load_start(data)
     {:keep_state, data, [{:state_timeout, 0, :start}]}
   end
 
   def handle_event(:enter, _old, :ready, data) do
-    Table.put_worker(
-      data.table,
-      data.index,
-      Map.merge(limits(data), %{conn: data.conn, index: data.index})
-    )
-
+    Table.put_config(data.table, data.index, data.config)
+    Table.put_worker(data.table, data.index, worker_row(data))
     Table.put_info(data.table, data.info)
-    progress(data, %{phase: :ready})
+    Report.progress(data, %{phase: :ready})
     Table.put_status(data.table, data.index, :ready)
-    Telemetry.load_stop(data.started_at, metadata(data))
-    :keep_state_and_data
+    Report.load_stop(data)
+    data = %{data | fallback: nil}
+    {data, replies} = answer(data, :ready, outcome(data.reload_error))
+    {:keep_state, %{data | reload_error: nil}, replies ++ next_tick(data.run)}
+  end
+
+  def handle_event(:enter, _old, :draining, data) do
+    Table.delete_worker(data.table, data.index)
+    Table.put_status(data.table, data.index, :draining)
+    {:keep_state_and_data, [{{:timeout, :drain}, 0, :look}]}
+  end
+
+  def handle_event(:enter, _old, :drained, data) do
+    Table.put_status(data.table, data.index, :drained)
+    Report.log(data, :debug, fn -> "worker #{data.index} is drained" end)
+    {data, drained} = answer(data, :drained, :ok)
+    {data, ready} = answer(data, :ready, {:error, drained()})
+    {:keep_state, %{data | next: nil, error: nil}, drained ++ ready}
   end
 
   def handle_event(:enter, _old, :dead, data) do
-    Table.put_status(data.table, data.index, :starting)
+    Table.put_status(data.table, data.index, :dead)
     pause = pause(length(data.deaths))
-    Logger.warning("#{name(data)}: #{data.error.message} Restart in #{pause} ms.", meta(data))
+    Report.log(data, :warning, fn -> "#{data.error.message} Restart in #{pause} ms." end)
     {:keep_state_and_data, [{:state_timeout, pause, :restart}]}
   end
 
-  def handle_event(:enter, _old, :failed, data) do
-    Table.put_status(data.table, data.index, {:failed, data.error})
-    Telemetry.load_exception(data.started_at, metadata(data), data.error)
-    Logger.error("#{name(data)}: #{data.error.message}", meta(data))
-    :keep_state_and_data
+  def handle_event(:enter, old, :failed, data) do
+    # A worker process that begins anew in this state has told it already.
+    if old != :failed do
+      Table.put_status(data.table, data.index, {:failed, data.error})
+      Report.failed(data, data.error)
+    end
+
+    {data, replies} = answer(data, :ready, {:error, data.reload_error || data.error})
+    {:keep_state, %{data | reload_error: nil}, replies}
   end
 
   ## Starting: the program, the handshake, the load
 
   def handle_event(:state_timeout, :start, :starting, data) do
-    progress(data, %{phase: :python})
+    Report.progress(data, %{phase: :python})
 
-    case start_program(data) do
-      {:ok, program} ->
-        conn = Connection.new(program.port, option(data, :max_frame))
-        data = %{data | program: program, conn: conn, log: Log.new(program.run_dir)}
-        data = ask(data, :hello, "hello", %{"protocol" => 1, "max_frame" => conn.max_frame})
-
-        {:keep_state, data,
+    case Run.start(data.table, data.index, data.config) do
+      {:ok, run} ->
+        {:keep_state, ask(%{data | run: run}, :hello),
          [
            {:state_timeout, option(data, :load_timeout), :load_timeout},
            {{:timeout, :log}, @log_interval.starting, :read}
          ]}
 
       {:error, error} ->
-        {:next_state, :failed, %{data | error: error}}
+        refused(data, error)
     end
   end
 
@@ -132,75 +197,156 @@ defmodule VLLM.Engine.Worker do
       ) do
     case {step, Connection.answer(request, answer)} do
       {:hello, {:ok, _hello}} ->
-        options = Map.merge(data.config.engine_options, data.config.secrets.().engine_options)
-
-        {:keep_state,
-         ask(data, :load, "load", %{"model" => data.config.model, "options" => options})}
+        {:keep_state, ask(data, :load)}
 
       {:load, {:ok, info}} ->
         {:next_state, :ready, %{data | info: info, request: nil, error: nil}}
 
       {_step, {:error, %Error{reason: :engine_dead} = error}} ->
         # vLLM's processes died while they loaded; the worker itself may go on.
-        died(stop_program(data, error), error)
+        died(:starting, stop(data, error), error)
 
       {_step, {:error, error}} ->
         # The worker is well and says no; to ask again would change nothing.
-        {:next_state, :failed, stop_program(%{data | request: nil}, Options.or_ours(error))}
+        refused(stop(data, error), Options.or_ours(error))
     end
   end
 
   def handle_event(:state_timeout, :load_timeout, :starting, data) do
-    data = read_log(data)
+    data = Report.follow_log(data)
 
     error =
       Error.new(
         :load_timeout,
-        "#{name(data)} was not ready within #{option(data, :load_timeout)} ms. If the model is " <>
+        "#{Report.name(data)} was not ready within #{option(data, :load_timeout)} ms. If the model is " <>
           "still being downloaded or read, give it longer with `load_timeout:`.",
-        %{"log" => Log.recent(data.log)}
+        %{"log" => Run.recent(data.run)}
       )
 
-    {:next_state, :failed, stop_program(data, error)}
+    refused(kill(data, error), error)
   end
 
   def handle_event(:state_timeout, :restart, :dead, data), do: {:next_state, :starting, data}
 
-  ## What the program says
+  ## Draining and beginning anew
 
-  def handle_event(:info, {port, {:data, frame}}, _state, %{program: %{port: port}} = data) do
-    with true <- byte_size(frame) <= data.conn.max_frame || {:malformed, "too long"},
-         :ok <- receive_message(Connection.parse(frame), data) do
-      :keep_state_and_data
-    else
-      {:malformed, reason} -> malformed(data, reason)
+  def handle_event({:call, from}, {:drain, _timeout}, :drained, _data),
+    do: {:keep_state_and_data, [{:reply, from, :ok}]}
+
+  def handle_event({:call, from}, {:drain, timeout}, state, data) do
+    data = %{data | waiting: [{from, :drained} | data.waiting]}
+
+    case state do
+      :ready ->
+        {:next_state, :draining, %{data | next: :drained}, [{:state_timeout, timeout, :drain}]}
+
+      :draining ->
+        {:keep_state, %{data | next: :drained}, [{:state_timeout, timeout, :drain}]}
+
+      _nothing_in_flight ->
+        {:next_state, :drained, back_to_fallback(kill(data, Connection.stopped()))}
     end
   end
 
-  def handle_event(:info, {:malformed, port, reason}, _state, %{program: %{port: port}} = data) do
-    malformed(data, reason)
+  def handle_event({:call, from}, {:restart, timeout, config}, state, data) do
+    data = %{data | waiting: [{from, :ready} | data.waiting]}
+    next = {:start, config}
+
+    case state do
+      :ready ->
+        {:next_state, :draining, %{data | next: next}, [{:state_timeout, timeout, :drain}]}
+
+      :draining ->
+        {:keep_state, %{data | next: next}, [{:state_timeout, timeout, :drain}]}
+
+      :starting when config == nil ->
+        {:keep_state, data}
+
+      :starting ->
+        {:repeat_state, with_config(kill(data, Connection.stopped()), config)}
+
+      _without_program ->
+        {:next_state, :starting, with_config(data, config)}
+    end
+  end
+
+  def handle_event({:call, from}, {:configure, config}, :drained, data) do
+    Table.put_config(data.table, data.index, config)
+    {:keep_state, %{data | config: config}, [{:reply, from, :ok}]}
+  end
+
+  def handle_event({:call, from}, :await, state, data) do
+    case state do
+      :ready -> {:keep_state_and_data, [{:reply, from, :ok}]}
+      :failed -> {:keep_state_and_data, [{:reply, from, {:error, data.error}}]}
+      :drained -> {:keep_state_and_data, [{:reply, from, {:error, drained()}}]}
+      _on_its_way -> {:keep_state, %{data | waiting: [{from, :ready} | data.waiting]}}
+    end
+  end
+
+  def handle_event({:timeout, :drain}, :look, :draining, data) do
+    if Connection.seal(data.run.conn),
+      do: drained(stop(data, Connection.stopped())),
+      else: {:keep_state_and_data, [{{:timeout, :drain}, @drain_interval, :look}]}
+  end
+
+  def handle_event({:timeout, :drain}, :look, _state, _data), do: :keep_state_and_data
+
+  # What is still in flight has had its time.
+  def handle_event(:state_timeout, :drain, :draining, data) do
+    drained(stop(data, Connection.stopped()))
+  end
+
+  ## What the program says
+
+  def handle_event(:info, {port, {:data, frame}}, state, %{run: %{port: port}} = data) do
+    with true <- byte_size(frame) <= data.run.conn.max_frame || {:malformed, "too long"},
+         {:ok, data} <- receive_message(Connection.parse(frame), data) do
+      {:keep_state, data}
+    else
+      {:malformed, reason} -> malformed(state, data, reason)
+    end
+  end
+
+  def handle_event(:info, {:malformed, port, reason}, state, %{run: %{port: port}} = data) do
+    malformed(state, data, reason)
   end
 
   def handle_event(
         :info,
         {port, {:exit_status, status}},
-        _state,
-        %{program: %{port: port}} = data
+        state,
+        %{run: %{port: port}} = data
       ) do
     # The guard has spoken: every process of this run is gone.
-    data = read_log(data)
+    data = Report.follow_log(data)
 
-    case VLLM.Bridge.ended(status, Log.recent(data.log)) do
-      %Error{reason: :engine_dead} = error -> died(data, error)
+    case VLLM.Bridge.ended(status, Run.recent(data.run)) do
+      %Error{reason: :engine_dead} = error -> died(state, data, error)
       # To try again would change nothing.
-      error -> {:next_state, :failed, %{close(data, error) | error: error, request: nil}}
+      error when state == :draining -> died(state, data, error)
+      error -> refused(close(data, error), error)
     end
   end
 
+  def handle_event({:timeout, :tick}, :tick, state, data) when state in [:ready, :draining] do
+    case Run.tick(data.run) do
+      {:ok, run} ->
+        {:keep_state, %{data | run: run}, next_tick(run)}
+
+      {:hung, who} ->
+        data = Report.follow_log(data)
+        error = Hang.error(data.run.hang, who, Run.recent(data.run))
+        died(state, kill(data, error), error)
+    end
+  end
+
+  def handle_event({:timeout, :tick}, :tick, _state, _data), do: :keep_state_and_data
+
   ## What callers do
 
-  def handle_event(:info, {:watch, port, id, _ref, pid}, _state, %{program: %{port: port}} = data) do
-    Connection.watch(data.conn, id, pid)
+  def handle_event(:info, {:watch, port, id, _ref, pid}, _state, %{run: %{port: port}} = data) do
+    Connection.watch(data.run.conn, id, pid)
     :keep_state_and_data
   end
 
@@ -214,14 +360,14 @@ defmodule VLLM.Engine.Worker do
   end
 
   def handle_event(:info, {{:caller_down, id}, _monitor, :process, _pid, _reason}, _state, data) do
-    if data.conn, do: Connection.notify(data.conn, "cancel", %{"id" => id})
+    if data.run, do: Connection.notify(data.run.conn, "cancel", %{"id" => id})
     :keep_state_and_data
   end
 
   ## The rest
 
-  def handle_event({:timeout, :log}, :read, state, data) when state in [:starting, :ready] do
-    {:keep_state, read_log(data), [{{:timeout, :log}, @log_interval[state], :read}]}
+  def handle_event({:timeout, :log}, :read, state, data) when is_map_key(@log_interval, state) do
+    {:keep_state, Report.follow_log(data), [{{:timeout, :log}, @log_interval[state], :read}]}
   end
 
   def handle_event({:timeout, :log}, :read, _state, _data), do: :keep_state_and_data
@@ -231,120 +377,131 @@ defmodule VLLM.Engine.Worker do
 
   @impl true
   def terminate(_reason, _state, data) do
-    _ = stop_program(data, Connection.stopped())
+    _ = stop(data, Connection.stopped())
     Table.delete_worker(data.table, data.index)
     :ok
   end
 
   @impl true
   def format_status(_opt, [_dictionary, state, data]) do
-    {state, %{data | conn: nil, request: nil, log: nil}}
+    {state, %{data | run: nil, request: nil}}
   end
 
-  ## Inside
+  ## What the program says
 
-  defp start_program(%{config: %{start_program: nil} = config} = data) do
-    env = config.secrets.().env
-    Program.start(["-m", "vllm_bridge"], python: option(data, :python), env: env)
-  end
-
-  defp start_program(data), do: data.config.start_program.(data.table)
-
-  defp ask(data, step, method, params) do
-    {:ok, request} = Connection.request(data.conn, method, params)
-    %{data | request: {step, request}}
-  end
+  defp ask(data, step), do: %{data | request: {step, Run.ask(data.run, step, data.config)}}
 
   defp receive_message({:response, id, body}, data) do
     # Nobody waits for the answer to a request that was cancelled.
-    _ = Connection.deliver(data.conn, id, {:response, body})
-    :ok
+    _ = Connection.deliver(data.run.conn, id, {:response, body})
+    {:ok, data}
+  end
+
+  defp receive_message({:notification, "deltas", %{"deltas" => rows}}, data) when is_list(rows) do
+    Enum.each(rows, fn [id | row] -> Connection.deliver_delta(data.run.conn, id, row) end)
+    {:ok, data}
+  end
+
+  defp receive_message({:notification, "pong", params}, data) do
+    with {:ok, run} <- Run.pong(data.run, params), do: {:ok, %{data | run: run}}
   end
 
   defp receive_message({:notification, "load_progress", %{"phase" => phase}}, data) do
     case Progress.phase(phase) do
       nil -> :ok
-      phase -> progress(data, %{phase: phase})
+      phase -> Report.progress(data, %{phase: phase})
     end
-  end
 
-  defp receive_message({:notification, "deltas", %{"deltas" => rows}}, data) when is_list(rows) do
-    Enum.each(rows, fn [id | row] -> Connection.deliver_delta(data.conn, id, row) end)
+    {:ok, data}
   end
 
   # A newer worker may tell more.
-  defp receive_message({:notification, _method, _params}, _data), do: :ok
+  defp receive_message({:notification, _method, _params}, data), do: {:ok, data}
   defp receive_message({:malformed, reason}, _data), do: {:malformed, reason}
 
-  defp malformed(data, reason) do
+  defp malformed(state, data, reason) do
     error = Error.new(:protocol, "The worker broke the protocol (#{reason}).")
-    died(stop_program(data, error), error)
+    died(state, stop(data, error), error)
   end
 
+  # However it ends, those who come late are told why.
+  defp stop(data, error), do: %{data | run: Run.stop(data.run, error), request: nil, error: error}
+  defp kill(data, error), do: %{data | run: Run.kill(data.run, error), request: nil, error: error}
+
+  defp close(data, error),
+    do: %{data | run: Run.close(data.run, error), request: nil, error: error}
+
+  ## What comes after
+
   # The program is gone; what now?
-  defp died(data, error) do
+  defp died(:draining, data, error) do
+    Report.log(data, :warning, fn -> error.message end)
+    drained(close(data, error))
+  end
+
+  defp died(:starting, %{fallback: %Config{}} = data, error),
+    do: refused(close(data, error), error)
+
+  defp died(_state, data, error) do
     data = close(data, error)
     now = System.monotonic_time(:second)
     deaths = [now | Enum.filter(data.deaths, &(now - &1 < option(data, :max_seconds)))]
-    data = %{data | deaths: deaths, error: error, request: nil}
+    data = %{data | deaths: deaths, error: error}
 
-    if length(deaths) > option(data, :max_restarts) do
-      {:next_state, :failed, %{data | error: gave_up(data, error)}}
-    else
-      {:next_state, :dead, data}
-    end
+    if length(deaths) > option(data, :max_restarts),
+      do: {:next_state, :failed, %{data | error: gave_up(data, error)}},
+      else: {:next_state, :dead, data}
   end
 
   defp gave_up(data, error) do
     Error.new(
       :failed,
       "The engine gave up after #{length(data.deaths) - 1} restarts within " <>
-        "#{option(data, :max_seconds)} s. The last failure: #{error.message}",
+        "#{option(data, :max_seconds)} s. The last failure: #{error.message} `VLLM.restart/3` " <>
+        "starts it again.",
       Map.put(error.details, "reason", Atom.to_string(error.reason))
     )
   end
 
-  # Ends the program, if one runs, and returns when nothing of it is left.
-  defp stop_program(%{program: nil} = data, _error), do: data
+  # To try again would change nothing; to go back does, after a reload.
+  defp refused(%{fallback: nil} = data, error), do: {:next_state, :failed, %{data | error: error}}
 
-  defp stop_program(data, error) do
-    Table.delete_worker(data.table, data.index)
-    Program.stop(data.program, fn -> Connection.notify(data.conn, "shutdown", %{}) end)
-    close(%{data | error: error}, error)
+  defp refused(data, error) do
+    Report.log(data, :error, fn -> "not reloaded. #{error.message}" end)
+    {:repeat_state, %{back_to_fallback(data) | reload_error: error}}
   end
 
-  # Tells everyone who waits; the connection and the run folder go.
-  defp close(%{program: nil} = data, _error), do: data
-
-  defp close(data, error) do
-    Table.delete_worker(data.table, data.index)
-    Connection.close(data.conn, error)
-    Program.clean_up(data.program)
-    %{data | program: nil, conn: nil, log: nil}
+  defp back_to_fallback(data) do
+    %{data | config: data.fallback || data.config, fallback: nil, deaths: [], reload_error: nil}
   end
 
-  defp read_log(%{log: nil} = data), do: data
+  defp drained(%{next: :drained} = data), do: {:next_state, :drained, back_to_fallback(data)}
 
-  defp read_log(data) do
-    {lines, log} = Log.read(data.log)
-
-    for line <- lines do
-      case Progress.of_line(line) do
-        nil -> :ok
-        progress -> progress(data, progress)
-      end
-
-      Logger.log(Log.level(line), fn -> "#{name(data)}: #{line}" end, meta(data))
-    end
-
-    %{data | log: log}
+  defp drained(%{next: {:start, config}} = data) do
+    {data, replies} = answer(data, :drained, :ok)
+    {:next_state, :starting, with_config(data, config), replies}
   end
 
-  defp progress(data, progress) do
-    Table.put_progress(data.table, data.index, progress)
-    Telemetry.load_progress(data.started_at, Map.merge(metadata(data), progress))
-    Logger.info(fn -> "#{name(data)}: #{Progress.describe(progress)}" end, meta(data))
+  defp with_config(data, nil), do: %{data | deaths: []}
+
+  defp with_config(data, config) do
+    %{data | config: config, fallback: data.fallback || data.config, deaths: []}
   end
+
+  # Answers those who wait for `goal`.
+  defp answer(data, goal, reply) do
+    {reached, waiting} = Enum.split_with(data.waiting, &(elem(&1, 1) == goal))
+    {%{data | waiting: waiting}, for({from, _} <- reached, do: {:reply, from, reply})}
+  end
+
+  defp outcome(nil), do: :ok
+  defp outcome(error), do: {:error, error}
+
+  defp drained, do: Error.new(:shutdown, "The replica was drained; see `VLLM.restart/3`.")
+
+  # No ticks where `hang_timeout` is infinite.
+  defp next_tick(%{hang: nil}), do: []
+  defp next_tick(%{hang: hang}), do: [{{:timeout, :tick}, Hang.interval(hang), :tick}]
 
   # A little off the beat, so that replicas do not restart all at once.
   defp pause(deaths) do
@@ -352,18 +509,11 @@ defmodule VLLM.Engine.Worker do
     pause + :rand.uniform(div(pause, 4) + 1)
   end
 
-  defp limits(data) do
+  defp worker_row(data) do
     max_in_flight = option(data, :max_in_flight) || data.info["max_num_seqs"] || 256
-    %{window: max_in_flight, limit: max_in_flight + option(data, :max_queue)}
+    limit = max_in_flight + option(data, :max_queue)
+    %{index: data.index, conn: data.run.conn, window: max_in_flight, limit: limit}
   end
 
   defp option(data, name), do: Map.fetch!(data.config.options, name)
-  defp name(data), do: VLLM.Engine.display_name(data.config)
-
-  defp meta(data),
-    do: [vllm_engine: data.config.name || data.config.model, vllm_worker: data.index]
-
-  defp metadata(data) do
-    %{engine: data.config.name, model: data.config.model, worker: data.index}
-  end
 end

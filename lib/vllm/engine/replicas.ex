@@ -1,0 +1,207 @@
+defmodule VLLM.Engine.Replicas do
+  @moduledoc false
+  # What is done to the replicas of an engine: more or fewer of them, one after
+  # another with new options, drained and begun anew. Each function is one
+  # operation of VLLM.Engine.Control, so that no two run at once.
+
+  alias VLLM.Bridge.Connection
+  alias VLLM.Engine.{Config, Control, Table, Worker}
+  alias VLLM.{Error, Options, Replica}
+
+  @doc "See `VLLM.replicas/1`."
+  def list(engine) do
+    with {:ok, table, _pid} <- Table.lookup(engine), do: {:ok, replicas(table)}
+  end
+
+  defp replicas(table) do
+    for index <- 1..Table.replicas(table), status = Table.status(table, index), status != nil do
+      {state, error} =
+        case status do
+          {:failed, error} -> {:failed, error}
+          state -> {state, nil}
+        end
+
+      %Replica{
+        index: index,
+        state: state,
+        error: error,
+        in_flight: in_flight(state, Table.run(table, index)),
+        devices: Config.devices(Table.config(table, index), index)
+      }
+    end
+  end
+
+  # Before that, the only requests are the worker's own.
+  defp in_flight(state, {_program, conn}) when state in [:ready, :draining],
+    do: Connection.in_flight(conn)
+
+  defp in_flight(_state, _run), do: 0
+
+  @doc "See `VLLM.scale/3`."
+  def scale(engine, count, options) do
+    operate(engine, options, fn table, timeout ->
+      with :ok <- check_count(count),
+           :ok <- Config.check_replicas(Table.config(table), count) do
+        now = Table.replicas(table)
+
+        cond do
+          count > now -> grow(table, Enum.to_list((now + 1)..count), timeout)
+          count < now -> shrink(table, Enum.to_list((count + 1)..now), timeout)
+          true -> :ok
+        end
+      end
+    end)
+  end
+
+  defp grow(table, indexes, timeout) do
+    for index <- indexes do
+      spec = Worker.child_spec({table, index})
+      {:ok, _} = Supervisor.start_child(Table.workers_supervisor(table), spec)
+    end
+
+    Table.put_replicas(table, List.last(indexes))
+
+    # Of what was asked for, all or nothing.
+    with {:error, error} <- each(table, indexes, &Worker.await/1) do
+      _ = shrink(table, indexes, timeout)
+      {:error, error}
+    end
+  end
+
+  defp shrink(table, indexes, timeout) do
+    result = each(table, indexes, &Worker.drain(&1, timeout))
+    supervisor = Table.workers_supervisor(table)
+
+    for index <- indexes do
+      _ = Supervisor.terminate_child(supervisor, index)
+      _ = Supervisor.delete_child(supervisor, index)
+      Table.forget(table, index)
+    end
+
+    Table.put_replicas(table, hd(indexes) - 1)
+    result
+  end
+
+  @doc "See `VLLM.drain/3`."
+  def drain(engine, index, options) do
+    operate(engine, options, fn table, timeout ->
+      with :ok <- check_index(table, index),
+           do: each(table, [index], &Worker.drain(&1, timeout))
+    end)
+  end
+
+  @doc "See `VLLM.restart/3`: first those that do not serve, then one by one."
+  def restart(engine, :all, options) do
+    operate(engine, options, fn table, timeout ->
+      {serving, others} =
+        Enum.split_with(1..Table.replicas(table), &(Table.status(table, &1) == :ready))
+
+      with :ok <- each(table, others, &Worker.restart(&1, timeout)) do
+        one_by_one(serving, &each(table, [&1], fn worker -> Worker.restart(worker, timeout) end))
+      end
+    end)
+  end
+
+  def restart(engine, index, options) do
+    operate(engine, options, fn table, timeout ->
+      with :ok <- check_index(table, index),
+           do: each(table, [index], &Worker.restart(&1, timeout))
+    end)
+  end
+
+  @doc "See `VLLM.reload/3`."
+  def reload(engine, new_options, options) do
+    operate(engine, options, fn table, timeout ->
+      replicas = Table.replicas(table)
+
+      with {:ok, new} <- Config.merge(Table.config(table), new_options),
+           :ok <- Config.check_replicas(new, replicas),
+           :ok <- reload_each(table, Enum.to_list(1..replicas), [], new, timeout) do
+        VLLM.Engine.note(table, new)
+        :ok
+      end
+    end)
+  end
+
+  defp reload_each(_table, [], _done, _new, _timeout), do: :ok
+
+  defp reload_each(table, [index | rest], done, new, timeout) do
+    old = Table.config(table, index)
+
+    case reload_one(table, index, new, timeout) do
+      :ok ->
+        reload_each(table, rest, [{index, old} | done], new, timeout)
+
+      {:error, error} ->
+        for {index, old} <- done, do: reload_one(table, index, old, timeout)
+        {:error, error}
+    end
+  end
+
+  # A replica that rests does so on, and starts with them one day.
+  defp reload_one(table, index, config, timeout) do
+    if Table.status(table, index) == :drained,
+      do: each(table, [index], &Worker.configure(&1, config)),
+      else: each(table, [index], &Worker.restart(&1, timeout, config))
+  end
+
+  @doc "Ends all replicas, each as soon as nothing is in flight or after `timeout` ms."
+  @spec stop(Table.t(), timeout()) :: :ok | {:error, Error.t()}
+  def stop(table, timeout) do
+    indexes = Enum.to_list(1..Table.replicas(table))
+    # To end the processes takes some time too.
+    each(table, indexes, &Worker.drain(&1, timeout), timeout + 15_000)
+  end
+
+  defp operate(engine, options, operation) do
+    with {:ok, %{timeout: timeout}} <- Options.only(options, Options.drain()),
+         {:ok, table, _pid} <- Table.lookup(engine) do
+      Control.operate(table, fn -> operation.(table, timeout) end)
+    end
+  end
+
+  defp check_count(count) when is_integer(count) and count > 0, do: :ok
+
+  defp check_count(count),
+    do: invalid("replicas", "An engine has at least one replica; got #{inspect(count)}.")
+
+  defp check_index(table, index) do
+    if index in 1..Table.replicas(table),
+      do: :ok,
+      else:
+        invalid(
+          "replica",
+          "There is no replica #{inspect(index)}; there are 1 to #{Table.replicas(table)}."
+        )
+  end
+
+  defp invalid(option, message),
+    do: {:error, Error.new(:invalid_option, message, %{"option" => option})}
+
+  # Asks these workers at once; the first error that one answers with.
+  defp each(table, indexes, ask, timeout \\ :infinity) do
+    requests = for index <- indexes, worker = Table.process(table, index), do: ask.(worker)
+
+    requests
+    |> Enum.map(fn request ->
+      case :gen_statem.receive_response(request, timeout) do
+        {:reply, answer} -> answer
+        {:error, {reason, _worker}} -> {:error, ended(reason)}
+        :timeout -> {:error, Error.new(:timeout, "A worker did not end in time.")}
+      end
+    end)
+    |> Enum.find(:ok, &(&1 != :ok))
+  end
+
+  defp ended(:shutdown), do: Connection.stopped()
+  defp ended(_fault), do: Error.new(:internal, "A worker's process ended meanwhile.")
+
+  defp one_by_one(indexes, function) do
+    Enum.reduce_while(indexes, :ok, fn index, :ok ->
+      case function.(index) do
+        :ok -> {:cont, :ok}
+        error -> {:halt, error}
+      end
+    end)
+  end
+end

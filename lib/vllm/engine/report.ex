@@ -1,0 +1,71 @@
+defmodule VLLM.Engine.Report do
+  @moduledoc false
+  # What a worker tells of itself, in Logger, as telemetry and to those who wait
+  # for the engine.
+
+  require Logger
+
+  alias VLLM.Bridge.Log
+  alias VLLM.Engine.{Config, Progress, Run, Table}
+  alias VLLM.{Error, Telemetry}
+
+  @typedoc "The data of a worker."
+  @type worker :: %{
+          :table => Table.t(),
+          :index => pos_integer(),
+          :config => Config.t(),
+          :run => Run.t() | nil,
+          :started_at => integer() | nil,
+          optional(atom()) => term()
+        }
+
+  @spec log(worker(), Logger.level(), (() -> String.t())) :: :ok
+  def log(worker, level, text) do
+    meta = [vllm_engine: worker.config.name || worker.config.model, vllm_worker: worker.index]
+    Logger.log(level, fn -> "#{name(worker)}: #{text.()}" end, meta)
+  end
+
+  @spec load_start(worker()) :: :ok
+  def load_start(worker), do: Telemetry.load_start(metadata(worker))
+
+  @spec load_stop(worker()) :: :ok
+  def load_stop(worker), do: Telemetry.load_stop(worker.started_at, metadata(worker))
+
+  @spec failed(worker(), Error.t()) :: :ok
+  def failed(worker, error) do
+    Telemetry.load_exception(worker.started_at, metadata(worker), error)
+    log(worker, :error, fn -> error.message end)
+  end
+
+  @spec progress(worker(), Progress.t()) :: :ok
+  def progress(worker, progress) do
+    Table.put_progress(worker.table, worker.index, progress)
+    Telemetry.load_progress(worker.started_at, Map.merge(metadata(worker), progress))
+    log(worker, :info, fn -> Progress.describe(progress) end)
+  end
+
+  @doc "Passes on what the program has logged since the last time."
+  @spec follow_log(worker()) :: worker()
+  def follow_log(%{run: nil} = worker), do: worker
+
+  def follow_log(worker) do
+    {lines, run} = Run.read_log(worker.run)
+
+    for line <- lines do
+      case Progress.of_line(line) do
+        nil -> :ok
+        progress -> progress(worker, progress)
+      end
+
+      log(worker, Log.level(line), fn -> line end)
+    end
+
+    %{worker | run: run}
+  end
+
+  @spec name(worker()) :: String.t()
+  def name(worker), do: VLLM.Engine.display_name(worker.config)
+
+  defp metadata(%{config: config} = worker),
+    do: %{engine: config.name, model: config.model, worker: worker.index}
+end

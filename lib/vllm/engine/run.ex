@@ -1,0 +1,144 @@
+defmodule VLLM.Engine.Run do
+  @moduledoc false
+  # One run of a worker's program, from its start until nothing of it is left:
+  # the program, the connection to it, its log, and whether it hangs. Belongs to
+  # the process of the worker, which owns the port.
+
+  alias VLLM.Bridge.{Connection, Log, Program}
+  alias VLLM.Engine.{Config, Hang, Table}
+  alias VLLM.Error
+
+  @enforce_keys [:table, :index, :port, :program, :conn, :log, :hang]
+  defstruct @enforce_keys
+
+  @type t :: %__MODULE__{
+          table: Table.t(),
+          index: pos_integer(),
+          port: port() | pid(),
+          program: Program.t(),
+          conn: Connection.t(),
+          log: Log.t(),
+          hang: Hang.t() | nil
+        }
+
+  @doc "Starts the program of a worker for the calling process."
+  @spec start(Table.t(), pos_integer(), Config.t()) :: {:ok, t()} | {:error, Error.t()}
+  def start(table, index, config) do
+    leave_nothing_behind(table, index)
+
+    with {:ok, program} <- start_program(table, index, config) do
+      conn = Connection.new(program.port, config.options.max_frame)
+      Table.put_run(table, index, program, conn)
+
+      {:ok,
+       %__MODULE__{
+         table: table,
+         index: index,
+         port: program.port,
+         program: program,
+         conn: conn,
+         log: Log.new(program.run_dir),
+         hang: Hang.new(config.options.hang_timeout)
+       }}
+    end
+  end
+
+  # The program of a worker process that was killed ends by itself, as its port
+  # has been closed; only then may there be another.
+  defp leave_nothing_behind(table, index) do
+    with {program, _conn} <- Table.run(table, index) do
+      Program.kill(program)
+      Program.clean_up(program)
+      Table.delete_run(table, index)
+    end
+  end
+
+  defp start_program(_table, index, %{start_program: nil} = config) do
+    env = Config.env(config, index)
+    Program.start(["-m", "vllm_bridge"], python: config.options.python, env: env)
+  end
+
+  defp start_program(table, _index, config), do: config.start_program.(table)
+
+  @doc "Sends one of the requests of a start; its answer comes to the calling process."
+  @spec ask(t(), :hello | :load, Config.t()) :: Connection.request()
+  def ask(run, step, config) do
+    {:ok, request} = Connection.request(run.conn, Atom.to_string(step), params(run, step, config))
+    request
+  end
+
+  defp params(run, :hello, _config), do: %{"protocol" => 1, "max_frame" => run.conn.max_frame}
+
+  defp params(run, :load, config) do
+    options = Map.merge(config.engine_options, config.secrets.().engine_options)
+    params = %{"model" => config.model, "options" => options}
+    devices = Config.devices(config, run.index)
+    if devices, do: Map.put(params, "devices", Enum.map(devices, &to_string/1)), else: params
+  end
+
+  @doc "Asks the program to end, tells everyone who waits, and returns when nothing of it is left."
+  @spec stop(t() | nil, Error.t()) :: nil
+  def stop(nil, _error), do: nil
+
+  def stop(run, error) do
+    Table.delete_worker(run.table, run.index)
+    Program.stop(run.program, fn -> Connection.notify(run.conn, "shutdown", %{}) end)
+    close(run, error)
+  end
+
+  @doc "The same for a program that cannot be asked, or has nothing that it might finish."
+  @spec kill(t() | nil, Error.t()) :: nil
+  def kill(nil, _error), do: nil
+
+  def kill(run, error) do
+    Table.delete_worker(run.table, run.index)
+    Program.kill(run.program)
+    close(run, error)
+  end
+
+  @doc "The same for a program that has ended by itself."
+  @spec close(t() | nil, Error.t()) :: nil
+  def close(nil, _error), do: nil
+
+  def close(run, error) do
+    Table.delete_worker(run.table, run.index)
+    Connection.close(run.conn, error)
+    Program.clean_up(run.program)
+    Table.delete_run(run.table, run.index)
+    nil
+  end
+
+  @doc "The lines that have been logged since the last call."
+  @spec read_log(t()) :: {[String.t()], t()}
+  def read_log(run) do
+    {lines, log} = Log.read(run.log)
+    {lines, %{run | log: log}}
+  end
+
+  @doc "The last lines of the log."
+  @spec recent(t()) :: [String.t()]
+  def recent(run), do: Log.recent(run.log)
+
+  @doc "Looks whether the program hangs, and pings it if that cannot be said yet."
+  @spec tick(t()) :: {:ok, t()} | {:hung, :worker | :engine}
+  def tick(run) do
+    case Hang.tick(run.hang, Connection.in_flight(run.conn)) do
+      {:idle, hang} ->
+        {:ok, %{run | hang: hang}}
+
+      {:ping, n, hang} ->
+        Connection.notify(run.conn, "ping", %{"n" => n})
+        {:ok, %{run | hang: hang}}
+
+      hung ->
+        hung
+    end
+  end
+
+  @doc "Takes in the answer to a ping."
+  @spec pong(t(), map()) :: {:ok, t()} | {:malformed, String.t()}
+  def pong(%{hang: nil} = run, _params), do: {:ok, run}
+
+  def pong(run, params),
+    do: with({:ok, hang} <- Hang.pong(run.hang, params), do: {:ok, %{run | hang: hang}})
+end
