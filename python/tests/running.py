@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Coroutine
+from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
@@ -27,10 +28,10 @@ class Running:
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
         return self.loop.run_until_complete(asyncio.wait_for(coroutine, 120))
 
-    def load(self, **options: Any) -> dict[str, Any]:
+    def load(self, model: Path | str = MODELS / "demo", **options: Any) -> dict[str, Any]:
         return self.run(
             self.engine.load(
-                str(MODELS / "demo"),
+                str(model),
                 {"enforce_eager": True, "kv_cache_memory_bytes": 2**28} | options,
                 lambda method, params: self.notifications.append((method, params)),
             )

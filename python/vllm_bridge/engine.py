@@ -16,7 +16,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from vllm_bridge import defaults, diagnosis, models, tokenization, upkeep
+from vllm_bridge import defaults, diagnosis, models, quantization, tokenization, upkeep
 from vllm_bridge.beam_search import BeamSearch, SearchParams
 from vllm_bridge.chat import Chat, ChatParams, ChatTemplateParams
 from vllm_bridge.errors import BridgeError, map_exceptions
@@ -106,9 +106,11 @@ class Engine:
             self._loras = LoRAs(llm)
             if config.model_config.runner_type == "pooling":
                 self._pooler = Pooler(llm, tasks)
+            note = await quantization.note(llm)
         self._llm = llm
         self._pulse = Pulse(llm)
         self._info = _info(model, config, tasks) | {
+            "quantization_note": note,
             "pooling_task": self._pooler and self._pooler.task,
             "labels": self._pooler and self._pooler.labels,
             "load_seconds": time.monotonic() - started,

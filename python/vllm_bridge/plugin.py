@@ -31,6 +31,7 @@ def register() -> None:
     if few_cores():
         _nap_instead_of_spinning()
     _leave_out_adapters_that_are_not_asked_for()
+    _compute_fp8_without_a_kernel()
 
 
 def _nap_instead_of_spinning() -> None:
@@ -68,6 +69,15 @@ def _leave_out_adapters_that_are_not_asked_for() -> None:
         for module in (lora_ops, torch_ops, sys.modules.get("vllm.lora.punica_wrapper.punica_cpu")):
             if module is not None:
                 setattr(module, name, expand)
+
+
+def _compute_fp8_without_a_kernel() -> None:
+    from vllm.platforms import current_platform
+
+    if current_platform.is_cpu():
+        from vllm_bridge.quantization import fp8
+
+        fp8.install()
 
 
 def _without_adapterless(expand: Callable[..., None]) -> Callable[..., None]:
