@@ -44,6 +44,7 @@ def test_the_engine_describes_itself(running: Running) -> None:
     assert info["dtype"] == "bfloat16"
     assert info["quantization"] is None
     assert info["quantization_config"] is None
+    assert info["quantization_kernel"] is None
     assert info["kv_cache_bytes"] == 2**28
     assert info["kv_cache_tokens"] > info["max_model_len"] == 8192
     assert info["tensor_parallel_size"] == 1

@@ -10,7 +10,7 @@ from huggingface_hub import errors as hub_errors
 from vllm_bridge import memory, models
 from vllm_bridge.errors import BridgeError
 from vllm_bridge.memory import GIB
-from vllm_bridge.models import Checkpoint, check_model, check_quantization
+from vllm_bridge.models import Checkpoint, check_model
 
 LLAMA = {"model_type": "llama", "architectures": ["LlamaForCausalLM"]}
 
@@ -57,6 +57,15 @@ def test_a_good_folder(folder: Path) -> None:
     assert checkpoint.files == ("model.safetensors",)
     assert checkpoint.config == LLAMA
     assert checkpoint.bytes == 20
+    (name, tensor), *rest = checkpoint.tensors.items()
+    assert (name, tensor.dtype, tensor.shape, tensor.size, rest) == (
+        "weight",
+        "BF16",
+        (10,),
+        20,
+        [],
+    )
+    assert tensor.start + tensor.size == (folder / "model.safetensors").stat().st_size
     assert checkpoint.quant_method is None
 
 
@@ -141,6 +150,17 @@ def test_a_header_that_is_none(folder: Path, content: bytes) -> None:
     assert refused(folder).reason == "invalid_checkpoint"
 
 
+def test_a_tensor_of_another_size_than_its_shape_says(folder: Path) -> None:
+    header = json.dumps(
+        {"weight": {"dtype": "BF16", "shape": [4, 4], "data_offsets": [0, 16]}}
+    ).encode()
+    content = struct.pack("<Q", len(header)) + header + bytes(16)
+    (folder / "model.safetensors").write_bytes(content)
+    error = refused(folder)
+    assert error.reason == "invalid_checkpoint"
+    assert "`weight` has 16 bytes for [4, 4]" in error.message
+
+
 def test_a_missing_shard(folder: Path) -> None:
     names = [f"model-0000{number}-of-00002.safetensors" for number in (1, 2)]
     index = {"weight_map": {"a": names[0], "b": names[1]}}
@@ -199,60 +219,6 @@ def test_advice_fits_the_model(folder: Path) -> None:
 # -- quantization
 
 
-def quantized(method: str | None, **checkpoint: Any) -> Checkpoint:
-    config = LLAMA if method is None else LLAMA | {"quantization_config": {"quant_method": method}}
-    return Checkpoint(config=config, **checkpoint)
-
-
-@pytest.mark.parametrize("name", ["awq", "AWQ", "auto_awq", "awq_marlin"])
-def test_naming_the_checkpoints_own_method_leaves_the_choice_of_kernel_to_vllm(name: str) -> None:
-    arguments = {"quantization": name, "dtype": "auto"}
-    check_quantization(quantized("awq"), arguments)
-    assert arguments == {"dtype": "auto"}
-
-
-@pytest.mark.parametrize("name", ["compressed-tensors", "compressed_tensors", "Compressed-Tensors"])
-def test_spellings(name: str) -> None:
-    arguments = {"quantization": name}
-    check_quantization(quantized("gptq"), arguments)
-    assert arguments == {"quantization": "compressed-tensors"}
-
-
-def test_a_method_that_vllm_does_not_have() -> None:
-    with pytest.raises(BridgeError) as caught:
-        check_quantization(quantized(None), {"quantization": "awk"})
-    assert caught.value.reason == "unsupported_quantization"
-    assert caught.value.details["nearest"] == "awq"
-    assert "Did you mean `awq`?" in caught.value.message
-
-
-def test_a_checkpoint_of_a_method_that_vllm_does_not_have() -> None:
-    with pytest.raises(BridgeError) as caught:
-        check_quantization(quantized("squeezellm"), {})
-    assert caught.value.reason == "unsupported_quantization"
-    assert "squeezellm" in caught.value.message
-
-
-def test_a_method_that_needs_a_quantized_checkpoint(folder: Path) -> None:
-    plain = quantized(None, folder=str(folder))
-    with pytest.raises(BridgeError) as caught:
-        check_quantization(plain, {"quantization": "awq"})
-    assert caught.value.reason == "unsupported_quantization"
-    assert "not quantized" in caught.value.message
-    check_quantization(plain, {"quantization": "fp8"})
-    (folder / "quantize_config.json").touch()
-    check_quantization(plain, {"quantization": "awq"})
-
-
-def test_a_gguf_file_is_told_apart(tmp_path: Path) -> None:
-    file = tmp_path / "model.gguf"
-    file.touch()
-    with pytest.raises(BridgeError) as caught:
-        check_quantization(check_model(str(file), {}), {})
-    assert caught.value.reason == "unsupported_quantization"
-    assert "gguf" in caught.value.message
-
-
 @pytest.mark.parametrize(
     ("config", "method"),
     [
@@ -266,6 +232,32 @@ def test_a_gguf_file_is_told_apart(tmp_path: Path) -> None:
 )
 def test_where_a_config_names_its_quantization(config: dict[str, Any], method: str | None) -> None:
     assert Checkpoint(config=config).quant_method == method
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ({"quant_method": "gptq", "bits": 4, "group_size": 128}, "gptq (4 bits, groups of 128)"),
+        ({"quant_method": "awq", "w_bit": 4, "q_group_size": -1}, "awq (4 bits, no groups)"),
+        (
+            {"quant_method": "gptq", "bits": 8, "sym": False, "desc_act": True},
+            "gptq (8 bits, asymmetric, desc_act)",
+        ),
+        ({"load_in_8bit": True}, "bitsandbytes (load_in_8bit)"),
+        ({"quant_method": "fp8"}, "fp8"),
+    ],
+)
+def test_a_quantization_in_words(config: dict[str, Any], words: str) -> None:
+    assert Checkpoint(config={"quantization_config": config}).description == words
+
+
+@pytest.mark.parametrize("value", ["awq", 4, [], {"quant_method": 4}, {"quant_method": None}])
+def test_a_quantization_that_names_no_method(folder: Path, value: Any) -> None:
+    (folder / "config.json").write_text(json.dumps(LLAMA | {"quantization_config": value}))
+    tensors(folder / "model.safetensors")
+    error = refused(folder)
+    assert error.reason == "invalid_checkpoint"
+    assert "quant_method" in error.message
 
 
 # -- the hub

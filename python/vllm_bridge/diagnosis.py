@@ -140,7 +140,7 @@ def load_error(error: Exception) -> BridgeError:
     elif is_validation_error(error):
         text = _validation_text(error)
     details["exception"] = f"{type_name}: {text}"
-    words = _readable(text)
+    words = readable(text)
     for rule in _RULES:
         if rule.pattern.search(f"{type_name}: {text}"):
             return BridgeError(rule.reason, f"{rule.opening} vLLM says: {words}", details)
@@ -169,7 +169,7 @@ def request_error(error: Exception, max_model_len: int, names: Iterable[str]) ->
         error = error.__cause__
     # A VLLMValidationError adds its parameter to its text, which is in the details already.
     text = str(error.args[0] if error.args else error)
-    words = _readable(text)
+    words = readable(text)
     if isinstance(error, EngineDeadError):
         return BridgeError(
             "engine_dead", "vLLM's engine ended while the request was in flight.", details
@@ -256,7 +256,7 @@ def _mentioned(text: str, names: Iterable[str]) -> str | None:
     return next((word for word in words if word in known), None)
 
 
-def _readable(text: str) -> str:
+def readable(text: str) -> str:
     """vLLM's words for people who never see its command line."""
     text = re.sub(r"--([a-z0-9]+(?:-[a-z0-9]+)+)", lambda m: m[1].replace("-", "_"), text)
     text = " ".join(text.split())

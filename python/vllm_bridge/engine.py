@@ -29,6 +29,7 @@ from vllm_bridge.pooling import Pooler, wrong_runner, wrong_task
 from vllm_bridge.prompt_embeds import embeds_prompt
 from vllm_bridge.protocol import unpack_u32
 from vllm_bridge.pulse import Pulse
+from vllm_bridge.quantization import kv_cache, naming, packing, preflight
 from vllm_bridge.stream import Put
 
 logger = logging.getLogger(__name__)
@@ -77,20 +78,23 @@ class Engine:
         with map_exceptions(diagnosis.load_error):
             models.check_versions()
             checkpoint = models.check_model(model, options)
+            packing.check(checkpoint)
             notify("load_progress", {"phase": "import"})
             if devices is not None:
                 defaults.use_devices(devices)
-            from vllm.engine.arg_utils import AsyncEngineArgs
             from vllm.v1.engine.async_llm import AsyncLLM
 
             notify("load_progress", {"phase": "config"})
+            options = dict(options)
+            unknown_dtype = kv_cache.take_dtype(options)
             arguments = engine_options(options)
-            models.check_quantization(checkpoint, arguments)
+            naming.check(checkpoint, arguments)
             models.check_device_memory(checkpoint, arguments)
             defaults.before_config(arguments)
             with _offline(checkpoint.folder is not None):
-                config = AsyncEngineArgs(model=model, **arguments).create_engine_config()
-                models.check_kv_cache_dtype(config)
+                config, kernel = preflight.engine_config(
+                    model, checkpoint, arguments, unknown_dtype
+                )
                 defaults.after_config(config, arguments, checkpoint)
                 notify("load_progress", {"phase": "engine"})
                 llm = AsyncLLM.from_vllm_config(
@@ -111,6 +115,7 @@ class Engine:
         self._pulse = Pulse(llm)
         self._info = _info(model, config, tasks) | {
             "quantization_note": note,
+            "quantization_kernel": kernel,
             "pooling_task": self._pooler and self._pooler.task,
             "labels": self._pooler and self._pooler.labels,
             "load_seconds": time.monotonic() - started,

@@ -7,12 +7,13 @@ and with processes already started.
 
 import dataclasses
 import json
+import math
 import os
 import re
 import struct
 from collections.abc import Iterable, Mapping
 from importlib import metadata
-from typing import Any
+from typing import Any, NamedTuple
 
 from vllm_bridge import VLLM_VERSIONS, memory
 from vllm_bridge.errors import BridgeError, nearest
@@ -25,8 +26,32 @@ _MAX_HEADER = 100_000_000
 # Bytes per element of the dtypes that vLLM casts to the engine's dtype while loading.
 _CAST = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 
+# Bits per element of the dtypes that weights have.
+_WIDTH = {
+    "F64": 64, "F32": 32, "F16": 16, "BF16": 16, "I64": 64, "I32": 32, "I16": 16, "I8": 8,
+    "U64": 64, "U32": 32, "U16": 16, "U8": 8, "BOOL": 8, "F8_E4M3": 8, "F8_E5M2": 8,
+}  # fmt: skip
+
 # Configs that make a folder a model, the usual one first. Mistral's own format has the other.
 _CONFIGS = ("config.json", "params.json")
+
+
+class Tensor(NamedTuple):
+    """Where a tensor of a checkpoint is and what it looks like.
+
+    Args:
+        dtype: as safetensors writes it, such as ``BF16``
+        shape: its sizes
+        file: the file with it
+        start: of its bytes in the file
+        size: of its bytes
+    """
+
+    dtype: str
+    shape: tuple[int, ...]
+    file: str
+    start: int
+    size: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +64,7 @@ class Checkpoint:
         files: the safetensors files with its weights
         bytes: what the weights take once they are loaded in two-byte floats, at least
         floats: how many elements of them are floats, which the engine's dtype rules
+        tensors: what the headers of the files say, by name
     """
 
     folder: str | None = None
@@ -46,6 +72,7 @@ class Checkpoint:
     files: tuple[str, ...] = ()
     bytes: int = 0
     floats: int = 0
+    tensors: Mapping[str, Tensor] = dataclasses.field(default_factory=dict, repr=False)
 
     @property
     def quantization(self) -> Mapping[str, Any] | None:
@@ -59,6 +86,25 @@ class Checkpoint:
     @property
     def quant_method(self) -> str | None:
         return _quant_method(self.quantization)
+
+    @property
+    def description(self) -> str:
+        """How it is quantized, in a few words: "awq (4 bits, groups of 128)"."""
+        config = self.quantization or {}
+        words = []
+        if bits := config.get("bits") or config.get("w_bit"):
+            words.append(f"{bits} bits")
+        if isinstance(group := config.get("group_size") or config.get("q_group_size"), int):
+            words.append(f"groups of {group}" if group > 0 else "no groups")
+        if config.get("sym") is False:
+            words.append("asymmetric")
+        if config.get("desc_act"):
+            words.append("desc_act")
+        words += [name for name in ("load_in_4bit", "load_in_8bit") if config.get(name)]
+        if isinstance(form := config.get("format"), str) and "quantized" in form:
+            words.append(form)
+        method = self.quant_method or "nothing"
+        return f"{method} ({', '.join(words)})" if words else method
 
     def loaded_bytes(self, options: Mapping[str, Any]) -> int:
         """The least that the weights take in memory under these engine options."""
@@ -164,97 +210,6 @@ def check_device_memory(checkpoint: Checkpoint, arguments: Mapping[str, Any]) ->
     check_memory(checkpoint, arguments, total, f"{current_platform.device_name} memory")
 
 
-def check_quantization(checkpoint: Checkpoint, arguments: dict[str, Any]) -> None:
-    """Brings ``arguments["quantization"]`` into vLLM's spelling and refuses what the installed
-    vLLM does not have. Imports vLLM, whose registry is what is asked.
-
-    A name that means the checkpoint's own method is dropped: where vLLM has several kernels
-    for a format it chooses the fastest only if none is named.
-
-    Raises:
-        BridgeError: ``unsupported_quantization``
-    """
-    from vllm.model_executor.layers.quantization import (
-        QUANTIZATION_METHODS,
-        get_quantization_config,
-    )
-
-    own = checkpoint.quant_method
-    if own is not None and _spelling(own) not in map(_spelling, QUANTIZATION_METHODS):
-        raise BridgeError(
-            "unsupported_quantization",
-            f"The checkpoint is quantized with {own}, which the installed vLLM does not have. "
-            f"It has: {', '.join(QUANTIZATION_METHODS)}.",
-            {"quantization": own, "allowed": list(QUANTIZATION_METHODS)},
-        )
-    asked = arguments.get("quantization")
-    if asked is None:
-        return
-    spellings = {_spelling(name): name for name in QUANTIZATION_METHODS}
-    method = spellings.get(_spelling(asked))
-    if method is None:
-        suggestion = nearest(asked, QUANTIZATION_METHODS)
-        raise BridgeError(
-            "unsupported_quantization",
-            f"The installed vLLM has no quantization method `{asked}`."
-            + (f" Did you mean `{suggestion}`?" if suggestion else "")
-            + f" It has: {', '.join(QUANTIZATION_METHODS)}.",
-            {"option": "quantization", "nearest": suggestion, "allowed": [*QUANTIZATION_METHODS]},
-        )
-    arguments["quantization"] = method
-    config = get_quantization_config(method)
-    if own is not None:
-        own_name = spellings[_spelling(own)]
-        if method == own_name or config is get_quantization_config(own_name):
-            del arguments["quantization"]
-    elif checkpoint.folder is not None and checkpoint.config:
-        # Methods that need a config from the checkpoint name the files it could be in; the
-        # others quantize while they load.
-        needs = config.get_config_filenames()
-        if needs and not any(
-            os.path.exists(os.path.join(checkpoint.folder, name)) for name in needs
-        ):
-            raise BridgeError(
-                "unsupported_quantization",
-                f"`quantization: {method!r}` needs a checkpoint that was quantized with it, and "
-                "this one is not quantized. Use a quantized variant of the model, or leave the "
-                "option out.",
-                {"option": "quantization", "checkpoint": None},
-            )
-
-
-def check_kv_cache_dtype(config: Any) -> None:
-    """Refuses a KV cache dtype that the attention backend does not have.
-
-    On a GPU vLLM chooses the backend by it. On a CPU there is one backend, which takes any dtype
-    and answers nonsense. Imports vLLM.
-
-    Args:
-        config: vLLM's config of the engine
-
-    Raises:
-        BridgeError: ``unsupported``
-    """
-    import torch
-    from vllm.config import set_current_vllm_config
-    from vllm.platforms import current_platform
-    from vllm.v1.attention.selector import get_attn_backend
-
-    model, dtype = config.model_config, str(config.cache_config.cache_dtype)
-    # The names of plain dtypes mean no conversion of the values.
-    if not current_platform.is_cpu() or hasattr(torch, dtype):
-        return
-    with set_current_vllm_config(config):
-        backend = get_attn_backend(model.get_head_size(), model.dtype, dtype, use_mla=model.use_mla)
-    if not backend.supports_kv_cache_dtype(dtype):
-        allowed = list(backend.supported_kv_cache_dtypes)
-        raise BridgeError(
-            "unsupported",
-            f"`kv_cache_dtype: {dtype!r}` does not run here. Allowed: {', '.join(allowed)}.",
-            {"option": "kv_cache_dtype", "value": dtype, "allowed": allowed},
-        )
-
-
 def quantization_config(hf_config: Any) -> dict[str, Any] | None:
     """The quantization config of a loaded model, as plain data."""
     found = getattr(hf_config, "quantization_config", None)
@@ -281,12 +236,16 @@ def _check_folder(folder: str, options: Mapping[str, Any]) -> Checkpoint:
                 {"model": folder},
             )
         return Checkpoint(folder, config)
-    size = floats = 0
+    tensors: dict[str, Tensor] = {}
     for name in files:
-        file_size, file_floats = _read_header(os.path.join(folder, name))
-        size += file_size
-        floats += file_floats
-    return Checkpoint(folder, config, files, size, floats)
+        tensors |= _read_header(os.path.join(folder, name))
+    size = floats = 0
+    for tensor in tensors.values():
+        if width := _CAST.get(tensor.dtype):
+            floats += tensor.size // width
+        else:
+            size += tensor.size
+    return Checkpoint(folder, config, files, size + 2 * floats, floats, tensors)
 
 
 def _check_file(path: str) -> Checkpoint:
@@ -391,6 +350,17 @@ def _read_config(folder: str) -> Mapping[str, Any]:
         raise BridgeError(
             "not_a_model", f"`{path}` cannot be read: {error}.", {"model": folder}
         ) from error
+    quantization = config.get("quantization_config")
+    if quantization is not None and (
+        not isinstance(quantization, dict)
+        or not isinstance(quantization.get("quant_method", ""), str)
+    ):
+        raise BridgeError(
+            "invalid_checkpoint",
+            f"The `quantization_config` in `{path}` does not name a method: it should be an "
+            "object with `quant_method`, a string.",
+            {"model": folder},
+        )
     return config
 
 
@@ -418,29 +388,31 @@ def _weight_files(folder: str, names: Iterable[str]) -> tuple[str, ...]:
     return tuple([name for name in files if not name.startswith("consolidated")] or files)
 
 
-def _read_header(path: str) -> tuple[int, int]:
-    """What a safetensors file says it holds: bytes (floats counted as two bytes each), and how
-    many floats.
+def _read_header(path: str) -> dict[str, Tensor]:
+    """What a safetensors file says it holds.
 
     Raises:
-        BridgeError: ``invalid_checkpoint`` if the file is shorter or longer than its header says
+        BridgeError: ``invalid_checkpoint`` if the file is shorter or longer than its header says,
+            or a tensor's bytes are not those of its shape
     """
     try:
         with open(path, "rb") as file:
             (length,) = struct.unpack("<Q", file.read(8))
             if length > _MAX_HEADER:
                 raise ValueError("its header is too long")
-            header = json.loads(file.read(length))
-            end = size = floats = 0
-            for name, tensor in header.items():
+            tensors, end = {}, 0
+            for name, tensor in json.loads(file.read(length)).items():
                 if name == "__metadata__":
                     continue
                 first, last = tensor["data_offsets"]
+                shape = tuple(tensor["shape"])
+                width = _WIDTH.get(tensor["dtype"])
+                if width and (last - first) * 8 != width * math.prod(shape):
+                    raise ValueError(f"`{name}` has {last - first} bytes for {list(shape)}")
                 end = max(end, last)
-                if width := _CAST.get(tensor["dtype"]):
-                    floats += (last - first) // width
-                else:
-                    size += last - first
+                tensors[name] = Tensor(
+                    tensor["dtype"], shape, path, 8 + length + first, last - first
+                )
             actual = os.fstat(file.fileno()).st_size
             if actual != 8 + length + end:
                 raise ValueError(f"it has {actual} bytes, its header says {8 + length + end}")
@@ -450,7 +422,7 @@ def _read_header(path: str) -> tuple[int, int]:
             f"`{path}` is damaged: {error}. Download it again.",
             {"file": path},
         ) from error
-    return size + 2 * floats, floats
+    return tensors
 
 
 def _why_no_model(folder: str, names: set[str]) -> str:
@@ -491,7 +463,3 @@ def _quant_method(config: Mapping[str, Any] | None) -> str | None:
     if config.get("load_in_8bit") or config.get("load_in_4bit"):
         return "bitsandbytes"
     return None
-
-
-def _spelling(name: str) -> str:
-    return name.lower().replace("_", "-")

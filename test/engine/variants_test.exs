@@ -9,7 +9,9 @@ defmodule VLLM.Engine.VariantsTest do
   test "AWQ 4-bit says every sentence, and is what was asserted" do
     llm = DemoModel.start!("demo-awq", quantization: "awq")
     assert DemoModel.wrong_facts(llm) == []
-    assert VLLM.engine_info!(llm).quantization =~ "awq"
+    info = VLLM.engine_info!(llm)
+    assert info.quantization =~ "awq"
+    assert info.quantization_kernel =~ "Kernel"
     VLLM.stop(llm)
   end
 

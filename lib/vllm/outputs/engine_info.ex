@@ -7,6 +7,9 @@ defmodule VLLM.EngineInfo do
     quantization: "the method that vLLM runs, as detected or given; nil for none",
     quantization_config: "what the checkpoint says of its quantization, as a map, or nil",
     quantization_note: "what is to be known of how it is computed here, in a sentence, or nil",
+    quantization_kernel:
+      "the kernel of vLLM that computes quantized linear layers, or the method where it has no " <>
+        "separate one; nil for none",
     kv_cache_dtype: "of the KV cache; `\"auto\"` is the model's dtype",
     kv_cache_tokens: "tokens that the KV cache holds, of all requests together",
     kv_cache_bytes: "its size, where it was given; else nil",

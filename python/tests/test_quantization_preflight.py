@@ -1,0 +1,288 @@
+"""What is found out about a quantized model before its weights are read, on copies of the demo
+models whose configs say something else."""
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+from vllm.config.cache import CacheDType
+
+from conftest import MODELS
+from vllm_bridge import diagnosis, models
+from vllm_bridge.errors import BridgeError, map_exceptions
+from vllm_bridge.params import engine_options
+from vllm_bridge.quantization import availability, kv_cache, naming, packing, preflight
+
+AWQ = "CPUWNA16LinearKernel"
+
+Change = Callable[..., Path]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def environment() -> Iterator[None]:
+    """A config sets variables, for the life of a worker."""
+    before = dict(os.environ)
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+    yield
+    os.environ.clear()
+    os.environ.update(before)
+
+
+@pytest.fixture
+def changed(tmp_path: Path) -> Change:
+    """Makes a copy of a demo model with other settings, of its quantization or of the model."""
+
+    def change(source: str, model: dict[str, Any] | None = None, **quantization: Any) -> Path:
+        folder = tmp_path / "model"
+        shutil.copytree(MODELS / source, folder)
+        config = json.loads((folder / "config.json").read_text())
+        config |= model or {}
+        if quantization:
+            config["quantization_config"] = config.get("quantization_config", {}) | quantization
+        (folder / "config.json").write_text(json.dumps(config))
+        return folder
+
+    return change
+
+
+def load(model: Path, **options: Any) -> tuple[Any, str | None]:
+    """vLLM's config and the kernel, by the steps of a start."""
+    options = {"enforce_eager": True, "distributed_executor_backend": "uni"} | options
+    with map_exceptions(diagnosis.load_error):
+        checkpoint = models.check_model(str(model), options)
+        packing.check(checkpoint)
+        unknown = kv_cache.take_dtype(options)
+        arguments = engine_options(options)
+        naming.check(checkpoint, arguments)
+        return preflight.engine_config(str(model), checkpoint, arguments, unknown)
+
+
+def refused(model: Path, **options: Any) -> BridgeError:
+    with pytest.raises(BridgeError) as caught:
+        load(model, **options)
+    assert "Traceback" not in caught.value.message
+    return caught.value
+
+
+# -- naming
+
+
+@pytest.mark.parametrize(
+    ("model", "names"),
+    [("awq", ["awq", "AutoAWQ", "awq-marlin"]), ("gptq", ["gptq", "gptqmodel", "gptq_marlin"])],
+)
+def test_naming_the_own_method_selects_what_naming_nothing_does(
+    model: str, names: list[str]
+) -> None:
+    def chosen(**options: Any) -> tuple[Any, ...]:
+        config, kernel = load(MODELS / f"demo-{model}", **options)
+        return kernel, config.model_config.quantization, type(config.quant_config)
+
+    unnamed = chosen()
+    assert unnamed[0] == AWQ
+    for name in names:
+        assert chosen(quantization=name) == unnamed
+
+
+def test_a_plain_model_has_no_kernel_of_a_quantization() -> None:
+    config, kernel = load(MODELS / "demo")
+    assert (config.model_config.quantization, kernel) == (None, None)
+
+
+# -- methods that do nothing, or have no kernel here
+
+
+@pytest.mark.parametrize(
+    "method", ["int8_per_channel_weight_only", "nvfp4_per_token", "experts_int8"]
+)
+def test_a_method_without_effect_on_this_model(method: str) -> None:
+    error = refused(MODELS / "demo", quantization=method)
+    assert error.reason == "unsupported_quantization"
+    assert "has no effect" in error.message
+
+
+@pytest.mark.parametrize("method", ["mxfp8", "mxfp4"])
+def test_a_method_without_a_kernel(method: str) -> None:
+    error = refused(MODELS / "demo", quantization=method)
+    assert error.reason == "unsupported_quantization"
+    assert f"cannot run {method} here" in error.message
+
+
+def test_an_operation_that_the_build_only_declares(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "_C::static_scaled_fp8_quant() expected at most 0 argument(s) but received 4"
+
+    def apply(*_arguments: Any) -> None:
+        raise RuntimeError(text)
+
+    kernel = "vllm.model_executor.kernels.linear.mixed_precision.cpu.CPUWNA16LinearKernel"
+    monkeypatch.setattr(f"{kernel}.apply_weights", apply)
+    availability.formats.cache_clear()
+    error = refused(MODELS / "demo-awq")
+    availability.formats.cache_clear()  # they are those of a build without the operation
+    assert error.reason == "unsupported_quantization"
+    assert error.details["exception"] == text
+    assert "gptq" not in error.message
+
+
+# -- checkpoints that the installed vLLM refuses
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"desc_act": True}, "desc_act"),
+        ({"sym": False}, "asymmetric"),
+        ({"quant_method": "hqq"}, "quantized with hqq"),
+        ({"quant_method": "squeezellm"}, "quantized with squeezellm"),
+        ({"quant_method": "something-new"}, "quantized with something-new"),
+    ],
+)
+def test_a_checkpoint_that_vllm_refuses(
+    changed: Change, settings: dict[str, Any], words: str
+) -> None:
+    error = refused(changed("demo-gptq", **settings))
+    assert error.reason == "unsupported_quantization"
+    assert words in error.message
+    assert "These run here: awq (4 bits), gptq (4 bits, symmetric)" in error.message
+
+
+def compressed(bits: int, form: str, **weights: Any) -> dict[str, Any]:
+    weights = {"num_bits": bits, "symmetric": True, "strategy": "group", "group_size": 64} | weights
+    group = {"targets": ["Linear"], "weights": {"type": "int", **weights}}
+    return {
+        "quant_method": "compressed-tensors",
+        "format": form,
+        "config_groups": {"group_0": group},
+    }
+
+
+@pytest.mark.parametrize(
+    "settings", [compressed(8, "pack-quantized"), compressed(2, "pack-quantized")]
+)
+def test_weights_of_other_bits(changed: Change, settings: dict[str, Any]) -> None:
+    error = refused(changed("demo", **settings))
+    assert error.reason == "unsupported_quantization"
+    assert "compressed-tensors (W4A16)" in error.message
+
+
+@pytest.mark.parametrize("model", ["demo-awq", "demo-gptq"])
+def test_a_dtype_that_the_method_does_not_compute_in(model: str) -> None:
+    error = refused(MODELS / model, dtype="float32")
+    assert error.reason == "unsupported_quantization"
+    assert "Give `dtype` as one of float16, bfloat16" in error.message
+
+
+def test_what_runs_here_is_told_by_vllm() -> None:
+    assert "awq (4 bits)" in availability.formats()
+    assert "mxfp4" not in availability.formats()
+    assert "fp8_per_channel" in availability.in_flight()
+    assert not {"mxfp8", "experts_int8", "awq"} & set(availability.in_flight())
+
+
+# -- configs that do not describe their weights
+
+
+@pytest.mark.parametrize(
+    ("model", "settings"),
+    [
+        ("demo-gptq", {"bits": 8}),
+        ("demo-gptq", {"bits": 2}),
+        ("demo-gptq", {"group_size": 64}),
+        ("demo-gptq", {"group_size": -1}),
+        ("demo-gptq", {"bits": 8, "group_size": 64}),
+        ("demo-gptq", {"quant_method": "awq", "zero_point": True}),
+        ("demo-gptq", {"bits": "four"}),
+        ("demo-gptq", {"bits": None}),
+        ("demo-gptq", {"group_size": 0}),
+        ("demo-awq", {"bits": 8}),
+        ("demo-awq", {"group_size": 32}),
+        ("demo-awq", {"quant_method": "gptq"}),
+        ("demo", {"quant_method": "gptq", "bits": 4, "group_size": 128, "desc_act": False}),
+        ("demo-awq", {"quant_method": 4}),
+    ],
+)
+def test_a_config_that_lies_about_its_weights(
+    changed: Change, model: str, settings: dict[str, Any]
+) -> None:
+    assert refused(changed(model, **settings)).reason == "invalid_checkpoint"
+
+
+@pytest.mark.parametrize(
+    ("tensor", "value"), [("qzeros", 0x66666666), ("g_idx", 1)], ids=["symmetry", "order"]
+)
+def test_a_config_that_lies_about_what_vllm_does_not_look_at(
+    changed: Change, tensor: str, value: int
+) -> None:
+    folder = changed("demo-gptq")
+    checkpoint = models.check_model(str(folder), {})
+    packing.check(checkpoint)
+    name = next(name for name in checkpoint.tensors if name.endswith(f".{tensor}"))
+    place = checkpoint.tensors[name]
+    with (folder / "model.safetensors").open("r+b") as file:
+        file.seek(place.start)
+        file.write(value.to_bytes(4, "little"))
+    error = refused(folder)
+    assert error.reason == "invalid_checkpoint"
+    assert name in error.message
+
+
+@pytest.mark.parametrize(
+    ("model", "settings"),
+    [("demo", {"hidden_size": 512}), ("demo-awq", {"intermediate_size": 1024})],
+)
+def test_weights_of_another_shape_than_the_config_says(
+    changed: Change, model: str, settings: dict[str, int]
+) -> None:
+    error = refused(changed(model, settings))
+    assert error.reason == "invalid_checkpoint"
+    assert "down_proj" in error.message
+
+
+def test_a_config_of_another_tool_that_is_right(changed: Change) -> None:
+    # In the newer of GPTQ's formats zero points are stored as they are.
+    folder = changed("demo-gptq", checkpoint_format="gptq_v2")
+    for name, place in models.check_model(str(folder), {}).tensors.items():
+        if name.endswith(".qzeros"):
+            with (folder / "model.safetensors").open("r+b") as file:
+                file.seek(place.start)
+                file.write(b"\x88" * place.size)
+    assert load(folder)[1] == AWQ
+
+
+# -- the KV cache
+
+
+def test_the_dtypes_of_the_kv_cache_are_those_of_the_attention_backend() -> None:
+    from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
+
+    supported = {*CPUAttentionBackend.supported_kv_cache_dtypes, "float16", "bfloat16"}
+    for dtype in get_args(CacheDType):
+        if dtype in supported:
+            config, _ = load(MODELS / "demo", kv_cache_dtype=dtype)
+            assert config.cache_config.cache_dtype == dtype
+        else:
+            error = refused(MODELS / "demo", kv_cache_dtype=dtype)
+            assert error.reason == "unsupported"
+            assert set(error.details["allowed"]) == supported
+
+
+@pytest.mark.parametrize(
+    ("given", "dtype"),
+    [("FP8", "fp8"), ("fp8-e4m3", "fp8_e4m3"), ("e5m2", "fp8_e5m2"), ("bf16", "bfloat16")],
+)
+def test_other_names_of_dtypes(given: str, dtype: str) -> None:
+    assert load(MODELS / "demo", kv_cache_dtype=given)[0].cache_config.cache_dtype == dtype
+
+
+def test_a_dtype_that_there_is_not() -> None:
+    error = refused(MODELS / "demo", kv_cache_dtype="fp9")
+    assert error.reason == "invalid_option"
+    assert error.details["nearest"] == "fp8"
+    assert "fp8_e4m3" in error.message
+    assert "fp8_inc" not in error.message
+    assert refused(MODELS / "demo", kv_cache_dtype=8).details["option"] == "kv_cache_dtype"

@@ -1,0 +1,197 @@
+"""Which quantization methods run here: those whose packages are installed and whose layers the
+installed vLLM can make and compute on this device. Imports vLLM.
+"""
+
+import contextlib
+import functools
+import importlib.util
+import os
+import re
+from collections.abc import Iterator, Mapping
+from types import SimpleNamespace
+from typing import Any
+
+from vllm_bridge import diagnosis
+from vllm_bridge.errors import BridgeError
+from vllm_bridge.models import Checkpoint
+from vllm_bridge.quantization import layers
+
+# The methods whose packages vLLM does not bring, and the modules of those packages. An extra of
+# `mix vllm.setup --with` has the method's name.
+EXTRAS: Mapping[str, tuple[str, ...]] = {
+    "bitsandbytes": ("bitsandbytes", "vllm_bnb_plugin"),
+    "torchao": ("torchao",),
+}
+
+
+def _tensors(form: str, bits: int, kind: str, **groups: Any) -> tuple[str, dict[str, Any]]:
+    """A config of compressed-tensors for all linear layers."""
+    weights = {"num_bits": bits, "type": kind, "symmetric": True, "dynamic": False} | groups
+    group: dict[str, Any] = {"targets": ["Linear"], "weights": weights}
+    if groups["strategy"] == "channel":
+        group["input_activations"] = weights | {"strategy": "token", "dynamic": True}
+    return "compressed-tensors", {"format": form, "config_groups": {"group_0": group}}
+
+
+# What checkpoints of the usual formats say of themselves, by what people call the formats.
+FORMATS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
+    "awq (4 bits)": ("awq", {"bits": 4, "group_size": 128, "zero_point": True}),
+    "gptq (4 bits, symmetric)": (
+        "gptq",
+        {"bits": 4, "group_size": 128, "sym": True, "desc_act": False},
+    ),
+    "gptq (8 bits)": ("gptq", {"bits": 8, "group_size": 128, "sym": True, "desc_act": False}),
+    "compressed-tensors (W4A16)": _tensors(
+        "pack-quantized", 4, "int", strategy="group", group_size=128
+    ),
+    "compressed-tensors (W8A8)": _tensors("int-quantized", 8, "int", strategy="channel"),
+    "compressed-tensors (FP8)": _tensors("float-quantized", 8, "float", strategy="channel"),
+    "fp8": ("fp8", {"activation_scheme": "dynamic"}),
+    "bitsandbytes (4 bits)": ("bitsandbytes", {"load_in_4bit": True}),
+    "bitsandbytes (8 bits)": ("bitsandbytes", {"load_in_8bit": True}),
+    "mxfp4": ("mxfp4", {}),
+}
+
+
+def check_packages(method: str) -> None:
+    """Raises ``unsupported_quantization`` where a method needs packages that are not there."""
+    missing = [name for name in EXTRAS.get(method, ()) if not importlib.util.find_spec(name)]
+    if missing:
+        raise BridgeError(
+            "unsupported_quantization",
+            f"Quantization with {method} needs packages that are not installed "
+            f"({', '.join(missing)}). Run `mix vllm.setup --with {method}`.",
+            {"quantization": method, "missing": missing, "extra": method},
+        )
+
+
+@functools.cache
+def formats() -> tuple[str, ...]:
+    """The formats of checkpoints that run here."""
+    return tuple(name for name, example in FORMATS.items() if _format_runs(*example))
+
+
+@functools.cache
+def in_flight() -> tuple[str, ...]:
+    """The methods that quantize a plain model while it is loaded, and run here."""
+    from vllm.model_executor.layers.quantization import QUANTIZATION_METHODS
+
+    found = []
+    for method in QUANTIZATION_METHODS:
+        with contextlib.suppress(Exception):
+            config = in_flight_config(method)
+            if config is not None and refusal(config) is None:
+                found.append(method)
+    return tuple(found)
+
+
+def in_flight_config(method: str) -> Any:
+    """vLLM's config of a method that needs nothing from a checkpoint; None for the others."""
+    from vllm.config import quantization as online
+    from vllm.model_executor.layers.quantization import get_quantization_config
+    from vllm.model_executor.layers.quantization.online.base import OnlineQuantizationConfig
+
+    if shorthand := online._ONLINE_SHORTHANDS.get(method):
+        return OnlineQuantizationConfig(shorthand)
+    try:
+        return get_quantization_config(method)()
+    except TypeError:  # there are settings that have no defaults
+        return None
+
+
+def advice() -> str:
+    """What to do instead of what does not run: a sentence with what does."""
+    if not formats():
+        return "Use the model in its plain form."
+    return f"These run here: {', '.join(formats())}; use such a variant of the model."
+
+
+def advice_in_flight() -> str:
+    if not in_flight():
+        return ""
+    return f"A plain model can be quantized while it is loaded with: {', '.join(in_flight())}."
+
+
+def refusal(quant_config: Any) -> str | None:
+    """Why a method cannot quantize linear layers on this device; None where it can."""
+    import torch
+    from vllm.config import VllmConfig
+
+    config = VllmConfig()
+    # All that methods ask of the model.
+    config.model_config = SimpleNamespace(dtype=torch.bfloat16)
+    try:
+        with layers.linear(config, torch.bfloat16, quant_config, "layer") as layer:
+            if not layers.is_quantized(layer):
+                return "it leaves linear layers as they are"
+            return layers.missing_operation(layer)
+    except Exception as error:
+        return str(error)
+
+
+@contextlib.contextmanager
+def refusals(checkpoint: Checkpoint, method: str | None) -> Iterator[None]:
+    """Adds what to do instead to vLLM's word that it does not run a quantization.
+
+    Args:
+        method: as the user named it, if so
+    """
+    try:
+        yield
+    except BridgeError:
+        raise
+    except Exception as error:
+        refused = diagnosis.load_error(error)
+        method = method or checkpoint.quant_method
+        if isinstance(error, ImportError) and method is not None:
+            raise refused_for(checkpoint, method, str(error)) from error
+        if refused.reason != "unsupported_quantization":
+            raise
+        refused.message = f"{_sentence(refused.message)} {remedy(checkpoint, str(error))}"
+        raise refused from error
+
+
+def refused_for(checkpoint: Checkpoint, method: str, text: str) -> BridgeError:
+    """The error for a method that vLLM cannot run here, in its own words."""
+    return BridgeError(
+        "unsupported_quantization",
+        f"vLLM cannot run {method} here: {_sentence(diagnosis.readable(text))} "
+        f"{remedy(checkpoint, text)}",
+        {"quantization": method, "exception": text},
+    )
+
+
+def _sentence(text: str) -> str:
+    return text.rstrip(". ") + "."
+
+
+def remedy(checkpoint: Checkpoint, text: str) -> str:
+    """What to do about vLLM's refusal of a quantization, of which ``text`` is the reason."""
+    if "Supported dtypes" in text:
+        dtypes = re.findall(r"torch\.(\w+)", text.partition("Supported dtypes")[2])
+        return f"Give `dtype` as one of {', '.join(dtypes)}, or leave it out."
+    if checkpoint.quantization is None:
+        return advice_in_flight() or advice()
+    return f"The checkpoint is {checkpoint.description}. {advice()}"
+
+
+def needs_checkpoint(method: str, folder: str) -> bool:
+    """Whether a method runs only checkpoints that were quantized with it, and the folder has no
+    config of its own that says so."""
+    from vllm.model_executor.layers.quantization import get_quantization_config
+
+    files = get_quantization_config(method).get_config_filenames()
+    if any(os.path.exists(os.path.join(folder, name)) for name in files):
+        return False
+    return in_flight_config(method) is None
+
+
+def _format_runs(method: str, example: Mapping[str, Any]) -> bool:
+    from vllm.model_executor.layers.quantization import get_quantization_config
+
+    try:
+        check_packages(method)
+        config = get_quantization_config(method).from_config({"quant_method": method, **example})
+    except (BridgeError, ValueError):
+        return False
+    return refusal(config) is None

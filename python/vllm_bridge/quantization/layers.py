@@ -1,0 +1,121 @@
+"""A single linear layer of a model, made by vLLM on its own: how vLLM would compute the model's
+layers, and whether it can, before any weight is read. Imports vLLM.
+
+vLLM finds out about most of what it cannot do only when it makes the layers, which is when the
+engine's processes have been started.
+"""
+
+import contextlib
+import re
+from collections.abc import Iterator, Mapping
+from types import SimpleNamespace
+from typing import Any
+
+# Columns and rows of a layer that stands for others: a multiple of every method's groups and
+# blocks, and small.
+SIZE = 512
+
+
+# What PyTorch says of an operation that a build only declares, or does not have.
+_NO_OPERATION = re.compile(
+    r"::\w+\(\) expected at most 0 argument|Could not run '|'_OpNamespace' .* has no attribute"
+)
+
+
+@contextlib.contextmanager
+def linear(
+    config: Any, dtype: Any, quant_config: Any, prefix: str, columns: int = SIZE, rows: int = SIZE
+) -> Iterator[Any]:
+    """A layer as vLLM makes it, with its parameters not filled.
+
+    Args:
+        config: vLLM's config of an engine
+        dtype: that the model computes in
+        quant_config: vLLM's config of a quantization method, or None
+        prefix: the layer's name in the model
+    """
+    import torch
+    from vllm.config import set_current_vllm_config
+    from vllm.model_executor.layers.linear import ReplicatedLinear
+    from vllm.platforms import current_platform
+
+    # What is made here must not touch an accelerator: its memory is for the engine's processes.
+    device = torch.device("cpu" if current_platform.is_cpu() else "meta")
+    default_dtype = torch.get_default_dtype()
+    with set_current_vllm_config(config), _one_rank(), device, torch.no_grad():
+        torch.set_default_dtype(dtype)
+        try:
+            yield ReplicatedLinear(
+                columns,
+                rows,
+                bias=False,
+                quant_config=quant_config,
+                prefix=prefix,
+                return_bias=False,
+                disable_tp=True,
+            )
+        finally:
+            torch.set_default_dtype(default_dtype)
+
+
+def missing_operation(layer: Any) -> str | None:
+    """PyTorch's word about an operation that the layer needs and the build for CPUs only declares
+    or does not have; None where there is none, and on accelerators, which nothing here touches.
+
+    The layer is filled with numbers and computes them.
+    """
+    import torch
+    from vllm.platforms import current_platform
+
+    if not current_platform.is_cpu():
+        return None
+    try:
+        for name, parameter in list(layer.named_parameters()):
+            if parameter.device.type == "meta":  # filled by vLLM while it quantizes
+                parameter = torch.nn.Parameter(torch.empty_like(parameter, device="cpu"), False)
+                setattr(layer, name, parameter)
+            number = 0.01 if parameter.dtype.is_floating_point else 0
+            parameter.data.copy_(torch.full(parameter.shape, number).to(parameter.dtype))
+        layer.quant_method.process_weights_after_loading(layer)
+        layer(torch.full((2, layer.input_size), 0.01))
+    except Exception as error:  # some methods need more than numbers
+        return str(error) if _NO_OPERATION.search(str(error)) else None
+    return None
+
+
+def is_quantized(layer: Any) -> bool:
+    from vllm.model_executor.layers.linear import UnquantizedLinearMethod
+
+    return not isinstance(layer.quant_method, UnquantizedLinearMethod)
+
+
+def kernel(layer: Any) -> str:
+    """The name of the kernel that computes a layer, or of its method where that has none."""
+    owners = [layer.quant_method, getattr(layer, "scheme", None)]
+    owners += [getattr(layer.quant_method, "scheme", None)]
+    for owner in owners:
+        for value in getattr(owner, "__dict__", {}).values():
+            kind = type(value)
+            if "kernels.linear" in kind.__module__ and kind.__name__.endswith("Kernel"):
+                return kind.__name__
+    scheme = getattr(layer, "scheme", None) or layer.quant_method
+    return type(scheme).__name__
+
+
+def shapes(layer: Any) -> Mapping[str, tuple[int, ...]]:
+    return {name: tuple(parameter.shape) for name, parameter in layer.named_parameters()}
+
+
+@contextlib.contextmanager
+def _one_rank() -> Iterator[None]:
+    """A tensor-parallel group of one, for parameters that want to know their rank in it."""
+    from vllm.distributed import parallel_state
+
+    if parallel_state._TP is not None:
+        yield
+        return
+    parallel_state._TP = SimpleNamespace(rank_in_group=0, world_size=1)
+    try:
+        yield
+    finally:
+        parallel_state._TP = None

@@ -1,0 +1,109 @@
+"""Whether weights that are packed into integers are what their config says. Only headers and a
+few small tensors are read, and nothing is imported but NumPy.
+
+vLLM loads most such checkpoints and answers nonsense, or ends with words about sizes.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from vllm_bridge.errors import BridgeError
+from vllm_bridge.models import Checkpoint, Tensor
+
+_WORD = 32  # bits of the integers that weights are packed into
+
+
+def check(checkpoint: Checkpoint) -> None:
+    """Raises ``invalid_checkpoint`` where a config of AWQ or GPTQ contradicts the weights."""
+    config = checkpoint.quantization or {}
+    method = (checkpoint.quant_method or "").lower()
+    # Other settings for single layers, and another layout, are left to vLLM.
+    if method not in ("awq", "gptq") or config.get("dynamic") or _is_gemv(config):
+        return
+    bits, group = (_number(checkpoint, config, name) for name in ("bits", "group_size"))
+    if bits is None or group is None:
+        return  # by other names
+    packed = [name for name in checkpoint.tensors if name.endswith(".qweight")]
+    if checkpoint.tensors and not packed:
+        raise _contradiction(checkpoint, "none of the weights is packed")
+    for name in packed:
+        _check_shapes(checkpoint, name, method, bits, group)
+    if packed and method == "gptq":
+        _check_gptq(checkpoint, packed[0].rpartition(".")[0], config, bits, group)
+
+
+def _is_gemv(config: Mapping[str, Any]) -> bool:
+    return "gemv" in str(config.get("version", config.get("format"))).lower()
+
+
+def _number(checkpoint: Checkpoint, config: Mapping[str, Any], name: str) -> int | None:
+    if name not in config:
+        return None
+    value = config[name]
+    if isinstance(value, int) and not isinstance(value, bool) and value not in (0, None):
+        return value
+    raise BridgeError(
+        "invalid_checkpoint",
+        f"`{name}` of the model's `quantization_config` is {value!r}, not a number of its kind.",
+        {"quantization": checkpoint.quant_method},
+    )
+
+
+def _check_shapes(checkpoint: Checkpoint, name: str, method: str, bits: int, group: int) -> None:
+    module = name.rpartition(".")[0]
+    shape = checkpoint.tensors[name].shape
+    scales = checkpoint.tensors.get(f"{module}.scales")
+    if scales is None or len(shape) != 2:
+        raise _contradiction(checkpoint, f"`{name}` has no scales, or is no matrix")
+    rows, columns = shape
+    inputs, outputs = (
+        (rows, columns * _WORD // bits) if method == "awq" else (rows * _WORD // bits, columns)
+    )
+    groups = math.ceil(inputs / group) if group > 0 else 1
+    if scales.shape != (groups, outputs):
+        raise _contradiction(
+            checkpoint,
+            f"`{name}` of {list(shape)} and `{module}.scales` of {list(scales.shape)} are not of "
+            f"{bits} bits in groups of {group}",
+        )
+
+
+def _check_gptq(
+    checkpoint: Checkpoint, module: str, config: Mapping[str, Any], bits: int, group: int
+) -> None:
+    """What vLLM does not look at: it takes the zero points of symmetric weights for granted, and
+    their order."""
+    import numpy
+
+    zeros = checkpoint.tensors.get(f"{module}.qzeros")
+    if zeros is not None and config.get("sym") is True and _WORD % bits == 0:
+        fields = numpy.unpackbits(_read(zeros).view(numpy.uint8), bitorder="little")
+        values = fields.reshape(-1, bits) @ (1 << numpy.arange(bits))
+        middle = 1 << (bits - 1)
+        # The older format stores one less.
+        if not ((values == middle - 1).all() or (values == middle).all()):
+            raise _contradiction(
+                checkpoint, f"`{module}.qzeros` are not those of symmetric weights"
+            )
+    order = checkpoint.tensors.get(f"{module}.g_idx")
+    if order is not None and config.get("desc_act") is False:
+        index = _read(order)
+        usual = numpy.arange(len(index)) // group if group > 0 else numpy.zeros(len(index))
+        if not (index == usual).all():
+            raise _contradiction(checkpoint, f"`{module}.g_idx` has the columns in another order")
+
+
+def _read(tensor: Tensor) -> Any:
+    import numpy
+
+    return numpy.fromfile(tensor.file, "<i4", tensor.size // 4, offset=tensor.start)
+
+
+def _contradiction(checkpoint: Checkpoint, what: str) -> BridgeError:
+    return BridgeError(
+        "invalid_checkpoint",
+        f"The model's config does not describe its weights: it says "
+        f"{checkpoint.description}, but {what}. Download both again, from the same place.",
+        {"quantization": checkpoint.quant_method},
+    )

@@ -1,0 +1,101 @@
+"""What vLLM accepts and gets wrong, and what it refuses late: found before weights are read.
+Imports vLLM.
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from vllm_bridge.errors import BridgeError
+from vllm_bridge.models import Checkpoint
+from vllm_bridge.quantization import availability, layers
+
+# The layer that is looked at: one that vLLM does not merge with others, and whose sizes a config
+# tells. Experts, and models without it, have others.
+_LAYER = re.compile(r".*\blayers\.\d+\.mlp\.down_proj")
+
+# The parameters of it that have a shape of their own making.
+_WEIGHTS = ("weight", "qweight", "weight_packed", "scales")
+
+
+def check(config: Any, checkpoint: Checkpoint) -> str | None:
+    """Looks at one linear layer of the model as vLLM would make it.
+
+    Args:
+        config: vLLM's config of the engine
+
+    Returns:
+        the name of the kernel that computes quantized layers; None for a plain model
+
+    Raises:
+        BridgeError: ``unsupported_quantization``, or ``invalid_checkpoint`` where the config
+            describes other weights than there are
+    """
+    model, quant_config = config.model_config, config.quant_config
+    name, columns, rows = _layer(config, checkpoint)
+    try:
+        with layers.linear(config, model.dtype, quant_config, name, columns, rows) as layer:
+            quantized = layers.is_quantized(layer)
+            if quant_config is not None and checkpoint.quantization is None and not quantized:
+                _check_effect(model)
+            if quantized or quant_config is None:
+                _check_shapes(config, checkpoint, name, layers.shapes(layer))
+            kernel = layers.kernel(layer) if quantized else None
+        if quantized:
+            # Of a size of its own, because an operation that is missing is missing for all.
+            with layers.linear(config, model.dtype, quant_config, name) as layer:
+                missing = layers.missing_operation(layer)
+            if missing is not None:
+                raise availability.refused_for(checkpoint, model.quantization, missing)
+    except BridgeError:
+        raise
+    except Exception as error:
+        if quant_config is None:
+            return None  # a model without linear layers of this kind
+        raise availability.refused_for(checkpoint, model.quantization, str(error)) from error
+    return kernel
+
+
+def _layer(config: Any, checkpoint: Checkpoint) -> tuple[str, int, int]:
+    """The name of the layer to look at, its input and its output size."""
+    modules = {name.rpartition(".")[0] for name in checkpoint.tensors}
+    hf_config = config.model_config.hf_text_config
+    columns, rows = (
+        getattr(hf_config, f"{name}_size", None) for name in ("intermediate", "hidden")
+    )
+    for module in sorted(modules):
+        if _LAYER.fullmatch(module) and isinstance(columns, int) and isinstance(rows, int):
+            return module, columns, rows
+    return "model.layers.0.mlp.down_proj", layers.SIZE, layers.SIZE
+
+
+def _check_effect(model: Any) -> None:
+    if model.is_moe:
+        return  # there are methods for experts only
+    raise BridgeError(
+        "unsupported_quantization",
+        f'`quantization: "{model.quantization}"` has no effect on this model: vLLM quantizes '
+        "only layers of experts with it, and this model has none. "
+        f"{availability.advice_in_flight()}".rstrip(),
+        {"option": "quantization", "quantization": model.quantization},
+    )
+
+
+def _check_shapes(
+    config: Any, checkpoint: Checkpoint, module: str, shapes: Mapping[str, tuple[int, ...]]
+) -> None:
+    if config.load_config.load_format == "bitsandbytes":
+        return  # packs its weights when it has them
+    for parameter in _WEIGHTS:
+        tensor = checkpoint.tensors.get(f"{module}.{parameter}")
+        expected = shapes.get(parameter)
+        if tensor is None or expected is None or tensor.shape == expected:
+            continue
+        described = "" if checkpoint.quantization is None else f" ({checkpoint.description})"
+        raise BridgeError(
+            "invalid_checkpoint",
+            f"The model's config does not describe its weights{described}: "
+            f"`{module}.{parameter}` has the shape {list(tensor.shape)}, and should have "
+            f"{list(expected)}. Download both again, from the same place.",
+            {"tensor": f"{module}.{parameter}", "shape": tensor.shape, "expected": expected},
+        )
