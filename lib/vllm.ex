@@ -45,7 +45,7 @@ defmodule VLLM do
   """
 
   alias VLLM.Bridge.Connection
-  alias VLLM.Engine.{Config, Control, Replicas, Router, Table}
+  alias VLLM.Engine.{Call, Config, Control, Replicas, Router, Table}
   alias VLLM.{BeamSearch, BeamSearchOutput, BeamSearchParams}
   alias VLLM.{Classification, Embedding, PoolingOutput, Score}
 
@@ -299,8 +299,9 @@ defmodule VLLM do
 
   ## Errors
 
-  `:invalid_option`, `:invalid_prompt`, `:prompt_too_long`, `:timeout`, `:overloaded`,
-  `:engine_dead`, `:shutdown`, `:not_running`, and those of an engine that could not start.
+  `:invalid_option`, `:invalid_prompt`, `:prompt_too_long`, `:timeout`, `:queue_timeout`,
+  `:overloaded`, `:engine_dead`, `:poison`, `:shutdown`, `:not_running`, and those of an engine that
+  could not start.
 
       {:ok, [output]} = VLLM.generate(llm, "The capital of France is", temperature: 0.0)
       hd(output.outputs).text
@@ -309,11 +310,11 @@ defmodule VLLM do
           {:ok, [RequestOutput.t()]} | {:error, Error.t()}
   def generate(engine, prompts, options \\ []) do
     with {:ok, call, params} <- call(options),
-         deadline = Connection.deadline(call.timeout),
+         call = Call.new(call),
          {:ok, prompts} <- Prompt.to_wire(prompts),
          {:ok, table, _pid} <- Table.lookup(engine),
          requests = Enum.map(prompts, &Map.put(params, "prompt", &1)),
-         {:ok, outputs} <- Router.map(table, "generate", requests, deadline) do
+         {:ok, outputs} <- Router.map(table, "generate", requests, call) do
       {:ok, Enum.map(outputs, &RequestOutput.from_wire/1)}
     end
   end
@@ -467,19 +468,19 @@ defmodule VLLM do
           {:ok, [RequestOutput.t()]} | {:error, Error.t()}
   def chat(engine, messages, options \\ []) do
     with {:ok, call, params} <- chat_call(options),
-         deadline = Connection.deadline(call.timeout),
+         call = Call.new(call),
          {:ok, _, conversations} <- Conversation.to_wire(messages),
          {:ok, table, _pid} <- Table.lookup(engine),
          requests = conversations(conversations, params),
-         {:ok, outputs} <- Router.map(table, "chat", requests, deadline) do
+         {:ok, outputs} <- Router.map(table, "chat", requests, call) do
       {:ok, Enum.map(outputs, &RequestOutput.from_wire/1)}
     end
   end
 
-  defp chat_call(options) do
+  defp chat_call(options, more \\ []) do
     specs = Options.template() ++ Options.answer()
 
-    with {:ok, call, params} <- call(options, Options.generate() ++ specs),
+    with {:ok, call, params} <- call(options, Options.generate() ++ specs ++ more),
          do: {:ok, call, Map.merge(params, given(call, specs))}
   end
 
@@ -510,7 +511,7 @@ defmodule VLLM do
 
   The `:message` of a delta says what it adds to the model's message: a `VLLM.MessageDelta` with
   the bits of what it says and thinks, and of its tool calls. Options and errors are those of
-  `chat/3`; else it is like `stream/3`.
+  `chat/3`, with those of `stream/3`; else it is like that.
 
       llm
       |> VLLM.chat_stream([%{role: "user", content: "Count to ten."}], max_tokens: 64)
@@ -545,11 +546,11 @@ defmodule VLLM do
   end
 
   defp prepare_chat(engine, messages, options) do
-    with {:ok, call, params} <- chat_call(options),
+    with {:ok, call, params} <- chat_call(options, Options.stream()),
          {:ok, conversation} <- one_conversation(messages),
          {:ok, table, _pid} <- Table.lookup(engine) do
       params = Map.put(params, "messages", conversation)
-      {:ok, {table, "chat", params, Connection.deadline(call.timeout)}}
+      {:ok, {table, "chat", params, Call.new(call)}}
     end
   end
 
@@ -589,11 +590,11 @@ defmodule VLLM do
         when rendered: %{prompt: String.t(), prompt_token_ids: [non_neg_integer()]}
   def apply_chat_template(engine, messages, options \\ []) do
     with {:ok, call} <- Options.only(options, Options.call() ++ Options.template()),
-         deadline = Connection.deadline(call.timeout),
+         times = Call.new(call),
          {:ok, shape, conversations} <- Conversation.to_wire(messages),
          {:ok, table, _pid} <- Table.lookup(engine),
          requests = conversations(conversations, given(call, Options.template())),
-         {:ok, prompts} <- Router.map(table, "apply_chat_template", requests, deadline) do
+         {:ok, prompts} <- Router.map(table, "apply_chat_template", requests, times) do
       prompts =
         for prompt <- prompts do
           %{
@@ -624,7 +625,9 @@ defmodule VLLM do
   Nothing happens until it is enumerated, which is to be done in one process. Leaving it early
   (`Enum.take/2`), or the death of that process, aborts the request in vLLM at once. A slow reader
   gets fewer and longer deltas. Options and errors are those of `generate/3`; the `timeout` counts
-  from the start of the enumeration to the end of the stream.
+  from the start of the enumeration to the end of the stream. One option more:
+
+  #{Options.docs(Options.stream())}
 
       llm
       |> VLLM.stream("Count:", max_tokens: 200)
@@ -684,11 +687,11 @@ defmodule VLLM do
   def cancel(ref) when is_reference(ref), do: Forwarder.cancel(ref)
 
   defp prepare(engine, prompt, options) do
-    with {:ok, call, params} <- call(options),
+    with {:ok, call, params} <- call(options, Options.generate() ++ Options.stream()),
          {:ok, prompt} <- one_prompt(prompt),
          {:ok, table, _pid} <- Table.lookup(engine) do
       params = Map.put(params, "prompt", prompt)
-      {:ok, {table, "generate", params, Connection.deadline(call.timeout)}}
+      {:ok, {table, "generate", params, Call.new(call)}}
     end
   end
 
@@ -733,7 +736,7 @@ defmodule VLLM do
       with {:ok, prompt} <- one_prompt(prompt), do: {:ok, Map.put(params, "prompt", prompt)}
     end
 
-    Streaming.pipeline(table, prompts, request, &RequestOutput.from_wire/1, call.timeout)
+    Streaming.pipeline(table, prompts, request, &RequestOutput.from_wire/1, Call.new(call))
   end
 
   @doc """

@@ -3,10 +3,9 @@ defmodule VLLM.BeamSearch do
   # Beam searches; see `VLLM.beam_search/3` and vllm_bridge/beam_search.py.
 
   alias VLLM.{BeamSearchOutput, BeamSearchParams, Error, LoRARequest, Options, Params, Prompt}
-  alias VLLM.Bridge.Connection
-  alias VLLM.Engine.{Router, Table}
+  alias VLLM.Engine.{Call, Router, Table}
 
-  @options Options.call() ++
+  @options Options.request() ++
              [
                {:beam_search_params, :any, nil,
                 "a `VLLM.BeamSearchParams`, a keyword list or a map; parameters given inline override it"},
@@ -21,11 +20,11 @@ defmodule VLLM.BeamSearch do
           {:ok, [BeamSearchOutput.t()]} | {:error, Error.t()}
   def search(engine, prompts, options) do
     with {:ok, call, params} <- params(options),
-         deadline = Connection.deadline(call.timeout),
+         call = Call.new(call),
          {:ok, prompts} <- Prompt.to_wire(prompts),
          {:ok, table, _pid} <- Table.lookup(engine),
          requests = Enum.map(prompts, &Map.put(params, "prompt", &1)),
-         {:ok, outputs} <- Router.map(table, "beam_search", requests, deadline) do
+         {:ok, outputs} <- Router.map(table, "beam_search", requests, call) do
       {:ok, Enum.map(outputs, &BeamSearchOutput.from_wire/1)}
     end
   end

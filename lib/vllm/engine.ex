@@ -15,7 +15,7 @@ defmodule VLLM.Engine do
 
   @behaviour :supervisor
 
-  alias VLLM.Engine.{Config, Control, Table, Worker}
+  alias VLLM.Engine.{Config, Control, Suspects, Table, Worker}
   alias VLLM.Error
 
   @doc "Starts an engine in the supervision tree of the caller."
@@ -74,7 +74,7 @@ defmodule VLLM.Engine do
 
         # The last to be started is the first to be stopped: it has the workers
         # finish what they have, all at once.
-        children = [workers, Control.child_spec(table)]
+        children = [workers, Suspects.child_spec(table), Control.child_spec(table)]
         {:ok, {%{strategy: :one_for_one, auto_shutdown: :any_significant}, children}}
 
       {:error, {:already_registered, _pid}} ->

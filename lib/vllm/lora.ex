@@ -3,8 +3,7 @@ defmodule VLLM.LoRA do
   # The adapters of an engine; see the functions of VLLM that delegate here, and
   # vllm_bridge/lora.py.
 
-  alias VLLM.Bridge.Connection
-  alias VLLM.Engine.{Router, Table}
+  alias VLLM.Engine.{Call, Router, Table}
   alias VLLM.{Error, LoRARequest, Options}
 
   @doc "See `VLLM.load_lora/3`."
@@ -42,6 +41,6 @@ defmodule VLLM.LoRA do
   defp each(engine, method, params, options) do
     with {:ok, opts} <- Options.only(options, Options.call()),
          {:ok, table, _pid} <- Table.lookup(engine),
-         do: Router.each(table, method, params, Connection.deadline(opts.timeout))
+         do: Router.each(table, method, params, Call.new(opts))
   end
 end

@@ -55,6 +55,8 @@ defmodule VLLM.Options do
        "end with `:shutdown`"},
     {:max_frame, :pos_integer, 64 * 1024 * 1024,
      "bytes that one message between Elixir and Python may have"},
+    {:max_unsent, :pos_integer, 256 * 1024 * 1024,
+     "bytes of requests that may wait for a worker that does not read; then calls end with `:overloaded`"},
     {:telemetry_payloads, :boolean, false,
      "have events of `VLLM.Telemetry` carry prompts and what came of them"},
     {:progress, :boolean, nil,
@@ -73,7 +75,31 @@ defmodule VLLM.Options do
        "deadlines count as well"}
   ]
 
-  @generate @call ++
+  @request @call ++
+             [
+               {:retry, :boolean, false,
+                "when the worker dies with the request in flight, run it once more, on another " <>
+                  "worker or on the restarted one, within the same `timeout`; a stream only while it " <>
+                  "has no delta yet. Such requests run again one at a time, and one that is there when " <>
+                  "a worker dies again ends with `:poison`"},
+               {:queue_timeout, :timeout, :infinity,
+                "milliseconds until vLLM must have begun with the request, or with one of several " <>
+                  "prompts once that is sent; else it ends with `:queue_timeout`. Waiting for a " <>
+                  "starting engine counts, the time after it has begun does not"},
+               {:session, :any, nil,
+                "any term: requests of the same session go to the same one of several replicas, " <>
+                  "which has their beginnings in its prefix cache, unless it has more to do than " <>
+                  "the others. By default prompts that begin alike go to the same one"}
+             ]
+
+  @stream [
+    {:inter_token_timeout, :timeout, :infinity,
+     "milliseconds that may pass from one delta to the next; then the stream ends with `:timeout` " <>
+       "(`details[\"option\"]` says which of the two timeouts it was) and the request is aborted. How long " <>
+       "the reader takes does not count"}
+  ]
+
+  @generate @request ++
               [
                 {:sampling_params, :any, nil,
                  "a `VLLM.SamplingParams`, a keyword list or a map; parameters given inline override it"},
@@ -197,6 +223,14 @@ defmodule VLLM.Options do
   @doc "How long replicas that are to end or begin anew are given."
   @spec drain() :: [spec()]
   def drain, do: @drain
+
+  @doc "What every request takes that vLLM computes something for."
+  @spec request() :: [spec()]
+  def request, do: @request
+
+  @doc "What only streams of deltas take."
+  @spec stream() :: [spec()]
+  def stream, do: @stream
 
   @spec generate() :: [spec()]
   def generate, do: @generate

@@ -2,8 +2,7 @@ defmodule VLLM.Pooling do
   @moduledoc false
   # What engines with vLLM's pooling runner do: vectors, classes and scores.
 
-  alias VLLM.Bridge.Connection
-  alias VLLM.Engine.{Router, Table}
+  alias VLLM.Engine.{Call, Router, Table}
 
   alias VLLM.{
     Classification,
@@ -17,7 +16,7 @@ defmodule VLLM.Pooling do
     Score
   }
 
-  @pool Options.call() ++
+  @pool Options.request() ++
           [
             {:pooling_params, :any, nil,
              "a `VLLM.PoolingParams`, a keyword list or a map; parameters given inline override it"},
@@ -125,13 +124,13 @@ defmodule VLLM.Pooling do
   defp put(params, name, value), do: Map.put(params, name, value)
 
   defp pool(engine, prompts, task, call, params) do
-    deadline = Connection.deadline(call.timeout)
+    call = Call.new(call)
     params = put(params, "task", task)
 
     with {:ok, prompts} <- Prompt.to_wire(prompts),
          {:ok, table, _pid} <- Table.lookup(engine),
          requests = Enum.map(prompts, &Map.put(params, "prompt", &1)),
-         {:ok, outputs} <- Router.map(table, "pool", requests, deadline) do
+         {:ok, outputs} <- Router.map(table, "pool", requests, call) do
       {:ok, outputs, table}
     end
   end
@@ -139,20 +138,20 @@ defmodule VLLM.Pooling do
   # All pairs are one request: what two vectors have to do with each other, and
   # which texts go into one prompt, is for vLLM to say.
   defp scores(engine, data_1, data_2, call, params) do
-    deadline = Connection.deadline(call.timeout)
+    call = Call.new(call)
     params = Map.merge(params, %{"data_1" => data_1, "data_2" => data_2})
 
     with :ok <- check_texts(data_1),
          :ok <- check_texts(data_2),
          :ok <- check_pairs(length(data_1), length(data_2)),
          {:ok, table, _pid} <- Table.lookup(engine),
-         {:ok, outputs} <- if(data_2 == [], do: {:ok, []}, else: one(table, params, deadline)) do
+         {:ok, outputs} <- if(data_2 == [], do: {:ok, []}, else: one(table, params, call)) do
       {:ok, outputs |> Enum.with_index() |> Enum.map(fn {o, i} -> Score.from_wire(o, i) end)}
     end
   end
 
-  defp one(table, params, deadline) do
-    with {:error, error} <- Router.call(table, "score", params, deadline) do
+  defp one(table, params, call) do
+    with {:error, error} <- Router.call(table, "score", params, call) do
       # The index would be the request's, and there is only one.
       {:error, %{error | details: Map.delete(error.details, "prompt_index")}}
     end

@@ -2,26 +2,22 @@ defmodule VLLM.Streaming do
   @moduledoc false
   # Streams of deltas as lazy enumerables, and many prompts as a pipeline.
 
-  alias VLLM.Bridge.Connection
-  alias VLLM.Engine.{Control, Router, Table}
+  alias VLLM.Engine.{Call, Flights, Router, Table}
   alias VLLM.Error
   alias VLLM.Streaming.Reader
 
   @doc """
   A lazy enumerable of `{:ok, %VLLM.Delta{}}`, and at last `{:error, error}` if
-  it ends with one. `prepare` gives table, method, params and deadline when it
-  is enumerated. Whoever leaves early closes the stream.
+  it ends with one. `prepare` gives table, method, params and call when it is
+  enumerated. Whoever leaves early closes the stream.
   """
-  @spec deltas(
-          (() -> {:ok, {Table.t(), String.t(), map(), Connection.deadline()}}
-                 | {:error, Error.t()})
-        ) ::
+  @spec deltas((() -> {:ok, {Table.t(), String.t(), map(), Call.t()}} | {:error, Error.t()})) ::
           Enumerable.t()
   def deltas(prepare) do
     Stream.resource(
       fn ->
-        with {:ok, {table, method, params, deadline}} <- prepare.(),
-             do: Reader.open(table, method, params, deadline)
+        with {:ok, {table, method, params, call}} <- prepare.(),
+             do: Reader.open(table, method, params, call)
       end,
       &next/1,
       fn
@@ -45,18 +41,19 @@ defmodule VLLM.Streaming do
   @doc """
   A lazy enumerable of `{index, {:ok, result} | {:error, error}}` for `prompts`,
   which may be endless: no more of them are taken than are under way. `request`
-  makes the params of one prompt, `result` what becomes of its answer.
+  makes the params of one prompt, `result` what becomes of its answer; the times
+  of `call` are each prompt's own.
   """
   @spec pipeline(
           Table.t(),
           Enumerable.t(),
           (term() -> {:ok, map()} | {:error, Error.t()}),
           (map() -> term()),
-          timeout()
+          Call.t()
         ) ::
           Enumerable.t()
-  def pipeline(table, prompts, request, result, timeout) do
-    job = %{table: table, request: request, result: result, timeout: timeout}
+  def pipeline(table, prompts, request, result, call) do
+    job = %{request: request, result: result, call: call}
 
     Stream.resource(
       fn ->
@@ -66,24 +63,23 @@ defmodule VLLM.Streaming do
           # The params and the index of the prompt that is to be sent next.
           waiting: nil,
           next: 0,
-          # Of each request, by its ref: it, its index and its deadline.
-          under_way: %{}
+          flights: Flights.new(table, "generate")
         }
       end,
       &step(&1, job),
       fn state ->
-        for {_ref, {request, _, _}} <- state.under_way, do: Connection.cancel(request)
+        Flights.cancel(state.flights)
         if state.input, do: state.input.({:halt, :none})
       end
     )
   end
 
   # What fits is sent, a prompt a step; then one answer is waited for.
-  defp step(%{waiting: nil, input: nil, under_way: none} = state, _job) when none == %{} do
-    {:halt, state}
+  defp step(%{waiting: nil, input: nil} = state, job) do
+    if Flights.count(state.flights) == 0, do: {:halt, state}, else: collect(state, job)
   end
 
-  defp step(%{waiting: nil, input: input} = state, job) when input != nil do
+  defp step(%{waiting: nil, input: input} = state, job) do
     case input.({:cont, :none}) do
       {:suspended, {:prompt, prompt}, rest} -> take(prompt, %{state | input: rest}, job)
       # A source may end with its last element, or after it.
@@ -92,27 +88,27 @@ defmodule VLLM.Streaming do
     end
   end
 
-  defp step(%{waiting: {params, index}, under_way: under_way} = state, job) do
-    case Router.submit(job.table, "generate", params, map_size(under_way)) do
-      {:ok, sent} ->
-        entry = {sent, index, Connection.deadline(job.timeout)}
-        {[], %{state | waiting: nil, under_way: Map.put(under_way, sent.ref, entry)}}
+  defp step(%{waiting: {params, index}, flights: flights} = state, job) do
+    none? = Flights.count(flights) == 0
+    call = Call.begin(job.call)
 
-      :none_ready when under_way == %{} ->
-        case Control.await(job.table, :any, Connection.deadline(job.timeout)) do
+    case Flights.submit(flights, index, params, call) do
+      {:ok, flights} ->
+        {[], %{state | waiting: nil, flights: flights}}
+
+      :none_ready when none? ->
+        case Router.await_ready(flights.table, call) do
           :ok -> {[], state}
           {:error, error} -> {[{index, {:error, error}}], %{state | waiting: nil}}
         end
 
-      {:error, %Error{} = error} when error.reason != :overloaded or under_way == %{} ->
+      {:error, %Error{} = error} when error.reason != :overloaded or none? ->
         {[{index, {:error, error}}], %{state | waiting: nil}}
 
       _full ->
         collect(state, job)
     end
   end
-
-  defp step(state, job), do: collect(state, job)
 
   defp take(prompt, %{next: index} = state, job) do
     state = %{state | next: index + 1}
@@ -123,27 +119,9 @@ defmodule VLLM.Streaming do
     end
   end
 
-  defp collect(%{under_way: under_way} = state, job) do
-    {first, {request, index, deadline}} = Enum.min_by(under_way, fn {_, {_, _, at}} -> at end)
-
-    receive do
-      {ref, answer} when is_map_key(under_way, ref) ->
-        {{request, index, _}, under_way} = Map.pop!(under_way, ref)
-
-        answer =
-          with {:ok, value} <- Connection.answer(request, answer), do: {:ok, job.result.(value)}
-
-        {[{index, answer}], %{state | under_way: under_way}}
-
-      {:DOWN, ref, :process, _pid, reason} when is_map_key(under_way, ref) ->
-        {{request, index, _}, under_way} = Map.pop!(under_way, ref)
-        {[{index, {:error, Connection.down(request, reason)}}], %{state | under_way: under_way}}
-    after
-      Connection.remaining(deadline) ->
-        error = Connection.timeout()
-        Connection.cancel(request, error)
-        under_way = Map.delete(under_way, first)
-        {[{index, {:error, error}}], %{state | under_way: under_way}}
-    end
+  defp collect(state, job) do
+    {index, answer, flights} = Flights.next(state.flights)
+    answer = with {:ok, value} <- answer, do: {:ok, job.result.(value)}
+    {[{index, answer}], %{state | flights: flights}}
   end
 end

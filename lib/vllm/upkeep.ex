@@ -3,8 +3,8 @@ defmodule VLLM.Upkeep do
   # What an engine is asked besides its work; see the functions of VLLM that
   # delegate here, and vllm_bridge/upkeep.py.
 
-  alias VLLM.Bridge.{Connection, MessagePack}
-  alias VLLM.Engine.{Router, Table}
+  alias VLLM.Bridge.MessagePack
+  alias VLLM.Engine.{Call, Router, Table}
   alias VLLM.{Error, Options, Prompt, RequestOutput}
 
   @doc "See `VLLM.tokenize/3`."
@@ -19,7 +19,7 @@ defmodule VLLM.Upkeep do
          requests =
            Enum.map(texts, &%{"text" => &1, "add_special_tokens" => opts.add_special_tokens}),
          {:ok, results} <-
-           Router.map(table, "tokenize", requests, Connection.deadline(opts.timeout)) do
+           Router.map(table, "tokenize", requests, Call.new(opts)) do
       {:ok, Enum.map(results, &RequestOutput.token_ids(&1["token_ids"]))}
     end
   end
@@ -42,7 +42,7 @@ defmodule VLLM.Upkeep do
            "skip_special_tokens" => opts.skip_special_tokens
          },
          {:ok, result} <-
-           Router.call(table, "detokenize", params, Connection.deadline(opts.timeout)) do
+           Router.call(table, "detokenize", params, Call.new(opts)) do
       {:ok, result["text"]}
     end
   end
@@ -53,9 +53,10 @@ defmodule VLLM.Upkeep do
   def each(engine, method, options, specs \\ Options.call()) do
     with {:ok, opts} <- Options.only(options, specs),
          {:ok, table, _pid} <- Table.lookup(engine) do
-      {timeout, params} = Map.pop!(opts, :timeout)
-      params = Map.new(params, fn {name, value} -> {Atom.to_string(name), value} end)
-      Router.each(table, method, params, Connection.deadline(timeout))
+      params =
+        Map.new(Map.delete(opts, :timeout), fn {name, value} -> {Atom.to_string(name), value} end)
+
+      Router.each(table, method, params, Call.new(opts))
     end
   end
 

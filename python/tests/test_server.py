@@ -25,6 +25,8 @@ class FakeBackend:
     def __init__(self) -> None:
         self.aborted: list[str] = []
         self.started: list[str] = []
+        self.waiting: set[str] = set()
+        self.asked = asyncio.Event()
         self.go = asyncio.Event()
 
     async def load(
@@ -42,6 +44,10 @@ class FakeBackend:
 
     def progress(self) -> dict[str, int]:
         return {"steps": 7, "beats": 40, "unfinished": 1}
+
+    async def waits(self, request_id: str) -> bool:
+        self.asked.set()
+        return request_id in self.waiting
 
     async def upkeep(self, serve: Serve, params: Any) -> Any:
         return await serve(None, params)
@@ -345,7 +351,7 @@ def test_a_cancel_of_an_unknown_id_is_ignored(pipes: Pipes) -> None:
     run(pipes, scenario)
 
 
-@pytest.mark.parametrize(
+LIMITED = pytest.mark.parametrize(
     ("method", "params"),
     [
         ("generate", {"prompt": "wait"}),
@@ -355,6 +361,35 @@ def test_a_cancel_of_an_unknown_id_is_ignored(pipes: Pipes) -> None:
         ("score", {"data_1": ["wait"], "data_2": ["x"]}),
     ],
 )
+
+
+@LIMITED
+def test_a_request_that_waits_ends_at_its_queue_timeout(
+    pipes: Pipes, method: str, params: dict[str, Any]
+) -> None:
+    async def scenario(setting: Setting) -> None:
+        setting.backend.waiting = {"2"}
+        error = await setting.peer.call(method, params | {"queue_timeout": 0.01})
+        assert error["reason"] == "queue_timeout"
+        assert error["details"] == {"option": "queue_timeout"}
+        assert setting.backend.aborted == ["2"]
+
+    run(pipes, scenario)
+
+
+def test_a_request_that_vllm_has_begun_with_goes_on(pipes: Pipes) -> None:
+    async def scenario(setting: Setting) -> None:
+        setting.peer.request("generate", {"prompt": "wait", "queue_timeout": 0.0})
+        await setting.backend.asked.wait()
+        setting.backend.go.set()
+        _id, error, result = await setting.peer.response()
+        assert error is None
+        assert result["text"] == "wait"
+
+    run(pipes, scenario)
+
+
+@LIMITED
 def test_a_request_ends_at_its_timeout(pipes: Pipes, method: str, params: dict[str, Any]) -> None:
     async def scenario(setting: Setting) -> None:
         error = await setting.peer.call(method, params | {"timeout": 0.01})

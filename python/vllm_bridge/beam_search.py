@@ -11,6 +11,7 @@ import msgspec
 from vllm_bridge.errors import BridgeError, unknown_name
 from vllm_bridge.lora import LoRA
 from vllm_bridge.params import Field, invalid_value
+from vllm_bridge.queueing import Submit, Watched
 
 # Fields of BeamSearchParams that this search does not look at: only vLLM's offline one follows
 # a structure, and no beam is ever marked.
@@ -22,6 +23,7 @@ class SearchParams(msgspec.Struct, forbid_unknown_fields=True):
     beam_search_params: dict[str, Any] = {}
     lora_request: LoRA | None = None
     timeout: float | None = None
+    queue_timeout: float | None = None
 
 
 class BeamSearch:
@@ -29,15 +31,16 @@ class BeamSearch:
 
     Args:
         llm: the ``AsyncLLM``
+        submit: told of each part of the search that vLLM is given
     """
 
-    def __init__(self, llm: Any) -> None:
+    def __init__(self, llm: Any, submit: Submit) -> None:
         from vllm.entrypoints.generate.beam_search.online import BeamSearchOnlineMixin
 
         self._config = llm.model_config
         self._fields = beam_search_fields()
         self._mixin = BeamSearchOnlineMixin()
-        self._mixin.engine_client = llm
+        self._mixin.engine_client = Watched(llm, submit)
         self._mixin.renderer = llm.renderer
 
     async def search(

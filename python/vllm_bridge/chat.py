@@ -46,6 +46,7 @@ class ChatParams(ChatTemplateParams):
     lora_request: LoRA | None = None
     priority: int = 0
     timeout: float | None = None
+    queue_timeout: float | None = None
     credit: Annotated[int, msgspec.Meta(ge=1)] | None = None
     parse: bool = False
 

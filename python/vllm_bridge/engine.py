@@ -30,6 +30,7 @@ from vllm_bridge.prompt_embeds import embeds_prompt
 from vllm_bridge.protocol import unpack_u32
 from vllm_bridge.pulse import Pulse
 from vllm_bridge.quantization import kv_cache, naming, packing, preflight
+from vllm_bridge.queueing import Queue, Submit
 from vllm_bridge.stream import Put
 
 logger = logging.getLogger(__name__)
@@ -50,6 +51,7 @@ class Engine:
         self._sampling: SamplingParamsFactory | None = None
         self._chat: Chat | None = None
         self._loras: LoRAs | None = None
+        self._queue: Queue | None = None
         self._pooler: Pooler | None = None  # of engines that pool
         self._pulse: Pulse | None = None
         self._asleep = False
@@ -108,6 +110,7 @@ class Engine:
             self._sampling = SamplingParamsFactory(config.model_config.get_diff_sampling_param())
             self._chat = Chat(llm)
             self._loras = LoRAs(llm)
+            self._queue = Queue(llm)
             if config.model_config.runner_type == "pooling":
                 self._pooler = Pooler(llm, tasks)
             note = await quantization.note(llm)
@@ -175,7 +178,7 @@ class Engine:
             BridgeError: with the reason why there is no output
         """
         sampling, _chat, loras = self._generating(priority)
-        with map_exceptions(self._request_error):
+        with map_exceptions(self._request_error), self._submitting(request_id) as submit:
             params = sampling.make(sampling_params, stream=on_output is not None)
             rendered = await self._render(prompt, tokenization_kwargs)
             _check_fit(rendered, params)
@@ -186,16 +189,17 @@ class Engine:
                 lora_request=await loras.request(lora),
                 priority=priority,
             )
+            submit(request_id)
             output = await _whole(stream, on_output)
         return request_output(output)
 
     async def beam_search(self, request_id: str, params: SearchParams) -> dict[str, Any]:
         """The beams of one prompt; see ``BeamSearch.search``."""
         _sampling, _chat, loras = self._generating(priority=0)
-        with map_exceptions(self._request_error):
+        with map_exceptions(self._request_error), self._submitting(request_id) as submit:
             rendered = await self._render(params.prompt)
             lora_request = await loras.request(params.lora_request)
-            output = await BeamSearch(self._llm).search(
+            output = await BeamSearch(self._llm, submit).search(
                 request_id, rendered, params.beam_search_params, lora_request
             )
         return request_output(output)
@@ -212,7 +216,7 @@ class Engine:
             BridgeError: with the reason why there is none
         """
         sampling, chat, loras = self._generating(params.priority)
-        with map_exceptions(self._request_error):
+        with map_exceptions(self._request_error), self._submitting(request_id) as submit:
             sampling_params = sampling.make(params.sampling_params, stream=on_output is not None)
             conversation = await chat.render(params, sampling_params)
             stream = self._llm.generate(
@@ -223,6 +227,7 @@ class Engine:
                 priority=params.priority,
                 **conversation.engine_arguments(),
             )
+            submit(request_id)
             on_delta = on_output and (lambda delta: on_output(delta, conversation.deltas(delta)))
             output = await _whole(stream, on_delta)
         result = request_output(output)
@@ -250,14 +255,26 @@ class Engine:
     ) -> dict[str, Any]:
         """The tensor of one prompt; see ``Pooler.pool``."""
         pooler = self._pooling(task or "embed", priority)
-        return await pooler.pool(request_id, _prompt(prompt), task, priority, **params)
+        with self._submitting(request_id) as submit:
+            return await pooler.pool(
+                request_id, _prompt(prompt), task, priority, submit=submit, **params
+            )
 
     async def score(
         self, request_id: str, data_1: list[str], data_2: list[str], priority: int, **params: Any
     ) -> list[dict[str, Any]]:
         """The scores of pairs of texts; see ``Pooler.score``."""
         pooler = self._pooling("embed", priority)
-        return await pooler.score(request_id, data_1, data_2, priority, **params)
+        with self._submitting(request_id) as submit:
+            return await pooler.score(request_id, data_1, data_2, priority, submit=submit, **params)
+
+    async def waits(self, request_id: str) -> bool:
+        """Whether vLLM has not begun with a request that is under way."""
+        return self._queue is None or await self._queue.waits(request_id)
+
+    def _submitting(self, request_id: str) -> contextlib.AbstractContextManager[Submit]:
+        assert self._queue is not None  # noqa: S101 - a fault of ours, not of the caller's
+        return self._queue.request(request_id)
 
     def _pooling(self, task: str, priority: int) -> Pooler:
         if self._pooler is None:

@@ -37,6 +37,8 @@ REASONS: Final = frozenset(
         "shutdown",
         # Requests
         "timeout",
+        "queue_timeout",
+        "poison",
         "overloaded",
         "aborted",
         # Faults of our own making

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from vllm_bridge import pulse
+from vllm_bridge import pulse, queueing
 
 # Up to so many cores, a process that spins takes the time that the others need.
 FEW_CORES = 4
@@ -30,6 +30,7 @@ def register() -> None:
     pulse.start()
     if few_cores():
         _nap_instead_of_spinning()
+    _tell_what_waits()
     _leave_out_adapters_that_are_not_asked_for()
     _compute_fp8_without_a_kernel()
 
@@ -52,6 +53,13 @@ def _nap_instead_of_spinning() -> None:
             original(self, timeout_ms)
 
     SpinCondition.wait = wait
+
+
+def _tell_what_waits() -> None:
+    # Where vLLM's engine lives, it is imported by now.
+    core = sys.modules.get("vllm.v1.engine.core")
+    if core is not None:
+        setattr(core.EngineCore, queueing.METHOD, queueing.waiting)
 
 
 def _leave_out_adapters_that_are_not_asked_for() -> None:

@@ -16,6 +16,7 @@ from vllm_bridge import diagnosis, tokenization
 from vllm_bridge.errors import BridgeError, map_exceptions
 from vllm_bridge.params import Field, checked, invalid_value
 from vllm_bridge.protocol import pack_u32
+from vllm_bridge.queueing import Submit
 
 T = TypeVar("T")
 
@@ -74,12 +75,14 @@ class Pooler:
         priority: int,
         pooling_params: Mapping[str, Any],
         tokenization_kwargs: Mapping[str, Any],
+        submit: Submit,
     ) -> dict[str, Any]:
         """One prompt's tensor. Cancelling it aborts it in vLLM.
 
         Args:
             prompt: as vLLM takes it
             task: the pooling task; None for the engine's
+            submit: told when vLLM is given it
 
         Raises:
             BridgeError: with the reason why there is none
@@ -100,7 +103,8 @@ class Pooler:
             )
             processor = self._processors[task]
             factory, _count = processor.get_request_factory_offline(context)
-            (output,) = await self._run(processor, [(request_id, item) for item in factory()])
+            items = [(request_id, item) for item in factory()]
+            (output,) = await self._run(processor, items, submit)
         return pooling_output(output)
 
     async def score(
@@ -112,8 +116,12 @@ class Pooler:
         pooling_params: Mapping[str, Any],
         tokenization_kwargs: Mapping[str, Any],
         chat_template: str | None,
+        submit: Submit,
     ) -> list[dict[str, Any]]:
         """A score for each pair of texts: of one with each of several, or of two lists.
+
+        Args:
+            submit: told of each pair, or text, that vLLM is given
 
         Raises:
             BridgeError: with the reason why there are none
@@ -148,6 +156,7 @@ class Pooler:
             outputs = await self._run(
                 processor,
                 [(f"{request_id}-{index}", item) for index, item in enumerate(factory())],
+                submit,
             )
             outputs = await asyncio.to_thread(
                 processor.post_process_offline,
@@ -155,12 +164,15 @@ class Pooler:
             )
         return [pooling_output(output) for output in outputs]
 
-    async def _run(self, processor: Any, items: Iterable[tuple[str, Any]]) -> list[Any]:
+    async def _run(
+        self, processor: Any, items: Iterable[tuple[str, Any]], submit: Submit
+    ) -> list[Any]:
         room = asyncio.Semaphore(self._room)
 
         async def one(request_id: str, item: Any) -> Any:
             async with room:
                 rendered = await processor.render_async(item)
+                submit(request_id)
                 stream = self._llm.encode(
                     rendered["prompts"],
                     rendered["params"],

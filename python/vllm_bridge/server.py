@@ -1,12 +1,12 @@
 """Dispatch: every request becomes a task, every task ends in exactly one response."""
 
 import asyncio
+import contextlib
 import functools
 import logging
 import os
 import platform
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from importlib import metadata
 from typing import Annotated, Any, Protocol
 
@@ -76,6 +76,7 @@ class GenerateParams(msgspec.Struct, forbid_unknown_fields=True):
     lora_request: LoRA | None = None
     priority: int = 0
     timeout: float | None = None
+    queue_timeout: float | None = None
     credit: Annotated[int, msgspec.Meta(ge=1)] | None = None
     parse: bool = False
 
@@ -87,6 +88,7 @@ class PoolParams(msgspec.Struct, forbid_unknown_fields=True):
     tokenization_kwargs: dict[str, Any] = {}
     priority: int = 0
     timeout: float | None = None
+    queue_timeout: float | None = None
 
 
 class ScoreParams(msgspec.Struct, forbid_unknown_fields=True):
@@ -97,6 +99,7 @@ class ScoreParams(msgspec.Struct, forbid_unknown_fields=True):
     chat_template: str | None = None
     priority: int = 0
     timeout: float | None = None
+    queue_timeout: float | None = None
 
 
 class CreditParams(msgspec.Struct):
@@ -113,6 +116,13 @@ class PingParams(msgspec.Struct):
 
 
 Notify = Callable[[str, dict[str, Any]], None]
+
+
+class Limits(Protocol):
+    """The times of a request, in seconds."""
+
+    timeout: float | None
+    queue_timeout: float | None
 
 
 class Backend(Protocol):
@@ -157,6 +167,8 @@ class Backend(Protocol):
         self, request_id: str, data_1: list[str], data_2: list[str], priority: int, **params: Any
     ) -> list[dict[str, Any]]: ...
 
+    async def waits(self, request_id: str) -> bool: ...
+
     async def upkeep(self, serve: upkeep.Serve, params: Any) -> Any: ...
 
     async def lora(self, serve: ServeLoRA, params: Any) -> Any: ...
@@ -165,10 +177,12 @@ class Backend(Protocol):
 class _Flight:
     """A request that is being served."""
 
-    __slots__ = ("deltas", "ended_by", "started", "task")
+    __slots__ = ("deltas", "ended_by", "look", "started", "task")
 
     def __init__(self) -> None:
         self.task: asyncio.Task[None] | None = None
+        # The question whether vLLM has begun with it.
+        self.look: asyncio.Task[None] | None = None
         self.deltas: DeltaStream | None = None
         self.started = False
         self.ended_by: BridgeError | None = None
@@ -432,7 +446,7 @@ class Server:
         )
 
     async def _beam_search(self, id: int, params: SearchParams) -> dict[str, Any]:
-        with self._limited(self._flights[id], params.timeout):
+        with self._limited(id, params):
             return await self._backend.beam_search(str(id), params)
 
     async def _chat(self, id: int, params: ChatParams) -> dict[str, Any]:
@@ -450,7 +464,7 @@ class Server:
         flight = self._flights[id]
         if params.credit is not None:
             flight.deltas = DeltaStream(id, params.credit, self._emit)
-        with self._limited(flight, params.timeout):
+        with self._limited(id, params):
             result = await serve(flight.deltas.put if flight.deltas else None)
         if flight.deltas is not None:
             flight.deltas.finish()
@@ -460,7 +474,7 @@ class Server:
         return await self._backend.apply_chat_template(params)
 
     async def _pool(self, id: int, params: PoolParams) -> dict[str, Any]:
-        with self._limited(self._flights[id], params.timeout):
+        with self._limited(id, params):
             return await self._backend.pool(
                 str(id),
                 params.prompt,
@@ -471,7 +485,7 @@ class Server:
             )
 
     async def _score(self, id: int, params: ScoreParams) -> list[dict[str, Any]]:
-        with self._limited(self._flights[id], params.timeout):
+        with self._limited(id, params):
             return await self._backend.score(
                 str(id),
                 params.data_1,
@@ -482,22 +496,46 @@ class Server:
                 chat_template=params.chat_template,
             )
 
-    @contextmanager
-    def _limited(self, flight: _Flight, seconds: float | None) -> Iterator[None]:
+    @contextlib.contextmanager
+    def _limited(self, id: int, params: Limits) -> Iterator[None]:
         """Ends the request when its time is over."""
-        if seconds is None:
-            yield
-            return
-        error = BridgeError(
-            "timeout",
-            f"The request was not done after {seconds} seconds.",
-            {"timeout": seconds},
-        )
-        timer = self._loop.call_later(seconds, flight.end, error)
+        flight = self._flights[id]
+        timers = []
+        if params.timeout is not None:
+            error = BridgeError(
+                "timeout",
+                f"The request was not done after {params.timeout} seconds.",
+                {"option": "timeout", "timeout": params.timeout},
+            )
+            timers.append(self._loop.call_later(params.timeout, flight.end, error))
+        if params.queue_timeout is not None:
+            timers.append(
+                self._loop.call_later(params.queue_timeout, self._end_if_waiting, id, flight)
+            )
         try:
             yield
         finally:
-            timer.cancel()
+            for timer in timers:
+                timer.cancel()
+            if flight.look is not None:
+                flight.look.cancel()
+
+    def _end_if_waiting(self, id: int, flight: _Flight) -> None:
+        async def look() -> None:
+            # Should vLLM be dead, the request itself gets to know.
+            with contextlib.suppress(Exception):
+                if await self._backend.waits(str(id)):
+                    flight.end(
+                        BridgeError(
+                            "queue_timeout",
+                            "vLLM had not begun with the request when its `queue_timeout` was "
+                            "over. Try again later, give it more, or start the engine with more "
+                            "`replicas:` or `max_num_seqs:`.",
+                            {"option": "queue_timeout"},
+                        )
+                    )
+
+        flight.look = self._loop.create_task(look())
 
 
 def installed_packages() -> dict[str, str]:

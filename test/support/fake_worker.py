@@ -9,7 +9,8 @@ Prompts: `reply:TEXT`, `error:REASON`, `hold` (answer when cancelled, or on `rel
 (answer with TEXT only after a cancel), `release`, `held` (answer with how many are held), `duplicate:TEXT`, `unknown:TEXT` (first an
 answer to an id that was never used), `print:TEXT`, `garbage`, `shapeless`, `malformed`, `truncated`,
 `oversized`, `exit:STATUS`, `kill`, `stop`, `child` (answer with the pid of a stubborn child),
-`env:NAME`, `devices`, `once:FILE:STEP`, `stall` (hold, and make no progress any more), `slow` (hold, and take
+`env:NAME`, `devices`, `pid`, `param:NAME` (answer with a param of the request), `dying` (answer as a dead
+engine does, and end soon after), `once:FILE:STEP`, `stall` (hold, and make no progress any more), `slow` (hold, and take
 one long step), `sleep:SECONDS` (do nothing else meanwhile), `delta:TEXT` (a delta; other steps follow), `credit` (answer with the credit granted so far).
 """
 
@@ -143,6 +144,7 @@ devices: list[str] = []
 # What a ping is told of the engine, and which of the two still move.
 progress = {"steps": 0, "beats": 0}
 moving = {"steps", "beats"}
+params: dict[object, object] = {}
 
 
 def stubborn_child() -> int:
@@ -177,7 +179,7 @@ def common(name: str, argument: str, request: int) -> bool:
             inner, _, inner_argument = step.partition(":")
             if not common(inner, inner_argument, request):
                 prompt_step(inner, inner_argument, request)
-            if inner in ("hang", "hold"):
+            if inner in ("hang", "hold", "dying"):
                 raise StopIteration
     else:
         return False
@@ -235,6 +237,15 @@ def prompt_step(name: str, argument: str, request: int) -> None:
         send([1, request, None, output(request, str(granted))])
     elif name == "devices":
         send([1, request, None, output(request, ",".join(devices))])
+    elif name == "pid":
+        send([1, request, None, output(request, str(os.getpid()))])
+    elif name == "param":
+        send([1, request, None, output(request, str(params.get(argument)))])
+    elif name == "dying":
+        send([1, request, error("engine_dead"), None])
+        # The worker lets everybody have an answer before it ends.
+        signal.signal(signal.SIGALRM, lambda *_: os._exit(70))
+        signal.setitimer(signal.ITIMER_REAL, 0.2)
     elif name == "env":
         send([1, request, None, output(request, os.environ.get(argument, ""))])
     else:
@@ -265,7 +276,7 @@ def generate(prompt: str, request: int) -> None:
 
 
 def main() -> None:
-    global granted
+    global granted, params
     while True:
         (length,) = struct.unpack(">I", read_exactly(4))
         message, _ = decode(read_exactly(length))
@@ -277,7 +288,8 @@ def main() -> None:
                 devices[:] = given.get("devices", [])
                 send([2, "load_progress", {"phase": "engine"}])
                 load(model, request)
-            case [0, request, "generate", {"prompt": prompt}]:
+            case [0, request, "generate", {"prompt": prompt, **rest}]:
+                params = rest
                 generate(prompt, request)
             case [2, "credit", {"count": count}]:
                 granted += count

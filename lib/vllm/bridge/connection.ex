@@ -42,44 +42,70 @@ defmodule VLLM.Bridge.Connection do
 
   # Slots of `counters`.
   @last_id 1
-  @in_flight 2
+  # How many requests have ended, and how many had, and when, at two marks: the
+  # rate at which they end is measured from the older one.
+  @ended 2
+  @older_count 3
+  @older_time 4
+  @newer_count 5
+  @newer_time 6
+  # How many were refused since the newer mark.
+  @refused 7
+  # 1 in a connection that lets no request in any more.
+  @sealed 8
 
-  # What in_flight is from when the connection was sealed: more than there can be.
-  @sealed 0x1000_0000_0000
+  # A mark is set after so many ends, and when there is something to do again.
+  @mark_every 16
 
-  @doc "The connection to `port`, which the calling process owns."
-  @spec new(port() | pid(), pos_integer()) :: t()
-  def new(port, max_frame) do
+  # What is advised while nothing has ended yet, and at most; in ms.
+  @unknown_wait 1000
+  @longest_wait 60_000
+
+  # Bytes that may wait for a worker that does not read.
+  @max_unsent 256 * 1024 * 1024
+
+  @doc """
+  The connection to `port`, which the calling process owns. Frames have
+  `max_frame` bytes at most, and `max_unsent` bytes may wait to be written.
+  """
+  @spec new(port() | pid(), pos_integer(), pos_integer()) :: t()
+  def new(port, max_frame, max_unsent \\ @max_unsent) do
     %__MODULE__{
       owner: self(),
       port: port,
-      writer: Writer.start_link(port),
+      writer: Writer.start_link(port, max_unsent),
       routes: :ets.new(:routes, [:public, write_concurrency: true]),
-      counters: :atomics.new(2, signed: true),
+      counters: :atomics.new(8, signed: true),
       max_frame: max_frame
     }
   end
 
   ## The caller's side
 
-  @doc "How many requests are under way."
+  @doc "How many requests are under way; none in a run that is over."
   @spec in_flight(t()) :: non_neg_integer()
-  def in_flight(%__MODULE__{counters: counters}) do
-    case :atomics.get(counters, @in_flight) do
-      sealed when sealed >= div(@sealed, 2) -> 0
-      count -> count
+  def in_flight(%__MODULE__{routes: routes}) do
+    case :ets.info(routes, :size) do
+      :undefined -> 0
+      size -> size
     end
   end
 
   @doc """
-  Lets no request in any more, if none is under way; says whether that is so. Whoever comes later
-  is told that this run is over, and has sent nothing.
+  Lets no request in any more, if none is under way; says whether that is so.
+  Whoever comes later is told that this run is over, and has sent nothing.
   """
   @spec seal(t()) :: boolean()
-  def seal(%__MODULE__{counters: counters}) do
-    case :atomics.compare_exchange(counters, @in_flight, 0, @sealed) do
-      :ok -> true
-      count -> count >= div(@sealed, 2)
+  def seal(%__MODULE__{counters: counters} = conn) do
+    # First the seal and then the look; those who come make their note first and
+    # then look for the seal.
+    :atomics.put(counters, @sealed, 1)
+
+    if in_flight(conn) == 0 do
+      true
+    else
+      :atomics.put(counters, @sealed, 0)
+      false
     end
   end
 
@@ -100,31 +126,42 @@ defmodule VLLM.Bridge.Connection do
   def request(%__MODULE__{} = conn, method, params, limit \\ :infinity, answers \\ :once) do
     id = :atomics.add_get(conn.counters, @last_id, 1)
 
-    with :ok <- admit(conn, limit),
-         {:ok, frame} <- encode(conn, [0, id, method, params]),
-         {:ok, ref} <- note(conn, id, answers),
-         :ok <- write(conn, frame, id, ref) do
-      {:ok, %{id: id, ref: ref, conn: conn, span: nil}}
-    else
-      {:error, error} ->
-        :atomics.sub(conn.counters, @in_flight, 1)
-        {:error, error}
+    with {:ok, ref} <- note(conn, id, answers) do
+      request = %{id: id, ref: ref, conn: conn, span: nil}
+
+      with :ok <- admit(conn, limit),
+           {:ok, frame} <- encode(conn, [0, id, method, params]),
+           :ok <- ask_to_watch(request),
+           :ok <- write(conn, frame) do
+        {:ok, request}
+      else
+        {:error, error} ->
+          forget(request)
+          {:error, error}
+      end
     end
   end
 
-  # The owner gives the place back when the request has ended.
+  # The note is the place that a request takes, and there is nothing else to
+  # give back: however a caller ends, one who looks through the notes sees it.
   defp admit(conn, limit) do
-    case :atomics.add_get(conn.counters, @in_flight, 1) do
-      sealed when sealed >= div(@sealed, 2) ->
+    sealed = :atomics.get(conn.counters, @sealed) == 1
+
+    case in_flight(conn) do
+      _any when sealed ->
         {:error, dead()}
 
-      count when count <= limit ->
+      1 ->
+        mark(conn, @older_count, @older_time)
+        mark(conn, @newer_count, @newer_time)
+
+      in_flight when in_flight <= limit ->
         :ok
 
-      _too_many ->
+      _more ->
         {:error,
-         Error.new(
-           :overloaded,
+         overloaded(
+           conn,
            "#{limit} requests are in flight or waiting already. Try again later, or start the " <>
              "engine with more `max_queue:` or `replicas:`.",
            %{"limit" => limit}
@@ -132,22 +169,53 @@ defmodule VLLM.Bridge.Connection do
     end
   end
 
-  # The note comes before the bytes: an answer, however fast, finds it. The
-  # owner's watch over this process may come after the answer; it looks whether
-  # the note is still there. A run that ended meanwhile has no table any more,
-  # or another port than the one that the watch names.
+  defp mark(conn, count, time) do
+    :atomics.put(conn.counters, count, :atomics.get(conn.counters, @ended))
+    :atomics.put(conn.counters, time, System.monotonic_time())
+    :atomics.put(conn.counters, @refused, 0)
+    :ok
+  end
+
+  defp overloaded(conn, message, details \\ %{}) do
+    Error.new(:overloaded, message, Map.put(details, "retry_after_ms", retry_after(conn)))
+  end
+
+  # In how many ms there is a place for the caller, if requests go on to end as
+  # they lately did and those who were refused before come again first.
+  defp retry_after(%{counters: counters}) do
+    refused = :atomics.add_get(counters, @refused, 1)
+    ended = :atomics.get(counters, @ended) - :atomics.get(counters, @older_count)
+
+    if ended > 0 do
+      since = System.monotonic_time() - :atomics.get(counters, @older_time)
+      milliseconds = System.convert_time_unit(since * refused, :native, :millisecond)
+      milliseconds |> div(ended) |> max(1) |> min(@longest_wait)
+    else
+      @unknown_wait
+    end
+  end
+
+  # The note comes before the bytes: an answer, however fast, finds it. A run
+  # that has ended has no table any more.
   defp note(conn, id, answers) do
     ref = alias_for(conn.owner, answers)
 
     try do
-      :ets.insert(conn.routes, {id, ref, nil})
-      send(conn.owner, {:watch, conn.port, id, ref, self()})
+      :ets.insert(conn.routes, {id, ref, self(), nil})
       {:ok, ref}
     rescue
       ArgumentError ->
         Process.demonitor(ref, [:flush])
         {:error, dead()}
     end
+  end
+
+  # The owner's watch over this process may come after the answer; it looks
+  # whether the note is still there. A run that ended after the note was made has
+  # another port than the one that the watch names.
+  defp ask_to_watch(%{id: id, ref: ref, conn: conn}) do
+    send(conn.owner, {:watch, conn.port, id, ref, self()})
+    :ok
   end
 
   # The owner, too, makes requests; nobody can monitor himself.
@@ -159,13 +227,12 @@ defmodule VLLM.Bridge.Connection do
   @spec await(request(), deadline()) :: {:ok, term()} | {:error, Error.t()}
   def await(%{ref: ref} = request, deadline) do
     receive do
-      {^ref, answer} -> answer(request, answer)
-      {:DOWN, ^ref, :process, _pid, reason} -> {:error, down(request, reason)}
+      {^ref, _answer} = last -> answer(request, last)
+      {:DOWN, ^ref, :process, _pid, _reason} = last -> answer(request, last)
     after
       remaining(deadline) ->
-        error = timeout()
-        cancel(request, error)
-        {:error, error}
+        cancel(request)
+        {:error, timeout()}
     end
   end
 
@@ -177,38 +244,72 @@ defmodule VLLM.Bridge.Connection do
     end
   end
 
-  @doc "What the answer to `request` says."
-  @spec answer(request(), {:response, binary()} | {:error, Error.t()}) ::
-          {:ok, term()} | {:error, Error.t()}
-  def answer(request, answer) do
-    result = result(request.conn, answer)
-    Telemetry.request_end(request.span, result)
-    result
+  @typedoc "What comes to a caller at the end of a request; see `request/5`."
+  @type last ::
+          {reference(), {:response, binary()} | {:error, Error.t()}}
+          | {:DOWN, reference(), :process, pid(), term()}
+
+  @doc """
+  What the last message of `request` says. It is `:lost` when its worker died
+  with it, so that another run may give it what this one did not.
+  """
+  @spec result(request(), last()) :: {:ok, term()} | {:error, Error.t()} | {:lost, Error.t()}
+  def result(_request, {:DOWN, _ref, :process, _pid, reason}) do
+    if stop?(reason), do: {:error, stopped()}, else: {:lost, dead()}
   end
 
-  defp result(_conn, {:error, %Error{}} = error), do: error
+  # The owner has no other errors than the reason why the run ended.
+  def result(_request, {_ref, {:error, %Error{reason: :shutdown} = error}}), do: {:error, error}
+  def result(_request, {_ref, {:error, %Error{} = error}}), do: {:lost, error}
 
-  defp result(conn, {:response, body}) do
-    with {:error, {:malformed, reason}} <- decode_response(body) do
-      # Only here is it seen that the bytes make no sense; that run must end.
-      send(conn.owner, {:malformed, conn.port, reason})
-      {:error, Error.new(:protocol, "The worker's answer is malformed (#{reason}).")}
+  def result(%{conn: conn}, {_ref, {:response, body}}) do
+    case decode_response(body) do
+      {:error, {:malformed, reason}} ->
+        # Only here is it seen that the bytes make no sense; that run must end.
+        send(conn.owner, {:malformed, conn.port, reason})
+        {:error, Error.new(:protocol, "The worker's answer is malformed (#{reason}).")}
+
+      # The worker says so before it ends.
+      {:error, %Error{reason: :engine_dead} = error} ->
+        {:lost, error}
+
+      result ->
+        result
     end
   end
 
-  @doc "The error of a request whose connection's owner ended with `reason`."
-  @spec down(request(), term()) :: Error.t()
-  def down(request, reason) do
-    error =
-      case reason do
-        :normal -> stopped()
-        :shutdown -> stopped()
-        {:shutdown, _} -> stopped()
-        _ -> dead()
-      end
+  defp stop?(:normal), do: true
+  defp stop?(:shutdown), do: true
+  defp stop?({:shutdown, _}), do: true
+  defp stop?(_reason), do: false
 
-    Telemetry.request_end(request.span, {:error, error})
-    error
+  @doc "What the last message of `request` says to whoever does not run it again."
+  @spec answer(request(), last()) :: {:ok, term()} | {:error, Error.t()}
+  def answer(request, last) do
+    with {:lost, error} <- result(request, last), do: {:error, error}
+  end
+
+  @doc "Waits until the run is over that `request` was lost with."
+  @spec await_end(request(), deadline()) :: :ok | {:error, Error.t()}
+  def await_end(%{conn: conn}, deadline) do
+    id = :atomics.add_get(conn.counters, @last_id, 1)
+
+    # What waits in `routes` is told of the end, sent or not.
+    with {:ok, ref} <- note(conn, id, :once) do
+      request = %{id: id, ref: ref, conn: conn, span: nil}
+      :ok = ask_to_watch(request)
+
+      receive do
+        {^ref, _} -> :ok
+        {:DOWN, ^ref, :process, _pid, _reason} -> :ok
+      after
+        remaining(deadline) ->
+          forget(request)
+          {:error, timeout()}
+      end
+    else
+      {:error, _dead} -> :ok
+    end
   end
 
   @doc "The error of a request that was under way when its engine was stopped."
@@ -221,21 +322,21 @@ defmodule VLLM.Bridge.Connection do
     Error.new(
       :timeout,
       "The deadline passed before the answer came. Give the call more time with `timeout:` " <>
-        "(milliseconds), or ask for less (`max_tokens:`)."
+        "(milliseconds), or ask for less (`max_tokens:`).",
+      %{"option" => "timeout"}
     )
   end
 
-  defp aborted, do: Error.new(:aborted, "The caller stopped waiting for the request.")
+  @doc "The error of a request that its caller left."
+  @spec aborted() :: Error.t()
+  def aborted, do: Error.new(:aborted, "The caller stopped waiting for the request.")
+
   defp dead, do: Error.new(:engine_dead, "The worker ended while the request was in flight.")
 
-  @doc """
-  Stops waiting for `request`, which ends with `error` to its caller, and has it
-  aborted. A late answer is dropped.
-  """
-  @spec cancel(request(), Error.t()) :: :ok
-  def cancel(%{id: id, conn: conn} = request, error \\ aborted()) do
+  @doc "Stops waiting for `request` and has it aborted. A late answer is dropped."
+  @spec cancel(request()) :: :ok
+  def cancel(%{id: id, conn: conn} = request) do
     finish(request)
-    Telemetry.request_end(request.span, {:error, error})
     notify(conn, "cancel", %{"id" => id})
   end
 
@@ -254,12 +355,14 @@ defmodule VLLM.Bridge.Connection do
     end
   end
 
-  @doc "Sends a notification. Whether it arrives is not known."
+  @doc """
+  Sends a notification, however much waits to be sent already: requests in
+  flight have few of them. Whether it arrives is not known.
+  """
   @spec notify(t(), String.t(), map()) :: :ok
   def notify(conn, method, params) do
     {:ok, frame} = encode(conn, [2, method, params])
-    _ = Writer.write(conn.writer, frame)
-    :ok
+    Writer.push(conn.writer, frame)
   end
 
   defp encode(conn, message) do
@@ -287,14 +390,25 @@ defmodule VLLM.Bridge.Connection do
     end
   end
 
-  defp write(conn, frame, id, ref) do
+  defp write(conn, frame) do
     with :full <- Writer.write(conn.writer, frame) do
-      :ets.delete(conn.routes, id)
-      Process.demonitor(ref, [:flush])
-
       {:error,
-       Error.new(:overloaded, "The worker does not read and too much waits for it already.")}
+       overloaded(
+         conn,
+         "The worker does not read and too much waits for it already (`max_unsent:`)."
+       )}
     end
+  end
+
+  # Takes back what `note/3` did, of a request that was not sent.
+  defp forget(%{id: id, conn: conn} = request) do
+    case take(conn, id) do
+      [{^id, _ref, _pid, monitor}] when monitor != nil -> send(conn.owner, {:unwatch, monitor})
+      # A watch that has not begun finds no note, and does not begin.
+      _ -> :ok
+    end
+
+    finish(request)
   end
 
   @doc "Milliseconds until the deadline, for a receive."
@@ -354,7 +468,7 @@ defmodule VLLM.Bridge.Connection do
   def watch(conn, id, pid) do
     monitor = :erlang.monitor(:process, pid, tag: {:caller_down, id})
 
-    if :ets.update_element(conn.routes, id, {3, monitor}) do
+    if :ets.update_element(conn.routes, id, {4, monitor}) do
       :ok
     else
       Process.demonitor(monitor, [:flush])
@@ -362,13 +476,34 @@ defmodule VLLM.Bridge.Connection do
     end
   end
 
+  @doc "Has the request `id` aborted, whose caller is dead; it is under way no more."
+  @spec caller_down(t(), non_neg_integer()) :: :ok
+  def caller_down(conn, id) do
+    # Whether the caller still came to send it is not known: there may never be
+    # an answer.
+    with [_note] <- release(conn, id), do: notify(conn, "cancel", %{"id" => id})
+    :ok
+  end
+
+  @doc """
+  Finds those who died right after they had noted themselves, before they could
+  ask to be watched. To be called now and then.
+  """
+  @spec sweep(t()) :: :ok
+  def sweep(conn) do
+    for [id, pid] <- :ets.match(conn.routes, {:"$1", :_, :"$2", nil}), not Process.alive?(pid) do
+      caller_down(conn, id)
+    end
+
+    :ok
+  end
+
   @doc "Hands an answer to the caller of `id`; false where nobody waits for one of that id."
   @spec deliver(t(), non_neg_integer(), {:response, binary()} | {:error, Error.t()}) :: boolean()
   def deliver(conn, id, answer) do
-    case :ets.take(conn.routes, id) do
-      [{^id, ref, monitor}] ->
-        if monitor, do: Process.demonitor(monitor, [:flush])
-        :atomics.sub(conn.counters, @in_flight, 1)
+    case release(conn, id) do
+      [{^id, ref, _pid, _monitor}] ->
+        count_end(conn)
         send(ref, {ref, answer})
         true
 
@@ -377,10 +512,40 @@ defmodule VLLM.Bridge.Connection do
     end
   end
 
+  # The note is gone, and the watch with it.
+  defp release(conn, id) do
+    with [{^id, _ref, _pid, monitor}] = taken <- take(conn, id) do
+      if monitor, do: unwatch(monitor)
+      taken
+    end
+  end
+
+  # A run that is over has no notes.
+  defp take(conn, id) do
+    :ets.take(conn.routes, id)
+  rescue
+    ArgumentError -> []
+  end
+
+  @doc "Ends a watch over a caller."
+  @spec unwatch(reference()) :: :ok
+  def unwatch(monitor) do
+    Process.demonitor(monitor, [:flush])
+    :ok
+  end
+
+  defp count_end(%{counters: counters} = conn) do
+    if rem(:atomics.add_get(counters, @ended, 1), @mark_every) == 0 do
+      :atomics.put(counters, @older_count, :atomics.get(counters, @newer_count))
+      :atomics.put(counters, @older_time, :atomics.get(counters, @newer_time))
+      mark(conn, @newer_count, @newer_time)
+    end
+  end
+
   @doc "Hands a delta to the reader of the stream `id`, if there still is one."
   @spec deliver_delta(t(), non_neg_integer(), list()) :: :ok
   def deliver_delta(conn, id, row) do
-    with [{^id, ref, _monitor}] <- :ets.lookup(conn.routes, id),
+    with [{^id, ref, _pid, _monitor}] <- :ets.lookup(conn.routes, id),
          do: send(ref, {ref, {:delta, row}})
 
     :ok
@@ -389,7 +554,7 @@ defmodule VLLM.Bridge.Connection do
   @doc "Ends the connection: everyone who waits gets `error`."
   @spec close(t(), Error.t()) :: :ok
   def close(conn, error) do
-    for {id, _ref, _monitor} <- :ets.tab2list(conn.routes), do: deliver(conn, id, {:error, error})
+    for {id, _, _, _} <- :ets.tab2list(conn.routes), do: deliver(conn, id, {:error, error})
     :ets.delete(conn.routes)
     Process.unlink(conn.writer.pid)
     Process.exit(conn.writer.pid, :kill)

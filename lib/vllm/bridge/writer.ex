@@ -11,18 +11,22 @@ defmodule VLLM.Bridge.Writer do
   # A process may stand in for the port (see VLLM.Test): frames come to it as
   # `{:frame, iodata}`.
 
-  @enforce_keys [:pid, :port, :queued]
+  @enforce_keys [:pid, :port, :queued, :max_queued]
   defstruct @enforce_keys
 
-  @type t :: %__MODULE__{pid: pid(), port: port() | pid(), queued: :atomics.atomics_ref()}
+  @type t :: %__MODULE__{
+          pid: pid(),
+          port: port() | pid(),
+          queued: :atomics.atomics_ref(),
+          max_queued: pos_integer()
+        }
 
-  # Bytes that may wait for a worker that does not read.
-  @max_queued 256 * 1024 * 1024
-
-  @spec start_link(port() | pid()) :: t()
-  def start_link(port) do
+  @doc "A writer for `port`, which queues up to `max_queued` bytes."
+  @spec start_link(port() | pid(), pos_integer()) :: t()
+  def start_link(port, max_queued) do
     queued = :atomics.new(1, signed: true)
-    %__MODULE__{pid: spawn_link(fn -> loop(port, queued) end), port: port, queued: queued}
+    pid = spawn_link(fn -> loop(port, queued) end)
+    %__MODULE__{pid: pid, port: port, queued: queued, max_queued: max_queued}
   end
 
   @doc """
@@ -32,28 +36,36 @@ defmodule VLLM.Bridge.Writer do
   takes everything: its owner is about to tell whoever waits for an answer.
   """
   @spec write(t(), iodata()) :: :ok | :full
-  def write(%__MODULE__{port: port} = writer, frame) when is_port(port) do
+  def write(writer, frame), do: write(writer, frame, writer.max_queued)
+
+  @doc "Like `write/2`, however much waits already. For what is small and must arrive."
+  @spec push(t(), iodata()) :: :ok
+  def push(writer, frame) do
+    :ok = write(writer, frame, :infinity)
+  end
+
+  defp write(%__MODULE__{port: port} = writer, frame, max_queued) when is_port(port) do
     # Behind queued frames only the queue keeps the order (a cancel must not
     # overtake its request).
     if :atomics.get(writer.queued, 1) == 0 and
          :erlang.port_command(writer.port, frame, [:nosuspend]) do
       :ok
     else
-      enqueue(writer, frame)
+      enqueue(writer, frame, max_queued)
     end
   rescue
     ArgumentError -> :ok
   end
 
-  def write(%__MODULE__{port: pid}, frame) do
+  defp write(%__MODULE__{port: pid}, frame, _max_queued) do
     send(pid, {:frame, frame})
     :ok
   end
 
-  defp enqueue(writer, frame) do
+  defp enqueue(writer, frame, max_queued) do
     size = IO.iodata_length(frame)
 
-    if :atomics.add_get(writer.queued, 1, size) <= @max_queued do
+    if :atomics.add_get(writer.queued, 1, size) <= max_queued do
       send(writer.pid, {:write, frame, size})
       :ok
     else

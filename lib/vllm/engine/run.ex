@@ -27,7 +27,7 @@ defmodule VLLM.Engine.Run do
     leave_nothing_behind(table, index)
 
     with {:ok, program} <- start_program(table, index, config) do
-      conn = Connection.new(program.port, config.options.max_frame)
+      conn = Connection.new(program.port, config.options.max_frame, config.options.max_unsent)
       Table.put_run(table, index, program, conn)
 
       {:ok,

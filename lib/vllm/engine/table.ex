@@ -63,6 +63,12 @@ defmodule VLLM.Engine.Table do
   @spec stopping?(t()) :: boolean()
   def stopping?(table), do: :ets.member(table, :stopping)
 
+  @spec put_suspects(t(), pid()) :: true
+  def put_suspects(table, pid), do: :ets.insert(table, {:suspects, pid})
+
+  @spec suspects(t()) :: pid()
+  def suspects(table), do: :ets.lookup_element(table, :suspects, 2)
+
   @doc "Notes what events say of the engine."
   @spec put_about(t(), VLLM.Telemetry.about()) :: true
   def put_about(table, about), do: :ets.insert(table, {:about, about})

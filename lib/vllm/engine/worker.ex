@@ -121,6 +121,8 @@ defmodule VLLM.Engine.Worker do
 
   @impl true
   def handle_event(:enter, _old, :starting, data) do
+    # One that was killed has left its entry.
+    Table.delete_worker(data.table, data.index)
     Table.put_status(data.table, data.index, :starting)
     data = %{data | started_at: System.monotonic_time(), info: nil, next: nil}
     Report.load_start(data)
@@ -191,11 +193,11 @@ defmodule VLLM.Engine.Worker do
 
   def handle_event(
         :info,
-        {ref, answer},
+        {ref, _answer} = last,
         :starting,
         %{request: {step, %{ref: ref} = request}} = data
       ) do
-    case {step, Connection.answer(request, answer)} do
+    case {step, Connection.answer(request, last)} do
       {:hello, {:ok, _hello}} ->
         {:keep_state, ask(data, :load)}
 
@@ -350,6 +352,11 @@ defmodule VLLM.Engine.Worker do
     :keep_state_and_data
   end
 
+  def handle_event(:info, {:unwatch, monitor}, _state, _data) do
+    Connection.unwatch(monitor)
+    :keep_state_and_data
+  end
+
   # The caller wrote to a run that is over.
   def handle_event(:info, {:watch, _port, _id, ref, _pid}, _state, data) do
     error =
@@ -360,13 +367,14 @@ defmodule VLLM.Engine.Worker do
   end
 
   def handle_event(:info, {{:caller_down, id}, _monitor, :process, _pid, _reason}, _state, data) do
-    if data.run, do: Connection.notify(data.run.conn, "cancel", %{"id" => id})
+    if data.run, do: Connection.caller_down(data.run.conn, id)
     :keep_state_and_data
   end
 
   ## The rest
 
   def handle_event({:timeout, :log}, :read, state, data) when is_map_key(@log_interval, state) do
+    if state == :ready, do: Connection.sweep(data.run.conn)
     {:keep_state, Report.follow_log(data), [{{:timeout, :log}, @log_interval[state], :read}]}
   end
 

@@ -31,8 +31,15 @@ defmodule VLLM.Error.Reasons do
     not_running: "there is no engine of this name, or it was stopped",
     shutdown: "the engine was stopped while the request was in flight",
     # Requests
-    timeout: "the deadline (`timeout`) passed first",
-    overloaded: "too many requests are in flight or waiting; try again later",
+    timeout:
+      "the deadline (`timeout`) passed first, or a stream stalled for its `inter_token_timeout`",
+    queue_timeout: "vLLM had not begun with the request when its `queue_timeout` was over",
+    poison:
+      "the worker died with the request in flight, was given it once more (`retry: true`), and " <>
+        "died again",
+    overloaded:
+      "too many requests are in flight or waiting; try again in `details[\"retry_after_ms\"]` " <>
+        "milliseconds",
     aborted: "the request was cancelled",
     # Faults of our own making
     protocol: "the two sides did not understand each other; the worker is restarted",

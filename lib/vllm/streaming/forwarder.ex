@@ -9,6 +9,7 @@ defmodule VLLM.Streaming.Forwarder do
 
   use GenServer, restart: :temporary
 
+  alias VLLM.Bridge.Connection
   alias VLLM.Streaming.Reader
 
   # Messages in the receiver's mailbox from which on it counts as busy, and how
@@ -59,16 +60,26 @@ defmodule VLLM.Streaming.Forwarder do
   def init({ref, pid, prepare}) do
     {:ok, _} = Registry.register(VLLM.Registry, {:stream, ref}, nil)
     monitor = Process.monitor(pid)
-    state = %{ref: ref, pid: pid, monitor: monitor, reader: nil, held: :queue.new()}
+
+    state = %{
+      ref: ref,
+      pid: pid,
+      monitor: monitor,
+      reader: nil,
+      # Messages of the stream that the receiver is not given yet.
+      held: :queue.new(),
+      looking?: false,
+      timer: nil
+    }
+
     {:ok, state, {:continue, prepare}}
   end
 
   @impl true
   def handle_continue(prepare, state) do
-    with {:ok, {table, method, params, deadline}} <- prepare.(),
-         {:ok, reader} <- Reader.open(table, method, params, deadline) do
-      expire_at(deadline)
-      {:noreply, %{state | reader: reader}}
+    with {:ok, {table, method, params, call}} <- prepare.(),
+         {:ok, reader} <- Reader.open(table, method, params, call) do
+      {:noreply, wait(%{state | reader: reader})}
     else
       {:error, error} -> forward({:error, error}, state)
     end
@@ -79,8 +90,14 @@ defmodule VLLM.Streaming.Forwarder do
     {:stop, :normal, state}
   end
 
-  def handle_info(:expired, state), do: forward(Reader.expire(state.reader), state)
-  def handle_info(:look_again, state), do: drain(state)
+  def handle_info({:timeout, timer, :expired}, %{timer: timer} = state) do
+    # What is held has come in time.
+    if :queue.is_empty(state.held),
+      do: forward(Reader.expire(state.reader), state),
+      else: {:noreply, %{state | timer: nil}}
+  end
+
+  def handle_info(:look_again, state), do: drain(%{state | looking?: false})
 
   def handle_info(message, %{reader: %{request: %{ref: ref}}} = state)
       when elem(message, 0) == ref or elem(message, 1) == ref do
@@ -93,11 +110,13 @@ defmodule VLLM.Streaming.Forwarder do
   defp drain(state) do
     cond do
       :queue.is_empty(state.held) ->
-        {:noreply, state}
+        {:noreply, wait(state)}
 
+      # How long the receiver takes is its own affair, until the deadline.
       busy?(state.pid) ->
-        Process.send_after(self(), :look_again, @look_again)
-        {:noreply, state}
+        if Connection.remaining(state.reader.call.deadline) == 0,
+          do: forward(Reader.expire(state.reader), state),
+          else: {:noreply, look_again(state)}
 
       true ->
         {{:value, message}, held} = :queue.out(state.held)
@@ -105,6 +124,16 @@ defmodule VLLM.Streaming.Forwarder do
         forward(event, %{state | held: held, reader: reader})
     end
   end
+
+  defp look_again(%{looking?: true} = state), do: state
+
+  defp look_again(state) do
+    Process.send_after(self(), :look_again, @look_again)
+    %{state | looking?: true}
+  end
+
+  # The stream has begun anew; what was held was of the lost request.
+  defp forward(:again, state), do: {:noreply, wait(%{state | held: :queue.new()})}
 
   defp forward({:delta, delta}, state) do
     send(state.pid, {:vllm, state.ref, delta})
@@ -126,6 +155,18 @@ defmodule VLLM.Streaming.Forwarder do
     end
   end
 
-  defp expire_at(:infinity), do: :ok
-  defp expire_at(deadline), do: Process.send_after(self(), :expired, deadline, abs: true)
+  # From now on something is to come before the reader's patience ends. The
+  # deadline alone does not move.
+  defp wait(%{timer: timer, reader: %{call: %{inter_token_timeout: :infinity}}} = state)
+       when timer != nil,
+       do: state
+
+  defp wait(state) do
+    if state.timer, do: :erlang.cancel_timer(state.timer)
+
+    case Reader.patience(state.reader) do
+      :infinity -> %{state | timer: nil}
+      patience -> %{state | timer: :erlang.start_timer(patience, self(), :expired)}
+    end
+  end
 end

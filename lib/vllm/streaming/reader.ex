@@ -5,11 +5,11 @@ defmodule VLLM.Streaming.Reader do
   # the mailbox of a slow reader short (see `credit` in guides/protocol.md).
 
   alias VLLM.Bridge.Connection
-  alias VLLM.Engine.{Router, Table}
+  alias VLLM.Engine.{Call, Flights, Router, Suspects, Table}
   alias VLLM.{Delta, Error, RequestOutput, Telemetry}
 
-  @enforce_keys [:request, :deadline]
-  defstruct [:request, :deadline, taken: 0, begun?: false]
+  @enforce_keys [:table, :method, :params, :call, :request]
+  defstruct [:table, :method, :params, :call, :request, :lost, :turn, taken: 0, begun?: false]
 
   @type t :: %__MODULE__{}
   @type event :: {:delta, Delta.t()} | {:done, RequestOutput.t()} | {:error, Error.t()}
@@ -18,13 +18,13 @@ defmodule VLLM.Streaming.Reader do
   @credit 32
   @grant 16
 
-  @spec open(Table.t(), String.t(), map(), Connection.deadline()) ::
-          {:ok, t()} | {:error, Error.t()}
-  def open(table, method, params, deadline) do
+  @spec open(Table.t(), String.t(), map(), Call.t()) :: {:ok, t()} | {:error, Error.t()}
+  def open(table, method, params, call) do
     params = Map.put(params, "credit", @credit)
 
-    with {:ok, request} <- Router.open(table, method, params, deadline) do
-      {:ok, %__MODULE__{request: request, deadline: deadline}}
+    with {:ok, request} <- Router.open(table, method, params, call) do
+      {:ok,
+       %__MODULE__{table: table, method: method, params: params, call: call, request: request}}
     end
   end
 
@@ -32,15 +32,25 @@ defmodule VLLM.Streaming.Reader do
   @spec next(t()) :: {event(), t()}
   def next(%__MODULE__{request: %{ref: ref}} = reader) do
     receive do
-      {^ref, _} = message -> handle(reader, message)
-      {:DOWN, ^ref, :process, _, _} = message -> handle(reader, message)
+      {^ref, _} = message -> reader |> handle(message) |> or_next()
+      {:DOWN, ^ref, :process, _, _} = message -> reader |> handle(message) |> or_next()
     after
-      Connection.remaining(reader.deadline) -> {expire(reader), reader}
+      patience(reader) -> {expire(reader), reader}
     end
   end
 
-  @doc "The event that a message of this stream stands for."
-  @spec handle(t(), tuple()) :: {event(), t()}
+  defp or_next({:again, reader}), do: next(reader)
+  defp or_next(event), do: event
+
+  @doc "For how many milliseconds a message may be waited for."
+  @spec patience(t()) :: timeout()
+  def patience(%{call: call} = reader) do
+    stall = if reader.begun?, do: call.inter_token_timeout, else: :infinity
+    min(Connection.remaining(call.deadline), stall)
+  end
+
+  @doc "The event that a message of this stream stands for; `:again` when it has begun anew."
+  @spec handle(t(), tuple()) :: {event() | :again, t()}
   def handle(%{begun?: false} = reader, {_ref, {:delta, _row}} = first) do
     Telemetry.first_token(reader.request.span)
     handle(%{reader | begun?: true}, first)
@@ -50,30 +60,65 @@ defmodule VLLM.Streaming.Reader do
     {{:delta, Delta.from_wire(row)}, acknowledge(reader)}
   end
 
-  def handle(reader, {_ref, answer}) do
-    Connection.finish(reader.request)
+  def handle(%{request: request} = reader, last) do
+    Connection.finish(request)
 
-    case Connection.answer(reader.request, answer) do
-      {:ok, output} -> {{:done, RequestOutput.from_wire(output)}, reader}
-      {:error, error} -> {{:error, error}, reader}
+    case Connection.result(request, last) do
+      {:ok, output} ->
+        Telemetry.request_end(request.span, {:ok, output})
+        Suspects.give_back(reader.table, reader.turn)
+        {{:done, RequestOutput.from_wire(output)}, reader}
+
+      {:error, error} ->
+        {fail(reader, error), reader}
+
+      # What the reader has seen already would come twice.
+      {:lost, error} when not reader.call.retry or reader.begun? ->
+        {fail(reader, error), reader}
+
+      {:lost, error} when reader.lost == nil ->
+        run_again(%{reader | lost: error})
+
+      {:lost, error} ->
+        {fail(reader, Flights.poison(reader.lost, error)), reader}
     end
   end
 
-  def handle(reader, {:DOWN, _ref, :process, _pid, reason}) do
-    {{:error, Connection.down(reader.request, reason)}, reader}
-  end
-
-  @doc "The event at the deadline."
+  @doc "The event when nothing has come for as long as `patience/1` says."
   @spec expire(t()) :: event()
-  def expire(reader) do
-    error = Connection.timeout()
-    Connection.cancel(reader.request, error)
-    {:error, error}
+  def expire(%{call: call} = reader) do
+    Connection.cancel(reader.request)
+
+    if Connection.remaining(call.deadline) == 0,
+      do: fail(reader, Connection.timeout()),
+      else: fail(reader, Call.stalled(call))
   end
 
   @doc "Leaves the stream; vLLM aborts what it still computes for it."
   @spec close(t()) :: :ok
-  def close(reader), do: Connection.cancel(reader.request)
+  def close(reader) do
+    Connection.cancel(reader.request)
+    {:error, _} = fail(reader, Connection.aborted())
+    :ok
+  end
+
+  defp fail(reader, error) do
+    Telemetry.request_end(reader.request.span, {:error, error})
+    Suspects.give_back(reader.table, reader.turn)
+    {:error, error}
+  end
+
+  defp run_again(%{call: call, request: lost} = reader) do
+    reader = %{reader | turn: Suspects.ask(reader.table, call.deadline)}
+
+    with :ok <- Suspects.await(reader.turn, call.deadline),
+         {:ok, request} <-
+           Router.again(reader.table, reader.method, reader.params, call, lost, :many) do
+      {:again, %{reader | request: request, taken: 0}}
+    else
+      {:error, error} -> {fail(reader, error), reader}
+    end
+  end
 
   defp acknowledge(%{taken: taken} = reader) when taken + 1 < @grant do
     %{reader | taken: taken + 1}

@@ -1,0 +1,81 @@
+"""What of the requests under way vLLM's scheduler has begun with.
+
+Only the scheduler knows: a long prompt is computed in chunks, and nothing comes of it before
+the last one. It lives in vLLM's engine process, where ``plugin`` adds ``waiting`` to what that
+process can be asked. The question queues up behind the requests that were sent before, and is
+answered between two steps.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+# Takes the name that vLLM is given for a request, or for a part of one.
+Submit = Callable[[str], None]
+
+# The name that vLLM's engine process knows ``waiting`` by.
+METHOD = "ex_vllm_waiting"
+
+
+def waiting(core: Any, request_ids: list[str]) -> list[str]:
+    """Those of the requests that the scheduler holds and has never scheduled.
+
+    Args:
+        core: vLLM's ``EngineCore``, as whose method this runs
+    """
+    from vllm.v1.request import RequestStatus
+
+    never = (RequestStatus.WAITING, RequestStatus.WAITING_FOR_STRUCTURED_OUTPUT_GRAMMAR)
+    requests = core.scheduler.requests
+    return [id for id in request_ids if id in requests and requests[id].status in never]
+
+
+class Queue:
+    """Tells which requests wait.
+
+    Args:
+        llm: the ``AsyncLLM``
+    """
+
+    def __init__(self, llm: Any) -> None:
+        self._llm = llm
+        # Of each request, by what names vLLM was given it, or its parts.
+        self._submitted: dict[str, list[str]] = {}
+
+    @contextmanager
+    def request(self, request_id: str) -> Iterator[Submit]:
+        """While a request is served; gives what is to be called just before vLLM gets it, or a
+        part of it, with the name that this has there."""
+        names = self._submitted[request_id] = []
+        try:
+            yield names.append
+        finally:
+            del self._submitted[request_id]
+
+    async def waits(self, request_id: str) -> bool:
+        """Whether nothing of a request has been scheduled yet."""
+        inside = self._llm.output_processor.external_req_ids
+        ids: list[str] = []
+        for name in self._submitted.get(request_id, ()):
+            if name not in inside:
+                return False  # computed already
+            ids += inside[name]
+        if not ids:
+            return True  # on its way to vLLM
+        answers = await self._llm.engine_core.call_utility_all_async(METHOD, ids)
+        return {id for answer in answers for id in answer} == set(ids)
+
+
+class Watched:
+    """An ``AsyncLLM`` that tells what it is given."""
+
+    def __init__(self, llm: Any, submit: Submit) -> None:
+        self._llm = llm
+        self._submit = submit
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._llm, name)
+
+    def generate(self, prompt: Any, params: Any, request_id: str, **kwargs: Any) -> Any:
+        self._submit(request_id)
+        return self._llm.generate(prompt, params, request_id, **kwargs)
