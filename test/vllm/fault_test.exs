@@ -113,6 +113,23 @@ defmodule VLLM.FaultTest do
       assert List.last(error.details["log"]) == "out of luck"
     end
 
+    test "is noticed where the port breaks before the exit status comes" do
+      llm = start!()
+      [{_worker, program}] = workers(llm)
+      fake = worker_pid(program)
+      # Who tells the BEAM of exit statuses is stopped until this shell reads a line, or the end.
+      beam = String.to_integer(System.pid())
+      [setup] = Enum.filter(descendants(beam), &(command(&1) =~ "erl_child_setup"))
+      script = "kill -STOP #{setup}; kill -KILL #{program.os_pid}; read -r _; kill -CONT #{setup}"
+      shell = Port.open({:spawn_executable, "/bin/sh"}, [:binary, args: ["-c", script]])
+      assert eventually(fn -> not alive?(fake) end)
+      ask_in_background(llm, "reply:x")
+      assert eventually(fn -> Port.info(program.port) == nil end)
+      Port.command(shell, "\n")
+      assert_receive {:answer, {:error, %Error{reason: :engine_dead}}}
+      assert eventually(fn -> ask(llm, "reply:again") == {:ok, "again"} end)
+    end
+
     test "is told apart: by a signal or by itself" do
       llm = start!()
       assert {:error, %Error{message: message}} = ask(llm, "kill")

@@ -331,6 +331,21 @@ defmodule VLLM.Engine.Worker do
     end
   end
 
+  # A caller's frame met a pipe that nobody reads any more: the port ended like
+  # the guard, and before it could tell the exit status.
+  def handle_event(:info, {:EXIT, port, _reason}, state, %{run: %{port: port}} = data) do
+    data = Report.follow_log(data)
+
+    error =
+      Error.new(
+        :engine_dead,
+        "The worker and its guard ended. `details[\"log\"]` has its last lines.",
+        %{"log" => Run.recent(data.run)}
+      )
+
+    died(state, kill(data, error), error)
+  end
+
   def handle_event({:timeout, :tick}, :tick, state, data) when state in [:ready, :draining] do
     case Run.tick(data.run) do
       {:ok, run} ->
