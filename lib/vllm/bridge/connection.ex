@@ -42,19 +42,21 @@ defmodule VLLM.Bridge.Connection do
 
   # Slots of `counters`.
   @last_id 1
-  # How many requests have ended, and how many had, and when, at two marks: the
-  # rate at which they end is measured from the older one.
-  @ended 2
-  @older_count 3
-  @older_time 4
-  @newer_count 5
-  @newer_time 6
-  # How many were refused since the newer mark.
-  @refused 7
   # 1 in a connection that lets no request in any more.
-  @sealed 8
+  @sealed 2
+  # How many requests have ended, when the last one did, and how many had, and
+  # when, at two marks: the rate at which they end is measured from the older
+  # one. Times are moved on by those in which there was nothing to do.
+  @ended 3
+  @last_end 4
+  @older_count 5
+  @older_time 6
+  @newer_count 7
+  @newer_time 8
+  # How many were refused since the newer mark.
+  @refused 9
 
-  # A mark is set after so many ends, and when there is something to do again.
+  # A mark is set after so many ends.
   @mark_every 16
 
   # What is advised while nothing has ended yet, and at most; in ms.
@@ -75,7 +77,7 @@ defmodule VLLM.Bridge.Connection do
       port: port,
       writer: Writer.start_link(port, max_unsent),
       routes: :ets.new(:routes, [:public, write_concurrency: true]),
-      counters: :atomics.new(8, signed: true),
+      counters: :atomics.new(9, signed: true),
       max_frame: max_frame
     }
   end
@@ -152,8 +154,7 @@ defmodule VLLM.Bridge.Connection do
         {:error, dead()}
 
       1 ->
-        mark(conn, @older_count, @older_time)
-        mark(conn, @newer_count, @newer_time)
+        skip_idle_time(conn)
 
       in_flight when in_flight <= limit ->
         :ok
@@ -169,11 +170,17 @@ defmodule VLLM.Bridge.Connection do
     end
   end
 
-  defp mark(conn, count, time) do
-    :atomics.put(conn.counters, count, :atomics.get(conn.counters, @ended))
-    :atomics.put(conn.counters, time, System.monotonic_time())
-    :atomics.put(conn.counters, @refused, 0)
-    :ok
+  defp skip_idle_time(%{counters: counters}) do
+    now = System.monotonic_time()
+
+    if :atomics.get(counters, @ended) == 0 do
+      :atomics.put(counters, @older_time, now)
+      :atomics.put(counters, @newer_time, now)
+    else
+      idle = max(now - :atomics.get(counters, @last_end), 0)
+      :atomics.add(counters, @older_time, idle)
+      :atomics.add(counters, @newer_time, idle)
+    end
   end
 
   defp overloaded(conn, message, details \\ %{}) do
@@ -502,8 +509,8 @@ defmodule VLLM.Bridge.Connection do
   @spec deliver(t(), non_neg_integer(), {:response, binary()} | {:error, Error.t()}) :: boolean()
   def deliver(conn, id, answer) do
     case release(conn, id) do
-      [{^id, ref, _pid, _monitor}] ->
-        count_end(conn)
+      [{^id, ref, pid, _monitor}] ->
+        count_end(conn, pid)
         send(ref, {ref, answer})
         true
 
@@ -534,11 +541,20 @@ defmodule VLLM.Bridge.Connection do
     :ok
   end
 
-  defp count_end(%{counters: counters} = conn) do
-    if rem(:atomics.add_get(counters, @ended, 1), @mark_every) == 0 do
+  # The owner's own requests are none of the engine's work.
+  defp count_end(%{owner: owner}, owner), do: :ok
+
+  defp count_end(%{counters: counters}, _caller) do
+    now = System.monotonic_time()
+    :atomics.put(counters, @last_end, now)
+    ended = :atomics.add_get(counters, @ended, 1)
+
+    if rem(ended, @mark_every) == 0 do
       :atomics.put(counters, @older_count, :atomics.get(counters, @newer_count))
       :atomics.put(counters, @older_time, :atomics.get(counters, @newer_time))
-      mark(conn, @newer_count, @newer_time)
+      :atomics.put(counters, @newer_count, ended)
+      :atomics.put(counters, @newer_time, now)
+      :atomics.put(counters, @refused, 0)
     end
   end
 

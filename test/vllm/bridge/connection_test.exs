@@ -95,4 +95,52 @@ defmodule VLLM.Bridge.ConnectionTest do
     assert Connection.in_flight(conn) == 0
     assert Connection.seal(conn)
   end
+
+  describe "who is refused is told when to try again" do
+    setup do
+      owner = self()
+      # Requests of the owner itself are not counted.
+      conn = Connection.new(owner, 1_000)
+      {:ok, client} = Agent.start_link(fn -> nil end)
+
+      request = fn limit ->
+        Agent.get(client, fn _ -> Connection.request(conn, "x", %{}, limit) end)
+      end
+
+      finish = fn %{id: id} ->
+        assert Connection.deliver(conn, id, {:response, <<0xC0, 0xC0>>})
+      end
+
+      %{request: request, finish: finish}
+    end
+
+    defp advised({:error, %Error{reason: :overloaded, details: details}}),
+      do: details["retry_after_ms"]
+
+    test "a second while nothing has ended", %{request: request} do
+      {:ok, _} = request.(1)
+      assert advised(request.(1)) == 1000
+      assert advised(request.(1)) == 1000
+    end
+
+    test "as long as a request takes, and those who were refused before", context do
+      %{request: request, finish: finish} = context
+      asked = System.monotonic_time(:millisecond)
+
+      for _ <- 1..20 do
+        {:ok, sent} = request.(1)
+        Process.sleep(10)
+        finish.(sent)
+      end
+
+      # What is idle between two requests does not count.
+      Process.sleep(300)
+      {:ok, _} = request.(1)
+      first = advised(request.(1))
+      longest = (System.monotonic_time(:millisecond) - asked - 300) / 20 + 1
+      assert first >= 10 and first <= longest
+      for _ <- 1..8, do: request.(1)
+      assert advised(request.(1)) >= 10 * first
+    end
+  end
 end
