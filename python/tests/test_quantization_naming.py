@@ -154,6 +154,14 @@ def test_a_method_that_needs_a_quantized_checkpoint(tmp_path: Path, method: str)
     assert "not quantized" in error.message
 
 
+def test_a_config_of_the_users_own_stands_for_the_checkpoints(tmp_path: Path) -> None:
+    plain = quantized(None, folder=str(tmp_path))
+    overrides = {"quantization_config_dict_json": "{}"}
+    arguments = {"quantization": "auto_gptq", "hf_overrides": overrides}
+    naming.check(plain, arguments)
+    assert arguments["quantization"] == "auto_gptq"
+
+
 def test_methods_that_need_none(tmp_path: Path) -> None:
     plain = quantized(None, folder=str(tmp_path))
     for method in ("fp8", "fp8_per_channel", "experts_int8"):

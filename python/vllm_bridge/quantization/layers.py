@@ -16,6 +16,9 @@ from typing import Any
 SIZE = 512
 
 
+# How deep a method hides its kernel: one that wraps another method is the deepest.
+_DEPTH = 3
+
 # What PyTorch says of an operation that a build only declares, or does not have.
 _NO_OPERATION = re.compile(
     r"::\w+\(\) expected at most 0 argument|Could not run '|'_OpNamespace' .* has no attribute"
@@ -91,15 +94,26 @@ def is_quantized(layer: Any) -> bool:
 
 def kernel(layer: Any) -> str:
     """The name of the kernel that computes a layer, or of its method where that has none."""
-    owners = [layer.quant_method, getattr(layer, "scheme", None)]
-    owners += [getattr(layer.quant_method, "scheme", None)]
-    for owner in owners:
-        for value in getattr(owner, "__dict__", {}).values():
-            kind = type(value)
-            if "kernels.linear" in kind.__module__ and kind.__name__.endswith("Kernel"):
-                return kind.__name__
-    scheme = getattr(layer, "scheme", None) or layer.quant_method
-    return type(scheme).__name__
+    method = getattr(layer, "scheme", None) or layer.quant_method
+    level = [layer.quant_method, method]
+    for _ in range(_DEPTH):
+        level = [value for owner in level for value in vars(owner).values() if _is_part(value)]
+        for value in level:
+            if type(value).__name__.endswith("Kernel"):
+                return type(value).__name__
+    return type(method).__name__
+
+
+def _is_part(value: Any) -> bool:
+    """Whether something that a method of quantization holds may be, or have, its kernel."""
+    from vllm.model_executor.layers.quantization import QuantizationConfig
+
+    module = type(value).__module__
+    return (
+        module.startswith(("vllm.", "vllm_"))
+        and hasattr(value, "__dict__")
+        and not isinstance(value, QuantizationConfig)
+    )
 
 
 def shapes(layer: Any) -> Mapping[str, tuple[int, ...]]:

@@ -29,6 +29,8 @@ OTHER_NAMES = {
     "nvfp4": "modelopt_fp4",
 }
 
+_OVERRIDES = ("quantization_config", "quantization_config_file", "quantization_config_dict_json")
+
 
 def check(checkpoint: Checkpoint, arguments: dict[str, Any]) -> None:
     """Brings ``arguments["quantization"]`` into vLLM's spelling, and refuses what the installed
@@ -65,7 +67,7 @@ def check(checkpoint: Checkpoint, arguments: dict[str, Any]) -> None:
     availability.check_packages(method)
     arguments["quantization"] = method
     if own_method is None:
-        _check_plain(checkpoint, method)
+        _check_plain(checkpoint, method, arguments.get("hf_overrides"))
     elif _same(method, own_method):
         del arguments["quantization"]
     elif not _takes(method, checkpoint.quantization or {}):
@@ -101,8 +103,11 @@ def _takes(method: str, config: Mapping[str, Any]) -> bool:
     return taken is not None and _spelling(taken) == _spelling(method)
 
 
-def _check_plain(checkpoint: Checkpoint, method: str) -> None:
+def _check_plain(checkpoint: Checkpoint, method: str, overrides: Any) -> None:
     if checkpoint.folder is None or not checkpoint.config:
+        return
+    # By these, vLLM takes a config of quantization from the user.
+    if isinstance(overrides, dict) and any(name in overrides for name in _OVERRIDES):
         return
     if not availability.needs_checkpoint(method, checkpoint.folder):
         return
