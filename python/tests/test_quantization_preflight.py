@@ -129,6 +129,16 @@ def test_an_operation_that_the_build_only_declares(monkeypatch: pytest.MonkeyPat
     assert "gptq" not in error.message
 
 
+def test_a_look_that_fails_keeps_no_model_from_loading(monkeypatch: pytest.MonkeyPatch) -> None:
+    def renamed(_layer: Any) -> bool:
+        raise AttributeError("quant_method")
+
+    monkeypatch.setattr("vllm_bridge.quantization.layers.is_quantized", renamed)
+    config, kernel = load(MODELS / "demo-awq")
+    assert config.model_config.quantization is not None
+    assert kernel is None
+
+
 # -- checkpoints that the installed vLLM refuses
 
 

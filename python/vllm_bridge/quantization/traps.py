@@ -2,6 +2,7 @@
 Imports vLLM.
 """
 
+import logging
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -9,6 +10,8 @@ from typing import Any
 from vllm_bridge.errors import BridgeError
 from vllm_bridge.models import Checkpoint
 from vllm_bridge.quantization import availability, layers
+
+logger = logging.getLogger(__name__)
 
 # The layer that is looked at: one that vLLM does not merge with others, and whose sizes a config
 # tells. Experts, and models without it, have others.
@@ -50,10 +53,23 @@ def check(config: Any, checkpoint: Checkpoint) -> str | None:
     except BridgeError:
         raise
     except Exception as error:
-        if quant_config is None:
-            return None  # a model without linear layers of this kind
-        raise availability.refused_for(checkpoint, model.quantization, str(error)) from error
+        # A plain model may be without linear layers of this kind.
+        if quant_config is not None and _is_refusal(error):
+            raise availability.refused_for(checkpoint, model.quantization, str(error)) from error
+        logger.info("the layers could not be looked at before loading: %r", error)
+        return None
     return kernel
+
+
+def _is_refusal(error: Exception) -> bool:
+    """Whether this is vLLM's word against a quantization, and not a fault of the look at it, which
+    must not keep a model from loading."""
+    from vllm.platforms import current_platform
+
+    if isinstance(error, ValueError | ImportError):
+        return True
+    # On accelerators the layer has no memory, which some of what makes layers does not bear.
+    return current_platform.is_cpu() and isinstance(error, RuntimeError | AssertionError)
 
 
 def _layer(config: Any, checkpoint: Checkpoint) -> tuple[str, int, int]:
