@@ -79,6 +79,7 @@ defmodule VLLM.Doctor do
       &environment/1,
       &vllm/1,
       &extras/1,
+      &quantization/1,
       &libraries/1,
       &device/1,
       &compiler/1,
@@ -305,6 +306,40 @@ defmodule VLLM.Doctor do
        repair: true,
        force: stamp.state == :ready and problem?
      ]}
+  end
+
+  @methods """
+  import sys
+  sys.path.insert(0, sys.argv[1])
+  from vllm.plugins import load_general_plugins
+  from vllm_bridge.quantization import availability
+  load_general_plugins()
+  print("quantized checkpoints: " + ", ".join(availability.formats()))
+  print("while loading: " + ", ".join(availability.in_flight()))
+  """
+
+  # What runs is vLLM's to say, which takes its import: some seconds.
+  @spec quantization(system()) :: Check.t()
+  def quantization(%{executable: {:error, _}}),
+    do: ok("Quantization", "not looked at without Python")
+
+  def quantization(%{executable: {:ok, path}} = system) do
+    case vllm(system) do
+      %Check{status: :ok} ->
+        {output, status} = system.run.(path, ["-I", "-c", @methods, Python.path()])
+
+        case {status, Regex.run(~r/^quantized checkpoints: .*\nwhile loading: .*$/m, output)} do
+          {0, [text]} ->
+            ok("Quantization", String.replace(text, "\n", "; "))
+
+          _ ->
+            last = output |> String.split("\n", trim: true) |> List.last()
+            problem("Quantization", "vLLM does not say what runs: #{last}", remake(system))
+        end
+
+      _ ->
+        ok("Quantization", "not looked at without vLLM")
+    end
   end
 
   @spec libraries(system()) :: Check.t()

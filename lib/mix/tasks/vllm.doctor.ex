@@ -6,9 +6,9 @@ defmodule Mix.Tasks.Vllm.Doctor do
 
       mix vllm.doctor [--fix]
 
-  Prints a line for each check (versions, the Python environment, the device,
-  memory, disk, the Hugging Face settings, and a greeting exchanged with a real
-  worker) and a remedy below each warning and problem. Ends with status 1 where
+  Prints a line for each check (versions, the Python environment, which extras
+  are installed and which quantizations run, the device, memory, disk, the
+  Hugging Face settings, and a greeting exchanged with a real worker) and a remedy below each warning and problem. Ends with status 1 where
   there is a problem, that is where generation could not work.
 
   With `--fix` it first runs the set-up of `mix vllm.setup` for what is missing of the Python
