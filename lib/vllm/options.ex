@@ -173,11 +173,13 @@ defmodule VLLM.Options do
   # here; whether a name and a value are right is vLLM's to say.
   @engine_arguments [
     {:quantization, "string", "the checkpoint's own",
-     "the quantization method, as an assertion: `\"awq\"`, `\"gptq\"`, `\"fp8\"`, `\"compressed-tensors\"`, … Left out, it is read from the model's config"},
+     "the quantization method: `\"awq\"`, `\"gptq\"`, `\"compressed-tensors\"`, `\"fp8\"`, `\"bitsandbytes\"`, `\"torchao\"`, … in any case, also by other usual names (`:bnb`, `\"autoawq\"`). " <>
+       "For a quantized checkpoint it is an assertion: another method than the checkpoint's is an error, and the kernel is the one that vLLM chooses without it. " <>
+       "A plain model is quantized while it is loaded, by the methods that can. What does not run on this device, or would do nothing to this model, is refused before weights are read, with what does (`mix vllm.doctor` lists it)"},
     {:dtype, "string", "`\"auto\"`",
      "of weights and activations: `\"bfloat16\"`, `\"float16\"`, `\"float32\"`"},
-    {:kv_cache_dtype, "string", "`\"auto\"`",
-     "of the KV cache: `\"fp8\"` halves it, at a small loss"},
+    {:kv_cache_dtype, "string", "`\"auto\"`, the model's",
+     "of the KV cache: `\"fp8\"` halves it, at a small loss. Only what the attention backend has for this model on this device; any other value is an error with the list"},
     {:max_model_len, "integer", "the model's",
      "tokens that prompt and completion may have together"},
     {:tensor_parallel_size, "integer", "1", "devices that each layer is split over"},
