@@ -115,6 +115,23 @@ class Run:
             self.status = os.waitpid(self.pid, 0)[1]
         return os.waitstatus_to_exitcode(self.status)
 
+    def witness(self) -> int:
+        """The pid of the guard's witness."""
+        deadline = time.monotonic() + DEADLINE_S
+        while time.monotonic() < deadline:
+            for name in filter(str.isdigit, os.listdir("/proc")):
+                with contextlib.suppress(OSError):
+                    command = Path(f"/proc/{name}/cmdline").read_bytes().split(b"\0")
+                    if b"--witness" in command and os.fsencode(self.folder) in command:
+                        return int(name)
+        raise AssertionError("there is no witness")
+
+    def kill_guard_and_witness(self) -> None:
+        """As a power cut does, nearly: nobody is left who could clean up."""
+        os.kill(self.witness(), signal.SIGKILL)
+        os.kill(self.pid, signal.SIGKILL)
+        self.end()
+
     def log(self) -> str:
         path = self.folder / "log"
         return path.read_text(errors="replace") if path.exists() else ""
@@ -476,7 +493,90 @@ wait_for_ever()
 
     assert run.end() == -signal.SIGKILL
     run.wait_until_gone()
-    assert "clean" not in run.names()
+
+
+# The witness
+
+
+def not_python(segment: str) -> str:
+    """A worker with a child that only its environment tells, and a segment."""
+    return (
+        MAKE_SEGMENTS
+        + f"""
+held = make({segment!r})
+subprocess.Popen(["sh", "-c", "echo $$ >&4; read forever <&3"], pass_fds=(3, 4))
+wait_for_ever()
+"""
+    )
+
+
+def test_a_witness_finishes_the_work_of_a_killed_guard(
+    start: Start, segment_name: Callable[[str], str]
+) -> None:
+    name = segment_name("psm_")
+    run = start(not_python(name))
+    run.pids(1)
+    witness = os.pidfd_open(run.witness())
+    assert shm_path(name).exists()
+
+    os.kill(run.pid, signal.SIGKILL)
+
+    assert run.end() == -signal.SIGKILL
+    run.wait_until_gone()
+    # The owner lives and is to read the log.
+    while not (run.folder / "clean").exists():
+        assert not has_ended(witness)
+        time.sleep(0.01)
+    assert not shm_path(name).exists()
+    assert run.names() == {"alive", "clean", "lock", "log"}
+
+    run.hang_up()
+
+    until_readable(witness, "the end of the witness")
+    assert not run.folder.exists()
+    os.close(witness)
+
+
+def test_a_witness_whose_owner_died_too_removes_everything(
+    start: Start, segment_name: Callable[[str], str]
+) -> None:
+    name = segment_name("psm_")
+    run = start(not_python(name))
+    run.pids(1)
+    witness = os.pidfd_open(run.witness())
+
+    # The guard is not to be faster.
+    os.kill(run.pid, signal.SIGSTOP)
+    run.hang_up()
+    os.kill(run.pid, signal.SIGKILL)
+
+    until_readable(witness, "the end of the witness")
+    run.wait_until_gone()
+    assert not shm_path(name).exists()
+    assert not run.folder.exists()
+    os.close(witness)
+
+
+def test_a_witness_ends_with_its_guard(start: Start) -> None:
+    run = start("say('up'); wait_for_ever()")
+    assert run.line() == ["up"]
+    witness = os.pidfd_open(run.witness())
+
+    run.hang_up()
+
+    assert run.end() == 0
+    assert has_ended(witness)
+    os.close(witness)
+
+
+def test_a_run_goes_on_without_its_witness(start: Start) -> None:
+    run = start("os.write(4, os.read(3, 9))")
+    os.kill(run.witness(), signal.SIGKILL)
+
+    os.write(run.requests, b"answer\n")
+
+    assert run.line() == ["answer"]
+    assert run.end() == 0
 
 
 def test_a_killed_guard_takes_a_worker_that_is_not_python_with_it(base: Path) -> None:
@@ -630,8 +730,7 @@ wait_for_ever()
 """
     )
     run.pids(1)
-    os.kill(run.pid, signal.SIGKILL)
-    run.end()
+    run.kill_guard_and_witness()
     assert not run.all_gone()
 
     run_sweep(base)
@@ -680,8 +779,7 @@ wait_for_ever()
         name="dead",
     )
     dead.pids(1)
-    os.kill(dead.pid, signal.SIGKILL)
-    dead.end()
+    dead.kill_guard_and_witness()
 
     live = start("say(os.getpid())\nwait_for_ever()", name="live")
     live.pids(1)
@@ -694,8 +792,7 @@ def test_sweeps_may_run_at_once(start: Start, base: Path) -> None:
     for number in range(8):
         run = start("say('up'); wait_for_ever()", name=f"run{number}")
         assert run.line() == ["up"]
-        os.kill(run.pid, signal.SIGKILL)
-        run.end()
+        run.kill_guard_and_witness()
 
     command = [sys.executable, "-I", "-S", GUARD, "--sweep", str(base)]
     sweeps = [subprocess.Popen(command) for _ in range(4)]

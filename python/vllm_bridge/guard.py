@@ -2,6 +2,7 @@
 
     python3 -I -S guard.py RUN_DIR -- PROGRAM ARGS...
     python3 -I -S guard.py --sweep BASE_DIR
+    python3 -I -S guard.py --witness RUN_DIR
 
 The guard starts PROGRAM, waits for its end or for the end of whoever opened the port, and then
 leaves nothing behind: no process of the tree, no shared memory, no temporary file. It is run by
@@ -40,7 +41,12 @@ How a run ends:
 - The arguments, the platform, RUN_DIR or the descriptors are unusable: exit code 2 and a line on
   stderr; nothing was started.
 - The guard itself is killed: the worker gets SIGKILL (PR_SET_PDEATHSIG), every other Python
-  process of the tree too (``alive``). ``clean`` is missing then, and ``--sweep`` does the rest.
+  process of the tree too (``alive``). The witness does the rest.
+
+The witness. A guard starts a second process of this program that waits for the guard's death, and
+for nothing else: the guard ends it with the tree. Should the guard be killed, the witness does as
+a sweep does with this one run, writes ``clean``, and removes RUN_DIR once the owner is gone too.
+Should it be killed as well, a sweep does that work.
 
 Sweeping. ``--sweep BASE_DIR`` finishes the work of guards that were killed: for every run folder
 in BASE_DIR whose lock nobody holds, it kills the processes that carry this folder's
@@ -75,6 +81,7 @@ FROM_VM, TO_VM = 3, 4
 LOG_LIMIT = 4 * 1024 * 1024
 PIPE_SIZE = 1024 * 1024
 CLEAN_GRACE_S = 60.0
+READ_GRACE_S = 1.0
 FREEZE_LIMIT_S = 1.0
 SWEEP_LIMIT_S = 10.0
 
@@ -372,6 +379,9 @@ class Guard:
                 "VLLM_RPC_BASE_PATH": self.tmp,
                 "PYTHONUNBUFFERED": "1",
             }
+            self._spawn(
+                self._again("--witness", self.run), dict(os.environ), (FROM_VM,), dies=False
+            )
             self.worker = self._spawn(command, {**os.environ, **tags}, (FROM_VM, TO_VM))
             os.close(TO_VM)
             protect_from_oom_killer()
@@ -399,16 +409,24 @@ class Guard:
         poller.register(FROM_VM, 0)
         return bool(poller.poll(0))
 
-    def _spawn(self, command: list[str], env: dict[str, str], keep: tuple[int, ...]) -> int:
+    def _again(self, *arguments: str) -> list[str]:
+        """The command that runs this program."""
+        return [sys.executable, "-I", "-S", os.path.abspath(__file__), *arguments]
+
+    def _spawn(
+        self, command: list[str], env: dict[str, str], keep: tuple[int, ...], *, dies: bool = True
+    ) -> int:
+        """Start a process; unless told otherwise it dies with the guard."""
         guard = os.getpid()
         pid = os.fork()
         if pid:
             return pid
         try:
             os.setsid()
-            prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-            if os.getppid() != guard:
-                os._exit(1)
+            if dies:
+                prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+                if os.getppid() != guard:
+                    os._exit(1)
             for number in (signal.SIGPIPE, signal.SIGXFSZ):  # Python ignores these two.
                 signal.signal(number, signal.SIG_DFL)
             os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
@@ -426,8 +444,7 @@ class Guard:
     def _sweep_neighbours(self) -> None:
         base, own = os.path.split(self.run)
         if any(name != own and os.path.exists(lock_path(base, name)) for name in os.listdir(base)):
-            sweep = [sys.executable, "-I", "-S", os.path.abspath(__file__), "--sweep", base]
-            self._spawn(sweep, dict(os.environ), ())
+            self._spawn(self._again("--sweep", base), dict(os.environ), ())
 
     def _watch(self) -> bool:
         """Return when the worker has ended (True) or the VM has hung up (False)."""
@@ -512,23 +529,41 @@ def lock_path(base: str, name: str) -> str:
 
 
 def sweep(base: str) -> None:
-    """Finish the work of the guards that were killed in the run folders of base.
+    """Finish the work of the guards that were killed in the run folders of base."""
+    with turn(base):
+        for name in os.listdir(base):
+            with dead_lock(base, name) as lock:
+                if lock is not None:
+                    bury(os.path.join(base, name), os.fstat(lock).st_mtime_ns)
 
-    Sweeps wait for each other, so that after any of them all is done that there was to do, also
-    when the one before was killed in the middle.
+
+@contextlib.contextmanager
+def turn(base: str) -> Iterator[None]:
+    """Wait for the other sweeps of base, and have them wait.
+
+    So after any of them all is done that there was to do, also when the one before was killed in
+    the middle.
     """
-    turn = os.open(base, os.O_RDONLY | os.O_DIRECTORY)
-    fcntl.flock(turn, fcntl.LOCK_EX)
-    for name in os.listdir(base):
-        try:
-            lock = os.open(lock_path(base, name), os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)
-        except OSError:
-            continue
-        try:
-            if is_dead(lock):
-                bury(os.path.join(base, name), os.fstat(lock).st_mtime_ns)
-        finally:
-            os.close(lock)
+    folder = os.open(base, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(folder)
+
+
+@contextlib.contextmanager
+def dead_lock(base: str, name: str) -> Iterator[int | None]:
+    """The lock of a run folder whose guard is dead; None where it is alive, or this is none."""
+    try:
+        lock = os.open(lock_path(base, name), os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError:
+        yield None
+        return
+    try:
+        yield lock if is_dead(lock) else None
+    finally:
+        os.close(lock)
 
 
 def is_dead(lock: int) -> bool:
@@ -550,16 +585,23 @@ def bury(run: str, started_ns: int) -> None:
         if time.time() - os.stat(os.path.join(run, "clean")).st_mtime < CLEAN_GRACE_S:
             return
     except FileNotFoundError:
-        if not kill_tagged(run):
+        if not end_tagged(run, started_ns):
             return
-        remove_segments(
-            {
-                inode: entry
-                for inode, entry in segments().items()
-                if named_by_libraries(entry.name) and changed_ns(entry) >= started_ns
-            }
-        )
     remove_run(run)
+
+
+def end_tagged(run: str, started_ns: int) -> bool:
+    """Kill the processes of a run and remove their shared memory; False if some would not go."""
+    if not kill_tagged(run):
+        return False
+    remove_segments(
+        {
+            inode: entry
+            for inode, entry in segments().items()
+            if named_by_libraries(entry.name) and changed_ns(entry) >= started_ns
+        }
+    )
+    return True
 
 
 def changed_ns(entry: os.DirEntry[str]) -> int:
@@ -593,6 +635,39 @@ def kill_and_wait(pid: int, deadline: float) -> None:
         os.close(process)
 
 
+# Witnessing
+
+
+def witness(run: str) -> None:
+    """Wait for the death of the run's guard and finish its work."""
+    await_death(run)
+    base, name = os.path.split(run)
+    with turn(base), dead_lock(base, name) as lock:
+        if lock is None or not end_tagged(run, os.fstat(lock).st_mtime_ns):
+            return  # Its owner was faster; or it is left to a sweep.
+        remove_tree(os.path.join(run, "tmp"))
+        with open(os.path.join(run, "clean"), "wb"):
+            pass
+    # An owner that lives reads the log and removes the folder, as after any end; for one that is
+    # gone nobody does.
+    owner_gone = select.poll()
+    owner_gone.register(FROM_VM, 0)
+    owner_gone.poll()
+    time.sleep(READ_GRACE_S)
+    remove_run(run)
+
+
+def await_death(run: str) -> None:
+    lifeline = os.open(os.path.join(run, "alive"), os.O_RDONLY | os.O_NONBLOCK)
+    # An end of file says that it is dead already, which poll would not tell.
+    with contextlib.suppress(BlockingIOError):
+        os.read(lifeline, 1)
+        return
+    hang_up = select.poll()
+    hang_up.register(lifeline, 0)
+    hang_up.poll()
+
+
 def main(arguments: list[str]) -> int:
     try:
         if sys.platform != "linux":
@@ -601,6 +676,10 @@ def main(arguments: list[str]) -> int:
             case ["--sweep", base]:
                 with contextlib.suppress(FileNotFoundError):  # No run has ever been there.
                     sweep(os.path.realpath(base))
+                return 0
+            case ["--witness", run]:
+                with contextlib.suppress(FileNotFoundError):  # All is done.
+                    witness(run)
                 return 0
             case [run, "--", _program, *_]:
                 run = os.path.realpath(run)

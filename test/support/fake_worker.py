@@ -4,7 +4,8 @@ It speaks the protocol of guides/protocol.md. The model's name says how it loads
 prompt how it is answered: steps, parted by ";", each a name and perhaps ":" and an argument.
 
 Loading: `ready`, `refuse:REASON`, `exit:STATUS`, `kill`, `hang`, `garbage`, `print:TEXT`,
-`once:FILE:STEP` (do STEP unless FILE exists, and make it).
+`once:FILE:STEP` (do STEP unless FILE exists, and make it), `litter` (make what may be left behind:
+stubborn and stopped children, shared memory, a file and a socket in the temporary folder).
 Prompts: `reply:TEXT`, `error:REASON`, `hold` (answer when cancelled, or on `release`), `late:TEXT`
 (answer with TEXT only after a cancel), `release`, `held` (answer with how many are held), `duplicate:TEXT`, `unknown:TEXT` (first an
 answer to an id that was never used), `print:TEXT`, `garbage`, `shapeless`, `malformed`, `truncated`,
@@ -16,6 +17,7 @@ one long step), `sleep:SECONDS` (do nothing else meanwhile), `delta:TEXT` (a del
 
 import os
 import signal
+import socket
 import struct
 import sys
 import time
@@ -161,6 +163,18 @@ def stubborn_child() -> int:
     return int(os.read(reader, 32))
 
 
+def litter() -> None:
+    stubborn_child()
+    if os.fork() == 0:
+        os.kill(os.getpid(), signal.SIGSTOP)
+        os._exit(0)
+    folder = os.environ["TMPDIR"]
+    for path in (f"{folder}/file", f"/dev/shm/psm_{os.getpid()}_{os.urandom(4).hex()}"):
+        with open(path, "wb") as file:
+            file.write(b"left behind")
+    socket.socket(socket.AF_UNIX).bind(f"{folder}/socket")
+
+
 def common(name: str, argument: str, request: int) -> bool:
     """The steps that loading and prompts share; false if `name` is none of them."""
     if name == "print":
@@ -171,6 +185,8 @@ def common(name: str, argument: str, request: int) -> bool:
         os.kill(os.getpid(), signal.SIGKILL)
     elif name == "garbage":
         write(struct.pack(">I", 3) + b"\xc1\xc1\xc1")
+    elif name == "litter":
+        litter()
     elif name == "once":
         path, _, step = argument.partition(":")
         if not os.path.exists(path):
