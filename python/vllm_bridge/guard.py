@@ -2,7 +2,7 @@
 
     python3 -I -S guard.py RUN_DIR -- PROGRAM ARGS...
     python3 -I -S guard.py --sweep BASE_DIR
-    python3 -I -S guard.py --witness RUN_DIR
+    python3 -I -S guard.py --witness RUN_DIR OWNER_PID
 
 The guard starts PROGRAM, waits for its end or for the end of whoever opened the port, and then
 leaves nothing behind: no process of the tree, no shared memory, no temporary file. It is run by
@@ -45,8 +45,8 @@ How a run ends:
 
 The witness. A guard starts a second process of this program that waits for the guard's death, and
 for nothing else: the guard ends it with the tree. Should the guard be killed, the witness does as
-a sweep does with this one run, writes ``clean``, and removes RUN_DIR once the owner is gone too.
-Should it be killed as well, a sweep does that work.
+a sweep does with this one run and writes ``clean``. It removes RUN_DIR when the owner is gone or
+has not done so in a minute. Should it be killed as well, a sweep does that work.
 
 Sweeping. ``--sweep BASE_DIR`` finishes the work of guards that were killed: for every run folder
 in BASE_DIR whose lock nobody holds, it kills the processes that carry this folder's
@@ -81,7 +81,6 @@ FROM_VM, TO_VM = 3, 4
 LOG_LIMIT = 4 * 1024 * 1024
 PIPE_SIZE = 1024 * 1024
 CLEAN_GRACE_S = 60.0
-READ_GRACE_S = 1.0
 FREEZE_LIMIT_S = 1.0
 SWEEP_LIMIT_S = 10.0
 
@@ -379,9 +378,10 @@ class Guard:
                 "VLLM_RPC_BASE_PATH": self.tmp,
                 "PYTHONUNBUFFERED": "1",
             }
-            self._spawn(
-                self._again("--witness", self.run), dict(os.environ), (FROM_VM,), dies=False
-            )
+            # Told by its process, and not by a pipe: who holds one open for longer than the worker
+            # hides from the VM that nobody reads. The parent is the VM's starter of programs.
+            witness = self._again("--witness", self.run, str(os.getppid()))
+            self._spawn(witness, dict(os.environ), (), dies=False)
             self.worker = self._spawn(command, {**os.environ, **tags}, (FROM_VM, TO_VM))
             os.close(TO_VM)
             protect_from_oom_killer()
@@ -638,8 +638,14 @@ def kill_and_wait(pid: int, deadline: float) -> None:
 # Witnessing
 
 
-def witness(run: str) -> None:
+def witness(run: str, owner: int) -> None:
     """Wait for the death of the run's guard and finish its work."""
+    owner_gone = select.poll()
+    try:
+        owner_gone.register(os.pidfd_open(owner), select.POLLIN)
+        patience = CLEAN_GRACE_S
+    except ProcessLookupError:
+        patience = 0.0
     await_death(run)
     base, name = os.path.split(run)
     with turn(base), dead_lock(base, name) as lock:
@@ -648,12 +654,10 @@ def witness(run: str) -> None:
         remove_tree(os.path.join(run, "tmp"))
         with open(os.path.join(run, "clean"), "wb"):
             pass
-    # An owner that lives reads the log and removes the folder, as after any end; for one that is
-    # gone nobody does.
-    owner_gone = select.poll()
-    owner_gone.register(FROM_VM, 0)
-    owner_gone.poll()
-    time.sleep(READ_GRACE_S)
+    # An owner that lives reads the log and removes the folder, as after any end.
+    deadline = time.monotonic() + patience
+    while os.path.exists(run) and time.monotonic() < deadline and not owner_gone.poll(100):
+        pass
     remove_run(run)
 
 
@@ -677,9 +681,9 @@ def main(arguments: list[str]) -> int:
                 with contextlib.suppress(FileNotFoundError):  # No run has ever been there.
                     sweep(os.path.realpath(base))
                 return 0
-            case ["--witness", run]:
+            case ["--witness", run, owner]:
                 with contextlib.suppress(FileNotFoundError):  # All is done.
-                    witness(run)
+                    witness(run, int(owner))
                 return 0
             case [run, "--", _program, *_]:
                 run = os.path.realpath(run)
