@@ -7,6 +7,7 @@ import pytest
 from vllm.exceptions import QueueOverflowError, VLLMValidationError
 from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
+from conftest import MODELS
 from vllm_bridge import diagnosis
 from vllm_bridge.diagnosis import load_error, request_error, root_cause
 
@@ -110,6 +111,23 @@ def test_what_vllm_refuses_in_its_config(text: str, reason: str, option: str | N
     assert error.reason == reason
     assert error.details.get("option") == option
     assert "validation error" not in error.message
+
+
+@pytest.mark.parametrize("content", [None, "{", "{}"])
+def test_a_model_without_a_tokenizer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str | None
+) -> None:
+    from vllm.tokenizers import get_tokenizer
+
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    (tmp_path / "config.json").write_text((MODELS / "demo" / "config.json").read_text())
+    if content is not None:
+        (tmp_path / "tokenizer.json").write_text(content)
+    with pytest.raises(Exception) as caught:  # noqa: PT011 - each loader has its own
+        get_tokenizer(str(tmp_path))
+    error = load_error(caught.value)
+    assert error.reason == "invalid_checkpoint"
+    assert "skip_tokenizer_init" in error.message
 
 
 def test_the_last_lines_of_the_log_go_along(log: Path) -> None:

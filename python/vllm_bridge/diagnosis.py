@@ -9,6 +9,7 @@ import contextlib
 import os
 import re
 import time
+import traceback
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
@@ -144,6 +145,14 @@ def load_error(error: Exception) -> BridgeError:
     for rule in _RULES:
         if rule.pattern.search(f"{type_name}: {text}"):
             return BridgeError(rule.reason, f"{rule.opening} vLLM says: {words}", details)
+    if _is_of_tokenizer(error):
+        return BridgeError(
+            "invalid_checkpoint",
+            "The model's tokenizer cannot be loaded. Copy its files (tokenizer.json and its kin) "
+            "from where the model comes from, name another with `tokenizer`, or, to use token ids "
+            f"only, set `skip_tokenizer_init: true`. The loader says: {words}",
+            details,
+        )
     if is_validation_error(error) or isinstance(error, ValueError):
         from vllm_bridge.params import engine_fields
 
@@ -233,6 +242,12 @@ def root_cause(lines: Iterable[str]) -> tuple[str, str] | None:
             process = prefix["process"]
             cause = (found["type"].rpartition(".")[2], found["text"] or "")
     return cause
+
+
+def _is_of_tokenizer(error: Exception) -> bool:
+    """Whether something that loads tokenizers raised an error."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return any("tokeniz" in os.path.basename(frame.filename) for frame in frames)
 
 
 def _wait_for_root_cause() -> tuple[list[str], tuple[str, str] | None]:
