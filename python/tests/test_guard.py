@@ -401,6 +401,18 @@ def test_a_signal_to_the_guard_counts_as_a_hang_up(start: Start, number: signal.
     assert not run.folder.exists()
 
 
+def test_a_run_is_ended_on_request_though_the_guard_was_stopped(start: Start) -> None:
+    run = start("say(os.getpid()); os.kill(os.getpid(), signal.SIGSTOP)")
+    run.pids(1)
+    os.kill(run.pid, signal.SIGSTOP)
+    arguments = [sys.executable, "-I", "-S", GUARD, "--end", str(run.folder)]
+    assert subprocess.run(arguments, check=False).returncode == 0
+    assert run.end() == 0
+    assert run.all_gone()
+    assert not run.folder.exists()
+    assert subprocess.run(arguments, check=False).returncode == 0
+
+
 def test_nothing_starts_after_a_hang_up(base: Path) -> None:
     witness = base / "witness"
     requests, requests_write = high_pipe()

@@ -1,6 +1,7 @@
 """The port program: parent, watcher and undertaker of one worker. Linux, standard library only.
 
     python3 -I -S guard.py RUN_DIR -- PROGRAM ARGS...
+    python3 -I -S guard.py --end RUN_DIR
     python3 -I -S guard.py --sweep BASE_DIR
     python3 -I -S guard.py --witness RUN_DIR OWNER_PID
 
@@ -37,6 +38,8 @@ How a run ends:
 - Descriptor 3 hangs up, or the guard gets SIGTERM, SIGINT or SIGHUP. The tree is killed at once,
   RUN_DIR is removed with all the rest, and the guard exits with 0. The same happens to RUN_DIR
   when the owner disappears while a worker that ended is being cleared away.
+- ``--end RUN_DIR`` has the guard of that run do the same, also one that was stopped: for a VM whose
+  descriptor stays open until data is read that a stopped worker will never read.
 - PROGRAM cannot be executed: the log says why, and the exit code is 127 (an end like any other).
 - The arguments, the platform, RUN_DIR or the descriptors are unusable: exit code 2 and a line on
   stderr; nothing was started.
@@ -521,6 +524,21 @@ def protect_from_oom_killer() -> None:
         file.write("-500")
 
 
+def end(run: str) -> None:
+    """Tell the guard of a run, if there is one, to end it."""
+    try:
+        lock = os.open(os.path.join(run, "lock"), os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError:
+        return  # Ended already.
+    try:
+        # Whoever holds the lock is still the process that wrote its number there.
+        if not is_dead(lock) and (guard := os.pread(lock, 64, len(LOCK_MARK)).strip()).isdigit():
+            send(int(guard), signal.SIGTERM)
+            send(int(guard), signal.SIGCONT)
+    finally:
+        os.close(lock)
+
+
 # Sweeping
 
 
@@ -677,6 +695,9 @@ def main(arguments: list[str]) -> int:
         if sys.platform != "linux":
             raise Refused(f"this program needs Linux; this is {sys.platform}")
         match arguments:
+            case ["--end", run]:
+                end(os.path.realpath(run))
+                return 0
             case ["--sweep", base]:
                 with contextlib.suppress(FileNotFoundError):  # No run has ever been there.
                     sweep(os.path.realpath(base))
@@ -694,7 +715,9 @@ def main(arguments: list[str]) -> int:
                     )
                 return Guard(run).execute(arguments[2:])
             case _:
-                raise Refused("usage: guard.py RUN_DIR -- PROGRAM ARGS... | --sweep BASE_DIR")
+                raise Refused(
+                    "usage: guard.py RUN_DIR -- PROGRAM ARGS... | --end RUN_DIR | --sweep BASE_DIR"
+                )
     except Refused as error:
         print(f"guard: {error}", file=sys.stderr)
         return 2

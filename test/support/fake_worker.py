@@ -3,7 +3,7 @@
 It speaks the protocol of guides/protocol.md. The model's name says how it loads and each
 prompt how it is answered: steps, parted by ";", each a name and perhaps ":" and an argument.
 
-Loading: `ready`, `refuse:REASON`, `exit:STATUS`, `kill`, `hang`, `garbage`, `print:TEXT`,
+Loading: `ready`, `refuse:REASON`, `sleep:SECONDS`, `exit:STATUS`, `kill`, `hang`, `garbage`, `print:TEXT`,
 `once:FILE:STEP` (do STEP unless FILE exists, and make it), `litter` (make what may be left behind:
 stubborn and stopped children, shared memory, a file and a socket in the temporary folder).
 Prompts: `reply:TEXT`, `error:REASON`, `hold` (answer when cancelled, or on `release`), `late:TEXT`
@@ -12,7 +12,7 @@ answer to an id that was never used), `print:TEXT`, `garbage`, `shapeless`, `mal
 `oversized`, `exit:STATUS`, `kill`, `stop`, `child` (answer with the pid of a stubborn child),
 `env:NAME`, `devices`, `pid`, `param:NAME` (answer with a param of the request), `dying` (answer as a dead
 engine does, and end soon after), `once:FILE:STEP`, `stall` (hold, and make no progress any more), `slow` (hold, and take
-one long step), `sleep:SECONDS` (do nothing else meanwhile), `delta:TEXT` (a delta; other steps follow), `credit` (answer with the credit granted so far).
+one long step), `sleep:SECONDS`, `delta:TEXT` (a delta; other steps follow), `credit` (answer with the credit granted so far).
 """
 
 import os
@@ -183,6 +183,8 @@ def common(name: str, argument: str, request: int) -> bool:
         os._exit(int(argument))
     elif name == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
+    elif name == "sleep":
+        time.sleep(float(argument))
     elif name == "garbage":
         write(struct.pack(">I", 3) + b"\xc1\xc1\xc1")
     elif name == "litter":
@@ -215,8 +217,6 @@ def prompt_step(name: str, argument: str, request: int) -> None:
     elif name == "slow":
         held[request] = None
         moving.discard("steps")
-    elif name == "sleep":
-        time.sleep(float(argument))
     elif name == "late":
         held[request] = argument
     elif name == "release":

@@ -126,9 +126,18 @@ defmodule VLLM.Bridge.Program do
 
   @doc "Has the guard kill every process of the program, and returns when nothing of it is left."
   @spec kill(t()) :: :ok
-  def kill(%__MODULE__{port: port, os_pid: guard}) do
-    close(port)
-    await_end(guard, :erlang.monotonic_time(:millisecond) + 10_000)
+  def kill(%__MODULE__{} = program) do
+    close(program.port)
+
+    # A port with frames that a stopped worker will never read stays open, and
+    # a guard that was stopped does not hear of it: then it is told.
+    unless ended?(program.os_pid, 300) do
+      args = ["-I", "-S", guard(), "--end", program.run_dir]
+      System.cmd(program.python, args, stderr_to_stdout: true)
+      ended?(program.os_pid, 10_000)
+    end
+
+    :ok
   end
 
   defp close(port) when is_port(port) do
@@ -141,23 +150,23 @@ defmodule VLLM.Bridge.Program do
   defp close(pid), do: Process.exit(pid, :kill)
 
   # A closed port tells no exit status, so the guard's end is looked for.
-  defp await_end(guard, deadline) do
-    with {:ok, stat} <- File.read("/proc/#{guard}/stat"),
-         true <- :erlang.monotonic_time(:millisecond) < deadline do
-      # A guard that is stopped cannot hear of it.
-      if state(stat) in ["T", "t"], do: continue(guard)
-
-      receive do
-      after
-        10 -> await_end(guard, deadline)
-      end
-    else
-      _gone_or_late -> :ok
-    end
+  defp ended?(guard, timeout) do
+    ended_before?(guard, :erlang.monotonic_time(:millisecond) + timeout)
   end
 
-  # The name before it, in parentheses, may hold anything.
-  defp state(stat), do: stat |> String.split(") ") |> List.last() |> String.first()
+  defp ended_before?(guard, deadline) do
+    cond do
+      not File.exists?("/proc/#{guard}") ->
+        true
 
-  defp continue(pid), do: System.cmd("kill", ["-CONT", Integer.to_string(pid)])
+      :erlang.monotonic_time(:millisecond) >= deadline ->
+        false
+
+      true ->
+        receive do
+        after
+          10 -> ended_before?(guard, deadline)
+        end
+    end
+  end
 end

@@ -146,13 +146,12 @@ defmodule VLLM.Engine.Control do
   end
 
   def handle_info({:DOWN, monitor, :process, _pid, reason}, %{running: {monitor, ref}} = state) do
-    result =
-      case reason do
-        {:result, result} -> result
-        fault -> {:error, Error.new(:internal, "The operation failed: #{kind(fault)}.")}
-      end
+    # It has told its result by itself.
+    if reason != :normal do
+      error = Error.new(:internal, "The operation failed: #{kind(reason)}.")
+      send(ref, {ref, {:error, error}})
+    end
 
-    send(ref, {ref, result})
     {:noreply, next_operation(%{state | running: nil})}
   end
 
@@ -177,7 +176,9 @@ defmodule VLLM.Engine.Control do
     case :queue.out(state.operations) do
       {{:value, {ref, operation}}, rest} ->
         # In a process of its own, for it takes long; linked, to end with the engine.
-        {_pid, monitor} = :erlang.spawn_opt(fn -> run(operation) end, [:link, :monitor])
+        {_pid, monitor} =
+          :erlang.spawn_opt(fn -> send(ref, {ref, operation.()}) end, [:link, :monitor])
+
         %{state | operations: rest, running: {monitor, ref}}
 
       {:empty, _} ->
@@ -186,8 +187,6 @@ defmodule VLLM.Engine.Control do
   end
 
   defp next_operation(state), do: state
-
-  defp run(operation), do: exit({:result, operation.()})
 
   # Without its arguments, which may hold what is to stay secret.
   defp kind({%module{}, _stacktrace}), do: inspect(module)
