@@ -1,5 +1,6 @@
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -27,6 +28,7 @@ class FakeBackend:
         self.started: list[str] = []
         self.waiting: set[str] = set()
         self.asked = asyncio.Event()
+        self.steps = 0
         self.go = asyncio.Event()
 
     async def load(
@@ -73,6 +75,8 @@ class FakeBackend:
                 except asyncio.CancelledError:
                     self.aborted.append(request_id)
                     raise
+            case "flood":
+                await self._flood(request_id, on_output)
             case "refuse":
                 raise BridgeError("invalid_prompt", "No.", {"token": "hf_" + "x" * 20})
             case "fault":
@@ -83,6 +87,25 @@ class FakeBackend:
                 return {"text": "x" * 5000}
         result = {"text": prompt, "params": dict(sampling_params), "priority": priority}
         return result if lora is None else result | {"lora": lora}
+
+    async def _flood(self, request_id: str, on_output: Put | None) -> None:
+        assert on_output is not None
+        completion = SimpleNamespace(
+            index=0,
+            text="x" * 100,
+            token_ids=[1],
+            logprobs=None,
+            finish_reason=None,
+            stop_reason=None,
+        )
+        try:
+            while not self.go.is_set():
+                on_output(SimpleNamespace(outputs=[completion]))
+                self.steps += 1
+                await asyncio.sleep(0)
+        except asyncio.CancelledError:
+            self.aborted.append(request_id)
+            raise
 
     async def beam_search(self, request_id: str, params: SearchParams) -> dict[str, Any]:
         return await self.generate(request_id, params.prompt, params.beam_search_params, 0)
@@ -524,5 +547,46 @@ def test_while_the_peer_does_not_read_nothing_is_started(pipes: Pipes) -> None:
         assert (answers[cancelled] or {})["reason"] == "aborted"
         assert setting.backend.started == [str(held)]
         assert setting.peer.notifications == [["big", big]]
+
+    run(pipes, scenario)
+
+
+def test_while_the_peer_does_not_read_output_is_bounded_and_cancels_are_heard(pipes: Pipes) -> None:
+    async def scenario(setting: Setting) -> None:
+        peer, backend, connection = setting.peer, setting.backend, setting.server._connection
+        peer.pause_reading()
+        streams = [peer.request("generate", {"prompt": "flood", "credit": 8}) for _ in range(20)]
+        waiting = [peer.request("generate", {"prompt": "wait"}) for _ in range(20)]
+        while backend.steps < 20_000:
+            await asyncio.sleep(0)
+        # 2 MB were made. What their credit allows is in the pipe, or waits for it.
+        assert connection._pending_bytes <= 20 * 8 * 300
+
+        for id in waiting + streams[:10]:
+            peer.cancel(id)
+        while len(backend.aborted) < 30:
+            await asyncio.sleep(0)
+        assert sorted(map(int, backend.aborted)) == sorted(waiting + streams[:10])
+        # The others go on meanwhile.
+        steps = backend.steps
+        while backend.steps < steps + 100:
+            await asyncio.sleep(0)
+
+        # Far more answers than the pipe takes: nothing new is begun, and still they are heard.
+        setting.server.notify("big", {"text": "x" * (20 * 2**20)})
+        late = peer.request("generate", {"prompt": "wait"})
+        peer.cancel(streams[10])
+        while len(backend.aborted) < 31:
+            await asyncio.sleep(0)
+        assert str(late) not in backend.started
+        peer.cancel(late)
+
+        backend.go.set()
+        peer.resume_reading()
+        answers = [await peer.response() for _ in range(41)]
+        assert sorted(id for id, _, _ in answers) == sorted([*streams, *waiting, late])
+        whole = [id for id, error, _ in answers if error is None]
+        assert sorted(whole) == streams[11:]
+        assert await peer.silent()
 
     run(pipes, scenario)
