@@ -106,6 +106,27 @@ def test_a_method_without_effect_on_this_model(method: str) -> None:
     assert "has no effect" in error.message
 
 
+def test_layers_may_be_left_out() -> None:
+    everywhere = load(MODELS / "demo", quantization="fp8_per_channel")[1]
+    assert everywhere is not None
+    for settings in ({"ignore": ["re:.*mlp.*"]}, {"ignore": ["*down_proj"]}):
+        options = {"quantization": "fp8_per_channel", "quantization_config": settings}
+        assert load(MODELS / "demo", **options)[1] in (None, everywhere)
+    targets = {"targets": {"*o_proj": "fp8_per_channel"}}
+    load(MODELS / "demo", quantization="online", quantization_config=targets)
+
+
+def test_what_only_a_layer_by_itself_lacks_is_left_to_the_start(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(*_arguments: Any) -> None:
+        raise AttributeError("only whole models have it")
+
+    method = "vllm.model_executor.layers.quantization.auto_awq.AutoAWQConfig.get_quant_method"
+    monkeypatch.setattr(method, fail)
+    assert load(MODELS / "demo-awq")[1] is None
+
+
 @pytest.mark.parametrize("method", ["mxfp8", "mxfp4"])
 def test_a_method_without_a_kernel(method: str) -> None:
     error = refused(MODELS / "demo", quantization=method)

@@ -178,8 +178,11 @@ def remedy(checkpoint: Checkpoint, text: str) -> str:
 def needs_checkpoint(method: str, folder: str) -> bool:
     """Whether a method runs only checkpoints that were quantized with it, and the folder has no
     config of its own that says so."""
+    from vllm.config.quantization import ONLINE_QUANT_SHORTHAND_NAMES
     from vllm.model_executor.layers.quantization import get_quantization_config
 
+    if method in ONLINE_QUANT_SHORTHAND_NAMES:
+        return False
     files = get_quantization_config(method).get_config_filenames()
     if any(os.path.exists(os.path.join(folder, name)) for name in files):
         return False

@@ -39,11 +39,11 @@ def check(config: Any, checkpoint: Checkpoint) -> str | None:
     try:
         with layers.linear(config, model.dtype, quant_config, name, columns, rows) as layer:
             quantized = layers.is_quantized(layer)
-            if quant_config is not None and checkpoint.quantization is None and not quantized:
-                _check_effect(model)
             if quantized or quant_config is None:
                 _check_shapes(config, checkpoint, name, layers.shapes(layer))
             kernel = layers.kernel(layer) if quantized else None
+        if quant_config is not None and checkpoint.quantization is None and not quantized:
+            _check_effect(config)
         if quantized:
             # Of a size of its own, because an operation that is missing is missing for all.
             with layers.linear(config, model.dtype, quant_config, name) as layer:
@@ -85,9 +85,15 @@ def _layer(config: Any, checkpoint: Checkpoint) -> tuple[str, int, int]:
     return "model.layers.0.mlp.down_proj", layers.SIZE, layers.SIZE
 
 
-def _check_effect(model: Any) -> None:
-    if model.is_moe:
-        return  # there are methods for experts only
+def _check_effect(config: Any) -> None:
+    """For a plain model whose layer was left as it is: whether that is so with all of them."""
+    model = config.model_config
+    # There are methods for experts only, and users who choose the layers.
+    if model.is_moe or getattr(model.quantization_config, "targets", None):
+        return
+    with layers.linear(config, model.dtype, config.quant_config, "another") as layer:
+        if layers.is_quantized(layer):
+            return
     raise BridgeError(
         "unsupported_quantization",
         f'`quantization: "{model.quantization}"` has no effect on this model: vLLM quantizes '
