@@ -12,7 +12,8 @@ answer to an id that was never used), `print:TEXT`, `garbage`, `shapeless`, `mal
 `oversized`, `exit:STATUS`, `kill`, `stop`, `child` (answer with the pid of a stubborn child),
 `env:NAME`, `devices`, `pid`, `param:NAME` (answer with a param of the request), `dying` (answer as a dead
 engine does, and end soon after), `once:FILE:STEP`, `stall` (hold, and make no progress any more), `slow` (hold, and take
-one long step), `sleep:SECONDS`, `delta:TEXT` (a delta; other steps follow), `credit` (answer with the credit granted so far).
+one long step), `sleep:SECONDS`, `delta:TEXT` (a delta; other steps follow), `misshapen` (a delta
+that is none), `credit` (answer with the credit granted so far).
 """
 
 import os
@@ -249,6 +250,8 @@ def prompt_step(name: str, argument: str, request: int) -> None:
         send([1, request, None, output(request, str(stubborn_child()))])
     elif name == "delta":
         send([2, "deltas", {"deltas": [[request, 0, argument, b"", None, None, None]]}])
+    elif name == "misshapen":
+        send([2, "deltas", {"deltas": [[request, 0, None]]}])
     elif name == "credit":
         send([1, request, None, output(request, str(granted))])
     elif name == "devices":

@@ -184,6 +184,17 @@ defmodule VLLM.FaultTest do
       assert eventually(fn -> ask(llm, "reply:again") == {:ok, "again"} end)
     end
 
+    test "in bits, which only a stream has, end the run with a reason" do
+      llm = start!()
+      ask_in_background(llm, "hold")
+      await_held(llm, 1)
+      assert {:error, %Error{reason: :protocol, message: message}} = ask(llm, "delta:x;hold")
+      assert message =~ "no stream"
+      assert_receive {:answer, {:error, %Error{reason: :protocol}}}
+      assert {:ok, "again"} = ask(llm, "reply:again")
+      refute_received _
+    end
+
     test "longer than a frame may be end the run with a reason" do
       llm = start!("ready", max_frame: 1_000_000)
       assert {:error, %Error{reason: :protocol, message: message}} = ask(llm, "oversized")
@@ -381,6 +392,17 @@ defmodule VLLM.FaultTest do
                Enum.to_list(VLLM.stream(llm, "x", tmp: 1))
 
       assert [{:error, %Error{reason: :not_running}}] = Enum.to_list(VLLM.stream(Nobody, "x"))
+    end
+
+    test "whose deltas make no sense end the run with a reason" do
+      llm = start!()
+
+      assert [{:ok, %{text: "a"}}, {:error, error}] =
+               Enum.to_list(VLLM.stream(llm, "delta:a;misshapen"))
+
+      assert %Error{reason: :protocol, message: message} = error
+      assert message =~ "shape"
+      assert {:ok, "again"} = ask(llm, "reply:again")
     end
 
     test "left early are aborted in the worker and leave no message" do

@@ -208,7 +208,7 @@ defmodule VLLM.Bridge.Connection do
     ref = alias_for(conn.owner, answers)
 
     try do
-      :ets.insert(conn.routes, {id, ref, self(), nil})
+      :ets.insert(conn.routes, {id, ref, self(), nil, answers})
       {:ok, ref}
     rescue
       ArgumentError ->
@@ -410,9 +410,12 @@ defmodule VLLM.Bridge.Connection do
   # Takes back what `note/3` did, of a request that was not sent.
   defp forget(%{id: id, conn: conn} = request) do
     case take(conn, id) do
-      [{^id, _ref, _pid, monitor}] when monitor != nil -> send(conn.owner, {:unwatch, monitor})
+      [{^id, _ref, _pid, monitor, _answers}] when monitor != nil ->
+        send(conn.owner, {:unwatch, monitor})
+
       # A watch that has not begun finds no note, and does not begin.
-      _ -> :ok
+      _ ->
+        :ok
     end
 
     finish(request)
@@ -498,9 +501,8 @@ defmodule VLLM.Bridge.Connection do
   """
   @spec sweep(t()) :: :ok
   def sweep(conn) do
-    for [id, pid] <- :ets.match(conn.routes, {:"$1", :_, :"$2", nil}), not Process.alive?(pid) do
-      caller_down(conn, id)
-    end
+    unwatched = :ets.match(conn.routes, {:"$1", :_, :"$2", nil, :_})
+    for [id, pid] <- unwatched, not Process.alive?(pid), do: caller_down(conn, id)
 
     :ok
   end
@@ -509,7 +511,7 @@ defmodule VLLM.Bridge.Connection do
   @spec deliver(t(), non_neg_integer(), {:response, binary()} | {:error, Error.t()}) :: boolean()
   def deliver(conn, id, answer) do
     case release(conn, id) do
-      [{^id, ref, pid, _monitor}] ->
+      [{^id, ref, pid, _monitor, _answers}] ->
         count_end(conn, pid)
         send(ref, {ref, answer})
         true
@@ -521,7 +523,7 @@ defmodule VLLM.Bridge.Connection do
 
   # The note is gone, and the watch with it.
   defp release(conn, id) do
-    with [{^id, _ref, _pid, monitor}] = taken <- take(conn, id) do
+    with [{^id, _ref, _pid, monitor, _answers}] = taken <- take(conn, id) do
       if monitor, do: unwatch(monitor)
       taken
     end
@@ -558,19 +560,33 @@ defmodule VLLM.Bridge.Connection do
     end
   end
 
-  @doc "Hands a delta to the reader of the stream `id`, if there still is one."
-  @spec deliver_delta(t(), non_neg_integer(), list()) :: :ok
-  def deliver_delta(conn, id, row) do
-    with [{^id, ref, _pid, _monitor}] <- :ets.lookup(conn.routes, id),
-         do: send(ref, {ref, {:delta, row}})
+  @doc "Hands deltas to the readers of their streams, where there still are any."
+  @spec deliver_deltas(t(), [term()]) :: :ok | {:malformed, String.t()}
+  def deliver_deltas(_conn, []), do: :ok
 
-    :ok
+  def deliver_deltas(conn, [[id | [index, text, token_ids, logprobs, _, _ | _] = row] | rows])
+      when is_integer(index) and is_binary(text) and rem(byte_size(token_ids), 4) == 0 and
+             (is_map(logprobs) or logprobs == nil) do
+    case :ets.lookup(conn.routes, id) do
+      [{^id, ref, _pid, _monitor, :many}] ->
+        send(ref, {ref, {:delta, row}})
+        deliver_deltas(conn, rows)
+
+      [] ->
+        deliver_deltas(conn, rows)
+
+      # It would be taken for the answer.
+      [_once] ->
+        {:malformed, "a delta of a request that is no stream"}
+    end
   end
+
+  def deliver_deltas(_conn, _rows), do: {:malformed, "a delta of another shape"}
 
   @doc "Ends the connection: everyone who waits gets `error`."
   @spec close(t(), Error.t()) :: :ok
   def close(conn, error) do
-    for {id, _, _, _} <- :ets.tab2list(conn.routes), do: deliver(conn, id, {:error, error})
+    for {id, _, _, _, _} <- :ets.tab2list(conn.routes), do: deliver(conn, id, {:error, error})
     :ets.delete(conn.routes)
     Process.unlink(conn.writer.pid)
     Process.exit(conn.writer.pid, :kill)

@@ -421,8 +421,7 @@ defmodule VLLM.Engine.Worker do
   end
 
   defp receive_message({:notification, "deltas", %{"deltas" => rows}}, data) when is_list(rows) do
-    Enum.each(rows, fn [id | row] -> Connection.deliver_delta(data.run.conn, id, row) end)
-    {:ok, data}
+    with :ok <- Connection.deliver_deltas(data.run.conn, rows), do: {:ok, data}
   end
 
   defp receive_message({:notification, "pong", params}, data) do
