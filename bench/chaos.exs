@@ -58,8 +58,8 @@ System.put_env("TMPDIR", tmp)
     {[:worker, :guard, :engine_core], []}
   end
 
-plan = Chaos.Plan.new(options.seed, options.requests, options.faults, options.processes, victims)
-
+plan = Chaos.Plan.new(options.seed, Map.put(options, :victims, victims))
+hang_timeout = 20_000
 started_at = System.monotonic_time(:second)
 
 log = fn event ->
