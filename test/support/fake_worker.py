@@ -3,11 +3,11 @@
 It speaks the protocol of guides/protocol.md. The model's name says how it loads and each
 prompt how it is answered: steps, parted by ";", each a name and perhaps ":" and an argument.
 
-Loading: `ready`, `refuse:REASON`, `sleep:SECONDS`, `exit:STATUS`, `kill`, `hang`, `garbage`, `print:TEXT`,
-`once:FILE:STEP` (do STEP unless FILE exists, and make it), `litter` (make what may be left behind:
+Loading: `ready`, `refuse:REASON`, `sleep:SECONDS`, `touch:FILE`, `exit:STATUS`, `kill`, `hang`, `garbage`, `print:TEXT`,
+`once:FILE:STEP` (do STEP unless FILE exists, and make it), `if:FILE:STEP` (only STEP if FILE exists), `litter` (make what may be left behind:
 stubborn and stopped children, shared memory, a file and a socket in the temporary folder).
 Prompts: `reply:TEXT`, `error:REASON`, `hold` (answer when cancelled, or on `release`), `late:TEXT`
-(answer with TEXT only after a cancel), `release`, `held` (answer with how many are held), `duplicate:TEXT`, `unknown:TEXT` (first an
+(answer with TEXT only after a cancel), `release`, `wait:FILE` (answer once there is the file), `held` (answer with how many are held), `duplicate:TEXT`, `unknown:TEXT` (first an
 answer to an id that was never used), `print:TEXT`, `garbage`, `shapeless`, `malformed`, `truncated`,
 `oversized`, `exit:STATUS`, `kill`, `stop`, `child` (answer with the pid of a stubborn child),
 `env:NAME`, `devices`, `pid`, `param:NAME` (answer with a param of the request), `dying` (answer as a dead
@@ -21,6 +21,7 @@ import signal
 import socket
 import struct
 import sys
+import threading
 import time
 
 
@@ -150,6 +151,12 @@ moving = {"steps", "beats"}
 params: dict[object, object] = {}
 
 
+def answer_later(request: int, path: str) -> None:
+    while not os.path.exists(path):
+        time.sleep(0.01)
+    send([1, request, None, output(request, "waited")])
+
+
 def stubborn_child() -> int:
     """A grandchild in a session of its own that ignores SIGTERM and holds the protocol's pipe."""
     reader, writer = os.pipe()
@@ -184,6 +191,9 @@ def common(name: str, argument: str, request: int) -> bool:
         os._exit(int(argument))
     elif name == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
+    elif name == "touch":
+        with open(argument, "w"):
+            pass
     elif name == "sleep":
         time.sleep(float(argument))
     elif name == "garbage":
@@ -218,6 +228,8 @@ def prompt_step(name: str, argument: str, request: int) -> None:
     elif name == "slow":
         held[request] = None
         moving.discard("steps")
+    elif name == "wait":
+        threading.Thread(target=answer_later, args=(request, argument), daemon=True).start()
     elif name == "late":
         held[request] = argument
     elif name == "release":
@@ -280,6 +292,10 @@ def load(model: str, request: int) -> None:
             send([1, request, error(argument), None])
         elif name == "hang":
             return
+        elif name == "if":
+            path, _, step = argument.partition(":")
+            if os.path.exists(path):
+                return load(step, request)
         elif not common(name, argument, request):
             raise ValueError(name)
 
