@@ -1,0 +1,348 @@
+"""Quantized variants of the demo model, and their weights unpacked by other code than vLLM's.
+
+Those that take the quantizing environment lie in ``test/checkpoints``, made by
+``scripts/quantized_models``; those that bitsandbytes makes, or that are a division by a scale,
+are made here.
+
+    python checkpoints.py NAME FOLDER
+
+writes one of them.
+"""
+
+import json
+import shutil
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+ROOT = Path(__file__).resolve().parents[2]
+MODELS = ROOT / "priv" / "models"
+DEMO = MODELS / "demo"
+CHECKPOINTS = ROOT / "test" / "checkpoints"
+
+WEIGHTS = "model.safetensors"
+TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+
+FP8 = torch.float8_e4m3fn
+FP8_MAX = torch.finfo(FP8).max
+BLOCK = 128
+
+Tensors = dict[str, torch.Tensor]
+"""The weights of a model by their names."""
+
+
+def make(name: str, folder: Path) -> Path:
+    """Writes the variant of that name."""
+    if (CHECKPOINTS / name).exists():
+        tensors = _whole(load_file(CHECKPOINTS / name / WEIGHTS))
+        return write(folder, tensors, read_config(CHECKPOINTS / name))
+    if name not in MAKERS:
+        return Path(shutil.copytree(MODELS / name, folder))
+    return MAKERS[name](folder)
+
+
+def write(folder: Path, tensors: Tensors, config: Mapping[str, Any]) -> Path:
+    """Writes a model: these weights and config, and what the demo model has beside them."""
+    folder.mkdir(parents=True)
+    for name in (*TOKENIZER, "generation_config.json"):
+        shutil.copy(DEMO / name, folder)
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    save_file({k: v.contiguous() for k, v in tensors.items()}, folder / WEIGHTS, {"format": "pt"})
+    return folder
+
+
+def write_plain(folder: Path, tensors: Tensors) -> Path:
+    """Writes a model that is not quantized, in bf16."""
+    return write(folder, {k: v.bfloat16() for k, v in tensors.items()}, read_config(DEMO))
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    return config
+
+
+def is_linear(name: str) -> bool:
+    """Whether a weight of the demo model is one that is quantized."""
+    return name.endswith("_proj.weight")
+
+
+def _whole(differing: Tensors) -> Tensors:
+    """The tensors of a checkpoint of which only those that are not the demo model's were kept."""
+    demo = load_file(DEMO / WEIGHTS)
+    return {name: tensor for name, tensor in demo.items() if not is_linear(name)} | differing
+
+
+# What is made here.
+
+
+def _make_fp8(folder: Path, block: int | None = None) -> Path:
+    """FP8 as vLLM has it of its own: a scale for each matrix, or for each block of it."""
+    tensors: Tensors = {}
+    for name, tensor in load_file(DEMO / WEIGHTS).items():
+        if not is_linear(name):
+            tensors[name] = tensor
+        elif block is None:
+            scale = tensor.float().abs().max() / FP8_MAX
+            tensors[name] = (tensor.float() / scale).to(FP8)
+            tensors[name + "_scale"] = scale
+        else:
+            blocks = _blocks(tensor.float(), block)
+            scales = blocks.abs().amax((1, 3)) / FP8_MAX
+            quantized = (blocks / scales[:, None, :, None]).to(FP8)
+            tensors[name] = quantized.reshape(tensor.shape)
+            tensors[name + "_scale_inv"] = scales
+    config: dict[str, Any] = {"quant_method": "fp8", "activation_scheme": "dynamic"}
+    if block is not None:
+        config |= {"weight_block_size": [block, block]}
+    return write(folder, tensors, read_config(DEMO) | {"quantization_config": config})
+
+
+def _blocks(matrix: torch.Tensor, size: int) -> torch.Tensor:
+    rows, columns = matrix.shape
+    return matrix.reshape(rows // size, size, columns // size, size)
+
+
+def _make_bitsandbytes(folder: Path, kind: str, double: bool = False) -> Path:
+    """What transformers saves of a model with layers of bitsandbytes."""
+    import bitsandbytes as bnb
+
+    tensors: Tensors = {}
+    for name, tensor in load_file(DEMO / WEIGHTS).items():
+        if not is_linear(name):
+            tensors[name] = tensor
+            continue
+        rows, columns = tensor.shape
+        layer: Any
+        if kind == "int8":
+            layer = bnb.nn.Linear8bitLt(columns, rows, bias=False, has_fp16_weights=False)
+            layer.weight = bnb.nn.Int8Params(tensor, requires_grad=False, has_fp16_weights=False)
+        else:
+            layer = bnb.nn.Linear4bit(columns, rows, bias=False, quant_type=kind)
+            layer.weight = bnb.nn.Params4bit(
+                tensor, requires_grad=False, quant_type=kind, compress_statistics=double
+            )
+        # Moving a layer to its device is what quantizes it.
+        saved = layer.to("cpu").state_dict()
+        prefix = name.removesuffix("weight")
+        tensors |= {prefix + part: value for part, value in saved.items()}
+    config = {
+        "quant_method": "bitsandbytes",
+        "load_in_8bit": kind == "int8",
+        "load_in_4bit": kind != "int8",
+        "bnb_4bit_quant_type": kind if kind != "int8" else "fp4",
+        "bnb_4bit_use_double_quant": double,
+        "bnb_4bit_compute_dtype": "bfloat16",
+        "bnb_4bit_quant_storage": "uint8",
+        "llm_int8_threshold": 6.0,
+        "llm_int8_skip_modules": ["lm_head"],
+        "llm_int8_has_fp16_weight": False,
+        "llm_int8_enable_fp32_cpu_offload": False,
+    }
+    return write(folder, tensors, read_config(DEMO) | {"quantization_config": config})
+
+
+def _make_torchao(folder: Path, kind: str) -> Path:
+    """The demo model beside a config that has vLLM quantize it by torchao."""
+    return _beside_torchao_config(Path(shutil.copytree(DEMO, folder)), kind)
+
+
+def _beside_torchao_config(folder: Path, kind: str) -> Path:
+    from torchao.core.config import config_to_dict
+
+    (folder / "torchao.json").write_text(json.dumps(config_to_dict(_torchao_config(kind))))
+    return folder
+
+
+def _make_experts(folder: Path) -> Path:
+    """A small mixture of experts of random numbers from a seed."""
+    from transformers import MixtralConfig, MixtralForCausalLM
+
+    torch.manual_seed(7)
+    config = MixtralConfig(
+        vocab_size=1024,
+        hidden_size=256,
+        intermediate_size=256,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        num_local_experts=4,
+        num_experts_per_tok=2,
+        max_position_embeddings=512,
+        # So far apart that the tokens are not all about equally likely.
+        initializer_range=0.1,
+        bos_token_id=0,
+        eos_token_id=1,
+        pad_token_id=2,
+        dtype=torch.bfloat16,
+    )
+    MixtralForCausalLM(config).bfloat16().save_pretrained(folder)
+    for name in TOKENIZER:
+        shutil.copy(DEMO / name, folder)
+    return _beside_torchao_config(folder, "int8")
+
+
+def _torchao_config(kind: str) -> Any:
+    from torchao import quantization
+
+    return {
+        "int8": quantization.Int8WeightOnlyConfig,
+        "int8-dynamic": quantization.Int8DynamicActivationInt8WeightConfig,
+        "fp8": quantization.Float8WeightOnlyConfig,
+    }[kind]()
+
+
+MAKERS: dict[str, Callable[[Path], Path]] = {
+    "fp8-tensor": _make_fp8,
+    "fp8-block": lambda folder: _make_fp8(folder, BLOCK),
+    "bnb-nf4": lambda folder: _make_bitsandbytes(folder, "nf4"),
+    "bnb-fp4": lambda folder: _make_bitsandbytes(folder, "fp4"),
+    "bnb-nf4-double": lambda folder: _make_bitsandbytes(folder, "nf4", double=True),
+    "bnb-int8": lambda folder: _make_bitsandbytes(folder, "int8"),
+    "torchao-int8": lambda folder: _make_torchao(folder, "int8"),
+    "torchao-int8-dynamic": lambda folder: _make_torchao(folder, "int8-dynamic"),
+    "torchao-fp8": lambda folder: _make_torchao(folder, "fp8"),
+    "experts": _make_experts,
+}
+
+
+# The same weights, unpacked.
+
+
+def unpack(folder: Path) -> Tensors:
+    """The weights of a quantized model as plain numbers."""
+    config = read_config(folder)["quantization_config"]
+    unpacked = UNPACKERS[config["quant_method"]](load_file(folder / WEIGHTS), config)
+    shapes = {name: tensor.shape for name, tensor in load_file(DEMO / WEIGHTS).items()}
+    assert {name: tensor.shape for name, tensor in unpacked.items()} == shapes
+    return unpacked
+
+
+def layers(tensors: Tensors) -> tuple[dict[str, Tensors], Tensors]:
+    """The tensors of each quantized layer by their own names, and the others."""
+    quantized: dict[str, Tensors] = {}
+    others: Tensors = {}
+    for name, tensor in tensors.items():
+        head, found, part = name.partition("_proj.")
+        if found:
+            quantized.setdefault(head + "_proj", {})[part] = tensor
+        else:
+            others[name] = tensor
+    return quantized, others
+
+
+def _unpack_each(tensors: Tensors, unpack_layer: Callable[[Tensors], torch.Tensor]) -> Tensors:
+    quantized, others = layers(tensors)
+    return others | {f"{name}.weight": unpack_layer(parts) for name, parts in quantized.items()}
+
+
+def _unpack_compressed_tensors(tensors: Tensors, config: Mapping[str, Any]) -> Tensors:
+    """By compressed-tensors' own decompression."""
+    from compressed_tensors.compressors import BaseCompressor
+    from compressed_tensors.quantization import QuantizationScheme
+
+    (group,) = config["config_groups"].values()
+    scheme = QuantizationScheme.model_validate(group)
+    compressor = BaseCompressor.get_value_from_registry(config["format"])
+    return _unpack_each(
+        tensors,
+        lambda parts: compressor.decompress(
+            {
+                name: part.float() if name == "weight_scale" else part
+                for name, part in parts.items()
+            },
+            scheme,
+        )["weight"],
+    )
+
+
+def _unpack_gptq(tensors: Tensors, config: Mapping[str, Any]) -> Tensors:
+    """GPTQ's packing, which auto-round has too: each number of 32 bits holds the weights of eight
+    inputs of one output, the first in its lowest bits; zero points are stored less one."""
+
+    def unpack_layer(parts: Tensors) -> torch.Tensor:
+        weights = _nibbles(parts["qweight"]).permute(0, 2, 1).reshape(-1, parts["scales"].shape[1])
+        zeros = _nibbles(parts["qzeros"]).reshape(parts["scales"].shape)
+        group = parts.get("g_idx")
+        if group is None:
+            group = torch.arange(len(weights)) // config["group_size"]
+        zeros = zeros + (0 if config.get("checkpoint_format") == "gptq_v2" else 1)
+        return ((weights - zeros[group]) * parts["scales"].float()[group]).T
+
+    return _unpack_each(tensors, unpack_layer)
+
+
+def _unpack_awq(tensors: Tensors, config: Mapping[str, Any]) -> Tensors:
+    """AWQ's packing: each number of 32 bits holds the weights of eight outputs for one input."""
+    # The output that each four bits belong to, lowest first.
+    order = torch.tensor([0, 2, 4, 6, 1, 3, 5, 7]).argsort()
+
+    def unpack_layer(parts: Tensors) -> torch.Tensor:
+        weights = _nibbles(parts["qweight"])[..., order].flatten(1)
+        zeros = _nibbles(parts["qzeros"])[..., order].flatten(1)
+        group = torch.arange(len(weights)) // config["group_size"]
+        return ((weights - zeros[group]) * parts["scales"].float()[group]).T
+
+    return _unpack_each(tensors, unpack_layer)
+
+
+def _nibbles(packed: torch.Tensor) -> torch.Tensor:
+    """The eight numbers of four bits in each of 32, lowest first, in a dimension of their own."""
+    return packed.unsqueeze(-1) >> torch.arange(0, 32, 4, dtype=torch.int32) & 15
+
+
+def _unpack_fp8(tensors: Tensors, config: Mapping[str, Any]) -> Tensors:
+    def unpack_layer(parts: Tensors) -> torch.Tensor:
+        weight = parts["weight"].float()
+        if "weight_scale" in parts:
+            return weight * parts["weight_scale"]
+        blocks = _blocks(weight, BLOCK) * parts["weight_scale_inv"][:, None, :, None]
+        return blocks.reshape(weight.shape)
+
+    return _unpack_each(tensors, unpack_layer)
+
+
+def _unpack_bitsandbytes(tensors: Tensors, config: Mapping[str, Any]) -> Tensors:
+    """By bitsandbytes' own dequantization."""
+    from bitsandbytes import functional
+
+    def unpack_layer(parts: Tensors) -> torch.Tensor:
+        weight = parts.pop("weight")
+        if config["load_in_8bit"]:
+            return functional.int8_vectorwise_dequant(weight, parts["SCB"])
+        state = functional.QuantState.from_dict(parts, device=torch.device("cpu"))
+        return functional.dequantize_4bit(weight, state)
+
+    return _unpack_each(tensors, unpack_layer)
+
+
+def torchao_weights(model: Path, kind: str) -> Tensors:
+    """The weights of a plain model as torchao has them once it has quantized its linear layers,
+    those of experts left out."""
+    from torchao.quantization import quantize_
+
+    tensors = load_file(model / WEIGHTS)
+    for name, tensor in tensors.items():
+        if is_linear(name):
+            layer = torch.nn.Linear(tensor.shape[1], tensor.shape[0], bias=False)
+            layer.weight = torch.nn.Parameter(tensor, requires_grad=False)
+            quantize_(layer, _torchao_config(kind))
+            tensors[name] = layer.weight.dequantize()
+    return tensors
+
+
+UNPACKERS: dict[str, Callable[[Tensors, Mapping[str, Any]], Tensors]] = {
+    "awq": _unpack_awq,
+    "gptq": _unpack_gptq,
+    "auto-round": _unpack_gptq,
+    "compressed-tensors": _unpack_compressed_tensors,
+    "fp8": _unpack_fp8,
+    "bitsandbytes": _unpack_bitsandbytes,
+}
+
+
+if __name__ == "__main__":
+    make(sys.argv[1], Path(sys.argv[2]))
