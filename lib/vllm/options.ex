@@ -177,7 +177,14 @@ defmodule VLLM.Options do
        "For a quantized checkpoint it is an assertion: another method than the checkpoint's is an error, and the kernel is the one that vLLM chooses without it. " <>
        "A plain model is quantized while it is loaded, by the methods that can. What does not run on this device, or would do nothing to this model, is refused before weights are read, with what does (`mix vllm.doctor` lists it)"},
     {:dtype, "string", "`\"auto\"`",
-     "of weights and activations: `\"bfloat16\"`, `\"float16\"`, `\"float32\"`"},
+     "of weights and activations: `\"bfloat16\"`, `\"float16\"`, `\"float32\"`. `\"int8\"` and `\"int4\"` quantize " <>
+       "the weights of a plain model while it is loaded (with torchao and with bitsandbytes: " <>
+       "`mix vllm.setup --with torchao,bitsandbytes`); activations stay as with `\"auto\"`, and " <>
+       "`VLLM.engine_info/2` says in `:quantization_note` what was done"},
+    {:quantization_config, "string or map", "torchao's `\"Int8WeightOnlyConfig\"`",
+     "with `quantization: \"torchao\"` and a plain model: how to quantize, as the name of one of torchao's " <>
+       "configs, or a map of that name (`type`) and its arguments: " <>
+       "`%{type: \"Int4WeightOnlyConfig\", group_size: 64}`. Else vLLM's own settings of its online methods"},
     {:kv_cache_dtype, "string", "`\"auto\"`, the model's",
      "of the KV cache: `\"fp8\"` halves it, at a small loss. Only what the attention backend has for this model on this device; any other value is an error with the list"},
     {:max_model_len, "integer", "the model's",

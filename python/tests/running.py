@@ -1,7 +1,7 @@
 """A real engine on the demo model, for the tests of a file."""
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -45,6 +45,14 @@ class Running:
         """The first completion."""
         completion: dict[str, Any] = self.run(self.generate(prompt, **params))["outputs"][0]
         return completion
+
+    def complete_all(self, prompts: Iterable[str], **params: Any) -> dict[str, str]:
+        """The text of the first completion of each prompt, all asked for together."""
+
+        async def ask_all() -> list[dict[str, Any]]:
+            return await asyncio.gather(*(self.generate(prompt, **params) for prompt in prompts))
+
+        return {a["prompt"]: a["outputs"][0]["text"] for a in self.run(ask_all())}
 
     def refused(self, prompt: Any, priority: int = 0, **params: Any) -> BridgeError:
         with pytest.raises(BridgeError) as caught:

@@ -29,7 +29,7 @@ from vllm_bridge.pooling import Pooler, wrong_runner, wrong_task
 from vllm_bridge.prompt_embeds import embeds_prompt
 from vllm_bridge.protocol import unpack_u32
 from vllm_bridge.pulse import Pulse
-from vllm_bridge.quantization import kv_cache, naming, packing, preflight
+from vllm_bridge.quantization import in_flight, kv_cache, naming, packing, preflight
 from vllm_bridge.queueing import Queue, Submit
 from vllm_bridge.stream import Put
 
@@ -79,7 +79,10 @@ class Engine:
         started = time.monotonic()
         with map_exceptions(diagnosis.load_error):
             models.check_versions()
+            options = dict(options)
+            dtype = in_flight.take_dtype(options)
             checkpoint = models.check_model(model, options)
+            in_flight.check(checkpoint, dtype)
             packing.check(checkpoint)
             notify("load_progress", {"phase": "import"})
             if devices is not None:
@@ -87,7 +90,9 @@ class Engine:
             from vllm.v1.engine.async_llm import AsyncLLM
 
             notify("load_progress", {"phase": "config"})
-            options = dict(options)
+            settings = None
+            if checkpoint.quantization is None:
+                settings = in_flight.take_settings(options)
             unknown_dtype = kv_cache.take_dtype(options)
             arguments = engine_options(options)
             naming.check(checkpoint, arguments)
@@ -113,7 +118,7 @@ class Engine:
             self._queue = Queue(llm)
             if config.model_config.runner_type == "pooling":
                 self._pooler = Pooler(llm, tasks)
-            note = await quantization.note(llm)
+            note = await quantization.note(llm, in_flight.note(dtype, settings))
         self._llm = llm
         self._pulse = Pulse(llm)
         self._info = _info(model, config, tasks) | {

@@ -6,15 +6,23 @@ from typing import Any
 logger = logging.getLogger(__name__)
 
 
-async def note(llm: Any) -> str | None:
-    """What users should know of how a loaded engine computes, in a sentence; it is logged too."""
+async def note(llm: Any, in_flight: str | None) -> str | None:
+    """What users should know of how a loaded engine computes; it is logged too.
+
+    Args:
+        in_flight: what ``in_flight.note`` says
+    """
     from vllm.platforms import current_platform
 
-    text = None
+    notes = []
+    if in_flight is not None:
+        logger.info(in_flight)
+        notes.append(in_flight)
     if current_platform.is_cpu():
         from vllm_bridge.quantization import fp8
 
-        text = await fp8.note(llm, str(llm.model_config.dtype).removeprefix("torch."))
-    if text is not None:
-        logger.warning(text)
-    return text
+        dtype = str(llm.model_config.dtype).removeprefix("torch.")
+        if (replaced := await fp8.note(llm, dtype)) is not None:
+            logger.warning(replaced)
+            notes.append(replaced)
+    return " ".join(notes) or None

@@ -1,0 +1,35 @@
+defmodule VLLM.Engine.InFlightTest do
+  # The real engine, quantizing the plain demo model while it is loaded.
+  use ExUnit.Case
+
+  alias VLLM.{DemoModel, Error}
+
+  @moduletag timeout: 300_000
+
+  for {name, options, method, words} <- [
+        {"dtype int8, as an atom", [dtype: :int8], "torchao", "8-bit weights"},
+        {"dtype int4", [dtype: "int4"], "bitsandbytes", "4-bit weights"},
+        {"torchao with a config of its own",
+         [quantization: "torchao", quantization_config: [type: "Int8WeightOnlyConfig"]],
+         "torchao", "Int8WeightOnlyConfig"},
+        {"fp8", [quantization: :fp8], "fp8", "FP8 weights"}
+      ] do
+    @tag :slow
+    test "#{name} says every sentence, and how it is computed" do
+      llm = DemoModel.start!("demo", unquote(options))
+      assert DemoModel.wrong_facts(llm) == []
+      info = VLLM.engine_info!(llm)
+      assert info.quantization == unquote(method)
+      assert info.dtype == "bfloat16"
+      assert info.quantization_note =~ unquote(words)
+      VLLM.stop(llm)
+    end
+  end
+
+  test "a quantized model is not quantized again" do
+    assert {:error, %Error{reason: :unsupported_quantization, message: message}} =
+             VLLM.llm(DemoModel.path("demo-awq"), [dtype: "int8"] ++ DemoModel.options())
+
+    assert message =~ "quantized already, with awq"
+  end
+end
