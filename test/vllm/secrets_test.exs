@@ -1,0 +1,175 @@
+defmodule VLLM.SecretsTest do
+  # What must not be told is told nowhere, whatever crashes.
+  use ExUnit.Case
+
+  import ExUnit.CaptureLog
+  import VLLM.FakeEngine
+  import VLLM.OSProcess
+
+  alias VLLM.Engine.{Config, Replicas, Table}
+
+  @token "hf_TokenThatMustNotBeTold"
+  @value "ValueThatMustNotBeTold"
+  @second "SecondValueThatMustNotBeTold"
+  @secrets [@token, @value, @second]
+
+  @options [
+    hf_token: @token,
+    env: [%{"VLLM_TEST_SECRET" => @value}, %{"VLLM_TEST_SECRET" => @second}],
+    replicas: 2
+  ]
+
+  # Takes everything that is logged, also what Elixir's Logger leaves out: the
+  # reports of supervisors and of processes.
+  def log(event, %{config: %{pid: pid}}) do
+    text = :logger_formatter.format(event, %{})
+    send(pid, {:logged, IO.chardata_to_string(text) <> inspect(event, limit: :infinity)})
+  end
+
+  defp capture(function) do
+    test = self()
+    :ok = :logger.add_handler(:secrets, __MODULE__, %{config: %{pid: test}, level: :all})
+
+    try do
+      # And not on the terminal.
+      capture_log(function)
+    after
+      :logger.remove_handler(:secrets)
+    end
+
+    logged("")
+  end
+
+  defp logged(text) do
+    receive do
+      {:logged, more} -> logged(text <> more <> "\n")
+    after
+      0 -> text
+    end
+  end
+
+  defp assert_untold(text) when is_binary(text) do
+    for secret <- @secrets, do: refute(text =~ secret, "tells #{secret}: #{text}")
+  end
+
+  defp assert_untold(term) do
+    assert_untold(inspect(term, limit: :infinity, printable_limit: :infinity, structs: false))
+    assert_untold(inspect(term, limit: :infinity, printable_limit: :infinity))
+    assert_untold(to_string(:io_lib.format("~p", [term])))
+  end
+
+  test "processes, supervisors and the engine's table tell no secret" do
+    llm = start!("ready", @options)
+    {:ok, table, engine} = Table.lookup(llm)
+    {:ok, control} = Table.control(table)
+
+    for pid <- [engine, control, Table.workers_supervisor(table), Table.process(table, 1)] do
+      assert_untold(:sys.get_status(pid))
+      assert_untold(:sys.get_state(pid))
+    end
+
+    assert_untold(:ets.tab2list(table))
+    assert_untold(llm)
+    assert_untold(VLLM.replicas!(llm))
+    assert_untold(Supervisor.which_children(engine))
+    {:ok, config} = Config.new([model: "ready"] ++ @options)
+    assert_untold(config)
+    assert_untold(VLLM.child_spec([name: Told, model: "ready"] ++ @options))
+    # And yet the worker has it.
+    assert {:ok, text} = ask(llm, "env:VLLM_TEST_SECRET")
+    assert text in [@value, @second]
+  end
+
+  test "crashes of any process of ours tell none" do
+    log =
+      capture(fn ->
+        llm = start!("ready", [max_restarts: 1] ++ @options)
+        {:ok, table, _engine} = Table.lookup(llm)
+        worker = Table.process(table, 1)
+        monitor = Process.monitor(worker)
+
+        # A fault of our own in the worker, and in the control process.
+        :sys.replace_state(worker, fn {state, data} -> {state, %{data | run: :broken}} end)
+        send(worker, {{:caller_down, 1}, make_ref(), :process, self(), :killed})
+        assert_receive {:DOWN, ^monitor, _, _, _}, 30_000
+        {:ok, control} = Table.control(table)
+        monitor = Process.monitor(control)
+        :sys.replace_state(control, fn state -> %{state | waiting: :broken} end)
+        send(control, :status)
+        assert_receive {:DOWN, ^monitor, _, _, _}, 30_000
+        assert :ok = VLLM.await_ready(llm)
+
+        # An operation, and a caller, which has the config at hand.
+        assert {:error, error} =
+                 VLLM.Engine.Control.operate(table, fn ->
+                   Config.env(Table.config(table), :not_a_number)
+                 end)
+
+        assert error.reason == :internal
+        assert_untold(error)
+
+        caller =
+          spawn(fn ->
+            options = @options
+            {:error, error} = ask(llm, "kill")
+            raise "after #{error.message} with #{length(options)}"
+          end)
+
+        monitor = Process.monitor(caller)
+        assert_receive {:DOWN, ^monitor, _, _, _}, 30_000
+
+        # Killed without a word, until the supervisors report and give up.
+        for _ <- 1..3,
+            index <- 1..2,
+            pid = Table.process(table, index),
+            do: Process.exit(pid, :kill)
+      end)
+
+    # They did crash, and it was told.
+    for words <- [
+          "CRASH REPORT",
+          "SUPERVISOR REPORT",
+          "State machine",
+          "GenServer",
+          "after The"
+        ],
+        do: assert(log =~ words, words)
+
+    assert_untold(log)
+  end
+
+  test "errors tell none, not even where the options are wrong" do
+    for options <- [
+          [env: [%{"A" => @value <> "\0"}]],
+          [env: [%{"A" => {@value}}]],
+          [env: %{"A=#{@second}" => "x"}],
+          [hf_token: @token, replicas: 0],
+          [hf_token: @token, python: "/nowhere"]
+        ] do
+      log =
+        capture(fn ->
+          {:error, error} = VLLM.llm("ready", options)
+          assert_untold(error)
+          assert_untold(Exception.message(error))
+        end)
+
+      assert_untold(log)
+    end
+
+    llm = start!("ready", @options)
+    {:error, error} = ask(llm, "kill")
+    assert_untold(error)
+    {:error, error} = Replicas.reload(llm, [hf_token: @token, max_queue: -1], [])
+    assert_untold(error)
+    {:error, error} = VLLM.reload(llm, model: "refuse:out_of_memory", hf_token: @token)
+    assert_untold(error)
+  end
+
+  test "command lines of the tree tell none" do
+    llm = start!("ready", @options)
+
+    for {_, program} <- workers(llm), pid <- [program.os_pid | descendants(program.os_pid)] do
+      assert_untold(command(pid))
+    end
+  end
+end
