@@ -11,6 +11,7 @@ import pytest
 from running import GREEDY, Running
 from vllm_bridge.beam_search import SearchParams
 from vllm_bridge.protocol import pack_u32
+from vllm_bridge.queueing import METHOD
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow]
 
@@ -120,12 +121,34 @@ def test_a_search_that_has_begun_does_not_wait(running: Running) -> None:
     running.run(scenario())
 
 
-def test_nobody_knows_of_what_never_came(running: Running) -> None:
-    async def scenario() -> list[Any]:
-        llm = running.engine._llm
-        answers: list[Any] = await llm.engine_core.call_utility_all_async(
-            "ex_vllm_waiting", ["no such request"]
-        )
-        return answers
+async def held(running: Running, ids: list[str]) -> dict[str, bool]:
+    (answer,) = await running.engine._llm.engine_core.call_utility_all_async(METHOD, ids)
+    return dict(answer)
 
-    assert running.run(scenario()) == [[]]
+
+def test_the_scheduler_does_not_know_what_never_came(running: Running) -> None:
+    assert running.run(held(running, ["no such request"])) == {}
+
+
+@pytest.mark.parametrize("n", [1, 2])
+def test_what_is_cancelled_is_gone_before_the_next_step(running: Running, n: int) -> None:
+    async def scenario() -> None:
+        llm = running.engine._llm
+        inside = llm.output_processor.external_req_ids
+        runs = Request(running, "The", **ENDLESS | {"n": n})
+        await runs.begun()
+        waits = Request(running, "The", **ENDLESS)
+        await waits.submitted()
+        ids = [*inside[runs.id], *inside[waits.id]]
+        known = await held(running, ids)
+        assert set(known) == set(ids)
+        assert not known[inside[waits.id][0]]
+
+        # The questions come behind the aborts, and are answered between two steps.
+        await waits.cancel()
+        assert set(await held(running, ids)) == set(inside[runs.id])
+        await runs.cancel()
+        assert await held(running, ids) == {}
+        assert llm.get_num_unfinished_requests() == 0
+
+    running.run(scenario())

@@ -30,7 +30,7 @@ def register() -> None:
     pulse.start()
     if few_cores():
         _nap_instead_of_spinning()
-    _tell_what_waits()
+    _tell_what_is_scheduled()
     _leave_out_adapters_that_are_not_asked_for()
     _compute_fp8_without_a_kernel()
 
@@ -55,11 +55,11 @@ def _nap_instead_of_spinning() -> None:
     SpinCondition.wait = wait
 
 
-def _tell_what_waits() -> None:
+def _tell_what_is_scheduled() -> None:
     # Where vLLM's engine lives, it is imported by now.
     core = sys.modules.get("vllm.v1.engine.core")
     if core is not None:
-        setattr(core.EngineCore, queueing.METHOD, queueing.waiting)
+        setattr(core.EngineCore, queueing.METHOD, queueing.scheduled)
 
 
 def _leave_out_adapters_that_are_not_asked_for() -> None:

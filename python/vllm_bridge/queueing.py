@@ -1,7 +1,7 @@
 """What of the requests under way vLLM's scheduler has begun with.
 
 Only the scheduler knows: a long prompt is computed in chunks, and nothing comes of it before
-the last one. It lives in vLLM's engine process, where ``plugin`` adds ``waiting`` to what that
+the last one. It lives in vLLM's engine process, where ``plugin`` adds ``scheduled`` to what that
 process can be asked. The question queues up behind the requests that were sent before, and is
 answered between two steps.
 """
@@ -13,12 +13,12 @@ from typing import Any
 # Takes the name that vLLM is given for a request, or for a part of one.
 Submit = Callable[[str], None]
 
-# The name that vLLM's engine process knows ``waiting`` by.
-METHOD = "ex_vllm_waiting"
+# The name that vLLM's engine process knows ``scheduled`` by.
+METHOD = "ex_vllm_scheduled"
 
 
-def waiting(core: Any, request_ids: list[str]) -> list[str]:
-    """Those of the requests that the scheduler holds and has never scheduled.
+def scheduled(core: Any, request_ids: list[str]) -> dict[str, bool]:
+    """Of those of the requests that the scheduler holds, whether it has ever scheduled them.
 
     Args:
         core: vLLM's ``EngineCore``, as whose method this runs
@@ -27,7 +27,7 @@ def waiting(core: Any, request_ids: list[str]) -> list[str]:
 
     never = (RequestStatus.WAITING, RequestStatus.WAITING_FOR_STRUCTURED_OUTPUT_GRAMMAR)
     requests = core.scheduler.requests
-    return [id for id in request_ids if id in requests and requests[id].status in never]
+    return {id: requests[id].status not in never for id in request_ids if id in requests}
 
 
 class Queue:
@@ -62,8 +62,11 @@ class Queue:
             ids += inside[name]
         if not ids:
             return True  # on its way to vLLM
-        answers = await self._llm.engine_core.call_utility_all_async(METHOD, ids)
-        return {id for answer in answers for id in answer} == set(ids)
+        held: dict[str, bool] = {}
+        for answer in await self._llm.engine_core.call_utility_all_async(METHOD, ids):
+            held |= answer
+        # Those that it does not hold have been computed meanwhile.
+        return set(held) == set(ids) and not any(held.values())
 
 
 class Watched:

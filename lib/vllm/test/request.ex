@@ -49,7 +49,7 @@ defmodule VLLM.Test.Request do
       messages: params["messages"],
       sampling_params: Map.get(params, "sampling_params", %{}),
       stream?: is_map_key(params, "credit"),
-      params: Map.drop(params, ["credit", "timeout"])
+      params: Map.drop(params, ["credit", "timeout", "queue_timeout"])
     }
   end
 
