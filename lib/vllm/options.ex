@@ -175,7 +175,8 @@ defmodule VLLM.Options do
     {:quantization, "string", "the checkpoint's own",
      "the quantization method: `\"awq\"`, `\"gptq\"`, `\"compressed-tensors\"`, `\"fp8\"`, `\"bitsandbytes\"`, `\"torchao\"`, … in any case, also by other usual names (`:bnb`, `\"autoawq\"`). " <>
        "For a quantized checkpoint it is an assertion: another method than the checkpoint's is an error, and the kernel is the one that vLLM chooses without it. " <>
-       "A plain model is quantized while it is loaded, by the methods that can. What does not run on this device, or would do nothing to this model, is refused before weights are read, with what does (`mix vllm.doctor` lists it)"},
+       "A plain model is quantized while it is loaded, by the methods that can. What does not run on this device, or would do nothing to this model, is refused before weights are read, with what does (`mix vllm.doctor` lists it). " <>
+       "FP8 weights are dequantized while they are loaded on CPUs whose vLLM has no kernel for them, which saves disk and no memory"},
     {:dtype, "string", "`\"auto\"`",
      "of weights and activations: `\"bfloat16\"`, `\"float16\"`, `\"float32\"`. `\"int8\"` and `\"int4\"` quantize " <>
        "the weights of a plain model while it is loaded (with torchao and with bitsandbytes: " <>
