@@ -193,8 +193,10 @@ defmodule VLLM.Chaos do
 
   # The guards of what serves, or that of what has started last.
   defp candidates(run, :serving) do
-    for worker <- Table.workers(run.table),
-        {program, _conn} <- [Table.run(run.table, worker.index)],
+    for %{index: index, conn: conn} <- Table.workers(run.table),
+        # The run may be another one by now.
+        {%{port: port} = program, _conn} <- [Table.run(run.table, index)],
+        port == conn.port,
         do: program.os_pid
   end
 

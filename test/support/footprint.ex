@@ -48,7 +48,10 @@ defmodule VLLM.Footprint do
 
   @doc "The guards of the engines of this BEAM, the oldest first."
   def guards do
-    Enum.filter(Enum.sort(descendants(beam())), &(command(&1) =~ "guard.py\0"))
+    for pid <- Enum.sort(descendants(beam())),
+        command = command(pid),
+        command =~ "guard.py\0" and not (command =~ "\0--witness\0"),
+        do: pid
   end
 
   @doc "The processes of a run by what they are: `:guard`, `:worker`, `:engine_core`, `:rank`, `:helper`."
@@ -62,6 +65,8 @@ defmodule VLLM.Footprint do
     cond do
       title =~ "EngineCore" or title =~ "VLLM::EngineCor" -> :engine_core
       title =~ "VLLM::Worker" -> :rank
+      # Also what the guard has forked and not yet become another program.
+      command(pid) =~ "guard.py\0" -> :helper
       command(pid) =~ ~r/-m\0vllm_bridge\0|fake_worker/ -> :worker
       true -> :helper
     end
