@@ -37,7 +37,8 @@ defmodule VLLM.Error do
   @spec from_wire(term()) :: t()
   def from_wire(%{"reason" => reason, "message" => message} = error)
       when is_binary(reason) and is_binary(message) do
-    details = if is_map(error["details"]), do: error["details"], else: %{}
+    details = error["details"]
+    details = if is_map(details) and not is_struct(details), do: details, else: %{}
 
     case @known do
       %{^reason => atom} -> new(atom, message, details)

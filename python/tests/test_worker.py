@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from conftest import MODELS, ROOT
-from peer import HELLO, Peer
+from peer import HELLO, Peer, pack
 from vllm_bridge.server import EXIT_ENGINE_DEAD, EXIT_OK, EXIT_PROTOCOL
 
 PYTHON = ROOT / "python"
@@ -106,11 +106,58 @@ def test_a_worker_ends_on_shutdown(tmp_path: Path) -> None:
     run(tmp_path, scenario)
 
 
-def test_a_worker_ends_when_the_protocol_is_broken(tmp_path: Path) -> None:
+BROKEN = {
+    "a length above max_frame": (b"\xff\xff\xff\xff", "longer than max_frame"),
+    "nothing at all": (b"\0\0\0\0", "truncated"),
+    "a byte that starts nothing": (b"\0\0\0\1\xc1", "not a message"),
+    "a response": (pack([1, 7, None, {}]), "a response came to the side that answers"),
+    "an id twice": (pack([0, 7, "load", {}]) * 2, "request id 7 is in use"),
+    "a negative id": (pack([0, -1, "load", {}]), "not a message"),
+    "a cancel of nothing": (pack([2, "cancel", {}]), "a cancel without an id"),
+    "a credit of nothing": (pack([2, "credit", {"id": 7, "count": 0}]), "a credit that is none"),
+    "arrays in arrays": ((10_000).to_bytes(4) + b"\x91" * 10_000, "not a message"),
+}
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        # Each starts a worker.
+        pytest.param(*case, id=name, marks=() if "id" in name else pytest.mark.slow)
+        for name, case in BROKEN.items()
+    ],
+)
+def test_a_worker_ends_when_the_protocol_is_broken(
+    tmp_path: Path, data: bytes, reason: str
+) -> None:
     async def scenario(worker: Worker) -> None:
-        worker.peer.write(b"\xff\xff\xff\xff")
+        worker.peer.write(data)
         assert await worker.status() == EXIT_PROTOCOL
-        assert "longer than max_frame" in worker.log.read_text()
+        assert reason in worker.log.read_text()
+
+    run(tmp_path, scenario)
+
+
+def test_a_frame_that_breaks_off_ends_with_its_input(tmp_path: Path) -> None:
+    async def scenario(worker: Worker) -> None:
+        worker.peer.write(b"\0\0\1\0\x94")
+        worker.peer.close_input()
+        assert await worker.status() == EXIT_OK
+
+    run(tmp_path, scenario)
+
+
+def test_unknown_methods_and_late_cancels_harm_no_worker(tmp_path: Path) -> None:
+    async def scenario(worker: Worker) -> None:
+        peer = worker.peer
+        error = await peer.call("no_such_method")
+        assert error["reason"] == "protocol"
+        peer.cancel(1)
+        peer.cancel(2**62)
+        peer.send(2, "credit", {"id": 1, "count": 1})
+        peer.send(2, "no_such_notification", {"x": 1})
+        error = await peer.call("load", {"model": "/no/such/model"})
+        assert error["reason"] == "model_not_found"
 
     run(tmp_path, scenario)
 

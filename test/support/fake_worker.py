@@ -4,7 +4,8 @@ It speaks the protocol of guides/protocol.md. The model's name says how it loads
 prompt how it is answered: steps, parted by ";", each a name and perhaps ":" and an argument.
 
 Loading: `ready`, `refuse:REASON`, `sleep:SECONDS`, `touch:FILE`, `exit:STATUS`, `kill`, `hang`, `garbage`, `print:TEXT`,
-`once:FILE:STEP` (do STEP unless FILE exists, and make it), `if:FILE:STEP` (only STEP if FILE exists), `litter` (make what may be left behind:
+`once:FILE:STEP` (do STEP unless FILE exists, and make it), `if:FILE:STEP` (only STEP if FILE exists), `raw:HEX` (write these bytes), `frame:HEX`
+(write a frame with these bytes, in which "ID" stands for the request's id), `litter` (make what may be left behind:
 stubborn and stopped children, shared memory, a file and a socket in the temporary folder).
 Prompts: `reply:TEXT`, `error:REASON`, `hold` (answer when cancelled, or on `release`), `late:TEXT`
 (answer with TEXT only after a cancel), `release`, `wait:FILE` (answer once there is the file), `held` (answer with how many are held), `duplicate:TEXT`, `unknown:TEXT` (first an
@@ -198,6 +199,11 @@ def common(name: str, argument: str, request: int) -> bool:
         time.sleep(float(argument))
     elif name == "garbage":
         write(struct.pack(">I", 3) + b"\xc1\xc1\xc1")
+    elif name == "raw":
+        write(bytes.fromhex(argument))
+    elif name == "frame":
+        payload = bytes.fromhex(argument.replace("ID", encode(request).hex()))
+        write(struct.pack(">I", len(payload)) + payload)
     elif name == "litter":
         litter()
     elif name == "once":

@@ -6,8 +6,8 @@ defmodule VLLM.Fuzz do
   Draws from `:rand` of the calling process, so that its seed gives the same frames again.
   """
 
-  alias VLLM.Bridge.{Connection, MessagePack}
-  alias VLLM.Error
+  alias VLLM.Bridge.{Connection, MessagePack, Shape}
+  alias VLLM.{Delta, Error, Telemetry}
 
   @frames Path.expand("frames.txt", __DIR__)
 
@@ -15,6 +15,7 @@ defmodule VLLM.Fuzz do
   @heads [0x80, 0x8F, 0x90, 0x9F, 0xA1, 0xBF, 0xC0, 0xC1, 0xC4, 0xC6, 0xC7, 0xC9, 0xCA, 0xCB] ++
            [0xCF, 0xD3, 0xD4, 0xD6, 0xD7, 0xD8, 0xD9, 0xDB, 0xDC, 0xDD, 0xDE, 0xDF, 0xFF]
   @lengths [0x7F, 0x80, 0xFF, 0x100, 0xFFFF, 0x10000, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF]
+  @span %{metadata: %{}, started_at: 0}
   @wide [0xC6, 0xC9, 0xDB, 0xDD, 0xDF]
 
   @doc "The frames that workers sent (`:from_worker`) or got (`:to_worker`), as a tuple."
@@ -142,7 +143,8 @@ defmodule VLLM.Fuzz do
     case Connection.parse(frame) do
       {:response, id, body} when is_integer(id) and id >= 0 ->
         case Connection.decode_response(body) do
-          {:ok, _result} ->
+          {:ok, result} ->
+            read_result(result)
             :accepted
 
           {:error, %Error{reason: reason, message: message}}
@@ -154,13 +156,34 @@ defmodule VLLM.Fuzz do
         end
 
       {:notification, method, params} when is_binary(method) and is_map(params) ->
-        # What was read can be written again, but for text that is none.
-        {result, _} = MessagePack.encode([2, method, params])
-        true = result in [:ok, :error]
+        for [_id | row] <- List.wrap(params["deltas"]),
+            Shape.delta?(row),
+            do: Delta.from_wire(row)
+
         :accepted
 
       {:malformed, reason} when is_binary(reason) ->
         :rejected
+    end
+  end
+
+  # What passes for an answer is read without a crash.
+  @readers %{
+    "generate" => &VLLM.RequestOutput.from_wire/1,
+    "beam_search" => &VLLM.BeamSearchOutput.from_wire/1,
+    "pool" => &VLLM.PoolingOutput.from_wire/1
+  }
+
+  defp read_result(result) do
+    for {method, read} <- @readers, Shape.answer?(method, result) do
+      Telemetry.request_end(@span, {:ok, result})
+      read.(result)
+    end
+
+    if Shape.answer?("load", result), do: VLLM.EngineInfo.from_wire(result)
+
+    if Shape.answer?("score", result) do
+      for output <- result, do: VLLM.Score.from_wire(output, 0)
     end
   end
 end

@@ -11,7 +11,7 @@ defmodule VLLM.Bridge.Connection do
   # which the caller decodes. Answers go to a process alias that ends with the
   # call: a late one is dropped by the VM.
 
-  alias VLLM.Bridge.{MessagePack, Writer}
+  alias VLLM.Bridge.{MessagePack, Shape, Writer}
   alias VLLM.{Error, Telemetry}
 
   @enforce_keys [:owner, :port, :writer, :routes, :counters, :max_frame]
@@ -34,6 +34,7 @@ defmodule VLLM.Bridge.Connection do
           id: non_neg_integer(),
           ref: reference(),
           conn: t(),
+          method: String.t(),
           span: Telemetry.span() | nil
         }
 
@@ -129,7 +130,7 @@ defmodule VLLM.Bridge.Connection do
     id = :atomics.add_get(conn.counters, @last_id, 1)
 
     with {:ok, ref} <- note(conn, id, answers) do
-      request = %{id: id, ref: ref, conn: conn, span: nil}
+      request = %{id: id, ref: ref, conn: conn, method: method, span: nil}
 
       with :ok <- admit(conn, limit),
            {:ok, frame} <- encode(conn, [0, id, method, params]),
@@ -269,20 +270,33 @@ defmodule VLLM.Bridge.Connection do
   def result(_request, {_ref, {:error, %Error{reason: :shutdown} = error}}), do: {:error, error}
   def result(_request, {_ref, {:error, %Error{} = error}}), do: {:lost, error}
 
-  def result(%{conn: conn}, {_ref, {:response, body}}) do
+  def result(%{method: method} = request, {_ref, {:response, body}}) do
     case decode_response(body) do
       {:error, {:malformed, reason}} ->
-        # Only here is it seen that the bytes make no sense; that run must end.
-        send(conn.owner, {:malformed, conn.port, reason})
-        {:error, Error.new(:protocol, "The worker's answer is malformed (#{reason}).")}
+        {:error, malformed(request, reason)}
 
       # The worker says so before it ends.
       {:error, %Error{reason: :engine_dead} = error} ->
         {:lost, error}
 
-      result ->
-        result
+      {:ok, result} ->
+        if Shape.answer?(method, result),
+          do: {:ok, result},
+          else: {:error, malformed(request, "no answer to `#{method}`")}
+
+      {:error, error} ->
+        {:error, error}
     end
+  end
+
+  @doc """
+  Has the run ended whose worker sent `request` something that makes no sense,
+  which only its reader sees; the error that the request ends with.
+  """
+  @spec malformed(request(), String.t()) :: Error.t()
+  def malformed(%{conn: conn}, reason) do
+    send(conn.owner, {:malformed, conn.port, reason})
+    Error.new(:protocol, "The worker's answer is malformed (#{reason}).")
   end
 
   defp stop?(:normal), do: true
@@ -450,7 +464,9 @@ defmodule VLLM.Bridge.Connection do
 
   def parse(frame) do
     case MessagePack.decode(frame) do
-      {:ok, [2, method, params]} when is_binary(method) and is_map(params) ->
+      # A timestamp and an extension are maps, too.
+      {:ok, [2, method, params]}
+      when is_binary(method) and is_map(params) and not is_struct(params) ->
         {:notification, method, params}
 
       {:ok, _} ->

@@ -2,7 +2,8 @@ defmodule VLLM.Logprob do
   @moduledoc """
   The log probability of one token at one place.
 
-    * `:logprob` - natural logarithm of the probability; `:neg_infinity` for a probability of 0
+    * `:logprob` - natural logarithm of the probability; `:neg_infinity` for a probability of 0,
+      `:nan` where the model computed none
     * `:rank` - its place among all tokens, from 1 for the likeliest; nil if vLLM gave none
     * `:decoded_token` - its text, or nil
 
@@ -14,7 +15,7 @@ defmodule VLLM.Logprob do
   defstruct [:logprob, :rank, :decoded_token]
 
   @type t :: %__MODULE__{
-          logprob: float() | :neg_infinity,
+          logprob: float() | :neg_infinity | :nan,
           rank: pos_integer() | nil,
           decoded_token: String.t() | nil
         }
@@ -56,6 +57,8 @@ defmodule VLLM.Logprob do
 
   defp float(<<float::32-float-little>>), do: float
   defp float(<<0x00, 0x00, 0x80, 0xFF>>), do: :neg_infinity
+  # No logarithm of a probability is infinity either.
+  defp float(_), do: :nan
 
   defp places(<<@none::32-little, counts::binary>>, entries), do: [nil | places(counts, entries)]
 

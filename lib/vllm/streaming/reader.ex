@@ -4,7 +4,7 @@ defmodule VLLM.Streaming.Reader do
   # into events and acknowledges deltas as they are taken, which is what keeps
   # the mailbox of a slow reader short (see `credit` in guides/protocol.md).
 
-  alias VLLM.Bridge.Connection
+  alias VLLM.Bridge.{Connection, Shape}
   alias VLLM.Engine.{Call, Flights, Router, Suspects, Table}
   alias VLLM.{Delta, Error, RequestOutput, Telemetry}
 
@@ -57,7 +57,13 @@ defmodule VLLM.Streaming.Reader do
   end
 
   def handle(reader, {_ref, {:delta, row}}) do
-    {{:delta, Delta.from_wire(row)}, acknowledge(reader)}
+    if Shape.delta?(row) do
+      {{:delta, Delta.from_wire(row)}, acknowledge(reader)}
+    else
+      error = Connection.malformed(reader.request, "a delta that is none")
+      Connection.cancel(reader.request)
+      {fail(reader, error), reader}
+    end
   end
 
   def handle(%{request: request} = reader, last) do

@@ -1,0 +1,108 @@
+defmodule VLLM.Bridge.Shape do
+  @moduledoc false
+  # Whether a worker's answer is of the shape that guides/protocol.md says, as far
+  # as its reader depends on it: what fits can be made a struct without a crash.
+
+  # A record is a map with at least these keys; {:maybe, _} stands for nil and a missing key too.
+  @message {:record, %{"tool_calls" => {:list, :map}}}
+
+  @completion {:record,
+               %{
+                 "token_ids" => :binary,
+                 "logprobs" => {:maybe, :logprobs},
+                 "message" => {:maybe, @message}
+               }}
+
+  @output {:record,
+           %{
+             "prompt_token_ids" => :binary,
+             "prompt_logprobs" => {:maybe, :logprobs},
+             "outputs" => {:list, @completion},
+             "metrics" => {:maybe, :figures}
+           }}
+
+  # What has outputs is of another kind.
+  @pooled {:record,
+           %{
+             "prompt_token_ids" => :binary,
+             "shape" => {:list, :natural},
+             "data" => :binary,
+             "outputs" => :absent
+           }}
+
+  @answers %{
+    "hello" => :map,
+    "load" => {:record, %{"max_num_seqs" => {:maybe, :natural}}},
+    "engine_info" => :map,
+    "generate" => @output,
+    "chat" => @output,
+    "beam_search" => @output,
+    "pool" => :tensor,
+    "score" => {:list, :score},
+    "apply_chat_template" => {:record, %{"prompt_token_ids" => :binary}},
+    "tokenize" => {:record, %{"token_ids" => :binary}},
+    "detokenize" => {:record, %{"text" => :binary}},
+    "list_loras" => {:list, :map},
+    "metrics" => :map
+  }
+
+  @doc "Whether `result` can be the answer to a request of `method`."
+  @spec answer?(String.t(), term()) :: boolean()
+  def answer?(method, result), do: fits?(result, Map.get(@answers, method, :any))
+
+  @doc "Whether `row`, without its id, can be a delta."
+  @spec delta?(term()) :: boolean()
+  def delta?([_index, _text, token_ids, logprobs, _finish_reason, _stop_reason | message]) do
+    fits?(token_ids, {:maybe, :binary}) and fits?(logprobs, {:maybe, :logprobs}) and
+      (message == [] or (match?([_], message) and fits?(hd(message), @message)))
+  end
+
+  def delta?(_row), do: false
+
+  defp fits?(_value, :any), do: true
+  defp fits?(value, :absent), do: is_nil(value)
+  defp fits?(value, {:maybe, shape}), do: is_nil(value) or fits?(value, shape)
+  defp fits?(value, :binary), do: is_binary(value)
+  defp fits?(value, :natural), do: is_integer(value) and value >= 0
+  # Timestamps and extensions are structs.
+  defp fits?(value, :map), do: is_map(value) and not is_struct(value)
+  defp fits?(value, {:list, shape}), do: is_list(value) and Enum.all?(value, &fits?(&1, shape))
+
+  defp fits?(value, {:record, fields}) do
+    fits?(value, :map) and Enum.all?(fields, fn {name, shape} -> fits?(value[name], shape) end)
+  end
+
+  # Of all figures, those that events are made of: seconds and counts, with which one can reckon.
+  @figures ~w(queued_ts scheduled_ts first_token_ts last_token_ts first_token_latency
+              num_generation_tokens)
+  defp fits?(value, :figures) do
+    fits?(value, :map) and Enum.all?(@figures, &figure?(Map.get(value, &1, 0)))
+  end
+
+  defp fits?(value, :tensor) do
+    fits?(value, @pooled) and byte_size(value["data"]) == 4 * Enum.product(value["shape"])
+  end
+
+  defp fits?(value, :score), do: fits?(value, :tensor) and byte_size(value["data"]) == 4
+
+  # The columns are of a length, and the counts say how it is dealt out.
+  defp fits?(value, :logprobs) do
+    with %{"counts" => counts, "token_ids" => ids, "logprobs" => logprobs} <- value,
+         %{"ranks" => ranks, "tokens" => tokens} when is_list(tokens) <- value,
+         true <- Enum.all?([counts, ids, logprobs, ranks], &is_binary/1) do
+      size = 4 * length(tokens)
+
+      Enum.all?([ids, logprobs, ranks], &(byte_size(&1) == size)) and
+        rem(byte_size(counts), 4) == 0 and 4 * sum(counts, 0) == size
+    else
+      _ -> false
+    end
+  end
+
+  @none 0xFFFFFFFF
+  defp sum(<<@none::32-little, counts::binary>>, sum), do: sum(counts, sum)
+  defp sum(<<count::32-little, counts::binary>>, sum), do: sum(counts, sum + count)
+  defp sum(<<>>, sum), do: sum
+
+  defp figure?(number), do: is_number(number) and abs(number) < 1.0e15
+end
