@@ -102,7 +102,7 @@ defmodule VLLM.LimitsTest do
       assert [{0, {:error, %Error{reason: :queue_timeout}}}] =
                Enum.to_list(VLLM.generate_stream(StartsForever, ["x"], options))
 
-      assert {:error, %Error{reason: :timeout}} =
+      assert {:error, %Error{reason: :timeout, details: %{"option" => "timeout"}}} =
                ask(StartsForever, "x", queue_timeout: 60_000, timeout: 200)
     end
 

@@ -39,7 +39,8 @@ defmodule VLLM.Engine.Control do
       Error.new(
         :timeout,
         "The deadline passed while the engine was starting. Wait for it with " <>
-          "`VLLM.await_ready/2`, or give the call more `timeout:`."
+          "`VLLM.await_ready/2`, or give the call more `timeout:`.",
+        %{"option" => "timeout"}
       )
     end)
   end
