@@ -1,6 +1,7 @@
 """Beams, and prompts of embeddings, on the real engine: one for all tests of this file."""
 
 import asyncio
+import itertools
 import os
 from collections.abc import Iterator
 from typing import Any
@@ -46,9 +47,13 @@ def table() -> torch.Tensor:
     return weight.float()
 
 
+# No two requests of an engine that are under way have the same id.
+IDS = (f"beams-{n}" for n in itertools.count())
+
+
 async def search(running: Running, prompt: Any, **params: Any) -> dict[str, Any]:
     params = {"beam_width": 4, "max_tokens": 16} | params
-    return await running.engine.beam_search("beams", SearchParams(prompt, params))
+    return await running.engine.beam_search(next(IDS), SearchParams(prompt, params))
 
 
 def refused(running: Running, prompt: Any, **params: Any) -> BridgeError:

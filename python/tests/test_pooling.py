@@ -1,6 +1,7 @@
 """Pooling on real engines, against what transformers computes from the same weights."""
 
 import asyncio
+import itertools
 import os
 from array import array
 from collections.abc import Coroutine, Iterator
@@ -33,6 +34,7 @@ class Running:
     def __init__(self, model: Path, **options: Any) -> None:
         self.loop = asyncio.new_event_loop()
         self.engine = Engine()
+        self.ids = map(str, itertools.count())
         # Single precision throughout, so that numbers can be compared.
         options |= {"dtype": "float32", "enforce_eager": True, "max_model_len": 256}
         options |= {"kv_cache_memory_bytes": 2**27}
@@ -44,7 +46,7 @@ class Running:
     async def pool(self, prompt: Any, task: str | None = None, **params: Any) -> dict[str, Any]:
         tokenization = params.pop("tokenization_kwargs", {})
         return await self.engine.pool(
-            "1",
+            next(self.ids),
             prompt,
             task,
             params.pop("priority", 0),
@@ -56,7 +58,7 @@ class Running:
         self, data_1: list[str], data_2: list[str], template: str | None = None, **params: Any
     ) -> list[dict[str, Any]]:
         return await self.engine.score(
-            "1",
+            next(self.ids),
             data_1,
             data_2,
             0,
