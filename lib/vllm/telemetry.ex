@@ -51,7 +51,7 @@ defmodule VLLM.Telemetry do
   @type about :: %{engine: term(), model: String.t(), payloads: boolean()}
 
   @typedoc false
-  @opaque span :: %{started_at: integer(), metadata: map()}
+  @type span :: %{started_at: integer(), metadata: map()}
 
   # To look for a module that is not there takes long; it is done once.
   @doc false

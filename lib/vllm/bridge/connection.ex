@@ -312,12 +312,12 @@ defmodule VLLM.Bridge.Connection do
 
   @doc "Waits until the run is over that `request` was lost with."
   @spec await_end(request(), deadline()) :: :ok | {:error, Error.t()}
-  def await_end(%{conn: conn}, deadline) do
+  def await_end(%{conn: conn} = lost, deadline) do
     id = :atomics.add_get(conn.counters, @last_id, 1)
 
     # What waits in `routes` is told of the end, sent or not.
     with {:ok, ref} <- note(conn, id, :once) do
-      request = %{id: id, ref: ref, conn: conn, span: nil}
+      request = %{lost | id: id, ref: ref, span: nil}
       :ok = ask_to_watch(request)
 
       receive do
