@@ -176,8 +176,7 @@ defmodule VLLM.Fuzz do
 
   defp read_result(result) do
     for {method, read} <- @readers, Shape.answer?(method, result) do
-      # By name, for only Telemetry may make a span.
-      Function.capture(Telemetry, :request_end, 2).(@span, {:ok, result})
+      Telemetry.request_end(@span, {:ok, result})
       read.(result)
     end
 
