@@ -113,6 +113,20 @@ def test_what_vllm_refuses_in_its_config(text: str, reason: str, option: str | N
     assert "validation error" not in error.message
 
 
+@pytest.mark.parametrize(
+    "cause",
+    ["AssertionError", "RuntimeError: start (0) + length (256) exceeds dimension size (128)."],
+)
+def test_weights_that_cannot_be_loaded(log: Path, cause: str) -> None:
+    place = '  File "/x/vllm/model_executor/layers/linear.py", line 9, in weight_loader_v2'
+    log.write_text(
+        f"{PREFIX}Traceback (most recent call last):\n{PREFIX}{place}\n{PREFIX}{cause}\n"
+    )
+    error = load_error(MESSENGER)
+    assert error.reason == "invalid_checkpoint"
+    assert cause.split(": ")[-1] in error.message
+
+
 @pytest.mark.parametrize("content", [None, "{", "{}"])
 def test_a_model_without_a_tokenizer(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str | None

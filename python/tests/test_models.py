@@ -175,6 +175,22 @@ def test_a_missing_shard(folder: Path) -> None:
     assert refused(folder).reason == "invalid_checkpoint"
 
 
+def test_a_shard_without_what_the_index_says_is_in_it(folder: Path) -> None:
+    def index(*names: str) -> None:
+        weight_map = dict.fromkeys(["weight", *names], "model.safetensors")
+        text = json.dumps({"weight_map": weight_map})
+        (folder / "model.safetensors.index.json").write_text(text)
+
+    tensors(folder / "model.safetensors")
+    index("model.norm.weight", "layers.3.q.weight")
+    error = refused(folder)
+    assert error.reason == "invalid_checkpoint"
+    assert error.details["missing"] == ["layers.3.q.weight"]
+    for harmless in (["lm_head.weight"], ["layers.3.inv_freq", "a"], ["layers.1.x", "layers.2.x"]):
+        index(*harmless)
+        assert check_model(str(folder), {}).files == ("model.safetensors",)
+
+
 def test_mistrals_second_copy_does_not_count(folder: Path) -> None:
     tensors(folder / "model.safetensors")
     tensors(folder / "consolidated.safetensors")

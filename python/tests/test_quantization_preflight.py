@@ -4,6 +4,7 @@ models whose configs say something else."""
 import json
 import os
 import shutil
+import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, get_args
@@ -272,6 +273,27 @@ def test_weights_of_another_shape_than_the_config_says(
     error = refused(changed(model, settings))
     assert error.reason == "invalid_checkpoint"
     assert "down_proj" in error.message
+
+
+@pytest.mark.parametrize(
+    ("model", "tensor", "dtype"),
+    [
+        ("demo", "model.layers.3.mlp.up_proj.weight", "I16"),
+        ("demo-awq", "model.layers.5.mlp.down_proj.scales", "I16"),
+    ],
+)
+def test_weights_that_are_no_floats(changed: Change, model: str, tensor: str, dtype: str) -> None:
+    folder = changed(model)
+    file = folder / "model.safetensors"
+    content = file.read_bytes()
+    (length,) = struct.unpack("<Q", content[:8])
+    header = json.loads(content[8 : 8 + length])
+    header[tensor]["dtype"] = dtype
+    text = json.dumps(header).encode()
+    file.write_bytes(struct.pack("<Q", len(text)) + text + content[8 + length :])
+    error = refused(folder)
+    assert error.reason == "invalid_checkpoint"
+    assert tensor in error.message
 
 
 def test_a_config_of_another_tool_that_is_right(changed: Change) -> None:

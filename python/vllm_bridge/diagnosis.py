@@ -41,6 +41,10 @@ _MESSENGERS = re.compile(
 )
 
 
+# In a traceback: where a model takes its weights.
+_LOADS_WEIGHTS = re.compile(r", in (?:load_weights|weight_loader(?:_v2)?)$")
+
+
 class _Rule(NamedTuple):
     pattern: re.Pattern[str]
     reason: str
@@ -118,6 +122,7 @@ def load_error(error: Exception) -> BridgeError:
     """The error for an exception at the start of an engine."""
     details: dict[str, Any] = {"traceback": traceback_of(error)}
     type_name, text = type(error).__name__, str(error)
+    loading = False
     if _MESSENGERS.search(text):
         lines, cause = _wait_for_root_cause()
         if lines:
@@ -131,6 +136,7 @@ def load_error(error: Exception) -> BridgeError:
             )
         if cause is not None:
             type_name, text = cause
+            loading = any(_LOADS_WEIGHTS.search(line) for line in lines)
         elif killed := re.search(r"'(\w+)': -9\b", text):
             return BridgeError(
                 "out_of_memory",
@@ -145,6 +151,13 @@ def load_error(error: Exception) -> BridgeError:
     for rule in _RULES:
         if rule.pattern.search(f"{type_name}: {text}"):
             return BridgeError(rule.reason, f"{rule.opening} vLLM says: {words}", details)
+    if loading:
+        return BridgeError(
+            "invalid_checkpoint",
+            "The model's weights cannot be loaded: its files are damaged or contradict its "
+            f"config. vLLM says: {words or type_name}",
+            details,
+        )
     if _is_of_tokenizer(error):
         return BridgeError(
             "invalid_checkpoint",

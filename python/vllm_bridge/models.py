@@ -26,6 +26,9 @@ _MAX_HEADER = 100_000_000
 # Bytes per element of the dtypes that vLLM casts to the engine's dtype while loading.
 _CAST = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 
+# Weights of a layer, of which computed ones (`inv_freq`) are none.
+_OF_LAYER = re.compile(r"\.\d+\..*(?<!inv_freq)$")
+
 # Bits per element of the dtypes that weights have.
 _WIDTH = {
     "F64": 64, "F32": 32, "F16": 16, "BF16": 16, "I64": 64, "I32": 32, "I16": 16, "I8": 8,
@@ -239,6 +242,7 @@ def _check_folder(folder: str, options: Mapping[str, Any]) -> Checkpoint:
     tensors: dict[str, Tensor] = {}
     for name in files:
         tensors |= _read_header(os.path.join(folder, name))
+    _check_index(folder, tensors)
     size = floats = 0
     for tensor in tensors.values():
         if width := _CAST.get(tensor.dtype):
@@ -386,6 +390,28 @@ def _weight_files(folder: str, names: Iterable[str]) -> tuple[str, ...]:
     files = sorted(name for name in names if name.endswith(".safetensors"))
     # Mistral ships the same weights a second time, in its own layout.
     return tuple([name for name in files if not name.startswith("consolidated")] or files)
+
+
+def _check_index(folder: str, tensors: Mapping[str, Tensor]) -> None:
+    """Raises ``invalid_checkpoint`` if files lack layers' weights that the index says are in them.
+    vLLM goes by the files alone, and would run with what the memory held.
+
+    An index that knows less than half of the weights was left behind by another model; and there
+    are some that name tensors which nobody needs, such as tied heads.
+    """
+    index = os.path.join(folder, "model.safetensors.index.json")
+    if not os.path.exists(index):
+        return
+    with open(index, encoding="utf-8") as file:
+        named = json.load(file)["weight_map"]
+    missing = sorted(name for name in named if name not in tensors and _OF_LAYER.search(name))
+    if missing and len(missing) < len(named) / 2:
+        raise BridgeError(
+            "invalid_checkpoint",
+            f"The files in `{folder}` lack {len(missing)} of the {len(named)} tensors that "
+            f"model.safetensors.index.json names, the first is {missing[0]}. Download them again.",
+            {"model": folder, "missing": missing[:10]},
+        )
 
 
 def _read_header(path: str) -> dict[str, Tensor]:

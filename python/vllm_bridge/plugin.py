@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from vllm_bridge import pulse, queueing
+from vllm_bridge import completeness, pulse, queueing
 
 # Up to so many cores, a process that spins takes the time that the others need.
 FEW_CORES = 4
@@ -33,6 +33,7 @@ def register() -> None:
     _tell_what_is_scheduled()
     _leave_out_adapters_that_are_not_asked_for()
     _compute_fp8_without_a_kernel()
+    completeness.install()
 
 
 def _nap_instead_of_spinning() -> None:

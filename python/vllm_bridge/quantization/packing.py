@@ -5,18 +5,25 @@ vLLM loads most such checkpoints and answers nonsense, or ends with words about 
 """
 
 import math
+import os
 from collections.abc import Mapping
 from typing import Any
 
 from vllm_bridge.errors import BridgeError
 from vllm_bridge.models import Checkpoint, Tensor
 
+_FLOATS = ("F64", "F32", "F16", "BF16")
+
 _WORD = 32  # bits of the integers that weights are packed into
 
 
 def check(checkpoint: Checkpoint) -> None:
-    """Raises ``invalid_checkpoint`` where a config of AWQ or GPTQ contradicts the weights."""
-    config = checkpoint.quantization or {}
+    """Raises ``invalid_checkpoint`` where a config of AWQ, GPTQ or no quantization contradicts the
+    weights."""
+    if checkpoint.quantization is None:
+        _check_plain(checkpoint)
+        return
+    config = checkpoint.quantization
     method = (checkpoint.quant_method or "").lower()
     # Other settings for single layers, and another layout, are left to vLLM.
     if method not in ("awq", "gptq") or config.get("dynamic") or _is_gemv(config):
@@ -31,6 +38,20 @@ def check(checkpoint: Checkpoint) -> None:
         _check_shapes(checkpoint, name, method, bits, group)
     if packed and method == "gptq":
         _check_gptq(checkpoint, packed[0].rpartition(".")[0], config, bits, group)
+
+
+def _check_plain(checkpoint: Checkpoint) -> None:
+    folder = checkpoint.folder
+    if folder is None or any("quant" in name for name in os.listdir(folder)):
+        return  # some tools have a file of their own for their settings
+    for name, tensor in checkpoint.tensors.items():
+        if name.endswith("_proj.weight") and tensor.dtype not in _FLOATS:
+            raise BridgeError(
+                "invalid_checkpoint",
+                f"The model's config names no quantization, and `{name}` holds {tensor.dtype}. "
+                "Copy the `quantization_config` of its config.json from where it comes from.",
+                {"tensor": name, "dtype": tensor.dtype},
+            )
 
 
 def _is_gemv(config: Mapping[str, Any]) -> bool:
@@ -56,6 +77,8 @@ def _check_shapes(checkpoint: Checkpoint, name: str, method: str, bits: int, gro
     scales = checkpoint.tensors.get(f"{module}.scales")
     if scales is None or len(shape) != 2:
         raise _contradiction(checkpoint, f"`{name}` has no scales, or is no matrix")
+    if scales.dtype not in _FLOATS:
+        raise _contradiction(checkpoint, f"`{module}.scales` are {scales.dtype}")
     rows, columns = shape
     inputs, outputs = (
         (rows, columns * _WORD // bits) if method == "awq" else (rows * _WORD // bits, columns)
