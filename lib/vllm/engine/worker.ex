@@ -262,7 +262,7 @@ defmodule VLLM.Engine.Worker do
         {:keep_state, %{data | next: next}, [{:state_timeout, timeout, :drain}]}
 
       :starting when config == nil ->
-        {:keep_state, data}
+        {:keep_state, with_config(data, nil)}
 
       :starting ->
         {:repeat_state, with_config(kill(data, Connection.stopped()), config)}
