@@ -4,6 +4,31 @@ defmodule VLLM.GuidesTest do
 
   @migrating File.read!(Path.expand("../guides/migrating.md", __DIR__))
 
+  @reliability File.read!(Path.expand("../guides/reliability.md", __DIR__))
+
+  test "each promise of the reliability guide has tests, and they are there" do
+    [_ | promises] = String.split(@reliability, ~r/^### \d+\. /m)
+    assert length(promises) == 10
+
+    for promise <- promises do
+      [title | _] = String.split(promise, "\n")
+      lines = Regex.scan(~r/^\* `((?:test|python\/tests)\/\S+)`: (.+)$/m, promise)
+      assert lines != [], title
+
+      for [_, file, names] <- lines, [_, name] <- Regex.scan(~r/"([^"]+)"/, names) do
+        assert tests(file) =~ declaration(file, name), "#{file} has no test #{inspect(name)}"
+      end
+    end
+  end
+
+  defp tests(file), do: File.read!(Path.expand("../#{file}", __DIR__))
+
+  # What a test's name takes from its surroundings is "…" in the guide.
+  defp declaration(file, name) do
+    pattern = name |> Regex.escape() |> String.replace("…", "\#{[^}]+}")
+    if Path.extname(file) == ".py", do: ~r/def #{pattern}\(/, else: ~r/test "#{pattern}"/
+  end
+
   test "the examples of the migration guide run" do
     llm = VLLM.Test.start!(script: "Paris")
     blocks = Regex.scan(~r/^```elixir\n(.*?)^```$/ms, @migrating, capture: :all_but_first)

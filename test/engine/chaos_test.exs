@@ -5,7 +5,7 @@ defmodule VLLM.Engine.ChaosTest do
   alias VLLM.Chaos.{Bank, Plan}
   alias VLLM.{Chaos, DemoModel, SystemEnv}
 
-  @moduletag timeout: 900_000
+  @moduletag timeout: 1_800_000
 
   @tag :slow
   test "every request ends once and right while the engine's processes are killed and stopped" do
