@@ -46,12 +46,16 @@ defmodule VLLM.FakeEngine do
   end
 
   @doc """
-  The worker's process among those of a program; the guard may have others for a
-  moment, such as its sweep.
+  The worker's process among those of a program; the guard has others, such as its
+  witness and for a moment its sweep, which look like the guard until they begin.
   """
   def worker_pid(%{os_pid: guard}) do
     import VLLM.OSProcess, only: [descendants: 1, command: 1]
-    Enum.find(descendants(guard), &(command(&1) =~ ~r/fake_worker|vllm_bridge\0/))
+
+    Enum.find(descendants(guard), fn pid ->
+      command = command(pid)
+      command =~ ~r/fake_worker|vllm_bridge\0/ and not (command =~ "guard.py")
+    end)
   end
 
   @doc "How many requests are under way."
