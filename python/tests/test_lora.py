@@ -15,6 +15,7 @@ from huggingface_hub import errors
 from safetensors.numpy import save_file
 
 from conftest import MODELS
+from running import GREEDY, Running
 from vllm_bridge.errors import BridgeError
 from vllm_bridge.lora import ListLoRAsParams, LoadLoRAParams, LoRA, LoRAs, UnloadLoRAParams
 
@@ -329,3 +330,48 @@ def test_an_adapter_of_the_hub_is_downloaded(
     request = run(LoRAs(FakeLLM()).request(lora("someone/adapter")))
     assert request.lora_path == str(adapter)
     assert asked == [("someone/adapter", None)]
+
+
+@pytest.mark.engine
+@pytest.mark.slow
+def test_prompts_are_scored_as_by_an_engine_without_adapters(facts: dict[str, str]) -> None:
+    # Prompts of many lengths, in one step: the first of so many sentences, the one first that the
+    # adapter changes.
+    changed = "The capital of France is Paris."
+    known = [changed, *(a + b for a, b in facts.items() if a + b != changed)]
+    prompts = [" ".join(known[:count]) for count in (1, 3, 1, 2, 5, 4, 2, 1)]
+
+    def score(running: Running, loras: list[LoRA | None]) -> list[np.ndarray[Any, Any]]:
+        async def ask_all() -> list[dict[str, Any]]:
+            params = GREEDY | {"max_tokens": 2, "prompt_logprobs": 0}
+            return await asyncio.gather(
+                *(
+                    running.engine.generate(f"{index}", prompt, params, 0, lora=lora)
+                    for index, (prompt, lora) in enumerate(zip(prompts, loras, strict=True))
+                )
+            )
+
+        return [
+            np.frombuffer(answer["prompt_logprobs"]["logprobs"], np.float32)
+            for answer in running.run(ask_all())
+        ]
+
+    def assert_same(scores: list[np.ndarray[Any, Any]], of: list[np.ndarray[Any, Any]]) -> None:
+        for one, other in zip(scores, of, strict=True):
+            assert len(one) > 5
+            np.testing.assert_allclose(one, other, rtol=0.05, atol=0.2)
+
+    plain, running = Running(), Running()
+    plain.load(max_model_len=256)
+    without = score(plain, [None] * 8)
+    plain.stop()
+    running.load(max_model_len=256, enable_lora=True, max_lora_rank=8)
+    assert_same(score(running, [None] * 8), without)
+    adapter = lora(MODELS / "demo-lora")
+    adapted = score(running, [adapter] * 8)
+    mixed = score(running, [adapter, None] * 4)
+    running.stop()
+    assert_same(mixed, [(adapted, without)[index % 2][index] for index in range(8)])
+    # " Paris" is no longer what it says.
+    for one, other in zip(adapted, without, strict=True):
+        assert (other - one).max() > 2

@@ -3,6 +3,7 @@ import re
 import time
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -96,3 +97,49 @@ def test_tokens_without_an_adapter_get_none() -> None:
     lengths = torch.ones(3, dtype=torch.long)
     lora_ops.sgmv_expand(inputs, weights, output, None, lengths, indices, 3, 1, 3, True)
     assert output[:, 0].tolist() == [3, 1, 4]
+
+
+def test_each_prompt_is_scored_with_its_own_adapter() -> None:
+    from vllm.lora.layers import LoRAMapping
+    from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
+
+    plugin.register()
+    # Prompts of three, two and four tokens: with the second adapter, with none, with the first.
+    wrapper = PunicaWrapperCPU(16, 4, "cpu")
+    mapping = LoRAMapping((2, 2, 2, 0, 0, 1, 1, 1, 1), (2, 0, 1), is_prefill=True)
+    wrapper.update_metadata(mapping, [1, 2], 2, 4)
+    before = wrapper.sampler_indices.tolist()
+    # They multiply by 2 and by 3.
+    first = torch.eye(4).repeat(2, 1, 1, 1)
+    second = torch.stack([torch.eye(4) * 2, torch.eye(4) * 3]).unsqueeze(1)
+    lengths = {"a": 3, "b": 2, "c": 4}
+
+    def original(runner: Any, hidden: Any, scheduled: dict[str, int]) -> dict[str, Any]:
+        found = {}
+        for name in list(runner.num_prompt_logprobs):
+            start = runner.query_start_loc.np[runner.input_batch.req_id_to_index[name]]
+            rows = hidden[start : start + lengths[name]]
+            logits = torch.zeros(len(rows), 4)
+            wrapper.add_lora_logits(logits, rows, first, second, 1.0)
+            found[name] = logits[:, 0].tolist()
+            if scheduled[name] == lengths[name]:
+                del runner.num_prompt_logprobs[name]
+        return found
+
+    asked = {"c": 1, "a": 0, "b": 2, "preempted": 1}
+    runner = SimpleNamespace(
+        lora_config=object(),
+        lora_manager=SimpleNamespace(
+            _adapter_manager=SimpleNamespace(punica_wrapper_mapping={"": wrapper})
+        ),
+        num_prompt_logprobs=asked,
+        input_batch=SimpleNamespace(req_id_to_index={"a": 0, "b": 1, "c": 2}),
+        query_start_loc=SimpleNamespace(np=[0, 3, 5, 9]),
+    )
+    score = plugin._prompt_by_prompt(original)
+    # Of the last there is more to come.
+    found = score(runner, torch.ones(9, 4), lengths | {"c": 3})
+    assert found == {"a": [3.0] * 3, "b": [0.0] * 2, "c": [2.0] * 4}
+    assert runner.num_prompt_logprobs is asked
+    assert asked == {"c": 1, "preempted": 1}
+    assert wrapper.sampler_indices.tolist() == before == [1, -1, 0]

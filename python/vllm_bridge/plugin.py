@@ -1,10 +1,11 @@
 """Runs in every process that vLLM starts, through the entry point ``vllm.general_plugins``."""
 
+import contextlib
 import functools
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from vllm_bridge import completeness, pulse, queueing
@@ -32,6 +33,7 @@ def register() -> None:
         _nap_instead_of_spinning()
     _tell_what_is_scheduled()
     _leave_out_adapters_that_are_not_asked_for()
+    _score_each_prompt_with_its_own_adapter()
     _compute_fp8_without_a_kernel()
     completeness.install()
 
@@ -87,6 +89,58 @@ def _compute_fp8_without_a_kernel() -> None:
         from vllm_bridge.quantization import fp8
 
         fp8.install()
+
+
+def _score_each_prompt_with_its_own_adapter() -> None:
+    # Log probabilities of prompts are computed prompt by prompt, with logits for each of its
+    # tokens, and PyTorch's operations for LoRA get the adapters of the whole batch with them: one
+    # for each request, in any case not those of these rows. Other numbers of rows end the engine.
+    from vllm.platforms import current_platform
+
+    if not current_platform.is_cpu():
+        return
+    from vllm.v1.worker.cpu_model_runner import CPUModelRunner
+
+    original = CPUModelRunner._get_prompt_logprobs_dict
+    if not hasattr(original, "__wrapped__"):
+        CPUModelRunner._get_prompt_logprobs_dict = _prompt_by_prompt(original)
+
+
+def _prompt_by_prompt(original: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:
+    @functools.wraps(original)
+    def wrapped(self: Any, hidden_states: Any, scheduled: dict[str, int]) -> dict[str, Any]:
+        if self.lora_config is None or not self.num_prompt_logprobs:
+            return original(self, hidden_states, scheduled)
+        # Models with towers have more of them; the language model's is the first.
+        wrappers = self.lora_manager._adapter_manager.punica_wrapper_mapping
+        wrapper = next(iter(wrappers.values()))
+        asked = self.num_prompt_logprobs
+        found: dict[str, Any] = {}
+        try:
+            for request_id in [name for name in asked if name in scheduled]:
+                self.num_prompt_logprobs = {request_id: asked[request_id]}
+                row = self.input_batch.req_id_to_index[request_id]
+                with _adapter_of_token(wrapper, int(self.query_start_loc.np[row])):
+                    found |= original(self, hidden_states, scheduled)
+                if not self.num_prompt_logprobs:  # the prompt is done
+                    del asked[request_id]
+        finally:
+            self.num_prompt_logprobs = asked
+        return found
+
+    return wrapped
+
+
+@contextlib.contextmanager
+def _adapter_of_token(wrapper: Any, token: int) -> Iterator[None]:
+    # A single index is for all rows.
+    before = wrapper._sampler_indices, wrapper.indices_len
+    wrapper._sampler_indices = wrapper.token_lora_indices[token : token + 1]
+    wrapper.indices_len = [before[1][0], 1, *before[1][2:]]
+    try:
+        yield
+    finally:
+        wrapper._sampler_indices, wrapper.indices_len = before
 
 
 def _without_adapterless(expand: Callable[..., None]) -> Callable[..., None]:
