@@ -15,8 +15,11 @@ import fp8_models
 from conftest import MODELS
 from exactness import Measured, measure
 from running import GREEDY, Running
+from vllm_bridge import memory
+from vllm_bridge.errors import BridgeError
 from vllm_bridge.lora import LoRA
-from vllm_bridge.quantization import fp8
+from vllm_bridge.models import Checkpoint, Tensor, check_device_memory
+from vllm_bridge.quantization import as_loaded, fp8
 
 # The largest difference of two log probabilities that is nothing but rounding.
 EXACT = 0.004
@@ -117,6 +120,41 @@ def test_installing_again_changes_nothing() -> None:
     fp8.install()
     assert kernels == before
     assert kernels.count(fp8.DequantizedFP8LinearKernel) == 1
+
+
+def test_memory_is_checked_for_what_the_weights_are_once_loaded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sizes = {
+        "layers.0.up_proj.weight": ("F8_E4M3", 1_000_000),
+        "layers.0.up_proj.weight_scale": ("F8_E4M3", 1_000),
+        "layers.0.experts.0.up_proj.weight": ("F8_E4M3", 200_000),
+        "norm.weight": ("BF16", 2_000),
+    }
+    tensors = {name: Tensor(dtype, (size,), "", 0, size) for name, (dtype, size) in sizes.items()}
+    config = {"quantization_config": {"quant_method": "fp8"}}
+    checkpoint = Checkpoint("", config, (), 1_203_000, 1_000, tensors)
+
+    assert fp8.always_dequantized()
+    loaded = as_loaded(checkpoint)
+    assert loaded.loaded_bytes({}) == 2_203_000
+    assert loaded.loaded_bytes({"dtype": "float32"}) == 4_205_000
+    monkeypatch.setattr(memory, "available_cpu", lambda: 2_203_000)
+    check_device_memory(loaded, {})
+    monkeypatch.setattr(memory, "available_cpu", lambda: 2_202_999)
+    check_device_memory(checkpoint, {})
+    with pytest.raises(BridgeError) as caught:
+        check_device_memory(loaded, {})
+    assert caught.value.reason == "out_of_memory"
+    assert caught.value.details == {"needed_bytes": 2_203_000, "available_bytes": 2_202_999}
+
+    # Where one of vLLM's kernels may take them, one byte is the least.
+    first = linear._POSSIBLE_FP8_BLOCK_KERNELS[PlatformEnum.CPU][0]
+    monkeypatch.setattr(first, "is_supported", lambda: (True, None))
+    assert as_loaded(checkpoint) is checkpoint
+    monkeypatch.undo()
+    monkeypatch.setattr(fp8, "is_missing", lambda: False)
+    assert as_loaded(checkpoint) is checkpoint
 
 
 @pytest.mark.engine

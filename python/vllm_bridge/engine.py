@@ -96,6 +96,7 @@ class Engine:
             unknown_dtype = kv_cache.take_dtype(options)
             arguments = engine_options(options)
             naming.check(checkpoint, arguments)
+            checkpoint = quantization.as_loaded(checkpoint)
             models.check_device_memory(checkpoint, arguments)
             defaults.before_config(arguments)
             with _offline(checkpoint.folder is not None):

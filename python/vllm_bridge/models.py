@@ -90,6 +90,17 @@ class Checkpoint:
     def quant_method(self) -> str | None:
         return _quant_method(self.quantization)
 
+    def dequantized(self) -> "Checkpoint":
+        """The same with its FP8 weights as floats of the engine's dtype, which is what they are
+        once they are loaded where there is no FP8 kernel. Scales and experts are left as they
+        are."""
+        weights = sum(
+            tensor.size
+            for name, tensor in self.tensors.items()
+            if tensor.dtype == "F8_E4M3" and name.endswith(".weight") and ".experts." not in name
+        )
+        return dataclasses.replace(self, bytes=self.bytes + weights, floats=self.floats + weights)
+
     @property
     def description(self) -> str:
         """How it is quantized, in a few words: "awq (4 bits, groups of 128)"."""
@@ -203,10 +214,14 @@ def check_memory(
 
 
 def check_device_memory(checkpoint: Checkpoint, arguments: Mapping[str, Any]) -> None:
-    """``check_memory`` against the accelerators that the engine may use. Imports vLLM."""
+    """``check_memory`` against the accelerators that the engine may use; on CPUs again, for what
+    only vLLM tells of them. Imports vLLM."""
     from vllm.platforms import current_platform
 
-    if current_platform.is_cpu() or arguments.get("cpu_offload_gb"):
+    if current_platform.is_cpu():
+        check_memory(checkpoint, arguments, memory.available_cpu(), "memory")
+        return
+    if arguments.get("cpu_offload_gb"):
         return
     ranks = arguments.get("tensor_parallel_size", 1) * arguments.get("pipeline_parallel_size", 1)
     total = current_platform.get_device_total_memory() * ranks

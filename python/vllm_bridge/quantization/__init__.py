@@ -3,7 +3,20 @@
 import logging
 from typing import Any
 
+from vllm_bridge.models import Checkpoint
+
 logger = logging.getLogger(__name__)
+
+
+def as_loaded(checkpoint: Checkpoint) -> Checkpoint:
+    """What the checkpoint is in memory, on this platform. Imports vLLM."""
+    from vllm.platforms import current_platform
+
+    if not current_platform.is_cpu():
+        return checkpoint
+    from vllm_bridge.quantization import fp8
+
+    return checkpoint.dequantized() if fp8.always_dequantized() else checkpoint
 
 
 async def note(llm: Any, in_flight: str | None) -> str | None:

@@ -65,6 +65,20 @@ def install() -> None:
     setattr(WorkerBase, COUNT_METHOD, _count_dequantized)
 
 
+def always_dequantized() -> bool:
+    """Whether weights are dequantized whatever their scales are: no kernel of vLLM comes first."""
+    if not is_missing():
+        return False
+    install()
+    for kernels in (linear._POSSIBLE_FP8_KERNELS, linear._POSSIBLE_FP8_BLOCK_KERNELS):
+        for kernel in kernels[PlatformEnum.CPU]:
+            if issubclass(kernel, _Dequantized):
+                break
+            if kernel.is_supported()[0]:
+                return False
+    return True
+
+
 async def note(llm: Any, dtype: str) -> str | None:
     """What is to be said of a loaded engine, if weights of its model were dequantized.
 
