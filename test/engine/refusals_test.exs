@@ -5,7 +5,7 @@ defmodule VLLM.Engine.RefusalsTest do
 
   alias VLLM.{DemoModel, Error}
 
-  @moduletag timeout: 120_000
+  @moduletag timeout: 300_000
   @moduletag :tmp_dir
 
   setup do
@@ -24,6 +24,16 @@ defmodule VLLM.Engine.RefusalsTest do
 
     refute error.message =~ "Traceback"
     error
+  end
+
+  # A copy of a demo model with another text in its config.
+  defp changed(dir, variant, from, to) do
+    File.cp_r!(DemoModel.path(variant), dir)
+    path = Path.join(dir, "config.json")
+    config = File.read!(path)
+    assert config =~ from
+    File.write!(path, String.replace(config, from, to))
+    dir
   end
 
   test "a folder that is not there", %{tmp_dir: dir} do
@@ -71,8 +81,43 @@ defmodule VLLM.Engine.RefusalsTest do
 
   test "a quantization that nobody knows" do
     error = refusal(DemoModel.path(), quantization: "awk")
-    assert error.reason in [:unsupported_quantization, :invalid_option]
-    assert error.message =~ "awq"
+    assert error.reason == :unsupported_quantization
+    assert error.message =~ "Did you mean `awq`?"
+  end
+
+  @tag :slow
+  test "a quantization without effect on this model" do
+    error = refusal(DemoModel.path(), quantization: :experts_int8)
+    assert error.reason == :unsupported_quantization
+    assert error.message =~ "has no effect"
+  end
+
+  @tag :slow
+  test "a KV cache that would be garbage" do
+    error = refusal(DemoModel.path(), kv_cache_dtype: :int8_per_token_head)
+    assert error.reason == :unsupported
+    assert "fp8" in error.details["allowed"]
+  end
+
+  test "a config that lies about its quantization", %{tmp_dir: dir} do
+    model = changed(dir, "demo-gptq", ~s("bits": 4), ~s("bits": 8))
+    assert refusal(model).reason == :invalid_checkpoint
+  end
+
+  @tag :slow
+  test "a config that describes another model", %{tmp_dir: dir} do
+    model = changed(dir, "demo", ~s("num_hidden_layers": 6), ~s("num_hidden_layers": 8))
+    assert refusal(model).reason == :invalid_checkpoint
+  end
+
+  @tag :slow
+  test "no refusal: a folder whose name has spaces and other letters", %{tmp_dir: dir} do
+    model = Path.join(dir, "Größe 4 bit — 漢字")
+    File.cp_r!(DemoModel.path("demo-awq"), model)
+    llm = VLLM.llm!(model, DemoModel.options())
+    assert DemoModel.wrong_facts(llm) == []
+    assert VLLM.engine_info!(llm).model == model
+    VLLM.stop(llm)
   end
 
   test "a model that is larger than the memory", %{tmp_dir: dir} do
