@@ -1,0 +1,129 @@
+"""Writes the table of guides/quantization.md from what python/tests/matrix.py measures.
+
+    PYTHON bench/quantization.py [RESULTS]
+
+with the Python of the library's environment (`mix vllm.doctor` names it) runs every variant, which
+takes ten minutes on two cores, or takes the lines of an earlier run from the file RESULTS.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+GUIDE = ROOT / "guides" / "quantization.md"
+MATRIX = ROOT / "python" / "tests" / "matrix.py"
+BEGIN, END = "<!-- table: written by bench/quantization.py -->", "<!-- end of table -->"
+
+# What each is called for readers, and the method whose class says on which GPUs it runs.
+ROWS = {
+    "bf16": ("not quantized", None),
+    "demo-awq": ("AWQ, 4 bits", "awq"),
+    "demo-gptq": ("GPTQ, 4 bits, symmetric", "gptq"),
+    "auto-round": ("auto-round, 4 bits", "inc"),
+    "w4a16": ("compressed-tensors W4A16", "compressed-tensors"),
+    "w4a16-asym": ("compressed-tensors W4A16, zero points", "compressed-tensors"),
+    "w8a8": ("compressed-tensors W8A8 INT8", "compressed-tensors"),
+    "fp8-dynamic": ("compressed-tensors FP8 per channel", "compressed-tensors"),
+    "fp8-static": ("compressed-tensors FP8 per tensor", "compressed-tensors"),
+    "fp8-tensor": ("FP8 per tensor", "fp8"),
+    "fp8-block": ("FP8 per block", "fp8"),
+    "fp8-online": ('`quantization: "fp8"` on a plain model', "fp8"),
+    "torchao-int8": ('torchao INT8 weights, in flight (`dtype: "int8"`)', "torchao"),
+    "torchao-int8-dynamic": ("torchao INT8 weights and activations, in flight", "torchao"),
+    "torchao-fp8": ("torchao FP8 weights, in flight", "torchao"),
+    "bnb-nf4": ("bitsandbytes NF4", "bitsandbytes"),
+    "bnb-fp4": ("bitsandbytes FP4", "bitsandbytes"),
+    "bnb-nf4-double": ("bitsandbytes NF4, scales quantized too", "bitsandbytes"),
+    "bnb-int8": ("bitsandbytes INT8", "bitsandbytes"),
+    "bnb-online": ('bitsandbytes NF4, in flight (`dtype: "int4"`)', "bitsandbytes"),
+    "kv-fp8": ('`kv_cache_dtype: "fp8"` (the same as `"fp8_e4m3"`)', None),
+    "kv-fp8_e5m2": ('`kv_cache_dtype: "fp8_e5m2"`', None),
+}
+HEAD = (
+    "variant | sentences right | largest | mean | KL | KL to bf16 "
+    "| MB on disk | in memory | loaded in | speed | GPU (CUDA capability)"
+)
+
+
+def measured() -> dict[str, dict[str, Any]]:
+    if len(sys.argv) > 1:
+        return read(Path(sys.argv[1]))
+    with tempfile.TemporaryDirectory() as folder:
+        results = Path(folder) / "results.jsonl"
+        environment = os.environ | {"MATRIX_SPEED": "1"}
+        subprocess.run([sys.executable, MATRIX, results, *ROWS], env=environment, check=True)
+        return read(results)
+
+
+def read(results: Path) -> dict[str, dict[str, Any]]:
+    lines = results.read_text(encoding="utf-8").splitlines()
+    return {line["name"]: line for line in map(json.loads, lines)}
+
+
+def capability(method: str | None) -> str:
+    """The least that vLLM's class of the method asks of a CUDA device."""
+    if method is None:
+        return ""
+    from vllm.model_executor.layers.quantization import get_quantization_config
+    from vllm.plugins import load_general_plugins
+
+    load_general_plugins()
+    least = get_quantization_config(method).get_min_capability()
+    return f"{least // 10}.{least % 10}" if least > 0 else "any"
+
+
+def row(name: str, result: dict[str, Any]) -> str:
+    title, method = ROWS[name]
+    if "error" in result:
+        return f"| {title} | does not run here ||||||||| {capability(method)} |"
+    reference, bf16 = result["reference"], result["bf16"]
+    cells = [
+        title + (" ¹" if "computed in" in (result["note"] or "") else ""),
+        f"{82 - len(result['wrong'])} of 82",
+        f"{reference['max']:.4f}",
+        f"{reference['mean']:.5f}",
+        f"{abs(reference['kl']):.5f}",
+        f"{bf16['kl']:.5f}",
+        f"{result['disk_bytes'] / 1e6:.1f}",
+        memory(name, result),
+        f"{result['load_seconds']:.1f} s",
+        speed(result),
+        capability(method),
+    ]
+    return "| " + " | ".join(cells) + " |"
+
+
+def memory(name: str, result: dict[str, Any]) -> str:
+    """In megabytes, but of what is quantized in flight: the plain weights come and go there."""
+    if "in flight" in ROWS[name][0] or "plain model" in ROWS[name][0]:
+        return ""
+    return f"{result['memory_bytes'] / 1e6:.1f}"
+
+
+def speed(result: dict[str, Any]) -> str:
+    """Relative to the model in bf16, of a run that has measured it (``MATRIX_SPEED``)."""
+    if not result["bf16_tokens_per_second"]:
+        return ""
+    return f"{result['tokens_per_second'] / result['bf16_tokens_per_second']:.2f}"
+
+
+def main() -> None:
+    results = measured()
+    table = [
+        f"| {HEAD} |",
+        "|" + "---|" * (HEAD.count("|") + 1),
+        *(row(name, results[name]) for name in ROWS if name in results),
+    ]
+    text = GUIDE.read_text(encoding="utf-8")
+    before, rest = text.split(BEGIN)
+    after = rest.split(END)[1]
+    GUIDE.write_text(f"{before}{BEGIN}\n{chr(10).join(table)}\n{END}{after}", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

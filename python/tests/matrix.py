@@ -1,0 +1,472 @@
+"""Every quantized variant on the real engine, measured against the same weights in bf16.
+
+    python matrix.py RESULTS [NAME...]
+
+runs the variants one after another in this process, or those named, and appends a line of JSON for
+each to the file RESULTS: what was measured, or the error that it ended with.
+
+A variant is loaded as ``VLLM.llm!`` has it loaded. What it is compared with is the engine
+without quantization on the weights that other code has unpacked (``checkpoints.unpack``).
+"""
+
+import asyncio
+import contextlib
+import ctypes
+import dataclasses
+import gc
+import itertools
+import json
+import os
+import shutil
+import statistics
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+# One thread each: no pool of OpenMP's, which a forked process could not use.
+os.environ["OMP_NUM_THREADS"] = "1"
+# What vLLM compiles for log-probabilities takes longer than all else.
+os.environ["TORCH_COMPILE_DISABLE"] = "1"
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import numpy as np
+import numpy.typing as npt
+
+import checkpoints
+from checkpoints import MODELS, Tensors
+from vllm_bridge import defaults
+from vllm_bridge.chat import ChatParams
+from vllm_bridge.engine import Engine
+from vllm_bridge.errors import BridgeError
+from vllm_bridge.lora import LoRA
+
+FloatArray = npt.NDArray[np.float32]
+
+TIMEOUT = 600
+GREEDY = {"temperature": 0.0, "max_tokens": 64}
+OPTIONS = {
+    "enforce_eager": True,
+    "max_model_len": 512,
+    "kv_cache_memory_bytes": 2**26,
+    "max_logprobs": -1,
+}
+# Of so many texts the probabilities of the whole vocabulary are compared: each takes vLLM a
+# tenth of a second.
+DISTRIBUTIONS = 10
+COUNTS, COUNTED = 32, 96
+ADAPTER = LoRA("demo-lora", 1, str(MODELS / "demo-lora"))
+# The speed is for the table, and takes most of the time.
+SPEED = bool(os.environ.get("MATRIX_SPEED"))
+POOLING = {"runner": "pooling", "convert": "embed"}
+WITH_ADAPTERS = {"enable_lora": True, "max_lora_rank": 8}
+
+
+@dataclasses.dataclass(frozen=True)
+class Variant:
+    """A way to run the demo model.
+
+    Args:
+        name: in tests and in the table
+        checkpoint: the name of the model to load, as ``checkpoints.make`` has it
+        options: engine options
+        run: measures it; None for ``compare``
+        reference: the weights that the engine should come to; None for those of the model itself
+    """
+
+    name: str
+    checkpoint: str = "demo"
+    options: dict[str, Any] = dataclasses.field(default_factory=dict)
+    reference: Callable[[Path], Tensors] | None = None
+    run: "Callable[[Variant, Path, Measured], Awaitable[dict[str, Any]]] | None" = None
+
+
+@dataclasses.dataclass
+class Measured:
+    """What an engine said."""
+
+    sentences: dict[str, str]
+    chosen: FloatArray  # of each token of all texts
+    distributions: FloatArray  # positions of a few texts times vocabulary
+    tokens_per_second: float
+    memory_bytes: int
+    info: dict[str, Any]
+
+
+def _count_memory() -> None:
+    """Has a worker remember what loading its weights took of the heap, kernels' own copies of
+    them included."""
+    from vllm.v1.worker.cpu_worker import CPUWorker
+
+    load_model = CPUWorker.load_model
+
+    def counted(self: Any, *args: Any, **kwargs: Any) -> Any:
+        before = _heap_bytes()
+        result = load_model(self, *args, **kwargs)
+        gc.collect()
+        self.heap_bytes = _heap_bytes() - before
+        return result
+
+    CPUWorker.load_model = counted
+    CPUWorker.held_bytes = lambda self: self.heap_bytes
+
+
+class _MallInfo(ctypes.Structure):
+    _fields_ = [(f"field_{index}", ctypes.c_size_t) for index in range(10)]
+
+
+def _heap_bytes() -> int:
+    mallinfo = ctypes.CDLL(None).mallinfo2
+    mallinfo.restype = _MallInfo
+    info = mallinfo()
+    # What is in use, of the arenas and in maps of its own.
+    return int(info.field_7 + info.field_4)
+
+
+def pairs(name: str) -> dict[str, str]:
+    lines = (MODELS / f"{name}.tsv").read_text(encoding="utf-8").splitlines()
+    return dict(line.split("\t", 1) for line in lines)
+
+
+class Session:
+    """A loaded engine, with what it is asked."""
+
+    def __init__(self, engine: Engine, info: dict[str, Any]) -> None:
+        self.info = info
+        self._engine = engine
+        self._requests = itertools.count()
+
+    async def complete(
+        self, prompts: Iterable[Any], lora: LoRA | None = None, **params: Any
+    ) -> list[dict[str, Any]]:
+        """All prompts at once."""
+        params = GREEDY | params
+        return await asyncio.gather(
+            *(
+                self._engine.generate(str(next(self._requests)), prompt, params, 0, lora=lora)
+                for prompt in prompts
+            )
+        )
+
+    async def texts(self, prompts: Iterable[str], lora: LoRA | None = None) -> dict[str, str]:
+        answers = await self.complete(prompts, lora)
+        return {one["prompt"]: one["outputs"][0]["text"] for one in answers}
+
+    async def chat(self, question: str) -> str:
+        message = {"role": "user", "content": question}
+        params = ChatParams(messages=[message], sampling_params=GREEDY)
+        result = await self._engine.chat(str(next(self._requests)), params)
+        return str(result["outputs"][0]["message"]["content"])
+
+    async def sentences(self) -> dict[str, str]:
+        """What is said to everything that the demo model knows an answer to."""
+        facts, questions = pairs("facts"), pairs("chat")
+        said = await asyncio.gather(*map(self.chat, questions))
+        return await self.texts(facts) | dict(zip(questions, said, strict=True))
+
+    async def logprobs(self, texts: Iterable[str]) -> FloatArray:
+        """The log-probability of each token of the texts, but of their first ones."""
+        answers = await self.complete(texts, max_tokens=1, prompt_logprobs=0)
+        return np.concatenate(
+            [np.frombuffer(one["prompt_logprobs"]["logprobs"], "<f4") for one in answers]
+        )
+
+    async def distributions(self, texts: Iterable[str]) -> FloatArray:
+        """The log-probability of every token of the vocabulary, at each of those positions."""
+        answers = await self.complete(texts, max_tokens=1, prompt_logprobs=-1, flat_logprobs=True)
+        return np.concatenate([_matrix(one["prompt_logprobs"]) for one in answers])
+
+    async def vectors(self, texts: Iterable[str]) -> FloatArray:
+        """The embeddings of texts, of length one."""
+        answers = await asyncio.gather(
+            *(
+                self._engine.pool(
+                    str(next(self._requests)),
+                    text,
+                    "embed",
+                    0,
+                    pooling_params={},
+                    tokenization_kwargs={},
+                )
+                for text in texts
+            )
+        )
+        return np.stack([np.frombuffer(one["data"], "<f4") for one in answers])
+
+    async def memory_bytes(self) -> int:
+        """What loading the weights took; see ``_count_memory``."""
+        (size,) = await self._engine._llm.collective_rpc("held_bytes")
+        return int(size)
+
+    async def tokens_per_second(self) -> float:
+        """Of many requests at once: the median of three runs."""
+        rates = []
+        for _ in range(3):
+            started = time.monotonic()
+            await self.complete(
+                ["Count:"] * COUNTS, max_tokens=COUNTED, ignore_eos=True, detokenize=False
+            )
+            rates.append(COUNTS * COUNTED / (time.monotonic() - started))
+        return statistics.median(rates)
+
+
+@contextlib.asynccontextmanager
+async def session(model: Path, **options: Any) -> AsyncIterator[Session]:
+    engine = Engine()
+    info = await engine.load(str(model), OPTIONS | options, lambda *_: None)
+    try:
+        yield Session(engine, info)
+    finally:
+        engine._llm.shutdown()
+
+
+async def measure(model: Path, **options: Any) -> Measured:
+    """Loads the demo model, or a variant, and asks it everything."""
+    async with session(model, **options) as asked:
+        texts = [prompt + completion for prompt, completion in pairs("facts").items()]
+        return Measured(
+            sentences=await asked.sentences(),
+            chosen=await asked.logprobs(texts),
+            distributions=await asked.distributions(texts[:DISTRIBUTIONS]),
+            tokens_per_second=await asked.tokens_per_second() if SPEED else 0.0,
+            memory_bytes=await asked.memory_bytes(),
+            info=asked.info,
+        )
+
+
+def _matrix(packed: dict[str, Any]) -> FloatArray:
+    """The log-probability of every token of the vocabulary, at each position but the first."""
+    counts = np.frombuffer(packed["counts"], "<u4")[1:]
+    ids = np.frombuffer(packed["token_ids"], "<u4")
+    values = np.frombuffer(packed["logprobs"], "<f4")
+    rows = np.repeat(np.arange(len(counts)), counts)
+    matrix = np.full((len(counts), ids.max() + 1), -np.inf, np.float32)
+    matrix[rows, ids] = values
+    return matrix
+
+
+def difference(measured: Measured, reference: Measured) -> dict[str, float]:
+    """How far log-probabilities are from those of the reference."""
+    chosen = np.abs(measured.chosen - reference.chosen)
+    ours, theirs = measured.distributions, reference.distributions
+    return {
+        "max": float(chosen.max()),
+        "mean": float(chosen.mean()),
+        "kl": float((np.exp(theirs) * (theirs - ours)).sum(1).mean()),
+    }
+
+
+async def compare(variant: Variant, folder: Path, bf16: Measured) -> dict[str, Any]:
+    """A variant of the demo model against its weights in bf16, and against the model itself."""
+    model = checkpoints.make(variant.checkpoint, folder / variant.checkpoint)
+    measured = await measure(model, **variant.options)
+    reference = bf16
+    if variant.reference is not None:
+        plain = checkpoints.write_plain(folder / "plain", variant.reference(model))
+        reference = await measure(plain)
+    return {
+        "note": measured.info["quantization_note"],
+        "wrong": _different(measured.sentences, pairs("facts") | pairs("chat")),
+        "otherwise": _different(measured.sentences, reference.sentences),
+        "reference": difference(measured, reference),
+        "bf16": difference(measured, bf16),
+        "load_seconds": measured.info["load_seconds"],
+        "tokens_per_second": measured.tokens_per_second,
+        "bf16_tokens_per_second": reference.tokens_per_second,
+        "disk_bytes": sum(f.stat().st_size for f in model.glob("*.safetensors")),
+        "memory_bytes": measured.memory_bytes,
+    }
+
+
+async def adapt(variant: Variant, folder: Path, _bf16: Measured) -> dict[str, Any]:
+    """What a variant says with an adapter, and without, in one engine."""
+    model = checkpoints.make(variant.checkpoint, folder / variant.checkpoint)
+    facts = pairs("facts")
+    async with session(model, **variant.options) as asked:
+        with_adapter, without = await asyncio.gather(
+            asked.texts(facts, ADAPTER), asked.texts(facts)
+        )
+        return {
+            "wrong": _different(without, facts),
+            "adapted_wrong": _different(with_adapter, facts | pairs("demo-lora")),
+        }
+
+
+async def embed(variant: Variant, folder: Path, _bf16: Measured) -> dict[str, Any]:
+    """The vectors of a variant against those of its weights in bf16, and of the model itself."""
+    model = checkpoints.make(variant.checkpoint, folder / variant.checkpoint)
+    plain = checkpoints.write_plain(folder / "plain", checkpoints.unpack(model))
+    vectors = []
+    for one, options in ((model, variant.options), (plain, POOLING), (checkpoints.DEMO, POOLING)):
+        async with session(one, **options) as asked:
+            vectors.append(await asked.vectors(pairs("facts")))
+    ours, reference, bf16 = vectors
+    return {
+        "cosine": float((ours * reference).sum(1).min()),
+        "bf16_cosine": float((ours * bf16).sum(1).min()),
+        # Two texts of one model, for comparison.
+        "other_cosine": float(np.median(ours[1:] @ ours[0])),
+    }
+
+
+async def experts(variant: Variant, folder: Path, _bf16: Measured) -> dict[str, Any]:
+    """A mixture of experts, whose layers of attention are quantized."""
+    model = checkpoints.make(variant.checkpoint, folder / variant.checkpoint)
+    assert variant.reference is not None
+    plain = checkpoints.write(
+        folder / "plain", variant.reference(model), checkpoints.read_config(model)
+    )
+    logprobs = []
+    for one, given in ((model, variant.options), (plain, {}), (model, {})):
+        async with session(one, **given) as asked:
+            logprobs.append(await asked.logprobs(pairs("facts")))
+    ours, reference, bf16 = logprobs
+    return {
+        "max": float(np.abs(ours - reference).max()),
+        "mean": float(np.abs(ours - reference).mean()),
+        "bf16_max": float(np.abs(ours - bf16).max()),
+    }
+
+
+async def refuse(variant: Variant, _folder: Path, _bf16: Measured) -> dict[str, Any]:
+    """The error that a variant ends with, before a process is started."""
+    try:
+        async with session(checkpoints.DEMO, **variant.options):
+            raise AssertionError("it loaded")
+    except BridgeError as error:
+        return {"reason": error.reason, "details": error.details}
+
+
+def _different(answers: dict[str, str], expected: dict[str, str]) -> dict[str, str]:
+    return {prompt: text for prompt, text in answers.items() if text != expected[prompt]}
+
+
+def _fork() -> None:
+    """Has vLLM fork its processes, which takes two seconds where starting anew takes seven.
+
+    It would choose so itself, but for its config of the CPU.
+    """
+    after_config = defaults.after_config
+
+    def wrapped(*args: Any, **kwargs: Any) -> None:
+        after_config(*args, **kwargs)
+        os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "fork"
+
+    vars(defaults)["after_config"] = wrapped
+
+
+def _torchao(name: str, config: str) -> Variant:
+    return Variant(
+        name,
+        options={"quantization": "torchao", "quantization_config": config},
+        reference=lambda model: checkpoints.torchao_weights(model, config),
+    )
+
+
+def _stored(name: str, method: str, **options: Any) -> Variant:
+    return Variant(name, name, {"quantization": method} | options, checkpoints.unpack)
+
+
+def _nf4(model: Path) -> Tensors:
+    return checkpoints.unpack(checkpoints.make("bnb-nf4", model.with_name("bnb-nf4")))
+
+
+STORED = (
+    _stored("demo-awq", "awq"),
+    _stored("demo-gptq", "gptq"),
+    _stored("w4a16", "compressed-tensors"),
+    _stored("w4a16-asym", "compressed-tensors"),
+    _stored("w8a8", "compressed-tensors"),
+    _stored("fp8-dynamic", "compressed-tensors"),
+    _stored("fp8-static", "compressed-tensors"),
+    _stored("fp8-tensor", "fp8"),
+    _stored("fp8-block", "fp8"),
+    _stored("auto-round", "auto-round"),
+    _stored("bnb-nf4", "bitsandbytes"),
+    _stored("bnb-fp4", "bitsandbytes"),
+    _stored("bnb-nf4-double", "bitsandbytes"),
+    _stored("bnb-int8", "bitsandbytes"),
+)
+
+# Of the demo model itself, quantized while it is loaded.
+IN_FLIGHT = (
+    Variant("fp8-online", options={"quantization": "fp8"}),
+    Variant("bnb-online", options={"quantization": "bitsandbytes"}, reference=_nf4),
+    _torchao("torchao-int8", "Int8WeightOnlyConfig"),
+    _torchao("torchao-int8-dynamic", "Int8DynamicActivationInt8WeightConfig"),
+    _torchao("torchao-fp8", "Float8WeightOnlyConfig"),
+    Variant(
+        "dtype-int8",
+        options={"dtype": "int8"},
+        reference=lambda model: checkpoints.torchao_weights(model, "Int8WeightOnlyConfig"),
+    ),
+    Variant("dtype-int4", options={"dtype": "int4"}, reference=_nf4),
+)
+
+# What is said with an adapter is compared with what it was trained to say.
+ADAPTED = tuple(
+    dataclasses.replace(
+        one, name=f"lora-{one.name}", options=one.options | WITH_ADAPTERS, run=adapt
+    )
+    for one in STORED
+    if one.name in ("demo-awq", "demo-gptq", "w4a16", "bnb-nf4")
+)
+
+KV_CACHES = tuple(
+    Variant(f"kv-{dtype}", options={"kv_cache_dtype": dtype})
+    for dtype in ("auto", "bfloat16", "float16", "fp8", "fp8_e4m3", "fp8_e5m2")
+)
+
+EMBEDDING = tuple(
+    dataclasses.replace(one, name=f"embedding-{one.name}", options=one.options | POOLING, run=embed)
+    for one in STORED
+    if one.name in ("demo-awq", "w4a16")
+)
+
+EXPERTS = (
+    dataclasses.replace(
+        _torchao("experts-torchao-int8", "Int8WeightOnlyConfig"), checkpoint="experts", run=experts
+    ),
+)
+
+KV_REFUSED = Variant("kv-refused", options={"kv_cache_dtype": "nvfp4"}, run=refuse)
+
+VARIANTS = (
+    Variant("bf16"),
+    *STORED,
+    *IN_FLIGHT,
+    *KV_CACHES,
+    KV_REFUSED,
+    *ADAPTED,
+    *EMBEDDING,
+    *EXPERTS,
+)
+
+
+async def main(results: Path, names: list[str]) -> None:
+    _fork()
+    _count_memory()
+    with tempfile.TemporaryDirectory() as temporary:
+        bf16 = await measure(checkpoints.DEMO)
+        for variant in VARIANTS:
+            if names and variant.name not in names:
+                continue
+            started = time.monotonic()
+            folder = Path(temporary) / variant.name
+            try:
+                async with asyncio.timeout(TIMEOUT):
+                    line = await (variant.run or compare)(variant, folder, bf16)
+            except Exception as error:
+                traceback.print_exc()
+                line = {"error": str(error), "reason": getattr(error, "reason", None)}
+            line |= {"name": variant.name, "seconds": time.monotonic() - started}
+            shutil.rmtree(folder, ignore_errors=True)
+            with results.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+
+
+if __name__ == "__main__":
+    asyncio.run(main(Path(sys.argv[1]), sys.argv[2:]))
