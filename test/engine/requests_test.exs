@@ -37,16 +37,12 @@ defmodule VLLM.Engine.RequestsTest do
       assert signal("KILL", victim.(program))
 
       # What has been read is not said twice.
-      for ref <- streams do
-        assert_receive {:vllm, ^ref, {:error, %Error{reason: :engine_dead}}}, 60_000
-      end
+      assert %{engine_dead: 2} = Enum.frequencies_by(ends(streams), & &1.reason)
 
       for {{_, right}, {:ok, [output]}} <- Enum.zip(facts, Task.await_many(tasks, 240_000)) do
         assert String.starts_with?(VLLM.text(output), right)
         assert length(hd(output.outputs).token_ids) == 600
       end
-
-      for ref <- streams, do: flush(ref)
     end
 
     assert in_flight(llm) == 0
@@ -132,6 +128,19 @@ defmodule VLLM.Engine.RequestsTest do
   defp engine_core(%{os_pid: guard}) do
     Enum.find(descendants(guard), &(command(&1) =~ "EngineCore")) ||
       Enum.find(descendants(guard), &(command(&1) =~ "spawn_main"))
+  end
+
+  # The errors that streams end with. All that comes is read: a receiver with a full mailbox is
+  # given no more.
+  defp ends([]), do: []
+
+  defp ends(streams) do
+    assert_receive {:vllm, ref, event}, 60_000
+
+    case event do
+      %Delta{} -> ends(streams)
+      {:error, error} -> [error | ends(List.delete(streams, ref))]
+    end
   end
 
   defp flush(ref) do
