@@ -19,7 +19,7 @@ defmodule VLLM.DocsTest do
     assert functions -- documented == []
   end
 
-  test "the examples of engines that end or sleep run" do
+  test "the examples of engines that change, sleep and end run" do
     DocExamples.run(:scripted, VLLM.Test.start!(script: "", enable_sleep_mode: true))
   end
 

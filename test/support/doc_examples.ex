@@ -10,7 +10,7 @@ defmodule VLLM.DocExamples do
   # What an example needs besides an engine that generates.
   @groups [
     starting: [:llm],
-    scripted: [:sleep, :wake_up, :stop],
+    scripted: [:replicas, :scale, :drain, :restart, :reload, :sleep, :wake_up, :stop],
     pooling: [:embed, :score, :rerank],
     classifying: [:classify],
     token_pooling: [:encode],

@@ -5,7 +5,8 @@ defmodule VLLM.SystemEnv do
   @spec put_env(String.t(), String.t() | nil) :: :ok
   def put_env(name, value) do
     before = System.get_env(name)
-    ExUnit.Callbacks.on_exit({__MODULE__, name}, fn -> set(name, before) end)
+    # The last one registered runs first, so what was there at first is what is left.
+    ExUnit.Callbacks.on_exit(fn -> set(name, before) end)
     set(name, value)
   end
 
