@@ -1,0 +1,81 @@
+defmodule VLLM.Engine.QuantizationTest do
+  # The real engine on variants of the demo model, one engine after another. What each answers is
+  # measured in python/tests/test_matrix.py; here it is started as a user starts it.
+  use ExUnit.Case
+
+  alias VLLM.{DemoModel, TestPython}
+
+  @moduletag :slow
+  @moduletag :tmp_dir
+  @moduletag timeout: 600_000
+
+  @checkpoints Path.expand("../../python/tests/checkpoints.py", __DIR__)
+
+  for {variant, name, method} <- [
+        {"w4a16", "compressed-tensors", "compressed-tensors"},
+        {"w8a8", :compressed_tensors, "compressed-tensors"},
+        {"fp8-static", "compressed-tensors", "compressed-tensors"},
+        {"auto-round", "auto-round", "inc"},
+        {"fp8-tensor", :fp8, "fp8"},
+        {"bnb-nf4", "bnb", "bitsandbytes"}
+      ] do
+    test "a checkpoint named #{inspect(name)}: #{variant}", %{tmp_dir: dir} do
+      llm = start!(make!(unquote(variant), dir), quantization: unquote(name))
+      assert VLLM.engine_info!(llm).quantization == unquote(method)
+      assert DemoModel.wrong_facts(llm) == []
+      VLLM.stop(llm)
+    end
+  end
+
+  test "a plain model is quantized by bitsandbytes while it is loaded" do
+    llm = DemoModel.start!("demo", quantization: "bitsandbytes", load_format: "bitsandbytes")
+    assert VLLM.engine_info!(llm).quantization == "bitsandbytes"
+    assert DemoModel.wrong_facts(llm) == []
+    VLLM.stop(llm)
+  end
+
+  test "the examples of the guide run" do
+    guide = File.read!(Path.expand("../../guides/quantization.md", __DIR__))
+    blocks = Regex.scan(~r/^```elixir\n(.*?)^```$/ms, guide, capture: :all_but_first)
+
+    {results, _bindings} =
+      Enum.map_reduce(blocks, [awq_model: DemoModel.path("demo-awq")], fn [code], bindings ->
+        Code.eval_string(code, bindings)
+      end)
+
+    assert results == [{"awq", 4}, :unsupported_quantization]
+  end
+
+  test "tensor parallelism works over GPTQ" do
+    llm = DemoModel.start!("demo-gptq", tensor_parallel_size: 2)
+    assert VLLM.engine_info!(llm).tensor_parallel_size == 2
+    assert DemoModel.wrong_facts(llm) == []
+    VLLM.stop(llm)
+  end
+
+  test "an adapter applies over AWQ" do
+    llm = DemoModel.start!("demo-awq", quantization: "awq", enable_lora: true, max_lora_rank: 8)
+    adapter = VLLM.lora_request!("demo", DemoModel.path("demo-lora"))
+    {prompts, expected} = Enum.unzip(DemoModel.adapter_facts())
+
+    outputs =
+      VLLM.generate!(llm, prompts, temperature: 0.0, max_tokens: 64, lora_request: adapter)
+
+    assert VLLM.text(outputs) == expected
+    assert DemoModel.wrong_facts(llm) == []
+    VLLM.stop(llm)
+  end
+
+  defp make!(variant, dir) do
+    # Spaces and letters outside of ASCII are part of many a path.
+    folder = Path.join([dir, "a möbius path", variant])
+    python = TestPython.executable!()
+    {log, status} = System.cmd(python, [@checkpoints, variant, folder], stderr_to_stdout: true)
+    assert status == 0, log
+    folder
+  end
+
+  defp start!(model, options) do
+    VLLM.llm!(model, Keyword.merge(DemoModel.options(), options))
+  end
+end
