@@ -4,6 +4,7 @@ import base64
 import io
 import math
 import os
+import shutil
 import struct
 import threading
 from collections.abc import Iterator
@@ -26,6 +27,19 @@ pytestmark = [pytest.mark.engine, pytest.mark.slow]
 
 PROMPT = "USER: <image>\nWhat is it?\nASSISTANT:"
 TOP = {"logprobs": 5, "max_tokens": 8}
+
+# The largest difference of two log probabilities that is nothing but rounding.
+EXACT = 0.002
+
+OPTIONS = {
+    "enforce_eager": True,
+    "kv_cache_memory_bytes": 2**26,
+    "max_model_len": 256,
+    "dtype": "float32",
+    "limit_mm_per_prompt": {"image": 2},
+    # vLLM's own LLaVA needs torchvision.
+    "model_impl": "transformers",
+}
 
 
 def png(*colors: tuple[int, int, int]) -> bytes:
@@ -51,6 +65,12 @@ def asked(*images: bytes | str, prompt: str = PROMPT) -> dict[str, Any]:
     return {"prompt": prompt, "multi_modal_data": {"image": list(images)}}
 
 
+def start(model: Path, **options: Any) -> Running:
+    running = Running()
+    running.run(running.engine.load(str(model), OPTIONS | options, lambda method, params: None))
+    return running
+
+
 @pytest.fixture(scope="module", autouse=True)
 def environment() -> Iterator[None]:
     """A start sets variables, for the life of a worker."""
@@ -67,17 +87,7 @@ def llava(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def running(llava: Path) -> Iterator[Running]:
-    running = Running()
-    options = {
-        "enforce_eager": True,
-        "kv_cache_memory_bytes": 2**26,
-        "max_model_len": 256,
-        "dtype": "float32",
-        "limit_mm_per_prompt": {"image": 2},
-        # vLLM's own LLaVA needs torchvision.
-        "model_impl": "transformers",
-    }
-    running.run(running.engine.load(str(llava), options, lambda method, params: None))
+    running = start(llava)
     yield running
     running.stop()
 
@@ -254,3 +264,52 @@ def test_an_image_without_its_place_is_refused(
 )
 def test_images_have_one_form(running: Running, red: dict[str, Any], prompt: Any) -> None:
     assert refused(running, red, prompt).reason == "invalid_prompt"
+
+
+def int8_weights(llava: Path, folder: Path) -> Path:
+    """The plain model that torchao's weights of 8 bits stand for: all linear layers have them,
+    those that see the image too, but the last one, which names the tokens."""
+    from torchao.quantization import Int8WeightOnlyConfig, quantize_
+
+    model = LlavaForConditionalGeneration.from_pretrained(llava, dtype=torch.float32)
+    for layer in model.modules():
+        if isinstance(layer, torch.nn.Linear) and layer is not model.lm_head:
+            quantize_(layer, Int8WeightOnlyConfig())
+            layer.weight = torch.nn.Parameter(layer.weight.dequantize())
+    shutil.copytree(llava, folder)
+    model.save_pretrained(folder)
+    return folder
+
+
+def answers(running: Running) -> tuple[list[list[int]], list[float]]:
+    """The tokens said to each of two images, and the log probability of every token of the
+    prompts but the first."""
+    tokens: list[list[int]] = []
+    logprobs: list[float] = []
+    for image in (RED, STRIPES):
+        output = running.run(running.generate(asked(image), max_tokens=8, prompt_logprobs=0))
+        tokens.append(unpack_u32(output["outputs"][0]["token_ids"]))
+        values = output["prompt_logprobs"]["logprobs"]
+        logprobs += struct.unpack(f"<{len(values) // 4}f", values)
+    return tokens, logprobs
+
+
+def test_a_quantized_model_sees_what_its_weights_see(
+    running: Running, llava: Path, tmp_path: Path
+) -> None:
+    seen = []
+    for model, options in (
+        (llava, {"quantization": "torchao", "quantization_config": "Int8WeightOnlyConfig"}),
+        (int8_weights(llava, tmp_path / "plain"), {}),
+    ):
+        one = start(model, **options)
+        try:
+            seen.append(answers(one))
+        finally:
+            one.stop()
+    (tokens, logprobs), (expected_tokens, expected_logprobs) = seen
+    assert tokens == expected_tokens
+    assert logprobs == pytest.approx(expected_logprobs, abs=EXACT)
+    # It is quantized: the model itself says otherwise.
+    _, plain = answers(running)
+    assert logprobs != pytest.approx(plain, abs=20 * EXACT)
