@@ -3,20 +3,24 @@ defmodule VLLM.Engine.RefusalsTest do
   # reason and what to do, and with nothing left behind.
   use ExUnit.Case
 
+  import VLLM.FakeEngine, only: [none_below?: 1]
+  import VLLM.OSProcess
+
   alias VLLM.{DemoModel, Error}
 
   @moduletag timeout: 300_000
   @moduletag :tmp_dir
 
   setup do
-    before = MapSet.new(VLLM.OSProcess.descendants(System.pid() |> String.to_integer()))
+    before = MapSet.new(descendants(beam()))
 
     on_exit(fn ->
-      assert DynamicSupervisor.count_children(VLLM.EngineSupervisor).active == 0
-      now = MapSet.new(VLLM.OSProcess.descendants(System.pid() |> String.to_integer()))
-      assert MapSet.difference(now, before) |> MapSet.size() == 0
+      assert eventually(fn -> none_below?(VLLM.EngineSupervisor) end, 60_000)
+      assert eventually(fn -> MapSet.subset?(MapSet.new(descendants(beam())), before) end, 60_000)
     end)
   end
+
+  defp beam, do: String.to_integer(System.pid())
 
   defp refusal(model, options \\ []) do
     assert {:error, %Error{} = error} =

@@ -58,6 +58,9 @@ defmodule VLLM.FakeEngine do
     end)
   end
 
+  @doc "Whether a supervisor has no child: of engines or of streams, say."
+  def none_below?(supervisor), do: DynamicSupervisor.count_children(supervisor).active == 0
+
   @doc "How many requests are under way."
   def in_flight(llm) do
     {:ok, table, _pid} = VLLM.Engine.Table.lookup(llm)

@@ -19,7 +19,8 @@ defmodule VLLM.FaultTest do
 
     test "a refused load is the worker's own error, and nothing is left" do
       assert {:error, %Error{reason: :model_not_found}} = start("refuse:model_not_found")
-      assert DynamicSupervisor.count_children(VLLM.EngineSupervisor).active == 0
+      # The engine of the test before may take a moment longer than its owner.
+      assert eventually(fn -> none_below?(VLLM.EngineSupervisor) end, 60_000)
     end
 
     test "a refusal is not tried again" do
@@ -439,7 +440,7 @@ defmodule VLLM.FaultTest do
       ref = VLLM.stream_to(llm, "hold", self(), timeout: 200)
       assert_receive {:vllm, ^ref, {:error, %Error{reason: :timeout}}}
       await_held(llm, 0)
-      assert DynamicSupervisor.count_children(VLLM.StreamSupervisor).active == 0
+      assert eventually(fn -> none_below?(VLLM.StreamSupervisor) end, 60_000)
     end
 
     test "to a process that cancels are aborted, and no message comes any more" do
