@@ -56,6 +56,7 @@ defmodule VLLM.Engine.RefusalsTest do
     assert error.message =~ "nobody/has-this-model"
   end
 
+  @tag :slow
   test "an unknown engine option, with the nearest one" do
     error = refusal(DemoModel.path(), quantisation: "awq")
     assert error.reason == :invalid_option
@@ -69,6 +70,7 @@ defmodule VLLM.Engine.RefusalsTest do
     assert error.message =~ "Did you mean `load_timeout`?"
   end
 
+  @tag :slow
   test "a wrong value: which option, what came, what is allowed" do
     error = refusal(DemoModel.path(), dtype: "float17")
     assert error.reason == :invalid_option
@@ -83,6 +85,7 @@ defmodule VLLM.Engine.RefusalsTest do
     assert error.message =~ "awq"
   end
 
+  @tag :slow
   test "a quantization that nobody knows" do
     error = refusal(DemoModel.path(), quantization: "awk")
     assert error.reason == :unsupported_quantization
