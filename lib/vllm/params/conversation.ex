@@ -2,7 +2,7 @@ defmodule VLLM.Conversation do
   @moduledoc false
   # Conversations as users give them, for the wire.
 
-  alias VLLM.{ChatMessage, Error, ToolCall}
+  alias VLLM.{ChatMessage, Error, Params, ToolCall}
 
   @type message :: ChatMessage.t() | keyword() | %{optional(atom() | String.t()) => term()}
   @type t :: [message()]
@@ -18,17 +18,9 @@ defmodule VLLM.Conversation do
     many? = is_list(first) and not message?(first)
     conversations = if many?, do: given, else: [given]
 
-    conversations
-    |> Enum.with_index()
-    |> Enum.reduce_while({:ok, []}, fn {conversation, index}, {:ok, wire} ->
-      case conversation(conversation) do
-        {:ok, messages} -> {:cont, {:ok, [messages | wire]}}
-        {:error, error} -> {:halt, {:error, at(error, index)}}
-      end
-    end)
-    |> case do
-      {:ok, wire} -> {:ok, if(many?, do: :many, else: :one), Enum.reverse(wire)}
-      error -> error
+    case Params.each(conversations, &conversation/1) do
+      {:ok, wire} -> {:ok, if(many?, do: :many, else: :one), wire}
+      {:error, error, index} -> {:error, at(error, index)}
     end
   end
 
@@ -40,22 +32,9 @@ defmodule VLLM.Conversation do
   defp conversation([{name, _} | _]) when is_atom(name), do: {:error, not_a_conversation()}
 
   defp conversation([_ | _] = messages) do
-    messages
-    |> Enum.with_index()
-    |> Enum.reduce_while({:ok, []}, fn {message, index}, {:ok, wire} ->
-      case message(message) do
-        {:ok, message} ->
-          {:cont, {:ok, [message | wire]}}
-
-        {:error, fault} ->
-          {:halt,
-           {:error,
-            Error.new(:invalid_prompt, "Message #{index} #{fault}", %{"message_index" => index})}}
-      end
-    end)
-    |> case do
-      {:ok, wire} -> {:ok, Enum.reverse(wire)}
-      error -> error
+    with {:error, fault, index} <- Params.each(messages, &message/1) do
+      details = %{"message_index" => index}
+      {:error, Error.new(:invalid_prompt, "Message #{index} #{fault}", details)}
     end
   end
 

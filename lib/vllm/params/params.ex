@@ -1,7 +1,7 @@
 defmodule VLLM.Params do
   @moduledoc false
   # What the structs of parameters share: a field for each parameter, which is
-  # `:default` until it is given.
+  # `:default` until it is given; and how lists of what users give are checked.
 
   alias VLLM.{Error, Options}
 
@@ -30,6 +30,21 @@ defmodule VLLM.Params do
         key -> {:cont, {:ok, Map.put(params, key, value)}}
       end
     end)
+  end
+
+  @doc "What `check` makes of each element, or its first error with the index of the element."
+  @spec each([element], (element -> {:ok, result} | {:error, error})) ::
+          {:ok, [result]} | {:error, error, non_neg_integer()}
+        when element: term(), result: term(), error: term()
+  def each(list, check), do: each(list, check, 0, [])
+
+  defp each([], _check, _index, results), do: {:ok, Enum.reverse(results)}
+
+  defp each([element | rest], check, index, results) do
+    case check.(element) do
+      {:ok, result} -> each(rest, check, index + 1, [result | results])
+      {:error, error} -> {:error, error, index}
+    end
   end
 
   @doc "What was given, in no order."

@@ -3,7 +3,7 @@ defmodule VLLM.Prompt do
   # Prompts as users give them, for the wire.
 
   alias VLLM.Bridge.MessagePack
-  alias VLLM.{Error, Image}
+  alias VLLM.{Error, Image, Params}
 
   @type t ::
           String.t()
@@ -23,18 +23,8 @@ defmodule VLLM.Prompt do
   """
   @spec to_wire(t() | [t()]) :: {:ok, [term()]} | {:error, Error.t()}
   def to_wire(prompts) when is_list(prompts) and prompts != [] do
-    prompts
-    |> Enum.with_index()
-    |> Enum.reduce_while({:ok, []}, fn {prompt, index}, {:ok, wire} ->
-      case one(prompt) do
-        {:ok, prompt} -> {:cont, {:ok, [prompt | wire]}}
-        {:error, message} -> {:halt, {:error, invalid(message, index)}}
-      end
-    end)
-    |> case do
-      {:ok, wire} -> {:ok, Enum.reverse(wire)}
-      error -> error
-    end
+    with {:error, message, index} <- Params.each(prompts, &one/1),
+         do: {:error, invalid(message, index)}
   end
 
   def to_wire([]), do: {:ok, []}
