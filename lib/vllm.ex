@@ -1142,6 +1142,9 @@ defmodule VLLM do
          :ok <- Control.await(table, :any, Connection.deadline(timeout)) do
       {:ok, VLLM.EngineInfo.from_wire(Table.info(table))}
     end
+  rescue
+    # The table ended with its engine.
+    ArgumentError -> {:error, Control.not_running()}
   end
 
   @doc "Like `engine_info/2`, but returns the information or raises `VLLM.Error`."

@@ -19,10 +19,21 @@ defmodule VLLM.FakeEngine do
     with {:ok, [output]} <- VLLM.generate(llm, prompt, options), do: {:ok, VLLM.text(output)}
   end
 
-  @doc "Sends a prompt from a process of its own that hands on the result as `{:answer, result}`."
+  @doc """
+  Sends a prompt from a process of its own that hands on the result as `{:answer, result}`. It ends
+  with the calling process: what a test leaves in flight holds up no engine and nothing of it is
+  told to the next test.
+  """
   def ask_in_background(llm, prompt, options \\ []) do
     test = self()
-    spawn(fn -> send(test, {:answer, ask(llm, prompt, options)}) end)
+    caller = spawn(fn -> send(test, {:answer, ask(llm, prompt, options)}) end)
+
+    spawn(fn ->
+      for pid <- [test, caller], do: Process.monitor(pid)
+      receive do: ({:DOWN, _, :process, _, _} -> Process.exit(caller, :kill))
+    end)
+
+    caller
   end
 
   @doc "Returns when the worker holds `count` prompts."

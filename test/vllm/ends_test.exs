@@ -123,6 +123,37 @@ defmodule VLLM.EndsTest do
     end
   end
 
+  test "calls that find an engine whose table is gone already" do
+    table = Table.new()
+    {:ok, _} = Registry.register(VLLM.Registry, Gone, table)
+    :ets.delete(table)
+
+    for call <- [
+          &VLLM.await_ready/1,
+          &VLLM.replicas/1,
+          &VLLM.engine_info/1,
+          &VLLM.metrics/1,
+          &VLLM.health/1,
+          &VLLM.tokenize(&1, "x"),
+          &VLLM.embed(&1, "x"),
+          &VLLM.classify(&1, "x"),
+          &VLLM.score(&1, "x", "y"),
+          &VLLM.list_loras/1,
+          &VLLM.scale(&1, 2),
+          &VLLM.drain(&1, 1),
+          &VLLM.restart/1,
+          &VLLM.reload(&1, max_queue: 1),
+          &VLLM.generate(&1, "x"),
+          &VLLM.beam_search(&1, "x", beam_width: 2, max_tokens: 1),
+          &VLLM.chat(&1, [%{role: "user", content: "x"}]),
+          &List.last(Enum.to_list(VLLM.stream(&1, "x"))),
+          &elem(List.last(Enum.to_list(VLLM.generate_stream(&1, ["x"]))), 1)
+        ] do
+      assert {:error, %Error{reason: reason}} = call.(Gone)
+      assert reason in [:not_running, :shutdown]
+    end
+  end
+
   @tag :slow
   test "callers that die at any moment" do
     llm = start!("ready", max_in_flight: 64)

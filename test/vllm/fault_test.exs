@@ -120,7 +120,9 @@ defmodule VLLM.FaultTest do
       fake = worker_pid(program)
       # Who tells the BEAM of exit statuses is stopped until this shell reads a line, or the end.
       beam = String.to_integer(System.pid())
-      [setup] = Enum.filter(descendants(beam), &(command(&1) =~ "erl_child_setup"))
+      # What it starts is below it, and looks like it for a moment.
+      setups = Enum.filter(descendants(beam), &(command(&1) =~ "erl_child_setup"))
+      [setup] = setups -- Enum.flat_map(setups, &descendants/1)
       script = "kill -STOP #{setup}; kill -KILL #{program.os_pid}; read -r _; kill -CONT #{setup}"
       shell = Port.open({:spawn_executable, "/bin/sh"}, [:binary, args: ["-c", script]])
       assert eventually(fn -> not alive?(fake) end)

@@ -71,9 +71,9 @@ defmodule VLLM.HangTest do
   end
 
   test "one long step is none, and neither are requests that wait in an engine that goes on" do
-    llm = start!("ready", hang_timeout: 800)
+    llm = start!("ready", hang_timeout: @timeout)
     ask_in_background(llm, "slow")
-    assert {:error, %Error{reason: :timeout}} = ask(llm, "hold", timeout: 4_000)
+    assert {:error, %Error{reason: :timeout}} = ask(llm, "hold", timeout: 2 * @timeout)
     refute_received {:answer, _}
     assert {:ok, _} = ask(llm, "release")
     assert_receive {:answer, {:ok, "released"}}
@@ -84,8 +84,9 @@ defmodule VLLM.HangTest do
       {VLLM.FakeEngine, name: LongLoad, model: "sleep:3;ready", hang_timeout: 400}
     )
 
-    assert {:ok, "x"} = ask(LongLoad, "reply:x")
-    assert {:ok, [%{state: :ready, error: nil}]} = VLLM.replicas(LongLoad)
+    assert :ok = VLLM.await_ready(LongLoad)
+    assert [{worker, _program}] = workers(LongLoad)
+    assert {:ready, %{deaths: []}} = :sys.get_state(worker)
   end
 
   test "nothing is asked of a worker without requests" do
@@ -95,7 +96,8 @@ defmodule VLLM.HangTest do
     assert signal("STOP", fake)
     refute eventually(fn -> not alive?(fake) end, 2_000)
     assert signal("CONT", fake)
-    assert {:ok, "x"} = ask(llm, "reply:x")
+    # On a busy machine the answer may take so long that it counts as a hang.
+    assert eventually(fn -> ask(llm, "reply:x") == {:ok, "x"} end)
   end
 
   test "infinity turns it off" do

@@ -145,8 +145,9 @@ defmodule VLLM.RetryTest do
     await_held(llm, 1)
     assert :ok = VLLM.stop(llm)
     reasons = for _ <- 1..3, do: reason()
-    # One was in flight, the others were not.
-    assert Enum.sort(reasons) == [:not_running, :not_running, :shutdown]
+    # One was in flight. The others were not, or had their turn when nothing was there any more.
+    assert :shutdown in reasons
+    assert Enum.all?(reasons, &(&1 in [:shutdown, :not_running]))
   end
 
   describe "a stream" do

@@ -77,6 +77,22 @@ defmodule VLLM.ShutdownTest do
       assert_receive {:drained, {:error, %Error{reason: :not_running}}}
       assert_receive {:scaled, {:error, %Error{reason: :not_running}}}
     end
+
+    test "tells those who wait for an operation before the replicas end", %{tmp_dir: dir} do
+      llm = start!("ready", shutdown_timeout: 60_000)
+      ask_in_background(llm, "wait:#{dir}/go")
+      assert eventually(fn -> in_flight(llm) == 1 end)
+      in_background(:drained, fn -> VLLM.drain(llm, 1) end)
+      assert eventually(fn -> match?([%{state: :draining}], VLLM.replicas!(llm)) end)
+      in_background(:scaled, fn -> VLLM.scale(llm, 2) end)
+      in_background(:stopped, fn -> VLLM.stop(llm) end)
+      assert_receive {:drained, {:error, %Error{reason: :not_running}}}, 30_000
+      assert_receive {:scaled, {:error, %Error{reason: :not_running}}}, 30_000
+      refute_received {:answer, _}
+      File.touch!(Path.join(dir, "go"))
+      assert_receive {:answer, {:ok, "waited"}}, 30_000
+      assert_receive {:stopped, :ok}, 30_000
+    end
   end
 
   test "a supervisor's shutdown is as graceful", %{tmp_dir: dir} do
@@ -130,11 +146,10 @@ defmodule VLLM.ShutdownTest do
       ask_in_background(llm, "print:goodbye;hold")
       await_held(llm, 1)
       [{_, program}] = workers(llm)
-      started = System.monotonic_time(:millisecond)
       assert signal("KILL", worker_pid(program))
+
+      # The child would hold it for ever; bench/reliability.exs says how many milliseconds it takes.
       assert_receive {:answer, {:error, %Error{reason: :engine_dead} = error}}, 30_000
-      # The child would hold it for ever; it takes milliseconds, and two seconds are the promise.
-      assert System.monotonic_time(:millisecond) - started < 10_000
       assert "goodbye" in error.details["log"]
       refute alive?(child)
     end
@@ -189,10 +204,11 @@ defmodule VLLM.ShutdownTest do
       living = start!("ready", name: Living)
       [{_, %{run_dir: kept}}] = workers(living)
 
-      # A run whose guard is gone: folder, process, shared memory.
+      # A run whose guard is gone: folder, process, shared memory. The lock comes last, for a
+      # sweep may go on already; and it is the oldest, as in a run.
       left = Path.join(Program.base_dir(), "left-#{System.unique_integer([:positive])}")
       File.mkdir_p!(Path.join(left, "tmp"))
-      File.write!(Path.join(left, "lock"), "vllm_bridge 1\n")
+      File.write!(Path.join(left, "draft"), "vllm_bridge 1\n")
       File.write!(Path.join(left, "log"), "last words\n")
       segment = "/dev/shm/psm_#{System.unique_integer([:positive])}_ex_vllm_test"
 
@@ -206,6 +222,7 @@ defmodule VLLM.ShutdownTest do
       {:os_pid, orphan} = Port.info(orphan, :os_pid)
       File.write!(segment, "x")
       on_exit(fn -> for path <- [left, segment], do: File.rm_rf!(path) end)
+      File.rename!(Path.join(left, "draft"), Path.join(left, "lock"))
 
       # Not held up by it.
       llm = start!()

@@ -117,7 +117,9 @@ defmodule VLLM.Engine.Control do
     end
   end
 
-  defp not_running, do: Error.new(:not_running, "The engine was stopped.")
+  @doc "The error of a call whose engine has ended since it was looked up."
+  @spec not_running() :: Error.t()
+  def not_running, do: Error.new(:not_running, "The engine was stopped.")
 
   @impl true
   def init(table) do
@@ -146,7 +148,7 @@ defmodule VLLM.Engine.Control do
     {:noreply, next_operation(update_in(state.operations, &:queue.in({ref, operation}, &1)))}
   end
 
-  def handle_info({:DOWN, monitor, :process, _pid, reason}, %{running: {monitor, ref}} = state) do
+  def handle_info({:DOWN, monitor, :process, _, reason}, %{running: {_, monitor, ref}} = state) do
     # It has told its result by itself.
     if reason != :normal do
       error = Error.new(:internal, "The operation failed: #{kind(reason)}.")
@@ -168,6 +170,7 @@ defmodule VLLM.Engine.Control do
   def terminate(reason, state) do
     if stopped?(reason) do
       Table.put_stopping(state.table)
+      for ref <- end_operations(state), do: send(ref, {ref, {:error, not_running()}})
       for {ref, _} <- state.waiting, do: send(ref, {ref, {:error, not_running()}})
       Replicas.stop(state.table, Table.config(state.table).options.shutdown_timeout)
     end
@@ -177,10 +180,10 @@ defmodule VLLM.Engine.Control do
     case :queue.out(state.operations) do
       {{:value, {ref, operation}}, rest} ->
         # In a process of its own, for it takes long; linked, to end with the engine.
-        {_pid, monitor} =
+        {pid, monitor} =
           :erlang.spawn_opt(fn -> send(ref, {ref, operation.()}) end, [:link, :monitor])
 
-        %{state | operations: rest, running: {monitor, ref}}
+        %{state | operations: rest, running: {pid, monitor, ref}}
 
       {:empty, _} ->
         state
@@ -188,6 +191,24 @@ defmodule VLLM.Engine.Control do
   end
 
   defp next_operation(state), do: state
+
+  # Before the replicas end: what an operation waits for is not to come true by
+  # that, and it is not to start one anew. Returns the refs of those who wait.
+  defp end_operations(%{running: running, operations: operations}) do
+    waiting = for {ref, _operation} <- :queue.to_list(operations), do: ref
+
+    case running do
+      nil ->
+        waiting
+
+      {pid, monitor, ref} ->
+        Process.exit(pid, :kill)
+
+        receive do
+          {:DOWN, ^monitor, :process, _, _} -> [ref | waiting]
+        end
+    end
+  end
 
   # Without its arguments, which may hold what is to stay secret.
   defp kind({%module{}, _stacktrace}), do: inspect(module)

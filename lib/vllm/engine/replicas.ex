@@ -11,6 +11,9 @@ defmodule VLLM.Engine.Replicas do
   @doc "See `VLLM.replicas/1`."
   def list(engine) do
     with {:ok, table, _pid} <- Table.lookup(engine), do: {:ok, replicas(table)}
+  rescue
+    # The table ended with its engine.
+    ArgumentError -> {:error, Control.not_running()}
   end
 
   defp replicas(table) do
