@@ -522,11 +522,28 @@ wait_for_ever()
     )
 
 
+def slow_to_die(segment: str) -> str:
+    """A worker with a child that its environment does not tell, and that holds the segment and the
+    lifeline for a while yet, as a process does that has much memory to give back."""
+    script = 'exec 5<"$1" 6<>"$2"; echo $$ >&4; read end <&5; sleep 1'
+    return (
+        MAKE_SEGMENTS
+        + f"""
+held = make({segment!r})
+files = [os.environ["EX_VLLM_RUN"] + "/alive", "/dev/shm/" + {segment!r}]
+command = ["sh", "-c", {script!r}, "sh", *files]
+subprocess.Popen(command, pass_fds=(4,), env={{"PATH": os.environ["PATH"]}})
+wait_for_ever()
+"""
+    )
+
+
+@pytest.mark.parametrize("worker", [not_python, slow_to_die])
 def test_a_witness_finishes_the_work_of_a_killed_guard(
-    start: Start, segment_name: Callable[[str], str]
+    start: Start, segment_name: Callable[[str], str], worker: Callable[[str], str]
 ) -> None:
     name = segment_name("psm_")
-    run = start(not_python(name))
+    run = start(worker(name))
     run.pids(1)
     witness = os.pidfd_open(run.witness())
     assert shm_path(name).exists()
@@ -730,14 +747,7 @@ def test_a_sweep_finishes_the_work_of_a_killed_guard(
     start: Start, base: Path, segment_name: Callable[[str], str]
 ) -> None:
     name = segment_name("psm_")
-    run = start(
-        MAKE_SEGMENTS
-        + f"""
-held = make({name!r})
-subprocess.Popen(["sh", "-c", "echo $$ >&4; read forever <&3"], pass_fds=(3, 4))
-wait_for_ever()
-"""
-    )
+    run = start(not_python(name))
     run.pids(1)
     run.kill_guard_and_witness()
     assert not run.all_gone()

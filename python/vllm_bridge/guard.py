@@ -53,7 +53,8 @@ has not done so in a minute. Should it be killed as well, a sweep does that work
 
 Sweeping. ``--sweep BASE_DIR`` finishes the work of guards that were killed: for every run folder
 in BASE_DIR whose lock nobody holds, it kills the processes that carry this folder's
-EX_VLLM_RUN in their environment, removes the shared memory and then the folder. A folder with
+EX_VLLM_RUN in their environment, waits for the end of those that hold ``alive``, which the kernel
+has killed, removes the shared memory and then the folder. A folder with
 a ``clean`` younger than a minute is left to its owner, and one without our lock, which may be
 anything, is never touched. A guard sweeps the folder that its own run folder is in. Sweeps of the
 same folder take turns (flock on the folder). What a sweep cannot see: processes of another user,
@@ -70,6 +71,7 @@ or living where we cannot see it, as in another container that shares /dev/shm) 
 
 import contextlib
 import ctypes
+import errno
 import fcntl
 import os
 import select
@@ -610,7 +612,8 @@ def bury(run: str, started_ns: int) -> None:
 
 def end_tagged(run: str, started_ns: int) -> bool:
     """Kill the processes of a run and remove their shared memory; False if some would not go."""
-    if not kill_tagged(run):
+    deadline = time.monotonic() + SWEEP_LIMIT_S
+    if not kill_tagged(run, deadline) or not await_released(run, deadline):
         return False
     remove_segments(
         {
@@ -626,10 +629,9 @@ def changed_ns(entry: os.DirEntry[str]) -> int:
     return entry.stat(follow_symlinks=False).st_ctime_ns  # Known since owner() asked for it.
 
 
-def kill_tagged(run: str) -> bool:
+def kill_tagged(run: str, deadline: float) -> bool:
     """Kill the processes whose environment names the run; False if some would not go."""
     tag = os.fsencode(f"{RUN_VARIABLE}={run}")
-    deadline = time.monotonic() + SWEEP_LIMIT_S
     while time.monotonic() < deadline:
         tagged = [pid for pid in pids() if tag in read_proc(pid, "environ").split(b"\0")]
         if not tagged:
@@ -651,6 +653,30 @@ def kill_and_wait(pid: int, deadline: float) -> None:
         poller.poll(max(0.0, deadline - time.monotonic()) * 1000)
     finally:
         os.close(process)
+
+
+def await_released(run: str, deadline: float) -> bool:
+    """Wait until nobody holds the lifeline of a dead guard; False if some would not let go.
+
+    They got SIGKILL with the guard's end, but one that has much memory takes a while to die, holds
+    its shared memory meanwhile, and may have overwritten its environment with its title.
+    """
+    while time.monotonic() < deadline:
+        try:
+            lifeline = os.open(os.path.join(run, "alive"), os.O_WRONLY | os.O_NONBLOCK)
+        except OSError as error:
+            if error.errno in (errno.ENXIO, errno.ENOENT):  # No reader; no lifeline.
+                return True
+            raise
+        try:
+            # Reports that there is no reader any more. Held for a moment only: closed, it kills
+            # those who came meanwhile and took this process for the guard.
+            no_reader = select.poll()
+            no_reader.register(lifeline, 0)
+            no_reader.poll(100)
+        finally:
+            os.close(lifeline)
+    return False
 
 
 # Witnessing
@@ -681,13 +707,16 @@ def witness(run: str, owner: int) -> None:
 
 def await_death(run: str) -> None:
     lifeline = os.open(os.path.join(run, "alive"), os.O_RDONLY | os.O_NONBLOCK)
-    # An end of file says that it is dead already, which poll would not tell.
-    with contextlib.suppress(BlockingIOError):
-        os.read(lifeline, 1)
-        return
-    hang_up = select.poll()
-    hang_up.register(lifeline, 0)
-    hang_up.poll()
+    try:
+        # An end of file says that it is dead already, which poll would not tell.
+        with contextlib.suppress(BlockingIOError):
+            os.read(lifeline, 1)
+            return
+        hang_up = select.poll()
+        hang_up.register(lifeline, 0)
+        hang_up.poll()
+    finally:
+        os.close(lifeline)  # Whoever holds it is waited for.
 
 
 def main(arguments: list[str]) -> int:

@@ -57,7 +57,7 @@ defmodule VLLM.Chaos do
     run = new(options)
     llm = options.start.()
     {:ok, table, _pid} = Table.lookup(llm)
-    run = Map.merge(run, %{llm: llm, table: table})
+    run = Map.merge(run, %{llm: llm, table: table, away: away(table, run.plan)})
 
     beside =
       Task.async(fn ->
@@ -82,6 +82,14 @@ defmodule VLLM.Chaos do
 
     violations = violations ++ for({what, more} <- left, do: {:left_behind, what, more})
     Map.merge(account, %{left: left, violations: violations ++ sum(account)})
+  end
+
+  # What whoever asks may hear of an engine that is hit.
+  defp away(table, plan) do
+    hit = [:engine_dead, :poison, :overloaded]
+    drained? = Enum.any?(plan.operations, &(&1.operation == :drain))
+    # Where the only replica is drained, nobody serves.
+    if drained? and Table.replicas(table) == 1, do: [:not_running | hit], else: hit
   end
 
   defp new(options) do

@@ -136,7 +136,7 @@ defmodule VLLM.Chaos.Caller do
 
     case VLLM.generate(run.llm, prompts, options(run.bank.options, request)) do
       {:ok, outputs} -> verdict(VLLM.text(outputs), right, &==/2)
-      {:error, error} -> refused(error, [])
+      {:error, error} -> refused(run, error, [])
     end
   end
 
@@ -148,35 +148,35 @@ defmodule VLLM.Chaos.Caller do
          {:ok, again} <- VLLM.detokenize(run.llm, ids, left.()) do
       verdict(again, text, &==/2)
     else
-      {:error, error} -> refused(error, [])
+      {:error, error} -> refused(run, error, [])
     end
   end
 
   defp serve(run, %{call: {:whole, way, {prompt, right}}} = request) do
     case ask(run, way, prompt, options(run.bank.options, request)) do
       {:ok, text} -> verdict(text, right, &==/2)
-      {:error, error, text} -> broken_off(error, text, right, [])
+      {:error, error, text} -> broken_off(run, error, text, right, [])
     end
   end
 
   defp serve(run, %{call: {:long, way, {prompt, beginning}}} = request) do
     case ask(run, way, prompt, options(run.bank.long_options, request)) do
       {:ok, text} -> verdict(text, beginning, &String.starts_with?/2)
-      {:error, error, text} -> broken_off(error, text, beginning, [])
+      {:error, error, text} -> broken_off(run, error, text, beginning, [])
     end
   end
 
   defp serve(run, %{call: {:leave, way, {prompt, beginning}, count}} = request) do
     case leave(run, way, prompt, options(run.bank.long_options, request), count) do
       {:left, text} -> if begins?(text, beginning), do: :left, else: {:wrong, text, beginning}
-      {:error, error, text} -> broken_off(error, text, beginning, [])
+      {:error, error, text} -> broken_off(run, error, text, beginning, [])
     end
   end
 
   defp serve(run, %{call: {:malformed, way, prompt, options, reasons}} = request) do
     case ask(run, way, prompt, options(options, request)) do
       {:ok, text} -> {:wrong, text, reasons}
-      {:error, error, ""} -> refused(error, reasons)
+      {:error, error, ""} -> refused(run, error, reasons)
     end
   end
 
@@ -189,20 +189,19 @@ defmodule VLLM.Chaos.Caller do
   end
 
   # What had come before the error must have been right.
-  defp broken_off(error, text, right, reasons) do
-    if begins?(text, right), do: refused(error, reasons), else: {:wrong, text, right}
+  defp broken_off(run, error, text, right, reasons) do
+    if begins?(text, right), do: refused(run, error, reasons), else: {:wrong, text, right}
   end
 
   defp begins?(text, right) do
     String.starts_with?(right, text) or String.starts_with?(text, right)
   end
 
-  defp refused(%Error{reason: :timeout}, _reasons), do: :deadline
+  defp refused(_run, %Error{reason: :timeout}, _reasons), do: :deadline
 
   # What a malformed request may hear; or that the engine is away.
-  defp refused(%Error{reason: reason} = error, reasons) do
-    away = [:engine_dead, :poison, :overloaded]
-    if reason in reasons or reason in away, do: {:error, reason}, else: {:unexpected, error}
+  defp refused(run, %Error{reason: reason} = error, reasons) do
+    if reason in reasons or reason in run.away, do: {:error, reason}, else: {:unexpected, error}
   end
 
   ## The ways to ask
