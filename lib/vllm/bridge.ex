@@ -68,7 +68,8 @@ defmodule VLLM.Bridge do
 
   defp decoded(result), do: result
 
-  # Exit statuses with a meaning of their own; see vllm_bridge/__main__.py.
+  # Exit statuses with a meaning of their own; see guides/protocol.md.
+  @engine_died 70
   @not_installed 78
 
   @doc "The error for a program that ended with a status, and with these last lines in its log."
@@ -79,6 +80,14 @@ defmodule VLLM.Bridge do
       "This Python lacks the packages that a worker needs. Run `mix vllm.setup`, or have " <>
         "`python:` name an interpreter that has vLLM.",
       %{"log" => log}
+    )
+  end
+
+  def ended(@engine_died, log) do
+    Error.new(
+      :engine_dead,
+      "vLLM's engine ended under the worker. `details[\"log\"]` has its last lines.",
+      %{"status" => @engine_died, "log" => log}
     )
   end
 

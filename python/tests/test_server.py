@@ -47,6 +47,9 @@ class FakeBackend:
     def progress(self) -> dict[str, int]:
         return {"steps": 7, "beats": 40, "unfinished": 1}
 
+    def ends(self) -> str:
+        return "EngineCore: SIGSEGV"
+
     async def waits(self, request_id: str) -> bool:
         self.asked.set()
         return request_id in self.waiting
@@ -79,6 +82,8 @@ class FakeBackend:
                 await self._flood(request_id, on_output)
             case "refuse":
                 raise BridgeError("invalid_prompt", "No.", {"token": "hf_" + "x" * 20})
+            case "dead":
+                raise BridgeError("engine_dead", "It died.")
             case "fault":
                 raise ZeroDivisionError("a fault")
             case "unencodable":
@@ -514,17 +519,32 @@ def test_shutdown_ends_the_process(pipes: Pipes) -> None:
     run(pipes, scenario)
 
 
-def test_a_dead_engine_ends_the_process_after_the_last_answer(pipes: Pipes) -> None:
+def test_a_dead_engine_ends_the_process_after_the_last_answer(
+    pipes: Pipes, caplog: pytest.LogCaptureFixture
+) -> None:
     async def scenario(setting: Setting) -> None:
         id = setting.peer.request("generate", {"prompt": "wait"})
         await setting.peer.call("engine_info")
-        death = asyncio.ensure_future(setting.server.engine_died())
+        setting.server.engine_died()
         await asyncio.sleep(0)
         assert setting.exits == []
         setting.backend.go.set()
-        await death
         assert (await setting.peer.response())[0] == id
         assert await setting.status() == EXIT_ENGINE_DEAD
+        assert "engine died (EngineCore: SIGSEGV)" in caplog.text
+
+    run(pipes, scenario)
+
+
+def test_what_died_with_the_engine_is_answered_by_the_end_of_the_process(pipes: Pipes) -> None:
+    async def scenario(setting: Setting) -> None:
+        answered = setting.peer.request("generate", {"prompt": "The"})
+        for _ in range(2):
+            setting.peer.request("generate", {"prompt": "dead"})
+        assert (await setting.peer.response())[0] == answered
+        assert await setting.status() == EXIT_ENGINE_DEAD
+        # The next response is to what is asked next.
+        assert await setting.peer.call("engine_info") == {"model": "fake"}
 
     run(pipes, scenario)
 

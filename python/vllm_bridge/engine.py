@@ -13,10 +13,10 @@ import logging
 import os
 import platform
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from vllm_bridge import defaults, diagnosis, models, quantization, tokenization, upkeep
+from vllm_bridge import defaults, diagnosis, models, quantization, ranks, tokenization, upkeep
 from vllm_bridge.beam_search import BeamSearch, SearchParams
 from vllm_bridge.chat import Chat, ChatParams, ChatTemplateParams
 from vllm_bridge.errors import BridgeError, map_exceptions
@@ -44,8 +44,8 @@ class Engine:
     """The engine of a worker; empty until ``load``."""
 
     def __init__(self) -> None:
-        # Awaited once, when vLLM's processes died under a loaded engine.
-        self.on_death: Callable[[], Awaitable[None]] | None = None
+        # Called once, when vLLM's processes died under a loaded engine.
+        self.on_death: Callable[[], None] | None = None
         self._llm: Any = None
         self._info: dict[str, Any] = {}
         self._sampling: SamplingParamsFactory | None = None
@@ -56,7 +56,6 @@ class Engine:
         self._pulse: Pulse | None = None
         self._asleep = False
         self._load_called = False
-        self._death: asyncio.Future[None] | None = None
 
     async def load(
         self,
@@ -145,6 +144,14 @@ class Engine:
         progress = self._pulse.read()
         # Requests of an engine that sleeps wait until it is woken.
         return progress | {"unfinished": 0} if self._asleep else progress
+
+    def ends(self) -> str:
+        """How vLLM's processes ended, as far as this one knows: "EngineCore_DP0: SIGSEGV"."""
+        manager = self._llm and self._llm.engine_core.resources.engine_manager
+        if not hasattr(manager, "finished_procs"):  # those of Ray are not its children
+            return ""
+        ended = manager.finished_procs().items()
+        return ", ".join(f"{name}: {ranks.ended(code)}" for name, code in ended)
 
     async def upkeep(self, serve: upkeep.Serve, params: Any) -> Any:
         """One of the methods of ``upkeep``, for the loaded engine."""
@@ -325,7 +332,7 @@ class Engine:
 
     def _died(self, _task: asyncio.Future[None]) -> None:
         if self.on_death is not None:
-            self._death = asyncio.ensure_future(self.on_death())
+            self.on_death()
 
 
 async def _warm_up(llm: Any) -> None:

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from vllm_bridge import completeness, pulse, queueing
+from vllm_bridge import completeness, pulse, queueing, ranks
 
 # Up to so many cores, a process that spins takes the time that the others need.
 FEW_CORES = 4
@@ -32,6 +32,7 @@ def register() -> None:
     if few_cores():
         _nap_instead_of_spinning()
     _tell_what_is_scheduled()
+    ranks.install()
     _leave_out_adapters_that_are_not_asked_for()
     _score_each_prompt_with_its_own_adapter()
     _compute_fp8_without_a_kernel()

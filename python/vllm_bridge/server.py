@@ -140,6 +140,8 @@ class Backend(Protocol):
 
     def progress(self) -> dict[str, int]: ...
 
+    def ends(self) -> str: ...
+
     async def generate(
         self,
         request_id: str,
@@ -214,6 +216,7 @@ class Server:
         self._greeted = False
         self._flights: dict[int, _Flight] = {}
         self._rows: list[Row] = []
+        self._death: asyncio.Task[None] | None = None
         self._methods: dict[str, tuple[type[Any], Callable[[int, Any], Awaitable[Any]]]] = {
             "hello": (HelloParams, self._hello),
             "load": (LoadParams, self._load),
@@ -242,13 +245,22 @@ class Server:
         self._connection.send(encode(Notification(method, params)))
         self._connection.flush()
 
-    async def engine_died(self) -> None:
-        """Lets the requests in flight get their answers, then ends the process."""
+    def engine_died(self) -> None:
+        """Lets the answers go out that are there, then ends the process.
+
+        What vLLM owes an answer to gets none here: the end of the process answers it, with all
+        that the log has by then.
+        """
+        if self._death is None:
+            self._death = self._loop.create_task(self._end_with_engine())
+
+    async def _end_with_engine(self) -> None:
         tasks = [flight.task for flight in self._flights.values() if flight.task is not None]
         if tasks:
             await asyncio.wait(tasks, timeout=5)
         self._connection.flush()
-        logger.error("vLLM's engine died; the worker ends")
+        how = self._backend.ends()
+        logger.error("vLLM's engine died%s; the worker ends", how and f" ({how})")
         self._exit(EXIT_ENGINE_DEAD)
 
     def close(self) -> None:
@@ -353,7 +365,10 @@ class Server:
         # Deltas come before the response that ends them.
         self._send_rows()
         del self._flights[request.id]
-        self._connection.send(self._response(request.id, error, result))
+        if error is not None and error.reason == "engine_dead":
+            self.engine_died()
+        else:
+            self._connection.send(self._response(request.id, error, result))
 
     def _response(self, id: int, error: BridgeError | None, result: Any) -> bytes:
         if error is None:

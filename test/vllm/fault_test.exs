@@ -114,6 +114,19 @@ defmodule VLLM.FaultTest do
       assert List.last(error.details["log"]) == "out of luck"
     end
 
+    test "whose engine died under it says so, and what the log says of that" do
+      llm = start!()
+      ask_in_background(llm, "hold")
+      await_held(llm, 1)
+
+      assert {:error, %Error{reason: :engine_dead}} =
+               ask(llm, "print:EngineCore: SIGSEGV;exit:70")
+
+      assert_receive {:answer, {:error, %Error{reason: :engine_dead} = error}}
+      assert error.message =~ "vLLM's engine ended"
+      assert List.last(error.details["log"]) == "EngineCore: SIGSEGV"
+    end
+
     test "is noticed where the port breaks before the exit status comes" do
       llm = start!()
       [{_worker, program}] = workers(llm)

@@ -60,13 +60,15 @@ defmodule VLLM.Bridge.Program do
   defp interpreter(nil), do: Python.executable()
   defp interpreter(python) when is_binary(python), do: {:ok, python}
 
-  # Only what is ours is on the worker's path: a PYTHONPATH of the user's shell
-  # or packages in the home folder could bring another vLLM.
   defp environment(env) do
     %{
+      # Only what is ours is on the worker's path: one of the user's shell or
+      # packages in the home folder could bring another vLLM.
       "PYTHONPATH" => Python.path(),
       "PYTHONNOUSERSITE" => "1",
       "PYTHONHOME" => false,
+      # A segmentation fault says in the log where it was.
+      "PYTHONFAULTHANDLER" => "1",
       # vLLM takes every VLLM_* for its own and warns of this one.
       "VLLM_VENV" => false
     }

@@ -1,0 +1,61 @@
+defmodule VLLM.Engine.RanksTest do
+  # A real engine whose model is split over two processes, one of which dies or hangs.
+  use ExUnit.Case
+
+  import VLLM.OSProcess, only: [signal: 2]
+  import VLLM.RealEngine
+
+  alias VLLM.{DemoModel, Error, Footprint}
+
+  @moduletag :slow
+  @moduletag timeout: 1_800_000
+
+  # A busy machine may leave processes without time for seconds.
+  @hang_timeout 10_000
+
+  test "a rank that is killed or stopped is found, and a stop that cannot wait leaves nothing" do
+    llm =
+      DemoModel.start!("demo",
+        tensor_parallel_size: 2,
+        max_model_len: 8192,
+        hang_timeout: @hang_timeout,
+        shutdown_timeout: 100
+      )
+
+    assert right?(llm)
+
+    {processes, rank} = ranks(llm)
+    lost = count(llm, 8000)
+    again = Task.async(fn -> right?(llm, retry: true) end)
+    assert signal("KILL", rank)
+    assert {:error, %Error{reason: :engine_dead} = error} = Task.await(lost, patience())
+    assert Enum.any?(error.details["log"], &(&1 =~ ~r/rank \S+ died: SIGKILL/))
+    assert gone?(processes)
+    assert Task.await(again, patience())
+
+    {processes, rank} = ranks(llm)
+    lost = count(llm, 8000)
+    assert signal("STOP", rank)
+    assert {:error, %Error{reason: :engine_dead} = error} = Task.await(lost, patience())
+    assert error.message =~ "hung"
+    assert error.details["hung"] == "engine"
+    assert gone?(processes)
+    assert :ok = VLLM.await_ready(llm, patience())
+    assert right?(llm)
+
+    {processes, _rank} = ranks(llm)
+    segments = Footprint.segments(Keyword.values(processes))
+    long = count(llm, 8000)
+    assert :ok = VLLM.stop(llm)
+    assert {:error, %Error{reason: :shutdown}} = Task.await(long, patience())
+    assert gone?(processes)
+    for name <- segments, do: refute(File.exists?("/dev/shm/" <> name))
+  end
+
+  # All processes of the engine, and the second of its ranks.
+  defp ranks(llm) do
+    processes = processes(llm)
+    assert [_first, second] = Keyword.get_values(processes, :rank)
+    {processes, second}
+  end
+end
