@@ -148,6 +148,13 @@ def test_memory_is_checked_for_what_the_weights_are_once_loaded(
     assert caught.value.reason == "out_of_memory"
     assert caught.value.details == {"needed_bytes": 2_203_000, "available_bytes": 2_202_999}
 
+    # Of a plain model that is quantized in flight no less.
+    plain = Checkpoint(
+        "", {}, (), 4_200, 2_100, {"up.weight": Tensor("BF16", (40, 50), "", 0, 4_000)}
+    )
+    assert plain.loaded_bytes({"quantization": "fp8"}) == 2_200
+    assert as_loaded(plain).loaded_bytes({"quantization": "fp8_per_tensor"}) == 4_200
+
     # Where one of vLLM's kernels may take them, one byte is the least.
     first = linear._POSSIBLE_FP8_BLOCK_KERNELS[PlatformEnum.CPU][0]
     monkeypatch.setattr(first, "is_supported", lambda: (True, None))

@@ -36,7 +36,7 @@ def tensors(path: Path, *, elements: int = 4, dtype: str = "BF16", cut: int = 0)
     header = json.dumps(
         {
             "__metadata__": {"format": "pt"},
-            "weight": {"dtype": dtype, "shape": [elements], "data_offsets": [0, size]},
+            "weight": {"dtype": dtype, "shape": [1, elements], "data_offsets": [0, size]},
         }
     ).encode()
     with path.open("wb") as file:
@@ -61,7 +61,7 @@ def test_a_good_folder(folder: Path) -> None:
     assert (name, tensor.dtype, tensor.shape, tensor.size, rest) == (
         "weight",
         "BF16",
-        (10,),
+        (1, 10),
         20,
         [],
     )
@@ -206,6 +206,13 @@ def test_mistrals_second_copy_does_not_count(folder: Path) -> None:
         ("BF16", 3 * GIB, {"dtype": "float32"}, 12 * GIB),
         ("BF16", 3 * GIB, {"dtype": "bfloat16"}, None),
         ("BF16", 5 * GIB, {"quantization": "fp8"}, None),
+        ("BF16", 9 * GIB, {"quantization": "fp8"}, 9 * GIB),
+        ("BF16", 14 * GIB, {"quantization": "bitsandbytes"}, None),
+        ("BF16", 16 * GIB, {"quantization": "bitsandbytes"}, 9 * GIB),
+        # It quantizes what has been loaded.
+        ("BF16", 5 * GIB, {"quantization": "torchao"}, 10 * GIB),
+        # A spelling that is understood later.
+        ("BF16", 15 * GIB, {"quantization": "BnB"}, None),
         ("I32", 3 * GIB, {}, 12 * GIB),
     ],
 )
@@ -227,6 +234,7 @@ def test_advice_fits_the_model(folder: Path) -> None:
     tensors(folder / "model.safetensors", elements=5 * GIB)
     assert "AWQ" in refused(folder).message
     assert "bfloat16" in refused(folder, {"dtype": "float32"}).message
+    assert "int4" in refused(folder, {"quantization": "torchao"}).message
     quantized = LLAMA | {"quantization_config": {"quant_method": "awq"}}
     (folder / "config.json").write_text(json.dumps(quantized))
     assert "AWQ" not in refused(folder).message

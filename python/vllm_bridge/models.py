@@ -26,6 +26,14 @@ _MAX_HEADER = 100_000_000
 # Bytes per element of the dtypes that vLLM casts to the engine's dtype while loading.
 _CAST = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 
+# What an element of a matrix takes at least, in bytes, where a method quantizes a plain model while
+# it is loaded: by torchao once all of it is there, by bitsandbytes with a scale for every 64.
+_IN_FLIGHT = {"torchao": 2.0, "bitsandbytes": 0.5 + 4 / 64, "fp8": 1.0}
+_IN_FLIGHT_LEAST = 0.5
+
+# Matrices that no method quantizes.
+_NO_LAYER = re.compile(r"embed|lm_head")
+
 # Weights of a layer, of which computed ones (`inv_freq`) are none.
 _OF_LAYER = re.compile(r"\.\d+\..*(?<!inv_freq)$")
 
@@ -68,6 +76,7 @@ class Checkpoint:
         bytes: what the weights take once they are loaded in two-byte floats, at least
         floats: how many elements of them are floats, which the engine's dtype rules
         tensors: what the headers of the files say, by name
+        is_dequantized: whether FP8 weights are no such once they are loaded
     """
 
     folder: str | None = None
@@ -76,6 +85,7 @@ class Checkpoint:
     bytes: int = 0
     floats: int = 0
     tensors: Mapping[str, Tensor] = dataclasses.field(default_factory=dict, repr=False)
+    is_dequantized: bool = False
 
     @property
     def quantization(self) -> Mapping[str, Any] | None:
@@ -92,14 +102,16 @@ class Checkpoint:
 
     def dequantized(self) -> "Checkpoint":
         """The same with its FP8 weights as floats of the engine's dtype, which is what they are
-        once they are loaded where there is no FP8 kernel. Scales and experts are left as they
-        are."""
+        once they are loaded where there is no FP8 kernel, quantized before or in flight. Scales
+        and experts are left as they are."""
         weights = sum(
             tensor.size
             for name, tensor in self.tensors.items()
             if tensor.dtype == "F8_E4M3" and name.endswith(".weight") and ".experts." not in name
         )
-        return dataclasses.replace(self, bytes=self.bytes + weights, floats=self.floats + weights)
+        return dataclasses.replace(
+            self, bytes=self.bytes + weights, floats=self.floats + weights, is_dequantized=True
+        )
 
     @property
     def description(self) -> str:
@@ -121,14 +133,27 @@ class Checkpoint:
         return f"{method} ({', '.join(words)})" if words else method
 
     def loaded_bytes(self, options: Mapping[str, Any]) -> int:
-        """The least that the weights take in memory under these engine options."""
-        size = self.bytes
+        """The least that the weights take in memory under these engine options, when it is most:
+        once they are loaded, or before they are quantized in flight."""
         if options.get("dtype") in ("float32", "float"):
-            size += 2 * self.floats
-        elif options.get("quantization") and self.quantization is None:
-            # Quantized while it is loaded, to half a byte per weight at best.
-            size -= self.floats * 3 // 2
-        return size
+            return self.bytes + 2 * self.floats
+        method = options.get("quantization")
+        if not isinstance(method, str) or self.quantization is not None:
+            return self.bytes
+        # `fp8_per_tensor` and the like are its other names; those of users may be any.
+        method = "fp8" if method.startswith("fp8") else method
+        each = _IN_FLIGHT.get(method, _IN_FLIGHT_LEAST)
+        if method == "fp8" and self.is_dequantized:
+            each = 2.0
+        return self.bytes - int(self._matrix_elements() * (2 - each))
+
+    def _matrix_elements(self) -> int:
+        """How many weights a method can quantize."""
+        return sum(
+            math.prod(tensor.shape)
+            for name, tensor in self.tensors.items()
+            if tensor.dtype in _CAST and len(tensor.shape) > 1 and not _NO_LAYER.search(name)
+        )
 
 
 def check_versions() -> None:
@@ -205,6 +230,8 @@ def check_memory(
         advice += " or a quantized variant of this one (AWQ or GPTQ take about a quarter)"
     if options.get("dtype") in ("float32", "float"):
         advice += ', or `dtype: "bfloat16"`, which takes half'
+    if options.get("quantization") == "torchao":
+        advice += ', or `dtype: "int4"`, which quantizes each weight as it is read'
     raise BridgeError(
         "out_of_memory",
         f"The model's weights need {needed / memory.GIB:.1f} GiB and "

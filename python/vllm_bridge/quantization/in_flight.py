@@ -1,14 +1,19 @@
 """Plain models that are quantized while they are loaded: by ``dtype: "int8"`` or ``"int4"``, with
 the method that is best here, or with a method that the user names and its settings.
 
-What is best was measured on the demo model, on a CPU, against its bfloat16 answers (KL divergence):
+What is best was measured on the demo model, on a CPU, against the model as it is (KL divergence;
+tokens per second and the memory of linear layers relative to it; more in guides/quantization.md):
 
-==== ============================= ======= ========================================================
-int8 torchao, weights per channel  .00002  the fastest of those with eight bits
-     torchao, activations as well  .00003  half as fast
-int4 bitsandbytes, NF4             .00021  half a byte per weight
-     torchao, groups of 32         .00026  a whole byte per weight where it runs on CPUs
-==== ============================= ======= ========================================================
+==== ============================= ======= ===== ====== =========================================
+int8 torchao, weights per channel  .00004   0.88   0.51 the fastest of those with eight bits
+     torchao, activations as well  .00003   0.45   0.51
+     bitsandbytes, LLM.int8()      .00003   0.31   0.51 which vLLM has for checkpoints only
+int4 bitsandbytes, NF4             .00039   0.57   0.28
+     torchao, groups of 32                              a byte per weight where it runs on CPUs
+==== ============================= ======= ===== ====== =========================================
+
+None is as fast as 16 bits there: what they spare is memory. torchao quantizes once the whole model
+is loaded, so that there must be room for it in 16 bits; bitsandbytes each weight as it is read.
 
 vLLM's own methods with eight bits quantize the experts of mixtures only. Both choices need
 nothing of the device but what vLLM asks for them, and are vLLM's documented ways on GPUs too.
