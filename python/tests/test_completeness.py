@@ -1,91 +1,280 @@
-"""Checkpoints that lack weights are refused, also where vLLM does not look."""
+"""Checkpoints that lack weights, or hold others than they should, are refused where vLLM would
+run: by vLLM's own loaders, without an engine."""
 
-from typing import ClassVar
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
+import checkpoints
+import loading
+import matrix
+import pooling_models
+from checkpoints import WEIGHTS, Tensors
+from loading import load, refused
 from vllm_bridge import completeness
 
+LAYER = "model.layers.3."
 
-class Layer(torch.nn.Module):  # type: ignore[misc]
-    def __init__(self) -> None:
-        super().__init__()
-        self.weight = torch.nn.Parameter(torch.zeros(2))
-        self.scales = torch.nn.Parameter(torch.zeros(1))
-        self.empty = torch.nn.Parameter(torch.zeros(0))
-        self.quant_method: object = None
+# Those of all kinds that take different ways through vLLM.
+FEW = ("bf16", "demo-awq", "bnb-online")
+
+SLOW = pytest.mark.slow
 
 
-class Model(torch.nn.Module):  # type: ignore[misc]
-    def __init__(self) -> None:
-        super().__init__()
-        self.layers = torch.nn.ModuleList([Layer(), Layer(), Layer()])
-        self.head = Layer()
+def slow_but(few: tuple[str, ...], names: list[str]) -> list[Any]:
+    return [name if name in few else pytest.param(name, marks=SLOW) for name in names]
 
 
-ALL = {f"layers.{index}.{name}" for index in range(3) for name in ("weight", "scales")}
+VARIANTS = {one.name: one for one in (matrix.Variant("bf16"), *matrix.STORED, *matrix.IN_FLIGHT)}
 
 
-def test_what_other_layers_have_must_be_there() -> None:
-    completeness.check(Model(), ALL)
-    with pytest.raises(ValueError, match=r"not initialized from checkpoint: layers\.1\.scales$"):
-        completeness.check(Model(), ALL - {"layers.1.scales"})
-    some = {"layers.0.weight", "layers.0.scales"}
-    with pytest.raises(ValueError, match=r"layers\.1\.scales, .*layers\.2\.scales and 1 more$"):
-        completeness.check(Model(), some)
+@pytest.fixture(scope="module", autouse=True)
+def worker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with loading.worker(tmp_path_factory.mktemp("ranks")):
+        yield
 
 
-def test_a_bias_must_be_there_where_its_weight_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = Model()
-    for layer in model.layers:
-        layer.bias = torch.nn.Parameter(torch.zeros(2))
-    completeness.check(model, ALL)  # those of a norm, say, which are zero
-    monkeypatch.setattr("vllm.model_executor.layers.linear.LinearBase", Layer)
-    with pytest.raises(ValueError, match=r"layers\.0\.bias"):
-        completeness.check(model, ALL)
-    completeness.check(model, ALL | {f"layers.{index}.bias" for index in range(3)})
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The folder of a checkpoint, made once."""
+    folder = tmp_path_factory.mktemp("made")
+
+    def make(name: str) -> Path:
+        if not (folder / name).exists():
+            checkpoints.make(name, folder / name)
+        return folder / name
+
+    return make
 
 
-def test_what_no_layer_has_may_have_values_of_its_own() -> None:
-    completeness.check(Model(), {name for name in ALL if name.endswith("weight")})
-    completeness.check(Model(), set())
-    completeness.check(Model(), None)
+def changed(source: Path, folder: Path, change: Callable[[Tensors], object]) -> Path:
+    """A copy of a model whose tensors were changed."""
+    shutil.copytree(source, folder)
+    tensors = load_file(source / WEIGHTS)
+    change(tensors)
+    save_file(tensors, folder / WEIGHTS, {"format": "pt"})
+    return folder
 
 
-def test_what_is_made_while_loading_is_not_missed() -> None:
-    class Online:
-        uses_meta_device = True
-
-    model = Model()
-    model.layers[1].quant_method = Online()
-    completeness.check(model, ALL - {"layers.1.weight", "layers.1.scales"})
+def without(source: Path, folder: Path, name: str) -> Path:
+    return changed(source, folder, lambda tensors: tensors.pop(name))
 
 
-def test_vllms_loader_looks_at_what_the_model_says_it_loaded(
-    monkeypatch: pytest.MonkeyPatch,
+def is_harmless(tensor: str) -> bool:
+    """Whether nobody reads a tensor: the order of columns that stay where they are, the shape of
+    one of several matrices (all write theirs to one place), and the name of a layout that there is
+    only one of."""
+    return tensor.endswith((".g_idx", ".weight_format")) or bool(
+        re.search(r"(q|k|v|gate|up)_proj\.weight_shape$", tensor)
+    )
+
+
+@pytest.mark.parametrize("name", slow_but(FEW, list(VARIANTS)))
+def test_each_tensor_of_a_checkpoint_is_missed(
+    made: Callable[[str], Path], tmp_path: Path, name: str
 ) -> None:
-    from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
+    variant = VARIANTS[name]
+    whole = made(variant.checkpoint)
+    expected = load(whole, **variant.options).state_dict()
+    modules = ("self_attn.q_proj", "mlp.gate_proj", "mlp.down_proj", "input_layernorm")
+    starts = (
+        *(f"{LAYER}{module}." for module in modules),
+        "model.norm.",
+        "model.embed_tokens.",
+        "lm_head.",
+    )
+    tensors = [tensor for tensor in load_file(whole / WEIGHTS) if tensor.startswith(starts)]
+    assert len(tensors) >= len(starts)
+    for index, tensor in enumerate(tensors):
+        model = without(whole, tmp_path / str(index), tensor)
+        if is_harmless(tensor):
+            loaded = load(model, **variant.options).state_dict()
+            for parameter, value in expected.items():
+                assert parameter.endswith("_shape") or torch.equal(loaded[parameter], value)
+        else:
+            error = refused(model, **variant.options)
+            assert error.reason == "invalid_checkpoint", tensor
+            assert tensor.rpartition(".")[0].removeprefix("model") in error.message
 
-    def load_weights(_self: object, model: Model, _config: object) -> None:
-        # vLLM adds to the names what it does not want to look at.
-        model.load_weights([]).update(ALL)
 
-    monkeypatch.setattr(DefaultModelLoader, "load_weights", load_weights)
+@pytest.mark.parametrize("options", [{}, {"quantization": "torchao"}], ids=["plain", "torchao"])
+def test_each_tensor_of_an_expert_is_missed(
+    made: Callable[[str], Path], tmp_path: Path, options: dict[str, Any]
+) -> None:
+    whole = made("experts")
+    load(whole, **options)
+    mixture = "model.layers.1.block_sparse_moe."
+    for tensor, named in (
+        (mixture + "experts.2.w1.weight", "w13_weight (expert 2)"),
+        (mixture + "experts.0.w2.weight", "w2_weight (expert 0)"),
+        (mixture + "experts.3.w3.weight", "w13_weight (expert 3)"),
+        (mixture + "gate.weight", "gate.weight"),
+        ("model.layers.1.self_attn.v_proj.weight", "v_proj.weight"),
+    ):
+        error = refused(without(whole, tmp_path / named, tensor), **options)
+        assert error.reason == "invalid_checkpoint"
+        assert named in error.message
+
+
+def test_a_head_that_is_tied_is_not_missed(tmp_path: Path) -> None:
+    config = checkpoints.read_config(checkpoints.DEMO) | {"tie_word_embeddings": True}
+    tensors = load_file(checkpoints.DEMO / WEIGHTS)
+    del tensors["lm_head.weight"]
+    load(checkpoints.write(tmp_path / "tied", tensors, config))
+
+
+def test_biases_are_missed(tmp_path: Path) -> None:
+    config = checkpoints.read_config(checkpoints.DEMO) | {"attention_bias": True}
+    tensors = load_file(checkpoints.DEMO / WEIGHTS)
+    for name, tensor in list(tensors.items()):
+        if "self_attn" in name:
+            tensors[name.removesuffix("weight") + "bias"] = torch.zeros(len(tensor))
+    load(checkpoints.write(tmp_path / "whole", tensors, config))
+    for part in ("k_proj", "o_proj"):
+        name = f"{LAYER}self_attn.{part}.bias"
+        rest = {key: tensor for key, tensor in tensors.items() if key != name}
+        assert name in refused(checkpoints.write(tmp_path / part, rest, config)).message
+
+
+def test_what_vllm_is_told_not_to_look_at(made: Callable[[str], Path], tmp_path: Path) -> None:
+    torn = without(made("demo"), tmp_path / "torn", LAYER + "self_attn.q_proj.weight")
+    load(torn, model_loader_extra_config={"enable_weights_track": False})
+    load(torn, load_format="dummy")
+
+
+@pytest.mark.parametrize("name", slow_but(("classifier",), ["classifier", "cross-encoder", "wide"]))
+def test_models_that_pool_are_whole(tmp_path: Path, name: str) -> None:
+    pooling_models.make_all(tmp_path)
+    load(tmp_path / name, runner="pooling")
+
+
+# -- what is there, and is something else
+
+
+def damaged(name: str, tensor: torch.Tensor) -> torch.Tensor:
+    tensor = tensor.clone()
+    tensor.view(-1)[0] = float("nan") if "weight" in name else float("inf")
+    return tensor
+
+
+@pytest.mark.parametrize(
+    ("name", "part"),
+    [
+        ("bf16", "weight"),
+        ("demo-awq", "scales"),
+        pytest.param("demo-gptq", "scales", marks=SLOW),
+        pytest.param("w4a16", "weight_scale", marks=SLOW),
+        pytest.param("w8a8", "weight_scale", marks=SLOW),
+        pytest.param("fp8-tensor", "weight_scale", marks=SLOW),
+        pytest.param("fp8-block", "weight_scale_inv", marks=SLOW),
+        pytest.param("fp8-online", "weight", marks=SLOW),
+        ("bnb-nf4", "weight.absmax"),
+        pytest.param("bnb-int8", "SCB", marks=SLOW),
+        pytest.param("bnb-online", "weight", marks=SLOW),
+    ],
+)
+def test_what_is_no_number(
+    made: Callable[[str], Path], tmp_path: Path, name: str, part: str
+) -> None:
+    variant = VARIANTS[name]
+    tensor = f"{LAYER}mlp.up_proj.{part}"
+
+    def change(tensors: Tensors) -> None:
+        tensors[tensor] = damaged(part, tensors[tensor])
+
+    model = changed(made(variant.checkpoint), tmp_path / "model", change)
+    error = refused(model, **variant.options)
+    assert error.reason == "invalid_checkpoint"
+    assert "finite" in error.message
+    assert "3.mlp.gate_up_proj" in error.message
+
+
+@pytest.mark.parametrize(
+    ("name", "part"),
+    [
+        ("bf16", "weight"),
+        ("demo-awq", "qzeros"),
+        pytest.param("demo-gptq", "qweight", marks=SLOW),
+        pytest.param("w4a16", "weight_packed", marks=SLOW),
+        pytest.param("w8a8", "weight_scale", marks=SLOW),
+        pytest.param("fp8-tensor", "weight", marks=SLOW),
+        pytest.param("fp8-block", "weight_scale_inv", marks=SLOW),
+        ("bnb-nf4", "weight"),
+        pytest.param("bnb-int8", "weight", marks=SLOW),
+        ("bnb-online", "weight"),
+    ],
+)
+@pytest.mark.parametrize("module", ["self_attn.k_proj", "mlp.down_proj"])
+def test_a_tensor_of_another_shape(
+    made: Callable[[str], Path], tmp_path: Path, name: str, part: str, module: str
+) -> None:
+    variant = VARIANTS[name]
+    tensor = f"{LAYER}{module}.{part}"
+
+    def change(tensors: Tensors) -> None:
+        tensors[tensor] = tensors[tensor][: len(tensors[tensor]) // 2].clone()
+
+    error = refused(
+        changed(made(variant.checkpoint), tmp_path / "model", change), **variant.options
+    )
+    assert error.reason == "invalid_checkpoint"
+    assert f"`{tensor}`" in error.message
+
+
+@pytest.mark.parametrize(
+    ("name", "part", "dtype"),
+    [
+        ("demo-awq", "qweight", torch.float32),
+        ("demo-awq", "scales", torch.int16),
+        pytest.param("demo-gptq", "qzeros", torch.float32, marks=SLOW),
+        pytest.param("w4a16", "weight_packed", torch.float32, marks=SLOW),
+        pytest.param("w4a16", "weight_scale", torch.int16, marks=SLOW),
+        pytest.param("w8a8", "weight", torch.bfloat16, marks=SLOW),
+        pytest.param("fp8-tensor", "weight", torch.bfloat16, marks=SLOW),
+        pytest.param("fp8-block", "weight", torch.int8, marks=SLOW),
+        ("bnb-nf4", "weight", torch.float16),
+        pytest.param("bnb-int8", "weight", torch.float16, marks=SLOW),
+        ("bf16", "weight", torch.float8_e4m3fn),
+    ],
+)
+def test_a_tensor_of_another_dtype(
+    made: Callable[[str], Path], tmp_path: Path, name: str, part: str, dtype: torch.dtype
+) -> None:
+    variant = VARIANTS[name]
+    tensor = f"{LAYER}self_attn.v_proj.{part}"
+
+    def change(tensors: Tensors) -> None:
+        tensors[tensor] = tensors[tensor].to(dtype)
+
+    error = refused(
+        changed(made(variant.checkpoint), tmp_path / "model", change), **variant.options
+    )
+    assert error.reason == "invalid_checkpoint"
+    assert tensor in error.message
+
+
+def test_bitsandbytes_computes_in_two_bytes(made: Callable[[str], Path]) -> None:
+    for model, options in (
+        (made("demo"), {"quantization": "bitsandbytes"}),
+        (made("bnb-nf4"), {}),
+    ):
+        error = refused(model, dtype="float32", **options)
+        assert error.reason == "unsupported_quantization"
+        assert error.details["option"] == "dtype"
+
+
+# -- the watch itself
+
+
+def test_loaders_are_watched_once() -> None:
+    from vllm.model_executor.model_loader.base_loader import BaseModelLoader
+
+    before = BaseModelLoader.load_model
     completeness.install()
-    wrapped = DefaultModelLoader.load_weights
-    completeness.install()
-    assert DefaultModelLoader.load_weights is wrapped
-
-    class Whole(Model):
-        lacks: ClassVar[set[str]] = set()
-
-        def load_weights(self, _weights: object) -> set[str]:
-            return ALL - self.lacks
-
-    class Torn(Whole):
-        lacks: ClassVar[set[str]] = {"layers.2.weight"}
-
-    wrapped(None, Whole(), None)
-    with pytest.raises(ValueError, match=r"layers\.2\.weight"):
-        wrapped(None, Torn(), None)
+    assert BaseModelLoader.load_model is before

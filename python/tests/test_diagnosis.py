@@ -64,6 +64,15 @@ def log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             "ValueError: There is no module or parameter named 'foo' in LlamaForCausalLM",
             "invalid_checkpoint",
         ),
+        (
+            "ValueError: Following weights were not initialized from checkpoint: layers.3.q",
+            "invalid_checkpoint",
+        ),
+        (
+            "ValueError: The checkpoint's `q.qweight` (int32 [1, 2]) does not fit: quantized",
+            "invalid_checkpoint",
+        ),
+        ("ValueError: Following weights are not finite numbers: norm", "invalid_checkpoint"),
         ("NotImplementedError: Sparse Attention is not supported on CPU.", "unsupported"),
         ("InductorError: InvalidCxxCompiler: No working C++ compiler found", "load_failed"),
         ("RuntimeError: something that nobody foresaw", "load_failed"),
@@ -125,6 +134,20 @@ def test_weights_that_cannot_be_loaded(log: Path, cause: str) -> None:
     error = load_error(MESSENGER)
     assert error.reason == "invalid_checkpoint"
     assert cause.split(": ")[-1] in error.message
+
+
+def test_an_assertion_without_words_says_its_line(log: Path) -> None:
+    line = "assert cache.is_ready"
+    log.write_text(f"{PREFIX}    {line}\n{PREFIX}           ^^^^^\n{PREFIX}AssertionError\n")
+    assert line in load_error(MESSENGER).message
+
+    def fail() -> None:
+        assert log is None
+
+    with pytest.raises(AssertionError) as caught:
+        fail()
+    caught.value.args = ()  # pytest gives it words
+    assert load_error(caught.value).message.endswith("assert log is None")
 
 
 @pytest.mark.parametrize("content", [None, "{", "{}"])

@@ -2,7 +2,6 @@
 models whose configs say something else."""
 
 import json
-import os
 import shutil
 import struct
 from collections.abc import Callable, Iterator
@@ -12,11 +11,12 @@ from typing import Any, get_args
 import pytest
 from vllm.config.cache import CacheDType
 
+import loading
 from conftest import MODELS
-from vllm_bridge import diagnosis, models
-from vllm_bridge.errors import BridgeError, map_exceptions
-from vllm_bridge.params import engine_options
-from vllm_bridge.quantization import availability, kv_cache, naming, packing, preflight
+from loading import configure as load
+from vllm_bridge import models
+from vllm_bridge.errors import BridgeError
+from vllm_bridge.quantization import availability, packing
 
 AWQ = "CPUWNA16LinearKernel"
 
@@ -25,13 +25,8 @@ Change = Callable[..., Path]
 
 @pytest.fixture(scope="module", autouse=True)
 def environment() -> Iterator[None]:
-    """A config sets variables, for the life of a worker."""
-    before = dict(os.environ)
-    os.environ["HF_HUB_OFFLINE"] = "1"
-    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
-    yield
-    os.environ.clear()
-    os.environ.update(before)
+    with loading.environment():
+        yield
 
 
 @pytest.fixture
@@ -49,18 +44,6 @@ def changed(tmp_path: Path) -> Change:
         return folder
 
     return change
-
-
-def load(model: Path, **options: Any) -> tuple[Any, str | None]:
-    """vLLM's config and the kernel, by the steps of a start."""
-    options = {"enforce_eager": True, "distributed_executor_backend": "uni"} | options
-    with map_exceptions(diagnosis.load_error):
-        checkpoint = models.check_model(str(model), options)
-        packing.check(checkpoint)
-        unknown = kv_cache.take_dtype(options)
-        arguments = engine_options(options)
-        naming.check(checkpoint, arguments)
-        return preflight.engine_config(str(model), checkpoint, arguments, unknown)
 
 
 def refused(model: Path, **options: Any) -> BridgeError:

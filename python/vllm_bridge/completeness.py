@@ -1,90 +1,326 @@
 """Keeps a model from running with weights that its checkpoint does not have.
 
-vLLM looks only at weights outside of linear layers, and of a quantized model at none: what is
-missing of the others stays what the memory held, and the model answers nonsense. Runs in vLLM's
-processes.
+vLLM looks at few of the weights, and of a quantized model at none: what is missing stays what the
+memory held, and the model answers nonsense. So it is watched what the model's parameters are
+given while it loads: of several tensors that become one parameter (queries, keys and values;
+the matrices of experts) one may be missing. Runs in vLLM's processes.
 """
 
 import functools
+import math
 import re
-from collections.abc import Iterator
+import traceback
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
 from typing import Any
 
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
 _INDEX = re.compile(r"(?<=\.)\d+(?=\.)")
+
+# What comes before the number of a layer.
+_OF_LAYER = re.compile(r"^.*?(?=\.\d+\.)")
+
+# What loaders raise over weights that do not fit, and what is no word about weights.
+_MISFITS = (AssertionError, LookupError, RuntimeError, TypeError, ValueError)
+_NO_MISFITS = (NotImplementedError, torch.OutOfMemoryError)
 
 
 def install() -> None:
     """Called in every process of vLLM, possibly more than once."""
-    from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
+    from vllm.model_executor.model_loader.base_loader import BaseModelLoader
 
-    original = DefaultModelLoader.load_weights
-    if hasattr(original, "__wrapped__") and original.__module__ == __name__:
+    original = BaseModelLoader.load_model
+    if original.__module__ == __name__:
         return
 
     @functools.wraps(original)
-    def load_weights(self: Any, model: Any, model_config: Any) -> None:
-        of_model = model.load_weights
-        loaded: list[set[str] | None] = []
-
-        def listen(*arguments: Any, **keywords: Any) -> Any:
-            names = of_model(*arguments, **keywords)
-            loaded.append(None if names is None else set(names))  # vLLM adds to its own
-            return names
-
-        model.load_weights = listen
+    def load_model(
+        self: Any, vllm_config: Any, model_config: Any, *args: Any, **keywords: Any
+    ) -> Any:
+        # vLLM's own switch; and what a draft model guesses is verified by the model.
+        is_unwanted = getattr(self, "enable_weights_track", None) is False
+        if not is_unwanted and model_config.runner_type != "draft":
+            self.load_weights = functools.partial(_load_weights, self.load_weights)
         try:
-            original(self, model, model_config)
+            return original(self, vllm_config, model_config, *args, **keywords)
         finally:
-            del model.load_weights
-        check(model, loaded[-1] if loaded else None)
+            vars(self).pop("load_weights", None)
 
-    load_weights.__module__ = __name__
-    DefaultModelLoader.load_weights = load_weights
+    load_model.__module__ = __name__
+    BaseModelLoader.load_model = load_model
 
 
-def check(model: Any, loaded: set[str] | None) -> None:
-    """Raises a ``ValueError`` in vLLM's words.
+def _load_weights(of_loader: Any, model: Any, model_config: Any) -> None:
+    """Has a loader load a model's weights, and looks at what the model has been given.
 
-    Weights count as missing where other layers had theirs, and biases of linear layers where their
-    weights were there: some models give weights values of their own, or load them by other names.
-
-    Args:
-        loaded: the names that the model loaded; None where it does not tell
+    Raises:
+        ValueError: in vLLM's words, or with the tensor of the checkpoint that does not fit
     """
-    if loaded is None:
-        return
-    from vllm.model_executor.layers.linear import LinearBase
+    watch = Watch(model)
+    # Loaders that do not use it make weights up, or copy those that another engine had.
+    model.load_weights = functools.partial(watch.load, model.load_weights)
+    try:
+        of_loader(model, model_config)
+    except Exception as error:
+        watch.check()
+        if not isinstance(error, _MISFITS) or isinstance(error, _NO_MISFITS):
+            raise
+        if watch.reading is None or "memory" in str(error):
+            raise
+        text = f"The checkpoint's {watch.reading} does not fit: {_words(error)}"
+        raise ValueError(text) from error
+    finally:
+        del model.load_weights
+    watch.check()
+    _check_numbers(model, watch)
 
-    kinds = {_INDEX.sub("*", name) for name in loaded}
-    linear = (name for name, module in model.named_modules() if isinstance(module, LinearBase))
-    biases = {f"{name}.bias" for name in linear}
-    missing = sorted(
-        name
-        for name in _from_checkpoint(model)
-        if name not in loaded
-        and (
-            _INDEX.sub("*", name) in kinds
-            or (name in biases and name.removesuffix("bias") + "weight" in loaded)
+
+class Watch(TorchDispatchMode):  # type: ignore[misc]
+    """What the parameters of a model are given while it loads.
+
+    PyTorch's operations are watched, because vLLM has many ways to bring a tensor to its place.
+    """
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        # The tensor of the checkpoint that is being loaded, in words.
+        self.reading: str | None = None
+        self._model = model
+        self._parameters = dict(model.named_parameters())
+        self._owners = owners(model)
+        self._read: set[str] = set()
+        self._loaded: set[str] | None = None
+        self._is_done = False
+        # By the memory of a parameter, its name, and the parts that were written.
+        self._names = {
+            key: name for name, p in self._parameters.items() if (key := _memory(p)) is not None
+        }
+        self._written: dict[int, set[tuple[int, Any]]] = defaultdict(set)
+        self._forms: dict[Any, Any] = {}
+
+    def load(self, of_model: Any, weights: Any, *args: Any, **keywords: Any) -> Any:
+        """Loads by ``of_model``, a model's ``load_weights``."""
+        with self:
+            names = of_model(self._told(weights), *args, **keywords)
+        self._loaded = None if names is None else set(names)  # vLLM adds to its own
+        self._is_done = True
+        return names
+
+    def _told(self, weights: Iterable[tuple[str, Any]]) -> Iterator[tuple[str, Any]]:
+        for name, tensor in weights:
+            self._read.add(name)
+            self.reading = f"`{name}` ({_dtype(tensor)} {list(tensor.shape)})"
+            yield name, tensor
+            self.reading = None
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if func._schema.is_mutable and args and isinstance(args[0], torch.Tensor):
+            alias = func._schema.arguments[0].alias_info
+            memory = _memory(args[0])
+            if alias is not None and alias.is_write and memory in self._names:
+                if func is torch.ops.aten.copy_.default:
+                    self._check_dtype(self._names[memory], *args[:2])
+                form = (tuple(args[0].shape), tuple(args[0].stride()))
+                part = args[0].storage_offset(), self._forms.setdefault(form, form)
+                self._written[memory].add(part)
+        return func(*args, **(kwargs or {}))
+
+    def _check_dtype(self, name: str, target: Any, source: Any) -> None:
+        # vLLM would make numbers of one kind of those of another, as if they meant the same.
+        if self._is_layer(name) and _kind(source.dtype) != _kind(target.dtype):
+            raise TypeError(f"the model holds {_dtype(target)} there")
+
+    def check(self) -> None:
+        """Raises a ``ValueError`` in vLLM's words if there are parameters that lack something."""
+        if not self._is_done:
+            return
+        missing = sorted({*self._missing(), *self._torn()})
+        if missing:
+            more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+            raise ValueError(
+                "Following weights were not initialized from checkpoint: "
+                f"{', '.join(missing[:3])}{more}"
+            )
+
+    def is_whole(self, name: str) -> bool:
+        """Whether all of a parameter was written, or it came after the others."""
+        return name not in self._parameters or self._count(name) >= _size(self._parameters[name])
+
+    def _missing(self) -> Iterator[str]:
+        """The parameters that were given nothing and need it: those that other layers were given,
+        all of linear layers and experts without any weights, biases, embeddings, and what has no
+        method of quantization, which would make it.
+
+        Some models give others values of their own."""
+        if self._loaded is None:
+            return
+        from vllm.model_executor.layers.linear import LinearBase
+        from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
+
+        given = {n for n in self._parameters if n in self._loaded or self._count(n)}
+        kinds = {_INDEX.sub("*", name) for name in given}
+        alive = {id(self._owners[name]) for name in given if not name.endswith(".bias")}
+        for name in self._parameters:
+            owner = self._owners[name]
+            if (
+                name not in given
+                and self._is_needed(name)
+                and (
+                    _INDEX.sub("*", name) in kinds
+                    or (self._is_layer(name) and id(owner) not in alive)
+                    or (isinstance(owner, LinearBase) and name.endswith(".bias"))
+                    or isinstance(owner, VocabParallelEmbedding)
+                    or getattr(owner, "quant_method", None) is None
+                )
+            ):
+                yield name
+
+    def _torn(self) -> Iterator[str]:
+        """The tensors that are missing of parameters which several tensors of a checkpoint become.
+
+        Some parameters have room that nothing is for: what none of its kind has is not missed,
+        unless it is the only one."""
+        kinds: dict[Any, dict[tuple[str, int | None], int]] = defaultdict(dict)
+        for name, parameter in self._parameters.items():
+            if self._is_layer(name) and self._is_needed(name) and self._count(name):
+                kind = kinds[_INDEX.sub("*", name), tuple(parameter.shape)]
+                for row, count in self._rows(name):
+                    kind[name, row] = count
+        for counts in kinds.values():
+            most = max(counts.values())
+            for (name, row), count in counts.items():
+                if count < (most if len(counts) > 1 else _size(self._parameters[name])):
+                    yield from self._lacking(name, row)
+
+    def _lacking(self, name: str, expert: int | None) -> list[str]:
+        """The tensors that a torn parameter lacks, or its own name."""
+        if expert is not None:
+            return [f"{name} (expert {expert})"]
+        from vllm.model_executor.utils import get_packed_modules_mapping
+
+        module, _, last = name.rpartition(".")
+        parent, _, module = module.rpartition(".")
+        parts = get_packed_modules_mapping(self._model).get(module, [])
+        tensors = [f"{parent}.{part}.{last}" for part in parts]
+        # A checkpoint may have another name for what the layers are in.
+        ends = {tensor: _OF_LAYER.sub("", tensor) for tensor in tensors}
+        lacking = [t for t in tensors if not any(read.endswith(ends[t]) for read in self._read)]
+        return lacking if 0 < len(lacking) < len(tensors) else [name]
+
+    def _is_layer(self, name: str) -> bool:
+        """Whether a parameter belongs to linear layers or experts, which have tensors for numbers
+        of any kind."""
+        from vllm.model_executor.layers.fused_moe import RoutedExperts
+        from vllm.model_executor.layers.linear import LinearBase
+
+        return isinstance(self._owners[name], LinearBase | RoutedExperts)
+
+    def _is_needed(self, name: str) -> bool:
+        from vllm.model_executor.layers.quantization.kv_cache import BaseKVCacheMethod
+        from vllm.model_executor.model_loader.default_loader import _CONFIG_BUILT_PARAMS
+
+        method = getattr(self._owners[name], "quant_method", None)
+        return (
+            _size(self._parameters[name]) > 0
+            and not isinstance(method, BaseKVCacheMethod)  # has defaults
+            and name.rpartition(".")[2] not in _CONFIG_BUILT_PARAMS
         )
-    )
-    if missing:
-        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
-        raise ValueError(
-            "Following weights were not initialized from checkpoint: "
-            f"{', '.join(missing[:3])}{more}"
-        )
+
+    def _count(self, name: str) -> int:
+        """How many numbers of a parameter were written."""
+        return sum(math.prod(shape) for _, (shape, _) in self._parts(name))
+
+    def _rows(self, name: str) -> Iterator[tuple[int | None, int]]:
+        """The same for each expert, by its place; for layers that are none under None."""
+        from vllm.model_executor.layers.fused_moe import RoutedExperts
+
+        if not isinstance(self._owners[name], RoutedExperts):
+            yield None, self._count(name)
+            return
+        parameter = self._parameters[name]
+        rows = [0] * len(parameter)
+        length, start = parameter.stride(0), parameter.storage_offset()
+        for offset, (shape, strides) in self._parts(name):
+            last = offset + sum((n - 1) * step for n, step in zip(shape, strides, strict=True))
+            first, last = (offset - start) // length, (last - start) // length
+            for row in range(first, last + 1):
+                rows[row] += math.prod(shape) // (last - first + 1)
+        yield from enumerate(rows)
+
+    def _parts(self, name: str) -> set[tuple[int, Any]]:
+        memory = _memory(self._parameters[name])
+        return self._written[memory] if memory is not None and memory in self._written else set()
 
 
-def _from_checkpoint(model: Any) -> Iterator[str]:
-    """The names of the parameters that only a checkpoint can give."""
-    from vllm.model_executor.layers.quantization.kv_cache import BaseKVCacheMethod
+def _check_numbers(model: Any, watch: Watch) -> None:
+    """Raises a ``ValueError`` if weights or scales are infinite or not numbers: whatever they
+    touch becomes so too. Embeddings are left out, which have tokens that nobody uses."""
+    from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
 
-    exempt = set()
-    for name, module in model.named_modules():
-        method = getattr(module, "quant_method", None)
-        # Made while loading, or with a default.
-        if getattr(method, "uses_meta_device", False) or isinstance(method, BaseKVCacheMethod):
-            exempt |= {f"{name}.{parameter}" for parameter, _ in module.named_parameters()}
+    of = owners(model)
     for name, parameter in model.named_parameters():
-        if name not in exempt and parameter.numel() > 0:
-            yield name
+        if isinstance(of[name], VocabParallelEmbedding) or not watch.is_whole(name):
+            continue
+        # What bitsandbytes has beside its weights: of one matrix, or of several by their places.
+        states = getattr(parameter, "bnb_quant_state", {})
+        states = states.values() if isinstance(states, dict) else [states]
+        scales = [getattr(state, "absmax", state) for state in states]
+        if not all(_is_finite(tensor) for tensor in (parameter, *scales)):
+            raise ValueError(f"Following weights are not finite numbers: {name}")
+
+
+def _is_finite(tensor: Any) -> bool:
+    if tensor.is_meta or tensor.numel() == 0 or _kind(tensor.dtype) != "float":
+        return True
+    try:
+        bounds = torch.aminmax(tensor.detach())
+    except (NotImplementedError, RuntimeError, TypeError):
+        return True  # tensors of other libraries
+    return all(math.isfinite(bound) for bound in bounds)
+
+
+def owners(model: Any) -> dict[str, Any]:
+    """The modules of a model's parameters, by their names."""
+    return {
+        f"{prefix}.{name}" if prefix else name: module
+        for prefix, module in model.named_modules()
+        for name, _ in module.named_parameters(recurse=False)
+    }
+
+
+def _memory(tensor: Any) -> int | None:
+    """What tells the memory of a tensor from that of others."""
+    try:
+        return int(tensor.untyped_storage()._cdata)
+    except (RuntimeError, NotImplementedError, ValueError):
+        return None  # tensors of other libraries, and those that have none yet
+
+
+def _size(parameter: Any) -> int:
+    """How many numbers are to be written of a parameter, without those that only fill it up."""
+    from vllm.model_executor.model_loader.reload.utils import get_tensor_load_numel
+
+    return int(get_tensor_load_numel(parameter))
+
+
+def _kind(dtype: Any) -> str:
+    if not dtype.is_floating_point or "float4" in str(dtype):
+        return "integer"
+    # Powers of two are numbers like any others; other floats of 8 bits go with a scale.
+    return "float8" if dtype.itemsize == 1 and "e8m0" not in str(dtype) else "float"
+
+
+def _dtype(tensor: Any) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
+
+
+def _words(error: Exception) -> str:
+    if text := str(error):
+        return text
+    # An assertion without words is its own line.
+    frames = traceback.extract_tb(error.__traceback__)
+    return (frames[-1].line if frames else None) or type(error).__name__

@@ -58,6 +58,18 @@ def _rule(pattern: str, reason: str, opening: str) -> _Rule:
 # The first that matches the exception's type and text tells the reason.
 _RULES = (
     _rule(
+        r"The checkpoint's `|weights were not initialized",
+        "invalid_checkpoint",
+        "The model's files are damaged, incomplete, or contradict its config: download them again, "
+        "from one place.",
+    ),
+    _rule(
+        r"weights are not finite numbers",
+        "invalid_checkpoint",
+        "The model would answer nonsense: its files are damaged, or its weights are too large for "
+        'the `dtype`, for which `dtype: "bfloat16"` has room.',
+    ),
+    _rule(
         r"KV cache|cache blocks",
         "out_of_memory",
         "The KV cache does not fit. Lower `max_model_len` or `max_num_seqs`, or give it more "
@@ -90,7 +102,7 @@ _RULES = (
     _rule(
         r"SafetensorError|UnpicklingError|must match the size of tensor|size mismatch"
         r"|shape mismatch|Cannot find any model weights|no module or parameter named"
-        r"|weights were not initialized|shape invalid|assert .*loaded_weight",
+        r"|shape invalid|assert .*loaded_weight",
         "invalid_checkpoint",
         "The model's files are damaged or contradict its config.",
     ),
@@ -146,8 +158,11 @@ def load_error(error: Exception) -> BridgeError:
             )
     elif is_validation_error(error):
         text = _validation_text(error)
+    elif not text:
+        frames = traceback.extract_tb(error.__traceback__)
+        text = (frames[-1].line if frames else None) or ""
     details["exception"] = f"{type_name}: {text}"
-    words = readable(text)
+    words = readable(text) or type_name
     for rule in _RULES:
         if rule.pattern.search(f"{type_name}: {text}"):
             return BridgeError(rule.reason, f"{rule.opening} vLLM says: {words}", details)
@@ -155,7 +170,7 @@ def load_error(error: Exception) -> BridgeError:
         return BridgeError(
             "invalid_checkpoint",
             "The model's weights cannot be loaded: its files are damaged or contradict its "
-            f"config. vLLM says: {words or type_name}",
+            f"config. vLLM says: {words}",
             details,
         )
     if _is_of_tokenizer(error):
@@ -246,14 +261,19 @@ def root_cause(lines: Iterable[str]) -> tuple[str, str] | None:
     as they may be, the last says most.
     """
     process = cause = None
+    source = ""
     for line in lines:
         prefix = _LOG_PREFIX.match(line)
         if prefix is None or (process is not None and prefix["process"] != process):
             continue
-        found = _EXCEPTION.match(line[prefix.end() :])
+        text = line[prefix.end() :]
+        found = _EXCEPTION.match(text)
         if found is not None and not _MESSENGERS.search(line):
             process = prefix["process"]
-            cause = (found["type"].rpartition(".")[2], found["text"] or "")
+            # An assertion without words says its own line, which is above it.
+            cause = (found["type"].rpartition(".")[2], found["text"] or source)
+        elif text.strip(" ^~"):
+            source = text.strip() if text.startswith("    ") else ""
     return cause
 
 

@@ -19,12 +19,14 @@ _WORD = 32  # bits of the integers that weights are packed into
 
 def check(checkpoint: Checkpoint) -> None:
     """Raises ``invalid_checkpoint`` where a config of AWQ, GPTQ or no quantization contradicts the
-    weights."""
+    weights, or weights of bitsandbytes lack what belongs to them."""
     if checkpoint.quantization is None:
         _check_plain(checkpoint)
         return
     config = checkpoint.quantization
     method = (checkpoint.quant_method or "").lower()
+    if method == "bitsandbytes":
+        _check_bitsandbytes(checkpoint)
     # Other settings for single layers, and another layout, are left to vLLM.
     if method not in ("awq", "gptq") or config.get("dynamic") or _is_gemv(config):
         return
@@ -51,6 +53,35 @@ def _check_plain(checkpoint: Checkpoint) -> None:
                 f"The model's config names no quantization, and `{name}` holds {tensor.dtype}. "
                 "Copy the `quantization_config` of its config.json from where it comes from.",
                 {"tensor": name, "dtype": tensor.dtype},
+            )
+
+
+def _check_bitsandbytes(checkpoint: Checkpoint) -> None:
+    """Beside each weight lie its scales and what else its numbers mean, the same for all; the
+    loader takes what it finds."""
+    tensors = checkpoint.tensors
+    parts: dict[str, set[str]] = {
+        name: set()
+        for name, tensor in tensors.items()
+        if name.endswith(".weight") and tensor.dtype in ("U8", "I8")
+    }
+    for name in tensors:
+        module, found, _ = name.partition(".weight.")
+        if not found and name.endswith(".SCB"):
+            module, found = name.removesuffix(".SCB"), ".SCB"
+        if found:
+            parts.setdefault(f"{module}.weight", set()).add(name.removeprefix(module))
+    usual = set().union(*parts.values())
+    for weight, there in parts.items():
+        missing = [weight.removesuffix(".weight") + part for part in sorted(usual - there)]
+        if weight not in tensors:
+            missing.insert(0, weight)
+        if missing:
+            raise BridgeError(
+                "invalid_checkpoint",
+                f"The model's files lack `{missing[0]}`, without which `{weight}` cannot be "
+                "read. Download them again.",
+                {"missing": missing},
             )
 
 

@@ -39,6 +39,8 @@ def check(config: Any, checkpoint: Checkpoint) -> str | None:
     try:
         with layers.linear(config, model.dtype, quant_config, name, columns, rows) as layer:
             quantized = layers.is_quantized(layer)
+            if quantized and config.load_config.load_format == "bitsandbytes":
+                _check_room(config, layer)
             if quantized or quant_config is None:
                 _check_shapes(config, checkpoint, name, layers.shapes(layer))
             kernel = layers.kernel(layer) if quantized else None
@@ -101,6 +103,21 @@ def _check_effect(config: Any) -> None:
         f"{availability.advice_in_flight()}".rstrip(),
         {"option": "quantization", "quantization": model.quantization},
     )
+
+
+def _check_room(config: Any, layer: Any) -> None:
+    """Whether vLLM makes room for the bytes that bitsandbytes packs weights into: it counts them by
+    the dtype that the model computes in."""
+    weights = layer.input_size * layer.output_size
+    packed = weights if config.quant_config.load_in_8bit else weights // 2
+    if layer.weight.numel() != packed:
+        dtype = str(config.model_config.dtype).removeprefix("torch.")
+        raise BridgeError(
+            "unsupported_quantization",
+            f"With bitsandbytes a model cannot compute in {dtype} here. Leave `dtype` out, or give "
+            '`dtype: "bfloat16"`.',
+            {"option": "dtype", "value": dtype},
+        )
 
 
 def _check_shapes(

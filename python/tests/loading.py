@@ -1,0 +1,87 @@
+"""What vLLM does with a model before there is an engine, in this process: a model of the tests is
+loaded in a tenth of a second."""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from vllm_bridge import completeness, diagnosis, models
+from vllm_bridge.errors import BridgeError, map_exceptions
+from vllm_bridge.params import engine_options
+from vllm_bridge.quantization import in_flight, kv_cache, naming, packing, preflight
+
+
+def configure(model: Path, **options: Any) -> tuple[Any, str | None]:
+    """vLLM's config and the kernel, by the steps of a start."""
+    options = {"enforce_eager": True, "distributed_executor_backend": "uni"} | options
+    with map_exceptions(diagnosis.load_error):
+        dtype = in_flight.take_dtype(options)
+        checkpoint = models.check_model(str(model), options)
+        in_flight.check(checkpoint, dtype)
+        packing.check(checkpoint)
+        if checkpoint.quantization is None:
+            in_flight.take_settings(options)
+        unknown = kv_cache.take_dtype(options)
+        arguments = engine_options(options)
+        naming.check(checkpoint, arguments)
+        return preflight.engine_config(str(model), checkpoint, arguments, unknown)
+
+
+def load(model: Path, **options: Any) -> Any:
+    """The model with its weights, as a worker of vLLM has it; within ``worker``."""
+    from vllm.config import set_current_vllm_config
+    from vllm.model_executor.model_loader import get_model_loader
+
+    config, _ = configure(model, use_tqdm_on_load=False, max_model_len=256, **options)
+    with map_exceptions(diagnosis.load_error), set_current_vllm_config(config):
+        loader = get_model_loader(config.load_config)
+        return loader.load_model(vllm_config=config, model_config=config.model_config)
+
+
+def refused(model: Path, **options: Any) -> BridgeError:
+    with pytest.raises(BridgeError) as caught:
+        load(model, **options)
+    assert "Traceback" not in caught.value.message
+    return caught.value
+
+
+@contextlib.contextmanager
+def environment() -> Iterator[None]:
+    """A config sets variables, for the life of a worker."""
+    before = dict(os.environ)
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+@contextlib.contextmanager
+def worker(folder: Path) -> Iterator[None]:
+    """Makes this process the only rank of vLLM, for a while; ``folder`` is empty."""
+    from vllm.config import VllmConfig, set_current_vllm_config
+    from vllm.distributed import parallel_state
+
+    with environment(), pytest.MonkeyPatch.context() as patch, torch.no_grad():
+        # As vLLM's workers have it on CPUs.
+        patch.setattr(torch.accelerator, "empty_cache", lambda: None)
+        completeness.install()
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)  # two would wait for each other where others work too
+        with set_current_vllm_config(VllmConfig()):
+            place = f"file://{folder / 'ranks'}"
+            parallel_state.init_distributed_environment(1, 0, place, 0, "gloo")
+            parallel_state.initialize_model_parallel()
+        try:
+            yield
+        finally:
+            torch.set_num_threads(threads)
+            parallel_state.destroy_model_parallel()
+            parallel_state.destroy_distributed_environment()
