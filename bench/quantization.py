@@ -3,7 +3,7 @@
     PYTHON bench/quantization.py [RESULTS]
 
 with the Python of the library's environment (`mix vllm.doctor` names it) runs every variant, which
-takes seven minutes on two cores, or takes the lines of an earlier run from the file RESULTS.
+takes ten minutes on two cores, or takes the lines of an earlier run from the file RESULTS.
 """
 
 import json
@@ -41,6 +41,17 @@ ROWS = {
     "bnb-nf4-double": ("bitsandbytes NF4, scales quantized too", "bitsandbytes"),
     "bnb-int8": ("bitsandbytes INT8", "bitsandbytes"),
     "bnb-online": ('bitsandbytes NF4, in flight (`dtype: "int4"`)', "bitsandbytes"),
+    "experts-fp8-tensor": ("experts, FP8 per tensor", "fp8"),
+    "experts-fp8-qwen": ("experts, FP8 per block", "fp8"),
+    "experts-fp8-channel": ("experts, compressed-tensors FP8 per channel", "compressed-tensors"),
+    "experts-fp8-online": ('experts, `quantization: "fp8"` on a plain model', "fp8"),
+    "experts-awq": ("experts, AWQ, 4 bits", "awq"),
+    "experts-gptq": ("experts, GPTQ, 4 bits, symmetric", "gptq"),
+    "experts-auto-round": ("experts, auto-round, 4 bits", "inc"),
+    "experts-w4a16": ("experts, compressed-tensors W4A16", "compressed-tensors"),
+    "experts-w4a16-asym": ("experts, compressed-tensors W4A16, zero points", "compressed-tensors"),
+    "experts-w8a8": ("experts, compressed-tensors W8A8 INT8", "compressed-tensors"),
+    "experts-nf4": ("experts, bitsandbytes NF4", "bitsandbytes"),
     "kv-fp8": ('`kv_cache_dtype: "fp8"` (the same as `"fp8_e4m3"`)', None),
     "kv-fp8_e5m2": ('`kv_cache_dtype: "fp8_e5m2"`', None),
 }

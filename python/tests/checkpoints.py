@@ -145,35 +145,6 @@ def _make_bitsandbytes(folder: Path, kind: str, double: bool = False) -> Path:
     return write(folder, tensors, read_config(DEMO) | {"quantization_config": config})
 
 
-def _make_experts(folder: Path) -> Path:
-    """A small mixture of experts of random numbers from a seed."""
-    from transformers import MixtralConfig, MixtralForCausalLM
-
-    torch.manual_seed(7)
-    config = MixtralConfig(
-        vocab_size=1024,
-        hidden_size=256,
-        intermediate_size=256,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        num_local_experts=4,
-        # All of them: which of two is better would depend on rounding, and the answer leap.
-        num_experts_per_tok=4,
-        max_position_embeddings=512,
-        # So far apart that the tokens are not all about equally likely.
-        initializer_range=0.1,
-        bos_token_id=0,
-        eos_token_id=1,
-        pad_token_id=2,
-        dtype=torch.bfloat16,
-    )
-    MixtralForCausalLM(config).bfloat16().save_pretrained(folder)
-    for name in TOKENIZER:
-        shutil.copy(DEMO / name, folder)
-    return folder
-
-
 MAKERS: dict[str, Callable[[Path], Path]] = {
     "fp8-tensor": _make_fp8,
     "fp8-block": lambda folder: _make_fp8(folder, BLOCK),
@@ -181,7 +152,6 @@ MAKERS: dict[str, Callable[[Path], Path]] = {
     "bnb-fp4": lambda folder: _make_bitsandbytes(folder, "fp4"),
     "bnb-nf4-double": lambda folder: _make_bitsandbytes(folder, "nf4", double=True),
     "bnb-int8": lambda folder: _make_bitsandbytes(folder, "int8"),
-    "experts": _make_experts,
 }
 
 

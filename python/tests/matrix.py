@@ -14,6 +14,7 @@ import contextlib
 import ctypes
 import dataclasses
 import gc
+import hashlib
 import itertools
 import json
 import os
@@ -37,6 +38,7 @@ import numpy as np
 import numpy.typing as npt
 
 import checkpoints
+import mixtures
 from checkpoints import MODELS, Tensors
 from vllm_bridge import defaults
 from vllm_bridge.chat import ChatParams
@@ -267,6 +269,10 @@ async def compare(variant: Variant, folder: Path, bf16: Measured) -> dict[str, A
     if variant.reference is not None:
         plain = checkpoints.write_plain(folder / "plain", variant.reference(model))
         reference = await measure(plain)
+    return _report(model, measured, reference, bf16)
+
+
+def _report(model: Path, measured: Measured, reference: Measured, bf16: Measured) -> dict[str, Any]:
     return {
         "note": measured.info["quantization_note"],
         "wrong": _different(measured.sentences, pairs("facts") | pairs("chat")),
@@ -313,22 +319,30 @@ async def embed(variant: Variant, folder: Path, _bf16: Measured) -> dict[str, An
 
 
 async def experts(variant: Variant, folder: Path, _bf16: Measured) -> dict[str, Any]:
-    """A mixture of experts, whose layers of attention are quantized."""
-    model = checkpoints.make(variant.checkpoint, folder / variant.checkpoint)
-    assert variant.reference is not None
-    plain = checkpoints.write(
-        folder / "plain", variant.reference(model), checkpoints.read_config(model)
-    )
-    logprobs = []
-    for one, given in ((model, variant.options), (plain, {}), (model, {})):
-        async with session(one, **given) as asked:
-            logprobs.append(await asked.logprobs(pairs("facts")))
-    ours, reference, bf16 = logprobs
-    return {
-        "max": float(np.abs(ours - reference).max()),
-        "mean": float(np.abs(ours - reference).mean()),
-        "bf16_max": float(np.abs(ours - bf16).max()),
-    }
+    """A mixture of experts against the plain one that its weights stand for, and against the one
+    that was quantized."""
+    if variant.checkpoint == "online":
+        made = mixtures.make_online(folder)
+    else:
+        made = mixtures.make(variant.checkpoint, folder)
+    model = made.original if variant.options.get("quantization") else made.quantized
+    plain = made.plain
+    if variant.reference is not None:
+        weights, config = variant.reference(model), checkpoints.read_config(model)
+        plain = checkpoints.write(folder / "reference", weights, config)
+    measured = await measure(model, **variant.options)
+    return _report(model, measured, await _once(plain), await _once(made.original))
+
+
+_measured: dict[bytes, Measured] = {}
+
+
+async def _once(model: Path) -> Measured:
+    """``measure``, of models that several variants have."""
+    digest = hashlib.sha256((model / checkpoints.WEIGHTS).read_bytes()).digest()
+    if digest not in _measured:
+        _measured[digest] = await measure(model)
+    return _measured[digest]
 
 
 async def refuse(variant: Variant, _folder: Path, _bf16: Measured) -> dict[str, Any]:
@@ -427,8 +441,18 @@ EMBEDDING = tuple(
 )
 
 EXPERTS = (
+    *(Variant(f"experts-{name}", name, run=experts) for name in mixtures.VARIANTS),
+    Variant("experts-fp8-online", "online", {"quantization": "fp8"}, run=experts),
+    Variant(
+        "experts-fp8-channel-online",
+        "fp8-channel",
+        {"quantization": "fp8_per_channel"},
+        run=experts,
+    ),
     dataclasses.replace(
-        _torchao("experts-torchao-int8", "Int8WeightOnlyConfig"), checkpoint="experts", run=experts
+        _torchao("experts-torchao-int8", "Int8WeightOnlyConfig"),
+        checkpoint="fp8-channel",
+        run=experts,
     ),
 )
 

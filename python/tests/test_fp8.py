@@ -19,7 +19,7 @@ from vllm_bridge import memory
 from vllm_bridge.errors import BridgeError
 from vllm_bridge.lora import LoRA
 from vllm_bridge.models import Checkpoint, Tensor, check_device_memory
-from vllm_bridge.quantization import as_loaded, fp8
+from vllm_bridge.quantization import as_loaded, experts, fp8
 
 # The largest difference of two log probabilities that is nothing but rounding.
 EXACT = 0.004
@@ -76,6 +76,17 @@ def test_quantizing_with_one_scale() -> None:
     assert quantized.dtype == torch.float8_e4m3fn
     assert quantized.float().tolist() == [[0.5, -1.5], [448.0, 0.0]]
     assert scale.tolist() == [2.0]
+
+
+def test_quantizing_with_a_scale_per_row() -> None:
+    quantized, scale = fp8._scaled_fp8_quant(
+        torch.tensor([[1.0, -448.0], [0.0, 56.0], [0.0, 0.0]]), use_per_token_if_dynamic=True
+    )
+    # What is nothing but zeros has the least scale that vLLM gives.
+    assert scale.tolist() == [[1.0], [0.125], [torch.tensor(1 / (448 * 512)).item()]]
+    assert quantized.float().tolist() == [[1.0, -448.0], [0.0, 448.0], [0.0, 0.0]]
+    with pytest.raises(NotImplementedError):
+        fp8._scaled_fp8_quant(torch.ones(2, 2))
 
 
 def test_it_is_for_cpus_without_the_kernel_only(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -136,6 +147,9 @@ def test_memory_is_checked_for_what_the_weights_are_once_loaded(
     checkpoint = Checkpoint("", config, (), 1_203_000, 1_000, tensors)
 
     assert fp8.always_dequantized()
+    monkeypatch.setattr(experts, "always_dequantized", lambda: True)
+    assert as_loaded(checkpoint).loaded_bytes({}) == 2_403_000
+    monkeypatch.setattr(experts, "always_dequantized", lambda: False)
     loaded = as_loaded(checkpoint)
     assert loaded.loaded_bytes({}) == 2_203_000
     assert loaded.loaded_bytes({"dtype": "float32"}) == 4_205_000
@@ -147,6 +161,7 @@ def test_memory_is_checked_for_what_the_weights_are_once_loaded(
         check_device_memory(loaded, {})
     assert caught.value.reason == "out_of_memory"
     assert caught.value.details == {"needed_bytes": 2_203_000, "available_bytes": 2_202_999}
+    assert "weights, dequantized because" in caught.value.message
 
     # Of a plain model that is quantized in flight no less.
     plain = Checkpoint(
@@ -158,10 +173,11 @@ def test_memory_is_checked_for_what_the_weights_are_once_loaded(
     # Where one of vLLM's kernels may take them, one byte is the least.
     first = linear._POSSIBLE_FP8_BLOCK_KERNELS[PlatformEnum.CPU][0]
     monkeypatch.setattr(first, "is_supported", lambda: (True, None))
-    assert as_loaded(checkpoint) is checkpoint
+    assert as_loaded(checkpoint) == checkpoint
     monkeypatch.undo()
+    monkeypatch.setattr(experts, "always_dequantized", lambda: False)
     monkeypatch.setattr(fp8, "is_missing", lambda: False)
-    assert as_loaded(checkpoint) is checkpoint
+    assert as_loaded(checkpoint) == checkpoint
 
 
 @pytest.mark.engine

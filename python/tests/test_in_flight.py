@@ -146,6 +146,14 @@ def test_settings_that_torchao_does_not_have(settings: Any, words: str) -> None:
     assert words in caught.value.message
 
 
+def test_what_is_said_of_experts() -> None:
+    plain = in_flight.note("int8", "Int8WeightOnlyConfig", False)
+    assert plain is not None
+    mixture = in_flight.note("int8", "Int8WeightOnlyConfig", True)
+    assert mixture == f"{plain} Its experts are left as they are."
+    assert in_flight.note(None, None, True) is None
+
+
 @pytest.mark.engine
 def test_an_engine_refuses_to_quantize_a_quantized_model() -> None:
     running = Running()

@@ -12,6 +12,7 @@ import pytest
 from vllm.config.cache import CacheDType
 
 import loading
+import mixtures
 from conftest import MODELS
 from loading import configure as load
 from vllm_bridge import models
@@ -116,6 +117,57 @@ def test_a_method_without_a_kernel(method: str) -> None:
     error = refused(MODELS / "demo", quantization=method)
     assert error.reason == "unsupported_quantization"
     assert f"cannot run {method} here" in error.message
+
+
+@pytest.fixture(scope="module")
+def mixture(tmp_path_factory: pytest.TempPathFactory) -> mixtures.Made:
+    return mixtures.make("w4a16", tmp_path_factory.mktemp("mixture"))
+
+
+def test_a_mixture_whose_experts_are_quantized(mixture: mixtures.Made) -> None:
+    assert load(mixture.quantized)[1] == AWQ
+    assert load(mixture.original)[1] is None
+
+
+@pytest.mark.parametrize(
+    ("method", "reason"),
+    [
+        ("int8_per_channel_weight_only", "No Int8 MoE backend"),
+        ("nvfp4_per_token", "requires a Blackwell"),
+        ("bitsandbytes", "does not find them"),
+    ],
+)
+def test_a_method_that_experts_do_not_run_with(
+    mixture: mixtures.Made, method: str, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from vllm.model_executor.layers.fused_moe.experts.cpu_moe import CPUExpertsInt8
+
+    # Some CPUs have a kernel for some.
+    monkeypatch.setattr(CPUExpertsInt8, "_supports_current_device", lambda: False)
+    error = refused(mixture.original, quantization=method)
+    assert error.reason == "unsupported_quantization"
+    assert f"cannot be computed with {method} on this CPU" in error.message
+    assert reason in error.message
+    assert '`dtype: "int8"`' in error.message
+
+
+def test_adapters_over_quantized_experts(mixture: mixtures.Made) -> None:
+    error = refused(mixture.quantized, enable_lora=True)
+    assert error.reason == "unsupported_quantization"
+    assert "Leave out `enable_lora`" in error.message
+
+
+def test_experts_of_a_checkpoint_that_do_not_run(mixture: mixtures.Made, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(mixture.quantized, folder)
+    config = json.loads((folder / "config.json").read_text())
+    group = config["quantization_config"]["config_groups"]["group_0"]
+    group["weights"] |= {"strategy": "channel", "group_size": None}
+    (folder / "config.json").write_text(json.dumps(config))
+    error = refused(folder)
+    assert error.reason == "unsupported_quantization"
+    assert "experts of this mixture cannot be computed with compressed-tensors" in error.message
+    assert "W4A16 in groups" in error.message
 
 
 def test_an_operation_that_the_build_only_declares(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -118,7 +118,8 @@ class Engine:
             self._queue = Queue(llm)
             if config.model_config.runner_type == "pooling":
                 self._pooler = Pooler(llm, tasks)
-            note = await quantization.note(llm, in_flight.note(dtype, settings))
+            made = in_flight.note(dtype, settings, config.model_config.is_moe)
+            note = await quantization.note(llm, made)
         self._llm = llm
         self._pulse = Pulse(llm)
         self._info = _info(model, config, tasks) | {

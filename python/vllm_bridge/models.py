@@ -77,6 +77,7 @@ class Checkpoint:
         floats: how many elements of them are floats, which the engine's dtype rules
         tensors: what the headers of the files say, by name
         is_dequantized: whether FP8 weights are no such once they are loaded
+        added: how many of ``bytes`` are there because weights are dequantized
     """
 
     folder: str | None = None
@@ -86,6 +87,7 @@ class Checkpoint:
     floats: int = 0
     tensors: Mapping[str, Tensor] = dataclasses.field(default_factory=dict, repr=False)
     is_dequantized: bool = False
+    added: int = 0
 
     @property
     def quantization(self) -> Mapping[str, Any] | None:
@@ -100,18 +102,49 @@ class Checkpoint:
     def quant_method(self) -> str | None:
         return _quant_method(self.quantization)
 
-    def dequantized(self) -> "Checkpoint":
-        """The same with its FP8 weights as floats of the engine's dtype, which is what they are
-        once they are loaded where there is no FP8 kernel, quantized before or in flight. Scales
-        and experts are left as they are."""
-        weights = sum(
-            tensor.size
-            for name, tensor in self.tensors.items()
-            if tensor.dtype == "F8_E4M3" and name.endswith(".weight") and ".experts." not in name
-        )
+    def dequantized(self, linear: bool, experts: bool) -> "Checkpoint":
+        """The same with weights as floats of the engine's dtype, which is what they are once they
+        are loaded where there is no kernel, quantized before or in flight. Scales are left as they
+        are.
+
+        Args:
+            linear: whether that is so with FP8 weights of linear layers
+            experts: and with those of experts, of 8 or 4 bits
+        """
+        size = floats = 0
+        for name, tensor in self.tensors.items():
+            if ".experts." in name:
+                weights = self._weights_of_expert(name, tensor) if experts else 0
+            else:
+                eight = tensor.dtype == "F8_E4M3" and name.endswith(".weight")
+                weights = tensor.size if linear and eight else 0
+            if weights:
+                floats += weights
+                size += 2 * weights - tensor.size
         return dataclasses.replace(
-            self, bytes=self.bytes + weights, floats=self.floats + weights, is_dequantized=True
+            self,
+            bytes=self.bytes + size,
+            floats=self.floats + floats,
+            is_dequantized=linear,
+            added=size,
         )
+
+    def _weights_of_expert(self, name: str, tensor: Tensor) -> int:
+        """How many weights a tensor of an expert stands for; none if it is not quantized."""
+        bits = {"F8_E4M3": 8, "I8": 8, "U8": 4, "I32": self._bits}.get(tensor.dtype)
+        if bits is None or not name.endswith((".weight", ".qweight", ".weight_packed")):
+            return 0
+        return tensor.size * 8 // bits
+
+    @property
+    def _bits(self) -> int | None:
+        """Of each weight, where they are packed into integers."""
+        config = self.quantization or {}
+        found = config.get("bits")
+        if isinstance(groups := config.get("config_groups"), dict):
+            weights = [group.get("weights") for group in groups.values() if isinstance(group, dict)]
+            found = next((one.get("num_bits") for one in weights if isinstance(one, dict)), None)
+        return found if isinstance(found, int) and found > 0 else None
 
     @property
     def description(self) -> str:
@@ -232,9 +265,12 @@ def check_memory(
         advice += ', or `dtype: "bfloat16"`, which takes half'
     if options.get("quantization") == "torchao":
         advice += ', or `dtype: "int4"`, which quantizes each weight as it is read'
+    dequantized = ""
+    if checkpoint.added:
+        dequantized = ", dequantized because vLLM has no kernel for them here,"
     raise BridgeError(
         "out_of_memory",
-        f"The model's weights need {needed / memory.GIB:.1f} GiB and "
+        f"The model's weights{dequantized} need {needed / memory.GIB:.1f} GiB and "
         f"{available / memory.GIB:.1f} GiB of {kind} are available. {advice}.",
         {"needed_bytes": needed, "available_bytes": available},
     )

@@ -35,7 +35,7 @@ def register() -> None:
     ranks.install()
     _leave_out_adapters_that_are_not_asked_for()
     _score_each_prompt_with_its_own_adapter()
-    _compute_fp8_without_a_kernel()
+    _compute_without_kernels()
     completeness.install()
 
 
@@ -83,13 +83,14 @@ def _leave_out_adapters_that_are_not_asked_for() -> None:
                 setattr(module, name, expand)
 
 
-def _compute_fp8_without_a_kernel() -> None:
+def _compute_without_kernels() -> None:
     from vllm.platforms import current_platform
 
     if current_platform.is_cpu():
-        from vllm_bridge.quantization import fp8
+        from vllm_bridge.quantization import experts, fp8
 
         fp8.install()
+        experts.install()
 
 
 def _score_each_prompt_with_its_own_adapter() -> None:

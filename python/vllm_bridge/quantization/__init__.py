@@ -14,9 +14,9 @@ def as_loaded(checkpoint: Checkpoint) -> Checkpoint:
 
     if not current_platform.is_cpu():
         return checkpoint
-    from vllm_bridge.quantization import fp8
+    from vllm_bridge.quantization import experts, fp8
 
-    return checkpoint.dequantized() if fp8.always_dequantized() else checkpoint
+    return checkpoint.dequantized(fp8.always_dequantized(), experts.always_dequantized())
 
 
 async def note(llm: Any, in_flight: str | None) -> str | None:
@@ -32,10 +32,11 @@ async def note(llm: Any, in_flight: str | None) -> str | None:
         logger.info(in_flight)
         notes.append(in_flight)
     if current_platform.is_cpu():
-        from vllm_bridge.quantization import fp8
+        from vllm_bridge.quantization import experts, fp8
 
         dtype = str(llm.model_config.dtype).removeprefix("torch.")
-        if (replaced := await fp8.note(llm, dtype)) is not None:
-            logger.warning(replaced)
-            notes.append(replaced)
+        for replaced in (await fp8.note(llm, dtype), await experts.note(llm, dtype)):
+            if replaced is not None:
+                logger.warning(replaced)
+                notes.append(replaced)
     return " ".join(notes) or None

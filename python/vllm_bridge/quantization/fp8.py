@@ -182,11 +182,15 @@ def _scale_per_row(
 def _scaled_fp8_quant(
     input: torch.Tensor, scale: torch.Tensor | None = None, **options: Any
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    # What the empty operation is asked for while a model is loaded: one given scale for all.
-    if scale is None or scale.numel() != 1 or options:
-        raise NotImplementedError("vLLM's build for CPUs does not quantize to FP8 in this way.")
+    # What the empty operation is asked for while a model is loaded: one given scale for all, or
+    # one for each row of a layer of experts.
     dtype = current_platform.fp8_dtype()
     limits = torch.finfo(dtype)
+    if scale is None and options == {"use_per_token_if_dynamic": True}:
+        largest = input.abs().amax(-1, keepdim=True).to(torch.float32)
+        scale = (largest / limits.max).clamp_min(1.0 / (limits.max * 512))
+    elif scale is None or scale.numel() != 1 or options:
+        raise NotImplementedError("vLLM's build for CPUs does not quantize to FP8 in this way.")
     scaled = input.to(torch.float32) / scale.to(torch.float32)
     return scaled.clamp_(limits.min, limits.max).to(dtype), scale
 

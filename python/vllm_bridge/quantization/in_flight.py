@@ -111,15 +111,19 @@ def take_settings(options: dict[str, Any]) -> str | None:
     return name
 
 
-def note(dtype: str | None, settings: str | None) -> str | None:
-    """What is to be said of a loaded engine, in a sentence.
+def note(dtype: str | None, settings: str | None, is_mixture: bool) -> str | None:
+    """What is to be said of a loaded engine.
 
     Args:
         dtype: what ``take_dtype`` returned
         settings: what ``take_settings`` returned
+        is_mixture: whether the model has experts, which vLLM does not have torchao quantize
     """
     how = METHODS[dtype][1] if dtype else f"torchao's {settings}" if settings else None
-    return how and f"Quantized while it was loaded: {how}."
+    if how is None:
+        return None
+    experts = " Its experts are left as they are." if settings and is_mixture else ""
+    return f"Quantized while it was loaded: {how}.{experts}"
 
 
 def _torchao_config(given: Any) -> tuple[str, Any]:

@@ -61,6 +61,78 @@ def linear(
             torch.set_default_dtype(default_dtype)
 
 
+@contextlib.contextmanager
+def experts(config: Any, quant_config: Any, prefix: str, names: tuple[str, ...]) -> Iterator[Any]:
+    """The experts of one layer of a mixture as vLLM makes them, with their parameters not filled,
+    and fewer of them. For CPUs.
+
+    Args:
+        config: vLLM's config of an engine
+        quant_config: vLLM's config of a quantization method
+        prefix: their name in the model
+        names: of an expert's gate, down and up
+    """
+    import torch
+    from vllm.config import set_current_vllm_config
+    from vllm.model_executor.layers.fused_moe import FusedMoEConfig, RoutedExperts
+    from vllm.model_executor.layers.fused_moe.activation import MoEActivation
+    from vllm.model_executor.layers.fused_moe.config import (
+        FusedMoEParallelConfig,
+        RoutingMethodType,
+    )
+    from vllm.model_executor.layers.fused_moe.expert_map_manager import ExpertMapManager
+
+    few, model = 2, config.model_config
+    sizes = _expert_sizes(model.hf_text_config)
+    with set_current_vllm_config(config), _one_rank(), torch.device("meta"):
+        parallel = FusedMoEParallelConfig.make_no_parallel()
+        moe_config = FusedMoEConfig(
+            num_experts=few,
+            experts_per_token=few,
+            hidden_dim=sizes[0],
+            intermediate_size=sizes[1],
+            num_local_experts=few,
+            num_logical_experts=few,
+            activation=MoEActivation.SILU,
+            device="cpu",
+            routing_method=RoutingMethodType.Renormalize,
+            moe_parallel_config=parallel,
+            in_dtype=model.dtype,
+            is_lora_enabled=config.lora_config is not None,
+        )
+        yield RoutedExperts(
+            prefix,
+            model.dtype,
+            moe_config,
+            quant_config,
+            ExpertMapManager(
+                max_num_batched_tokens=few,
+                top_k=few,
+                global_num_experts=few,
+                num_redundant_experts=0,
+                num_expert_group=None,
+                moe_parallel_config=parallel,
+                placement_strategy="linear",
+                enable_eplb=False,
+                num_fused_shared_experts=0,
+                rocm_aiter_enabled=False,
+            ),
+            *names,
+        )
+
+
+def _expert_sizes(hf_config: Any) -> tuple[int, int]:
+    """The hidden and the intermediate size of experts; others where a config does not tell."""
+    hidden = getattr(hf_config, "hidden_size", None)
+    inner = getattr(hf_config, "moe_intermediate_size", None) or getattr(
+        hf_config, "intermediate_size", None
+    )
+    return (
+        hidden if isinstance(hidden, int) else SIZE,
+        inner if isinstance(inner, int) else SIZE,
+    )
+
+
 def missing_operation(layer: Any) -> str | None:
     """PyTorch's word about an operation that the layer needs and the build for CPUs only declares
     or does not have; None where there is none, and on accelerators, which nothing here touches.
@@ -87,9 +159,11 @@ def missing_operation(layer: Any) -> str | None:
 
 
 def is_quantized(layer: Any) -> bool:
+    from vllm.model_executor.layers.fused_moe import UnquantizedFusedMoEMethod
     from vllm.model_executor.layers.linear import UnquantizedLinearMethod
 
-    return not isinstance(layer.quant_method, UnquantizedLinearMethod)
+    plain = (UnquantizedLinearMethod, UnquantizedFusedMoEMethod)
+    return not isinstance(layer.quant_method, plain)
 
 
 def kernel(layer: Any) -> str:

@@ -2,11 +2,13 @@
 Imports vLLM.
 """
 
+import contextlib
 import logging
 import re
 from collections.abc import Mapping
 from typing import Any
 
+from vllm_bridge import diagnosis
 from vllm_bridge.errors import BridgeError
 from vllm_bridge.models import Checkpoint
 from vllm_bridge.quantization import availability, layers
@@ -16,6 +18,15 @@ logger = logging.getLogger(__name__)
 # The layer that is looked at: one that vLLM does not merge with others, and whose sizes a config
 # tells. Experts, and models without it, have others.
 _LAYER = re.compile(r".*\blayers\.\d+\.mlp\.down_proj")
+
+# The gates of a layer's experts: what comes before, and their own name.
+_EXPERT = re.compile(r"(.*\.experts)\.\d+\.(gate_proj|w1)\..*")
+
+# What they are called where a checkpoint is not there to tell.
+_EXPERTS = ("model.layers.0.mlp.experts", "gate_proj")
+
+# The names of gate, down and up that go with the gate's.
+_EXPERT_PARTS = {"gate_proj": ("gate_proj", "down_proj", "up_proj"), "w1": ("w1", "w2", "w3")}
 
 # The parameters of it that have a shape of their own making.
 _WEIGHTS = ("weight", "qweight", "weight_packed", "scales")
@@ -35,6 +46,8 @@ def check(config: Any, checkpoint: Checkpoint) -> str | None:
             describes other weights than there are
     """
     model, quant_config = config.model_config, config.quant_config
+    if quant_config is not None and model.is_moe:
+        _check_experts(config, checkpoint)
     name, columns, rows = _layer(config, checkpoint)
     try:
         with layers.linear(config, model.dtype, quant_config, name, columns, rows) as layer:
@@ -61,6 +74,51 @@ def check(config: Any, checkpoint: Checkpoint) -> str | None:
         logger.info("the layers could not be looked at before loading: %r", error)
         return None
     return kernel
+
+
+def _check_experts(config: Any, checkpoint: Checkpoint) -> None:
+    """Refuses quantized experts that cannot be computed on this CPU. On other devices that is left
+    to vLLM's start."""
+    from vllm.platforms import current_platform
+
+    if not current_platform.is_cpu():
+        return
+    method = config.model_config.quantization
+    in_flight = checkpoint.quantization is None
+    try:
+        with _experts(config, checkpoint):
+            pass
+        # Its loader looks for experts where older versions of vLLM had them.
+        if method != "bitsandbytes" or not in_flight:
+            return
+        reason = "the plugin for bitsandbytes does not find them while it quantizes a model"
+    except Exception as error:
+        if not _is_refusal(error):
+            logger.info("the experts could not be looked at before loading: %r", error)
+            return
+        reason = str(error) or type(error).__name__
+    raise BridgeError(
+        "unsupported_quantization",
+        f"The experts of this mixture cannot be computed with {method} on this CPU: "
+        f"{diagnosis.readable(reason).rstrip('. ')}. {_instead(config, in_flight)}",
+        {"quantization": method, "exception": reason},
+    )
+
+
+def _instead(config: Any, in_flight: bool) -> str:
+    if config.lora_config is not None:
+        return "Leave out `enable_lora`: vLLM has no kernel for adapters over experts on CPUs."
+    others = '`dtype: "int8"`, which quantizes its other layers, ' if in_flight else ""
+    return (
+        f"Use the plain model, {others}or a variant of it in FP8, or in 4 bits by AWQ, GPTQ or "
+        "compressed-tensors (W4A16 in groups); those are dequantized while they are loaded."
+    )
+
+
+def _experts(config: Any, checkpoint: Checkpoint) -> contextlib.AbstractContextManager[Any]:
+    gates = filter(None, map(_EXPERT.fullmatch, checkpoint.tensors))
+    prefix, gate = next(((gate[1], gate[2]) for gate in gates), _EXPERTS)
+    return layers.experts(config, config.quant_config, prefix, _EXPERT_PARTS[gate])
 
 
 def _is_refusal(error: Exception) -> bool:
