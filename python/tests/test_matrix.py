@@ -137,7 +137,7 @@ def test_a_mixture_of_experts(results: dict[str, Result], name: str) -> None:
     assert result["wrong"] == {}
     assert result["otherwise"] == {}
     largest, mean = TOLERANCES.get(name, EXACT)
-    if name not in TOLERANCES and "Quantized experts" not in result["note"]:
+    if name not in TOLERANCES and "Quantized experts" not in (result["note"] or ""):
         largest, mean = KERNEL  # as vLLM has it for some CPUs
     assert result["reference"]["max"] <= largest
     assert result["reference"]["mean"] <= mean
