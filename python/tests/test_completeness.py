@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 import checkpoints
 import loading
 import matrix
+import mixtures
 import pooling_models
 from checkpoints import WEIGHTS, Tensors
 from loading import load, refused
@@ -103,23 +104,40 @@ def test_each_tensor_of_a_checkpoint_is_missed(
             assert tensor.rpartition(".")[0].removeprefix("model") in error.message
 
 
-@pytest.mark.parametrize("options", [{}, {"quantization": "torchao"}], ids=["plain", "torchao"])
-def test_each_tensor_of_an_expert_is_missed(
-    made: Callable[[str], Path], tmp_path: Path, options: dict[str, Any]
-) -> None:
-    whole = made("experts")
+@pytest.mark.parametrize(
+    "method", ["plain", *(pytest.param(name, marks=SLOW) for name in ("torchao", "fp8"))]
+)
+def test_each_tensor_of_an_expert_is_missed(tmp_path: Path, method: str) -> None:
+    options = {} if method == "plain" else {"quantization": method}
+    whole = mixtures.write(tmp_path / "whole", *mixtures.mixtral())
     load(whole, **options)
-    mixture = "model.layers.1.block_sparse_moe."
+    mixture = LAYER + "block_sparse_moe."
     for tensor, named in (
-        (mixture + "experts.2.w1.weight", "w13_weight (expert 2)"),
-        (mixture + "experts.0.w2.weight", "w2_weight (expert 0)"),
-        (mixture + "experts.3.w3.weight", "w13_weight (expert 3)"),
-        (mixture + "gate.weight", "gate.weight"),
-        ("model.layers.1.self_attn.v_proj.weight", "v_proj.weight"),
+        ("experts.2.w1.weight", "w13_weight (expert 2)"),
+        ("experts.0.w2.weight", "w2_weight (expert 0)"),
+        ("experts.3.w3.weight", "w13_weight (expert 3)"),
+        ("gate.weight", "gate.weight"),
     ):
-        error = refused(without(whole, tmp_path / named, tensor), **options)
+        error = refused(without(whole, tmp_path / named, mixture + tensor), **options)
         assert error.reason == "invalid_checkpoint"
         assert named in error.message
+
+
+@SLOW
+@pytest.mark.parametrize("name", list(mixtures.VARIANTS))
+def test_each_tensor_of_a_quantized_expert_is_missed(tmp_path: Path, name: str) -> None:
+    whole = mixtures.make(name, tmp_path / "made").quantized
+    load(whole)
+    tensors = [tensor for tensor in load_file(whole / WEIGHTS) if f"{LAYER}" in tensor]
+    tensors = [tensor for tensor in tensors if ".experts.2." in tensor]
+    assert len(tensors) >= 3
+    for index, tensor in enumerate(tensors):
+        # What several tensors write to one place is there with one of them.
+        if tensor.endswith((".g_idx", "_shape", "w1.input_scale", "w3.input_scale")):
+            continue
+        error = refused(without(whole, tmp_path / str(index), tensor))
+        assert error.reason == "invalid_checkpoint", tensor
+        assert "(expert 2)" in error.message or ".experts.2." in error.message
 
 
 def test_a_head_that_is_tied_is_not_missed(tmp_path: Path) -> None:
@@ -267,6 +285,64 @@ def test_bitsandbytes_computes_in_two_bytes(made: Callable[[str], Path]) -> None
         error = refused(model, dtype="float32", **options)
         assert error.reason == "unsupported_quantization"
         assert error.details["option"] == "dtype"
+
+
+Lie = Callable[[dict[str, Any]], object]
+
+
+def weights_of(**settings: Any) -> Lie:
+    return lambda config: config["config_groups"]["group_0"]["weights"].update(settings)
+
+
+def activations_of(**settings: Any) -> Lie:
+    return lambda config: config["config_groups"]["group_0"]["input_activations"].update(settings)
+
+
+def says(**settings: Any) -> Lie:
+    return lambda config: config.update(settings)
+
+
+def leaves_out(name: str) -> Lie:
+    return lambda config: config.pop(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "lie"),
+    [
+        ("w4a16", weights_of(symmetric=False)),
+        ("w4a16", weights_of(group_size=64)),
+        ("w4a16", weights_of(strategy="channel", group_size=None)),
+        ("w4a16", leaves_out("quant_method")),
+        ("w4a16", says(config_groups={})),
+        ("w4a16", says(ignore=["lm_head", "model.layers.1.mlp.down_proj"])),
+        ("w4a16-asym", weights_of(symmetric=True)),
+        ("w8a8", weights_of(num_bits=4)),
+        ("w8a8", weights_of(strategy="tensor")),
+        ("w8a8", weights_of(type="float")),
+        ("fp8-dynamic", weights_of(type="int")),
+        ("fp8-dynamic", activations_of(dynamic=False, strategy="tensor")),
+        ("fp8-static", activations_of(dynamic=True, strategy="token")),
+        ("fp8-tensor", says(activation_scheme="static")),
+        ("fp8-tensor", says(weight_block_size=[128, 128])),
+        ("fp8-tensor", leaves_out("quant_method")),
+        ("fp8-block", says(weight_block_size=[64, 64])),
+        ("fp8-block", leaves_out("weight_block_size")),
+        ("demo-awq", leaves_out("quant_method")),
+        ("demo-gptq", leaves_out("quant_method")),
+        ("auto-round", says(group_size=64)),
+        ("auto-round", says(packing_format="auto_round:auto_awq")),
+        ("bnb-nf4", says(load_in_4bit=False, load_in_8bit=True)),
+        ("bnb-nf4", says(llm_int8_skip_modules=["down_proj"])),
+        ("bnb-int8", says(load_in_4bit=True, load_in_8bit=False)),
+    ],
+)
+def test_a_config_that_lies(
+    made: Callable[[str], Path], tmp_path: Path, name: str, lie: Lie
+) -> None:
+    config = checkpoints.read_config(made(name))
+    lie(config["quantization_config"])
+    model = checkpoints.write(tmp_path / "model", load_file(made(name) / WEIGHTS), config)
+    assert refused(model).reason == "invalid_checkpoint"
 
 
 # -- the watch itself

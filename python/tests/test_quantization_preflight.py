@@ -271,6 +271,7 @@ def test_what_runs_here_is_told_by_vllm() -> None:
         ("demo-awq", {"quant_method": "gptq"}),
         ("demo", {"quant_method": "gptq", "bits": 4, "group_size": 128, "desc_act": False}),
         ("demo-awq", {"quant_method": 4}),
+        ("demo-awq", {"zero_point": False}),
     ],
 )
 def test_a_config_that_lies_about_its_weights(

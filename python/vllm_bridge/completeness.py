@@ -22,6 +22,9 @@ _INDEX = re.compile(r"(?<=\.)\d+(?=\.)")
 # What comes before the number of a layer.
 _OF_LAYER = re.compile(r"^.*?(?=\.\d+\.)")
 
+# What the numbers of a quantized layer mean.
+_SCALES = re.compile(r"(?:scale|zero)[^.]*$")
+
 # What loaders raise over weights that do not fit, and what is no word about weights.
 _MISFITS = (AssertionError, LookupError, RuntimeError, TypeError, ValueError)
 _NO_MISFITS = (NotImplementedError, torch.OutOfMemoryError)
@@ -69,8 +72,9 @@ def _load_weights(of_loader: Any, model: Any, model_config: Any) -> None:
             raise
         if watch.reading is None or "memory" in str(error):
             raise
-        text = f"The checkpoint's {watch.reading} does not fit: {_words(error)}"
-        raise ValueError(text) from error
+        raise ValueError(
+            f"The checkpoint's {watch.reading}{_divided()} does not fit: {_words(error)}"
+        ) from error
     finally:
         del model.load_weights
     watch.check()
@@ -130,8 +134,11 @@ class Watch(TorchDispatchMode):  # type: ignore[misc]
         return func(*args, **(kwargs or {}))
 
     def _check_dtype(self, name: str, target: Any, source: Any) -> None:
-        # vLLM would make numbers of one kind of those of another, as if they meant the same.
-        if self._is_layer(name) and _kind(source.dtype) != _kind(target.dtype):
+        # vLLM would make numbers of one kind of those of another, as if they meant the same. A
+        # shape means the same.
+        if name.endswith("_shape") or not self._is_layer(name):
+            return
+        if _kind(source.dtype) != _kind(target.dtype):
             raise TypeError(f"the model holds {_dtype(target)} there")
 
     def check(self) -> None:
@@ -152,8 +159,9 @@ class Watch(TorchDispatchMode):  # type: ignore[misc]
 
     def _missing(self) -> Iterator[str]:
         """The parameters that were given nothing and need it: those that other layers were given,
-        all of linear layers and experts without any weights, biases, embeddings, and what has no
-        method of quantization, which would make it.
+        all of linear layers and experts without any weights, biases, scales and zero points beside
+        scales that were given, embeddings, and what has no method of quantization, which would
+        make it.
 
         Some models give others values of their own."""
         if self._loaded is None:
@@ -164,6 +172,7 @@ class Watch(TorchDispatchMode):  # type: ignore[misc]
         given = {n for n in self._parameters if n in self._loaded or self._count(n)}
         kinds = {_INDEX.sub("*", name) for name in given}
         alive = {id(self._owners[name]) for name in given if not name.endswith(".bias")}
+        scaled = {id(self._owners[name]) for name in given if _SCALES.search(name)}
         for name in self._parameters:
             owner = self._owners[name]
             if (
@@ -173,6 +182,7 @@ class Watch(TorchDispatchMode):  # type: ignore[misc]
                     _INDEX.sub("*", name) in kinds
                     or (self._is_layer(name) and id(owner) not in alive)
                     or (isinstance(owner, LinearBase) and name.endswith(".bias"))
+                    or (self._is_layer(name) and _SCALES.search(name) and id(owner) in scaled)
                     or isinstance(owner, VocabParallelEmbedding)
                     or getattr(owner, "quant_method", None) is None
                 )
@@ -316,6 +326,13 @@ def _kind(dtype: Any) -> str:
 
 def _dtype(tensor: Any) -> str:
     return str(tensor.dtype).removeprefix("torch.")
+
+
+def _divided() -> str:
+    from vllm.distributed import get_tensor_model_parallel_world_size
+
+    ranks = get_tensor_model_parallel_world_size()
+    return f", divided among {ranks} ranks," if ranks > 1 else ""
 
 
 def _words(error: Exception) -> str:

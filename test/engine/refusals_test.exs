@@ -118,6 +118,43 @@ defmodule VLLM.Engine.RefusalsTest do
   end
 
   @tag :slow
+  test "a checkpoint that lacks one of the tensors that vLLM puts together", %{tmp_dir: dir} do
+    lacking = "model.layers.3.self_attn.q_proj.weight"
+
+    code =
+      "import sys; from safetensors.torch import load_file, save_file; path = sys.argv[1]; " <>
+        "tensors = load_file(path); del tensors[sys.argv[2]]; " <>
+        "save_file(tensors, path, {'format': 'pt'})"
+
+    File.cp_r!(DemoModel.path(), dir)
+    path = Path.join(dir, "model.safetensors")
+
+    {log, status} =
+      System.cmd(VLLM.TestPython.executable!(), ["-c", code, path, lacking],
+        stderr_to_stdout: true
+      )
+
+    assert status == 0, log
+    error = refusal(dir)
+    assert error.reason == :invalid_checkpoint
+    assert error.message =~ lacking
+  end
+
+  @tag :slow
+  test "a folder without a tokenizer, which takes tokens if it is asked to", %{tmp_dir: dir} do
+    File.cp_r!(DemoModel.path(), dir)
+    for name <- ["tokenizer.json", "tokenizer_config.json"], do: File.rm!(Path.join(dir, name))
+    error = refusal(dir)
+    assert error.reason == :invalid_checkpoint
+    assert error.message =~ "skip_tokenizer_init"
+
+    llm = VLLM.llm!(dir, [skip_tokenizer_init: true] ++ DemoModel.options())
+    prompt = %{prompt_token_ids: [0, 70, 257]}
+    assert [%{outputs: [%{token_ids: [_, _], text: ""}]}] = VLLM.generate!(llm, prompt, max_tokens: 2)
+    VLLM.stop(llm)
+  end
+
+  @tag :slow
   test "no refusal: a folder whose name has spaces and other letters", %{tmp_dir: dir} do
     model = Path.join(dir, "Größe 4 bit — 漢字")
     File.cp_r!(DemoModel.path("demo-awq"), model)

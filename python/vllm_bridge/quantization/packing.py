@@ -15,11 +15,15 @@ from vllm_bridge.models import Checkpoint, Tensor
 _FLOATS = ("F64", "F32", "F16", "BF16")
 
 _WORD = 32  # bits of the integers that weights are packed into
+_BYTE = 8
+
+# So many weights of a layer tell their range.
+_SAMPLE = 2**20
 
 
 def check(checkpoint: Checkpoint) -> None:
-    """Raises ``invalid_checkpoint`` where a config of AWQ, GPTQ or no quantization contradicts the
-    weights, or weights of bitsandbytes lack what belongs to them."""
+    """Raises ``invalid_checkpoint`` where a config of AWQ, GPTQ, compressed-tensors or no
+    quantization contradicts the weights, or weights of bitsandbytes lack what belongs to them."""
     if checkpoint.quantization is None:
         _check_plain(checkpoint)
         return
@@ -27,6 +31,8 @@ def check(checkpoint: Checkpoint) -> None:
     method = (checkpoint.quant_method or "").lower()
     if method == "bitsandbytes":
         _check_bitsandbytes(checkpoint)
+    if method == "compressed-tensors":
+        _check_range(checkpoint, config)
     # Other settings for single layers, and another layout, are left to vLLM.
     if method not in ("awq", "gptq") or config.get("dynamic") or _is_gemv(config):
         return
@@ -40,6 +46,8 @@ def check(checkpoint: Checkpoint) -> None:
         _check_shapes(checkpoint, name, method, bits, group)
     if packed and method == "gptq":
         _check_gptq(checkpoint, packed[0].rpartition(".")[0], config, bits, group)
+    if packed and method == "awq" and config.get("zero_point") is False:
+        _check_zeros(checkpoint, packed[0].rpartition(".")[0], bits, 0)
 
 
 def _check_plain(checkpoint: Checkpoint) -> None:
@@ -130,22 +138,49 @@ def _check_gptq(
     their order."""
     import numpy
 
-    zeros = checkpoint.tensors.get(f"{module}.qzeros")
-    if zeros is not None and config.get("sym") is True and _WORD % bits == 0:
-        fields = numpy.unpackbits(_read(zeros).view(numpy.uint8), bitorder="little")
-        values = fields.reshape(-1, bits) @ (1 << numpy.arange(bits))
-        middle = 1 << (bits - 1)
-        # The older format stores one less.
-        if not ((values == middle - 1).all() or (values == middle).all()):
-            raise _contradiction(
-                checkpoint, f"`{module}.qzeros` are not those of symmetric weights"
-            )
+    if config.get("sym") is True:
+        _check_zeros(checkpoint, module, bits, 1)  # the older format stores one less
     order = checkpoint.tensors.get(f"{module}.g_idx")
     if order is not None and config.get("desc_act") is False:
         index = _read(order)
         usual = numpy.arange(len(index)) // group if group > 0 else numpy.zeros(len(index))
         if not (index == usual).all():
             raise _contradiction(checkpoint, f"`{module}.g_idx` has the columns in another order")
+
+
+def _check_zeros(checkpoint: Checkpoint, module: str, bits: int, less: int) -> None:
+    """Whether the zero points of weights that are said to be symmetric are in the middle, or
+    ``less`` below it."""
+    import numpy
+
+    zeros = checkpoint.tensors.get(f"{module}.qzeros")
+    if zeros is None or _WORD % bits != 0:
+        return
+    fields = numpy.unpackbits(_read(zeros).view(numpy.uint8), bitorder="little")
+    values = fields.reshape(-1, bits) @ (1 << numpy.arange(bits))
+    middle = 1 << (bits - 1)
+    if not ((values == middle - less).all() or (values == middle).all()):
+        raise _contradiction(checkpoint, f"`{module}.qzeros` are not those of symmetric weights")
+
+
+def _check_range(checkpoint: Checkpoint, config: Mapping[str, Any]) -> None:
+    """Whether integers that have a byte each are of no more bits than the config says; vLLM cuts
+    off what is more."""
+    import numpy
+
+    groups = config.get("config_groups")
+    weights = [group.get("weights") or {} for group in groups.values()] if groups else []
+    bits = max((_number(checkpoint, one, "num_bits") or _BYTE for one in weights), default=_BYTE)
+    if bits >= _BYTE:
+        return
+    bound = 1 << (bits - 1)
+    for name, tensor in checkpoint.tensors.items():
+        if name.endswith("_proj.weight") and tensor.dtype == "I8":
+            size = min(tensor.size, _SAMPLE)
+            values = numpy.fromfile(tensor.file, "i1", size, offset=tensor.start)
+            if values.min() < -bound or values.max() >= bound:
+                raise _contradiction(checkpoint, f"`{name}` holds more than {bits} bits")
+            return
 
 
 def _read(tensor: Tensor) -> Any:
