@@ -150,7 +150,10 @@ defmodule VLLM.Engine.RefusalsTest do
 
     llm = VLLM.llm!(dir, [skip_tokenizer_init: true] ++ DemoModel.options())
     prompt = %{prompt_token_ids: [0, 70, 257]}
-    assert [%{outputs: [%{token_ids: [_, _], text: ""}]}] = VLLM.generate!(llm, prompt, max_tokens: 2)
+
+    assert [%{outputs: [%{token_ids: [_, _], text: ""}]}] =
+             VLLM.generate!(llm, prompt, max_tokens: 2)
+
     VLLM.stop(llm)
   end
 
