@@ -9,11 +9,13 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from vllm.model_executor.layers.fused_moe.oracle import fp8 as choice_of_fp8
 from vllm.model_executor.layers.quantization import auto_awq, auto_gptq, fp8
 from vllm.platforms import current_platform
 from vllm.v1.worker.worker_base import WorkerBase
 
+import checkpoints
 import fp8_models
 import mixtures
 from running import Running
@@ -66,6 +68,7 @@ def method(**settings: Any) -> Any:
 AUTO = {"qweight": 1, "qzeros": 1, "scales": 1}
 PACKED = {"weight_packed": 0, "weight_scale": 0}
 SCALED = {"weight": 0, "weight_scale": 0}
+GPTQ = method(quant_config=SimpleNamespace(weight_bits=4, is_sym=True))
 
 
 @pytest.mark.parametrize(
@@ -113,6 +116,42 @@ def test_weights_are_what_they_stand_for(
     assert torch.equal(unpacked, plain)
 
 
+REAL = {
+    "demo-awq": (AUTO, experts._awq, method(quant_config=SimpleNamespace(zero_point=True))),
+    "demo-gptq": (AUTO, experts._gptq, GPTQ),
+    "auto-round": (AUTO, experts._gptq, GPTQ),
+    "w4a16": (PACKED, experts._packed, method(num_bits=4)),
+    "w4a16-asym": (PACKED | {"weight_zero_point": 0}, experts._packed, method(num_bits=4)),
+    "w8a8": (SCALED, experts._scaled, method()),
+    "fp8-dynamic": (SCALED, experts._scaled, method(weight_block_size=None)),
+}
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_weights_that_the_formats_own_tools_have_packed(name: str, tmp_path: Path) -> None:
+    # The layers of the demo model stand for experts.
+    parts, unpack, settings = REAL[name]
+    model = checkpoints.make(name, tmp_path / name)
+    plain = checkpoints.unpack(model)
+    saved, _ = checkpoints.layers(load_file(model / checkpoints.WEIGHTS))
+    halves = [
+        [f"model.layers.{expert}.mlp.{part}_proj" for part in ("gate", "up")]
+        for expert in range(EXPERTS)
+    ]
+    layer = SimpleNamespace(
+        local_num_experts=EXPERTS,
+        params_dtype=torch.bfloat16,
+        moe_config=SimpleNamespace(has_bias=True),
+        _loaded_expert_biases=set(),
+    )
+    for part, dim in parts.items():
+        fused = [torch.cat([saved[half][part] for half in pair], dim) for pair in halves]
+        setattr(layer, f"w13_{part}", torch.stack(fused))
+    expected = [torch.cat([plain[f"{half}.weight"] for half in pair]) for pair in halves]
+    unpacked = unpack(settings, layer, "w13")
+    assert torch.equal(unpacked, torch.stack(expected).bfloat16())
+
+
 def gptq_layer() -> tuple[Any, torch.Tensor]:
     layer, plain = layer_of(mixtures.gptq, AUTO)
     bias = torch.zeros(EXPERTS, 2 * INNER)
@@ -125,8 +164,7 @@ def gptq_layer() -> tuple[Any, torch.Tensor]:
 
 def test_gptq() -> None:
     layer, plain = gptq_layer()
-    settings = method(quant_config=SimpleNamespace(weight_bits=4, is_sym=True))
-    assert torch.equal(experts._gptq(settings, layer, "w13"), plain)
+    assert torch.equal(experts._gptq(GPTQ, layer, "w13"), plain)
     # Biases that were not in the checkpoint are none.
     assert not hasattr(layer, "w13_bias")
     assert not layer.moe_config.has_bias
@@ -135,8 +173,7 @@ def test_gptq() -> None:
 def test_gptqs_biases_that_the_architecture_does_not_have() -> None:
     layer, _ = gptq_layer()
     layer._loaded_expert_biases = {"w13_bias"}
-    settings = method(quant_config=SimpleNamespace(weight_bits=4, is_sym=True))
-    experts._gptq(settings, layer, "w13")
+    experts._gptq(GPTQ, layer, "w13")
     assert hasattr(layer, "w13_bias")
     assert layer.moe_config.has_bias
 
