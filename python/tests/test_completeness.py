@@ -32,7 +32,14 @@ def slow_but(few: tuple[str, ...], names: list[str]) -> list[Any]:
     return [name if name in few else pytest.param(name, marks=SLOW) for name in names]
 
 
-VARIANTS = {one.name: one for one in (matrix.Variant("bf16"), *matrix.STORED, *matrix.IN_FLIGHT)}
+# Those that are loaded as others are.
+ALIKE = ("bnb-fp4", "torchao-int8-dynamic", "torchao-fp8", "dtype-int8", "dtype-int4")
+
+VARIANTS = {
+    one.name: one
+    for one in (matrix.Variant("bf16"), *matrix.STORED, *matrix.IN_FLIGHT)
+    if one.name not in ALIKE
+}
 
 
 @pytest.fixture(scope="module", autouse=True)
