@@ -101,19 +101,12 @@ def row(name: str, result: dict[str, Any]) -> str:
         f"{abs(reference['kl']):.5f}",
         f"{bf16['kl']:.5f}",
         f"{result['disk_bytes'] / 1e6:.1f}",
-        memory(name, result),
+        f"{(result['weight']['linear'] + result['weight']['others']) / 1e6:.1f}",
         f"{result['load_seconds']:.1f} s",
         speed(result),
         capability(method),
     ]
     return "| " + " | ".join(cells) + " |"
-
-
-def memory(name: str, result: dict[str, Any]) -> str:
-    """In megabytes, but of what is quantized in flight: the plain weights come and go there."""
-    if "in flight" in ROWS[name][0] or "plain model" in ROWS[name][0]:
-        return ""
-    return f"{result['memory_bytes'] / 1e6:.1f}"
 
 
 def speed(result: dict[str, Any]) -> str:

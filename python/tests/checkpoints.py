@@ -1,5 +1,8 @@
 """Quantized variants of the demo model, and their weights unpacked by other code than vLLM's.
 
+What is unpacked are the numbers that a vLLM of bf16 computes with: scales that it rounds to its
+dtype are rounded here too.
+
 Those that take the quantizing environment lie in ``test/checkpoints``, made by
 ``scripts/quantized_models``; those that bitsandbytes makes, or that are a division by a scale,
 are made here.
@@ -18,6 +21,8 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
+
+from emulation import Integers
 
 ROOT = Path(__file__).resolve().parents[2]
 MODELS = ROOT / "priv" / "models"
@@ -145,6 +150,71 @@ def _make_bitsandbytes(folder: Path, kind: str, double: bool = False) -> Path:
     return write(folder, tensors, read_config(DEMO) | {"quantization_config": config})
 
 
+# The wide model: so large that what a process holds beside its weights does not count.
+WIDE: dict[str, Any] = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "hidden_size": 2048,
+    "intermediate_size": 4096,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 8,
+    "vocab_size": 1024,
+    "max_position_embeddings": 512,
+    "tie_word_embeddings": True,
+    "bos_token_id": 0,
+    "eos_token_id": 1,
+    "torch_dtype": "bfloat16",
+}
+
+
+def _make_wide(folder: Path) -> Path:
+    """A Llama of random numbers."""
+    return write(folder, _wide(lambda *shape: {"weight": torch.randn(shape).bfloat16() / 50}), WIDE)
+
+
+def _make_wide_awq(folder: Path) -> Path:
+    """The same in AWQ's packing, of random numbers too."""
+
+    def layer(rows: int, columns: int) -> Tensors:
+        words = torch.iinfo(torch.int32)
+        groups = columns // 128
+        return {
+            "qweight": torch.randint(words.min, words.max, (columns, rows // 8), dtype=torch.int32),
+            "qzeros": torch.randint(words.min, words.max, (groups, rows // 8), dtype=torch.int32),
+            "scales": torch.rand(groups, rows).half() / 1000,
+        }
+
+    config = {"quant_method": "awq", "bits": 4, "group_size": 128, "zero_point": True}
+    return write(folder, _wide(layer), WIDE | {"quantization_config": config | {"version": "gemm"}})
+
+
+def _wide(layer: Callable[[int, int], Tensors]) -> Tensors:
+    torch.manual_seed(7)
+    hidden, inner = WIDE["hidden_size"], WIDE["intermediate_size"]
+    half = hidden // 2  # of keys and values: half as many heads
+    tensors = {
+        "model.embed_tokens.weight": torch.randn(WIDE["vocab_size"], hidden).bfloat16(),
+        "model.norm.weight": torch.ones(hidden).bfloat16(),
+    }
+    for number in range(WIDE["num_hidden_layers"]):
+        prefix = f"model.layers.{number}."
+        for name in ("input_layernorm", "post_attention_layernorm"):
+            tensors[f"{prefix}{name}.weight"] = torch.ones(hidden).bfloat16()
+        for name, rows, columns in (
+            ("self_attn.q_proj", hidden, hidden),
+            ("self_attn.k_proj", half, hidden),
+            ("self_attn.v_proj", half, hidden),
+            ("self_attn.o_proj", hidden, hidden),
+            ("mlp.gate_proj", inner, hidden),
+            ("mlp.up_proj", inner, hidden),
+            ("mlp.down_proj", hidden, inner),
+        ):
+            for part, tensor in layer(rows, columns).items():
+                tensors[f"{prefix}{name}.{part}"] = tensor
+    return tensors
+
+
 MAKERS: dict[str, Callable[[Path], Path]] = {
     "fp8-tensor": _make_fp8,
     "fp8-block": lambda folder: _make_fp8(folder, BLOCK),
@@ -152,6 +222,8 @@ MAKERS: dict[str, Callable[[Path], Path]] = {
     "bnb-fp4": lambda folder: _make_bitsandbytes(folder, "fp4"),
     "bnb-nf4-double": lambda folder: _make_bitsandbytes(folder, "nf4", double=True),
     "bnb-int8": lambda folder: _make_bitsandbytes(folder, "int8"),
+    "wide": _make_wide,
+    "wide-awq": _make_wide_awq,
 }
 
 
@@ -216,7 +288,7 @@ def _unpack_gptq(tensors: Tensors, config: Mapping[str, Any]) -> Tensors:
         if group is None:
             group = torch.arange(len(weights)) // config["group_size"]
         zeros = zeros + (0 if config.get("checkpoint_format") == "gptq_v2" else 1)
-        return ((weights - zeros[group]) * parts["scales"].float()[group]).T
+        return ((weights - zeros[group]) * parts["scales"].bfloat16().float()[group]).T
 
     return _unpack_each(tensors, unpack_layer)
 
@@ -230,7 +302,7 @@ def _unpack_awq(tensors: Tensors, config: Mapping[str, Any]) -> Tensors:
         weights = _nibbles(parts["qweight"])[..., order].flatten(1)
         zeros = _nibbles(parts["qzeros"])[..., order].flatten(1)
         group = torch.arange(len(weights)) // config["group_size"]
-        return ((weights - zeros[group]) * parts["scales"].float()[group]).T
+        return ((weights - zeros[group]) * parts["scales"].bfloat16().float()[group]).T
 
     return _unpack_each(tensors, unpack_layer)
 
@@ -257,27 +329,65 @@ def _unpack_bitsandbytes(tensors: Tensors, config: Mapping[str, Any]) -> Tensors
 
     def unpack_layer(parts: Tensors) -> torch.Tensor:
         weight = parts.pop("weight")
-        if config["load_in_8bit"]:
-            return functional.int8_vectorwise_dequant(weight, parts["SCB"])
         state = functional.QuantState.from_dict(parts, device=torch.device("cpu"))
+        if state.nested:
+            state.offset = state.offset.bfloat16()
         return functional.dequantize_4bit(weight, state)
 
     return _unpack_each(tensors, unpack_layer)
 
 
-def torchao_weights(model: Path, config: str) -> Tensors:
-    """The weights of a plain model as torchao has them once it has quantized its linear layers,
-    those of experts left out."""
-    from torchao import quantization
+def nf4_weights(model: Path) -> Tensors:
+    """The weights of a plain model as bitsandbytes has them once vLLM's loader has had them
+    quantized, and their scales too."""
+    from bitsandbytes import functional
 
     tensors = load_file(model / WEIGHTS)
     for name, tensor in tensors.items():
         if is_linear(name):
+            packed, state = functional.quantize_4bit(
+                tensor, compress_statistics=True, quant_type="nf4"
+            )
+            tensors[name] = functional.dequantize_4bit(packed, state)
+    return tensors
+
+
+def torchao_weights(model: Path, config: str) -> Tensors:
+    """The weights of a plain model as torchao has them once it has quantized its linear layers,
+    those of experts left out."""
+    tensors = load_file(model / WEIGHTS)
+    quantized = _torchao_layers(model, config)
+    return tensors | {f"{name}.weight": layer.dequantize() for name, layer in quantized.items()}
+
+
+def torchao_integers(model: Path, config: str) -> dict[str, Integers]:
+    """The linear layers of a plain model in eight bits, as torchao quantizes them."""
+    quantized = _torchao_layers(model, config)
+    return {name: Integers(layer.qdata, layer.scale.flatten()) for name, layer in quantized.items()}
+
+
+def _torchao_layers(model: Path, config: str) -> dict[str, Any]:
+    from torchao import quantization
+
+    quantized = {}
+    for name, tensor in load_file(model / WEIGHTS).items():
+        if is_linear(name):
             layer = torch.nn.Linear(tensor.shape[1], tensor.shape[0], bias=False)
             layer.weight = torch.nn.Parameter(tensor, requires_grad=False)
             quantization.quantize_(layer, getattr(quantization, config)())
-            tensors[name] = layer.weight.dequantize()
-    return tensors
+            quantized[name.removesuffix(".weight")] = layer.weight
+    return quantized
+
+
+def integers(folder: Path) -> dict[str, Integers]:
+    """The linear layers of a model that is stored in integers of eight bits."""
+    quantized, _ = layers(load_file(folder / WEIGHTS))
+    return {
+        name: Integers(
+            parts["weight"], parts["SCB" if "SCB" in parts else "weight_scale"].float().flatten()
+        )
+        for name, parts in quantized.items()
+    }
 
 
 UNPACKERS: dict[str, Callable[[Tensors, Mapping[str, Any]], Tensors]] = {

@@ -79,9 +79,13 @@ FUSED = {"q": "qkv", "k": "qkv", "v": "qkv", "gate": "gate_up", "up": "gate_up"}
 
 
 def make_online(folder: Path) -> Path:
-    """The plain model that the demo model's weights stand for once vLLM gave each of its tensors
-    a scale."""
-    tensors = load_file(DEMO / "model.safetensors")
+    """The plain model of ``online_weights``."""
+    return _save(folder, online_weights(DEMO), None)
+
+
+def online_weights(model: Path) -> Tensors:
+    """What the weights of a plain model stand for once vLLM gave each of its tensors a scale."""
+    tensors = load_file(model / "model.safetensors")
     largest: dict[str, torch.Tensor] = {}
     for name, tensor in tensors.items():
         if "_proj." in name:
@@ -89,13 +93,12 @@ def make_online(folder: Path) -> Path:
             largest[fused] = torch.maximum(
                 largest.get(fused, torch.zeros(())), tensor.float().abs().max()
             )
-    plain = {
+    return {
         name: _parts(tensor.float(), largest[_fused(name)] / LARGEST)[1]
         if "_proj." in name
         else tensor
         for name, tensor in tensors.items()
     }
-    return _save(folder, plain, None)
 
 
 def _fused(name: str) -> str:

@@ -6,14 +6,13 @@ runs the variants one after another in this process, or those named, and appends
 each to the file RESULTS: what was measured, or the error that it ended with.
 
 A variant is loaded as ``VLLM.llm!`` has it loaded. What it is compared with is the engine
-without quantization on the weights that other code has unpacked (``checkpoints.unpack``).
+without quantization on the weights that other code has unpacked (``checkpoints.unpack``), or, of
+methods that round more than the weights, with its layers computed in plain torch (``emulation``).
 """
 
 import asyncio
 import contextlib
-import ctypes
 import dataclasses
-import gc
 import hashlib
 import itertools
 import json
@@ -24,7 +23,8 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Iterable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -36,15 +36,20 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 import checkpoints
+import emulation
+import fp8_models
 import mixtures
+import weighing
 from checkpoints import MODELS, Tensors
-from vllm_bridge import defaults
+from vllm_bridge import defaults, models, quantization
 from vllm_bridge.chat import ChatParams
 from vllm_bridge.engine import Engine
 from vllm_bridge.errors import BridgeError
 from vllm_bridge.lora import LoRA
+from vllm_bridge.quantization import in_flight
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -76,13 +81,15 @@ class Variant:
         checkpoint: the name of the model to load, as ``checkpoints.make`` has it
         options: engine options
         run: measures it; None for ``compare``
-        reference: the weights that the engine should come to; None for those of the model itself
+        reference: the weights that the engine should come to; None for those of the demo model
+        emulation: how the engine with these weights is to compute; None for as it does
     """
 
     name: str
     checkpoint: str = "demo"
     options: dict[str, Any] = dataclasses.field(default_factory=dict)
     reference: Callable[[Path], Tensors] | None = None
+    emulation: Callable[[Path], AbstractContextManager[None]] | None = None
     run: "Callable[[Variant, Path, Measured], Awaitable[dict[str, Any]]] | None" = None
 
 
@@ -94,38 +101,8 @@ class Measured:
     chosen: FloatArray  # of each token of all texts
     distributions: FloatArray  # positions of a few texts times vocabulary
     tokens_per_second: float
-    memory_bytes: int
+    weight: dict[str, int]
     info: dict[str, Any]
-
-
-def _count_memory() -> None:
-    """Has a worker remember what loading its weights took of the heap, kernels' own copies of
-    them included."""
-    from vllm.v1.worker.cpu_worker import CPUWorker
-
-    load_model = CPUWorker.load_model
-
-    def counted(self: Any, *args: Any, **kwargs: Any) -> Any:
-        before = _heap_bytes()
-        result = load_model(self, *args, **kwargs)
-        gc.collect()
-        self.heap_bytes = _heap_bytes() - before
-        return result
-
-    CPUWorker.load_model = counted
-    CPUWorker.held_bytes = lambda self: self.heap_bytes
-
-
-class _MallInfo(ctypes.Structure):
-    _fields_ = [(f"field_{index}", ctypes.c_size_t) for index in range(10)]
-
-
-def _heap_bytes() -> int:
-    mallinfo = ctypes.CDLL(None).mallinfo2
-    mallinfo.restype = _MallInfo
-    info = mallinfo()
-    # What is in use, of the arenas and in maps of its own.
-    return int(info.field_7 + info.field_4)
 
 
 def pairs(name: str) -> dict[str, str]:
@@ -170,15 +147,23 @@ class Session:
         return await self.texts(facts) | dict(zip(questions, said, strict=True))
 
     async def logprobs(self, texts: Iterable[str]) -> FloatArray:
-        """The log-probability of each token of the texts, but of their first ones."""
-        answers = await self.complete(texts, max_tokens=1, prompt_logprobs=0)
+        """The log-probability of each token of the texts, but of their first ones.
+
+        One text after another: the answers of some methods depend on what is computed together.
+        """
+        answers = [
+            answer
+            for text in texts
+            for answer in await self.complete([text], max_tokens=1, prompt_logprobs=0)
+        ]
         return np.concatenate(
             [np.frombuffer(one["prompt_logprobs"]["logprobs"], "<f4") for one in answers]
         )
 
     async def distributions(self, texts: Iterable[str]) -> FloatArray:
         """The log-probability of every token of the vocabulary, at each of those positions."""
-        answers = await self.complete(texts, max_tokens=1, prompt_logprobs=-1, flat_logprobs=True)
+        params: dict[str, Any] = {"max_tokens": 1, "prompt_logprobs": -1, "flat_logprobs": True}
+        answers = [answer for text in texts for answer in await self.complete([text], **params)]
         return np.concatenate([_matrix(one["prompt_logprobs"]) for one in answers])
 
     async def vectors(self, texts: Iterable[str]) -> FloatArray:
@@ -198,10 +183,10 @@ class Session:
         )
         return np.stack([np.frombuffer(one["data"], "<f4") for one in answers])
 
-    async def memory_bytes(self) -> int:
-        """What loading the weights took; see ``_count_memory``."""
-        (size,) = await self._engine._llm.collective_rpc("held_bytes")
-        return int(size)
+    async def weight(self) -> dict[str, int]:
+        """What the weights take of memory; see ``weighing.Weight``."""
+        (weight,) = await self._engine._llm.collective_rpc("get_weight")
+        return dict(weight)
 
     async def tokens_per_second(self) -> float:
         """Of many requests at once: the median of three runs."""
@@ -234,7 +219,7 @@ async def measure(model: Path, **options: Any) -> Measured:
             chosen=await asked.logprobs(texts),
             distributions=await asked.distributions(texts[:DISTRIBUTIONS]),
             tokens_per_second=await asked.tokens_per_second() if SPEED else 0.0,
-            memory_bytes=await asked.memory_bytes(),
+            weight=await asked.weight(),
             info=asked.info,
         )
 
@@ -265,11 +250,10 @@ async def compare(variant: Variant, folder: Path, bf16: Measured) -> dict[str, A
     """A variant of the demo model against its weights in bf16, and against the model itself."""
     model = checkpoints.make(variant.checkpoint, folder / variant.checkpoint)
     measured = await measure(model, **variant.options)
-    reference = bf16
-    if variant.reference is not None:
-        plain = checkpoints.write_plain(folder / "plain", variant.reference(model))
-        reference = await measure(plain)
-    return _report(model, measured, reference, bf16)
+    reference = await _reference(variant, model, bf16)
+    report = _report(model, measured, reference, bf16)
+    # One that is emulated is slow.
+    return report | {"bf16_tokens_per_second": await _plain_speed()}
 
 
 def _report(model: Path, measured: Measured, reference: Measured, bf16: Measured) -> dict[str, Any]:
@@ -283,8 +267,38 @@ def _report(model: Path, measured: Measured, reference: Measured, bf16: Measured
         "tokens_per_second": measured.tokens_per_second,
         "bf16_tokens_per_second": reference.tokens_per_second,
         "disk_bytes": sum(f.stat().st_size for f in model.glob("*.safetensors")),
-        "memory_bytes": measured.memory_bytes,
+        "weight": measured.weight,
+        "bf16_weight": bf16.weight,
     }
+
+
+# References by what they were made of, for variants that come to the same.
+_references: dict[Hashable, Measured] = {}
+
+
+async def _reference(variant: Variant, model: Path, bf16: Measured) -> Measured:
+    key = (variant.checkpoint, variant.reference, variant.emulation)
+    if key not in _references:
+        with contextlib.ExitStack() as changed:
+            if variant.emulation is not None:
+                changed.enter_context(variant.emulation(model))
+            if variant.reference is not None:
+                plain = model.with_name("plain")
+                checkpoints.write_plain(plain, variant.reference(model))
+                _references[key] = await measure(plain)
+            elif variant.emulation is not None:
+                _references[key] = await measure(checkpoints.DEMO)
+            else:
+                return bf16
+    return _references[key]
+
+
+async def _plain_speed() -> float:
+    """Of the model itself, at this moment."""
+    if not SPEED:
+        return 0.0
+    async with session(checkpoints.DEMO) as asked:
+        return await asked.tokens_per_second()
 
 
 async def adapt(variant: Variant, folder: Path, _bf16: Measured) -> dict[str, Any]:
@@ -345,6 +359,26 @@ async def _once(model: Path) -> Measured:
     return _measured[digest]
 
 
+async def weigh(_variant: Variant, folder: Path, _bf16: Measured) -> dict[str, Any]:
+    """What a model of 300 MB takes of memory, as it is and quantized, and what was foreseen."""
+    wide, awq = (checkpoints.make(name, folder / name) for name in ("wide", "wide-awq"))
+    weights: dict[str, Any] = {}
+    runs: tuple[tuple[str, Path, dict[str, Any]], ...] = (
+        ("bf16", wide, {}),
+        ("int8", wide, {"dtype": "int8"}),
+        ("int4", wide, {"dtype": "int4"}),
+        ("fp8", wide, {"quantization": "fp8"}),
+        ("awq", awq, {}),
+    )
+    for name, model, options in runs:
+        async with session(model, **options) as asked:
+            weights[name] = await asked.weight()
+        in_flight.take_dtype(options)
+        checkpoint = quantization.as_loaded(models.check_model(str(model), options))
+        weights[name]["foreseen"] = checkpoint.loaded_bytes(options)
+    return weights
+
+
 async def refuse(variant: Variant, _folder: Path, _bf16: Measured) -> dict[str, Any]:
     """The error that a variant ends with, before a process is started."""
     try:
@@ -372,20 +406,33 @@ def _fork() -> None:
     vars(defaults)["after_config"] = wrapped
 
 
-def _torchao(name: str, config: str) -> Variant:
+def _stored(name: str, method: str, compute: emulation.Compute | None = None) -> Variant:
+    options = {"quantization": method}
+    if compute is None:
+        return Variant(name, name, options, checkpoints.unpack)
     return Variant(
         name,
-        options={"quantization": "torchao", "quantization_config": config},
-        reference=lambda model: checkpoints.torchao_weights(model, config),
+        name,
+        options,
+        emulation=lambda model: emulation.linear_layers(compute, checkpoints.integers(model)),
     )
 
 
-def _stored(name: str, method: str, **options: Any) -> Variant:
-    return Variant(name, name, {"quantization": method} | options, checkpoints.unpack)
-
-
-def _nf4(model: Path) -> Tensors:
-    return checkpoints.unpack(checkpoints.make("bnb-nf4", model.with_name("bnb-nf4")))
+def _torchao(name: str, config: str, compute: emulation.Compute | None = None) -> Variant:
+    options = {"quantization": "torchao", "quantization_config": config}
+    if compute is None:
+        return Variant(
+            name,
+            options=options,
+            reference=lambda model: checkpoints.torchao_weights(model, config),
+        )
+    return Variant(
+        name,
+        options=options,
+        emulation=lambda model: emulation.linear_layers(
+            compute, checkpoints.torchao_integers(model, config)
+        ),
+    )
 
 
 STORED = (
@@ -393,7 +440,7 @@ STORED = (
     _stored("demo-gptq", "gptq"),
     _stored("w4a16", "compressed-tensors"),
     _stored("w4a16-asym", "compressed-tensors"),
-    _stored("w8a8", "compressed-tensors"),
+    _stored("w8a8", "compressed-tensors", emulation.w8a8),
     _stored("fp8-dynamic", "compressed-tensors"),
     _stored("fp8-static", "compressed-tensors"),
     _stored("fp8-tensor", "fp8"),
@@ -402,22 +449,22 @@ STORED = (
     _stored("bnb-nf4", "bitsandbytes"),
     _stored("bnb-fp4", "bitsandbytes"),
     _stored("bnb-nf4-double", "bitsandbytes"),
-    _stored("bnb-int8", "bitsandbytes"),
+    _stored("bnb-int8", "bitsandbytes", emulation.llm_int8),
 )
 
 # Of the demo model itself, quantized while it is loaded.
+_BNB_ONLINE = Variant(
+    "bnb-online", options={"quantization": "bitsandbytes"}, reference=checkpoints.nf4_weights
+)
+_TORCHAO_INT8 = _torchao("torchao-int8", "Int8WeightOnlyConfig", emulation.weights_only)
 IN_FLIGHT = (
-    Variant("fp8-online", options={"quantization": "fp8"}),
-    Variant("bnb-online", options={"quantization": "bitsandbytes"}, reference=_nf4),
-    _torchao("torchao-int8", "Int8WeightOnlyConfig"),
-    _torchao("torchao-int8-dynamic", "Int8DynamicActivationInt8WeightConfig"),
+    Variant("fp8-online", options={"quantization": "fp8"}, reference=fp8_models.online_weights),
+    _BNB_ONLINE,
+    dataclasses.replace(_BNB_ONLINE, name="dtype-int4", options={"dtype": "int4"}),
+    _TORCHAO_INT8,
+    dataclasses.replace(_TORCHAO_INT8, name="dtype-int8", options={"dtype": "int8"}),
+    _torchao("torchao-int8-dynamic", "Int8DynamicActivationInt8WeightConfig", emulation.dynamic),
     _torchao("torchao-fp8", "Float8WeightOnlyConfig"),
-    Variant(
-        "dtype-int8",
-        options={"dtype": "int8"},
-        reference=lambda model: checkpoints.torchao_weights(model, "Int8WeightOnlyConfig"),
-    ),
-    Variant("dtype-int4", options={"dtype": "int4"}, reference=_nf4),
 )
 
 # What is said with an adapter is compared with what it was trained to say.
@@ -429,9 +476,25 @@ ADAPTED = tuple(
     if one.name in ("demo-awq", "demo-gptq", "w4a16", "bnb-nf4")
 )
 
+
+def _e4m3(_model: Path) -> AbstractContextManager[None]:
+    return emulation.kv_cache(torch.float8_e4m3fn)
+
+
+def _e5m2(_model: Path) -> AbstractContextManager[None]:
+    return emulation.kv_cache(torch.float8_e5m2)
+
+
 KV_CACHES = tuple(
-    Variant(f"kv-{dtype}", options={"kv_cache_dtype": dtype})
-    for dtype in ("auto", "bfloat16", "float16", "fp8", "fp8_e4m3", "fp8_e5m2")
+    Variant(f"kv-{dtype}", options={"kv_cache_dtype": dtype}, emulation=rounding)
+    for dtype, rounding in (
+        ("auto", None),
+        ("bfloat16", None),
+        ("float16", None),
+        ("fp8", _e4m3),
+        ("fp8_e4m3", _e4m3),
+        ("fp8_e5m2", _e5m2),
+    )
 )
 
 EMBEDDING = tuple(
@@ -456,9 +519,13 @@ EXPERTS = (
     ),
 )
 
+WEIGHED = Variant("weighed", run=weigh)
+
 KV_REFUSED = Variant("kv-refused", options={"kv_cache_dtype": "nvfp4"}, run=refuse)
 
 VARIANTS = (
+    # The first: a process that inherits little tells more of what it takes itself.
+    WEIGHED,
     Variant("bf16"),
     *STORED,
     *IN_FLIGHT,
@@ -472,7 +539,7 @@ VARIANTS = (
 
 async def main(results: Path, names: list[str]) -> None:
     _fork()
-    _count_memory()
+    weighing.install()
     with tempfile.TemporaryDirectory() as temporary:
         bf16 = await measure(checkpoints.DEMO)
         for variant in VARIANTS:

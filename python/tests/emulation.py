@@ -1,0 +1,130 @@
+"""What engines compute in the place of vLLM's own kernels, in plain torch: for references of
+methods that round more than the weights.
+
+An engine that is started within one of these contexts, as a fork of this process, is changed for
+its life.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import torch
+
+# The layers that vLLM makes one of.
+PARTS = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
+
+
+class Integers(NamedTuple):
+    """The weights of a layer in eight bits.
+
+    Args:
+        values: a row for each output
+        scales: one for each row; what they multiply the integers with is the method's affair
+    """
+
+    values: torch.Tensor
+    scales: torch.Tensor
+
+
+Compute = Callable[[torch.Tensor, Integers], torch.Tensor]
+
+
+def weights_only(x: torch.Tensor, weights: Integers) -> torch.Tensor:
+    """torchao's 8-bit weights: products and scales are rounded to the dtype of the inputs."""
+    product = (x.double() @ weights.values.double().T).to(x.dtype)
+    return product * weights.scales.to(x.dtype)
+
+
+def dynamic(x: torch.Tensor, weights: Integers) -> torch.Tensor:
+    """torchao's 8-bit activations: each token's scale is rounded to the dtype of the inputs, and
+    the products are too before the weights' scales are applied."""
+    scales = (x.abs().amax(1, keepdim=True) / 127.5).float()
+    product = _times(_rounded(x, 1 / scales), weights) * scales
+    return (product.to(x.dtype) * weights.scales).to(x.dtype)
+
+
+def w8a8(x: torch.Tensor, weights: Integers) -> torch.Tensor:
+    """compressed-tensors' INT8, each token by a scale of its own."""
+    scales = x.float().abs().amax(1, keepdim=True) / 127
+    return (_times(_rounded(x, 1 / scales), weights) * weights.scales * scales).to(x.dtype)
+
+
+def llm_int8(x: torch.Tensor, weights: Integers) -> torch.Tensor:
+    """bitsandbytes' LLM.int8(): columns with an outlier in any token are computed apart."""
+    half = x.half()
+    outliers = (half.abs() >= 6).any(0)
+    regular = half.masked_fill(half.abs() >= 6, 0)
+    largest = regular.float().abs().amax(1, keepdim=True)
+    integers = _rounded(regular, 127 / largest).masked_fill(outliers, 0)
+    # What it takes for 1 / 127**2.
+    product = (_times(integers, weights) * (largest * weights.scales) * 6.200124e-05).to(x.dtype)
+    if not outliers.any():
+        return product
+    columns = (weights.values[:, outliers] * (weights.scales[:, None] / 127)).to(x.dtype)
+    return torch.addmm(product, x[:, outliers], columns.T)
+
+
+def _rounded(x: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
+    return (x.float() * scales).round().clamp(-128, 127)
+
+
+def _times(integers: torch.Tensor, weights: Integers) -> torch.Tensor:
+    return (integers.double() @ weights.values.double().T).float()
+
+
+@contextlib.contextmanager
+def linear_layers(compute: Compute, weights: Mapping[str, Integers]) -> Iterator[None]:
+    """Has linear layers computed in this way.
+
+    Args:
+        weights: those of each layer, by its name in the checkpoint
+    """
+    from vllm.model_executor.layers.linear import UnquantizedLinearMethod
+
+    whole: dict[str, Integers] = {}
+
+    def apply(_method: Any, layer: Any, x: torch.Tensor, bias: None = None) -> torch.Tensor:
+        assert bias is None
+        if layer.prefix not in whole:
+            head, _, name = layer.prefix.rpartition(".")
+            parts = [weights[f"{head}.{part}"] for part in PARTS.get(name, (name,))]
+            whole[layer.prefix] = Integers(*map(torch.cat, zip(*parts, strict=True)))
+        return compute(x, whole[layer.prefix])
+
+    with _replaced(UnquantizedLinearMethod, "apply", apply):
+        yield
+
+
+def _truncated(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """The numbers of a smaller dtype that are next to these towards zero."""
+    limits = torch.finfo(dtype)
+    exact = x.double().clamp(limits.min, limits.max)
+    size = exact.abs().clamp(min=limits.smallest_normal)
+    step = 2.0 ** (torch.frexp(size).exponent - 1) * limits.eps
+    return ((exact / step).trunc() * step).to(x.dtype)
+
+
+@contextlib.contextmanager
+def kv_cache(dtype: torch.dtype) -> Iterator[None]:
+    """Has keys and values cut to a dtype before they are cached as they are: vLLM's FP8 caches on
+    CPUs leave digits out and do not round them."""
+    from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackendImpl
+
+    update = CPUAttentionBackendImpl.do_kv_cache_update
+
+    def rounded(self: Any, layer: Any, key: torch.Tensor, value: torch.Tensor, *rest: Any) -> None:
+        update(self, layer, _truncated(key, dtype), _truncated(value, dtype), *rest)
+
+    with _replaced(CPUAttentionBackendImpl, "do_kv_cache_update", rounded):
+        yield
+
+
+@contextlib.contextmanager
+def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
+    before = getattr(owner, name)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        setattr(owner, name, before)
