@@ -257,7 +257,8 @@ class Server:
     async def _end_with_engine(self) -> None:
         tasks = [flight.task for flight in self._flights.values() if flight.task is not None]
         if tasks:
-            await asyncio.wait(tasks, timeout=5)
+            # Callers are not to wait for one that prepares its request.
+            await asyncio.wait(tasks, timeout=1)
         self._connection.flush()
         how = self._backend.ends()
         logger.error("vLLM's engine died%s; the worker ends", how and f" ({how})")
