@@ -78,17 +78,21 @@ def linear_layers(compute: Compute, weights: Mapping[str, Integers]) -> Iterator
     """Has linear layers computed in this way.
 
     Args:
-        weights: those of each layer, by its name in the checkpoint
+        weights: those of each layer, by its name in the checkpoint; others are left as they are
     """
     from vllm.model_executor.layers.linear import UnquantizedLinearMethod
 
+    own = UnquantizedLinearMethod.apply
     whole: dict[str, Integers] = {}
 
-    def apply(_method: Any, layer: Any, x: torch.Tensor, bias: None = None) -> torch.Tensor:
+    def apply(method: Any, layer: Any, x: torch.Tensor, bias: None = None) -> Any:
+        head, _, name = layer.prefix.rpartition(".")
+        names = [f"{head}.{part}" for part in PARTS.get(name, (name,))]
+        if names[0] not in weights:
+            return own(method, layer, x, bias)
         assert bias is None
         if layer.prefix not in whole:
-            head, _, name = layer.prefix.rpartition(".")
-            parts = [weights[f"{head}.{part}"] for part in PARTS.get(name, (name,))]
+            parts = [weights[name] for name in names]
             whole[layer.prefix] = Integers(*map(torch.cat, zip(*parts, strict=True)))
         return compute(x, whole[layer.prefix])
 

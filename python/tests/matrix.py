@@ -340,12 +340,13 @@ async def experts(variant: Variant, folder: Path, _bf16: Measured) -> dict[str, 
     else:
         made = mixtures.make(variant.checkpoint, folder)
     model = made.original if variant.options.get("quantization") else made.quantized
-    plain = made.plain
-    if variant.reference is not None:
-        weights, config = variant.reference(model), checkpoints.read_config(model)
-        plain = checkpoints.write(folder / "reference", weights, config)
     measured = await measure(model, **variant.options)
-    return _report(model, measured, await _once(plain), await _once(made.original))
+    if variant.emulation is not None:
+        with variant.emulation(model):
+            reference = await measure(model)
+    else:
+        reference = await _once(made.plain)
+    return _report(model, measured, reference, await _once(made.original))
 
 
 _measured: dict[bytes, Measured] = {}
@@ -513,7 +514,8 @@ EXPERTS = (
         run=experts,
     ),
     dataclasses.replace(
-        _torchao("experts-torchao-int8", "Int8WeightOnlyConfig"),
+        _TORCHAO_INT8,
+        name="experts-torchao-int8",
         checkpoint="fp8-channel",
         run=experts,
     ),
