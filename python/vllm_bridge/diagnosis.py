@@ -58,10 +58,17 @@ def _rule(pattern: str, reason: str, opening: str) -> _Rule:
 # The first that matches the exception's type and text tells the reason.
 _RULES = (
     _rule(
-        r"The checkpoint's `|weights were not initialized",
+        r"weights were not initialized",
         "invalid_checkpoint",
-        "The model's files are damaged, incomplete, or contradict its config: download them again, "
-        "from one place.",
+        "The model's files are incomplete or contradict its config: download them again, from one "
+        "place. A model that is known to run without them is loaded unchecked by "
+        "`model_loader_extra_config: %{enable_weights_track: false}`.",
+    ),
+    _rule(
+        r"The checkpoint's `",
+        "invalid_checkpoint",
+        "The model's files are damaged or contradict its config: download them again, from one "
+        "place.",
     ),
     _rule(
         r"weights are not finite numbers",
