@@ -221,11 +221,12 @@ defmodule VLLM.Chaos do
 
   defp alive?(roles), do: Enum.any?(roles, fn {_role, pid} -> OSProcess.alive?(pid) end)
 
+  # The only replica may be drained just then; the operation starts it again.
   defp await_serving(run) do
-    case VLLM.await_ready(run.llm, @recovery) do
-      :ok -> :ok
-      {:error, error} -> violation(run, {:not_serving, error})
-    end
+    served? = fn -> VLLM.await_ready(run.llm, @recovery) == :ok end
+
+    unless OSProcess.eventually(served?, @recovery),
+      do: violation(run, {:not_serving, VLLM.replicas!(run.llm)})
   end
 
   defp wait(ms) do
