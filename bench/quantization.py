@@ -110,8 +110,9 @@ def row(name: str, result: dict[str, Any]) -> str:
 
 
 def speed(result: dict[str, Any]) -> str:
-    """Relative to the model in bf16, of a run that has measured it (``MATRIX_SPEED``)."""
-    if not result["bf16_tokens_per_second"]:
+    """Relative to the model in bf16, of a run that has measured it (``MATRIX_SPEED``); experts that
+    were dequantized are computed as those of a plain mixture."""
+    if not result["bf16_tokens_per_second"] or "Quantized experts" in (result["note"] or ""):
         return ""
     return f"{result['tokens_per_second'] / result['bf16_tokens_per_second']:.2f}"
 
