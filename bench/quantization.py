@@ -3,7 +3,7 @@
     PYTHON bench/quantization.py [RESULTS]
 
 with the Python of the library's environment (`mix vllm.doctor` names it) runs every variant, which
-takes ten minutes on two cores, or takes the lines of an earlier run from the file RESULTS.
+takes twenty minutes on two cores, or takes the lines of an earlier run from the file RESULTS.
 """
 
 import json

@@ -5,10 +5,10 @@ What is best was measured on the demo model, on a CPU, against the model as it i
 tokens per second and the memory of linear layers relative to it; more in guides/quantization.md):
 
 ==== ============================= ======= ===== ====== =========================================
-int8 torchao, weights per channel  .00004   0.88   0.51 the fastest of those with eight bits
+int8 torchao, weights per channel  .00004   0.77   0.51 the fastest of those with eight bits
      torchao, activations as well  .00003   0.45   0.51
-     bitsandbytes, LLM.int8()      .00003   0.31   0.51 which vLLM has for checkpoints only
-int4 bitsandbytes, NF4             .00039   0.57   0.28
+     bitsandbytes, LLM.int8()      .00003   0.33   0.51 which vLLM has for checkpoints only
+int4 bitsandbytes, NF4             .00039   0.56   0.28
      torchao, groups of 32                              a byte per weight where it runs on CPUs
 ==== ============================= ======= ===== ====== =========================================
 
