@@ -9,10 +9,7 @@ defmodule VLLM.Engine.ChaosTest do
 
   @tag :slow
   test "every request ends once and right while the engine's processes are killed and stopped" do
-    tmp = Path.join(System.tmp_dir!(), "chaos-#{System.pid()}")
-    File.mkdir_p!(tmp)
-    on_exit(fn -> File.rm_rf!(tmp) end)
-    SystemEnv.put_env("TMPDIR", tmp)
+    SystemEnv.put_tmp_dir()
 
     account =
       Chaos.run(

@@ -15,11 +15,7 @@ defmodule VLLM.Engine.ReplicasTest do
   @own [{["0"], "first"}, {["00"], "second"}]
 
   test "that come, go and begin anew under load lose no request, each on devices of its own" do
-    # Run folders of its own, so that those of others are not taken for leftovers.
-    tmp = Path.join(System.tmp_dir!(), "replicas-#{System.pid()}")
-    File.mkdir_p!(tmp)
-    on_exit(fn -> File.rm_rf!(tmp) end)
-    SystemEnv.put_env("TMPDIR", tmp)
+    SystemEnv.put_tmp_dir()
 
     account =
       Chaos.load(

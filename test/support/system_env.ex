@@ -10,6 +10,15 @@ defmodule VLLM.SystemEnv do
     set(name, value)
   end
 
+  @doc "Has run folders made in one of the test's own, so that those of others count for nothing."
+  @spec put_tmp_dir() :: :ok
+  def put_tmp_dir do
+    tmp = Path.join(System.tmp_dir!(), "test-#{System.pid()}")
+    File.mkdir_p!(tmp)
+    ExUnit.Callbacks.on_exit(fn -> File.rm_rf!(tmp) end)
+    put_env("TMPDIR", tmp)
+  end
+
   defp set(name, nil), do: System.delete_env(name)
   defp set(name, value), do: System.put_env(name, value)
 end

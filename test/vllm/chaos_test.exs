@@ -18,11 +18,7 @@ defmodule VLLM.ChaosTest do
   end
 
   test "every request ends once and right while workers and guards are killed and stopped" do
-    # Run folders of its own, so that those of others are not taken for leftovers.
-    tmp = Path.join(System.tmp_dir!(), "chaos-#{System.pid()}")
-    File.mkdir_p!(tmp)
-    on_exit(fn -> File.rm_rf!(tmp) end)
-    SystemEnv.put_env("TMPDIR", tmp)
+    SystemEnv.put_tmp_dir()
 
     account =
       Chaos.run(
