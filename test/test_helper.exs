@@ -12,4 +12,9 @@ unless Code.ensure_loaded?(:telemetry) do
 end
 
 # What a machine needs minutes for is left to the full tier (bin/test --all).
-ExUnit.start(exclude: [:slow], assert_receive_timeout: 10_000, capture_log: true)
+ExUnit.start(
+  exclude: [:slow],
+  assert_receive_timeout: 10_000,
+  capture_log: true,
+  formatters: [ExUnit.CLIFormatter, VLLM.Failures]
+)

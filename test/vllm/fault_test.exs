@@ -586,7 +586,7 @@ defmodule VLLM.FaultTest do
 
   describe "surroundings" do
     test "env: reaches the worker, nil unsets, and the values show nowhere" do
-      System.put_env("VLLM_TEST_INHERITED", "inherited")
+      VLLM.SystemEnv.put_env("VLLM_TEST_INHERITED", "inherited")
       env = %{"VLLM_TEST_SET" => "s3cret", "VLLM_TEST_INHERITED" => nil}
       llm = start!("ready", env: env, name: Secretive)
       assert {:ok, "s3cret"} = ask(llm, "env:VLLM_TEST_SET")
