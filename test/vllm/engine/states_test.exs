@@ -49,10 +49,14 @@ defmodule VLLM.Engine.StatesTest do
         model: "puppet",
         replicas: replicas,
         max_restarts: @max_restarts,
+        # However long a sequence takes, every death in it counts.
+        max_seconds: 86_400,
         shutdown_timeout: 0
       )
 
-    {:ok, pid} = VLLM.Engine.start(%{config | start_program: fn _ -> Puppet.start(test) end})
+    # Nothing of a sequence that fails is left to the tests that follow.
+    config = %{config | owner: test, start_program: fn _ -> Puppet.start(test) end}
+    {:ok, pid} = VLLM.Engine.start(config)
     {:ok, table, _} = Table.lookup(pid)
 
     %{
@@ -504,6 +508,15 @@ defmodule VLLM.Engine.StatesTest do
           count != length(at(model, index)),
           do: {index, count, at(model, index)}
 
+    # A worker that dies while it starts is soon starting again: only its deaths tell that it has
+    # heard of this one.
+    deaths =
+      for {index, %{state: state, deaths: deaths}} <- model.replicas,
+          state in [:starting, :ready, :draining],
+          counted = deaths(table, index),
+          counted != deaths,
+          do: {index, counted, deaths}
+
     alive =
       for {prompt, %{at: at, pid: pid}} <- model.calls,
           not is_tuple(at),
@@ -514,11 +527,20 @@ defmodule VLLM.Engine.StatesTest do
       [
         statuses: statuses != expected && {statuses, expected},
         rows: rows != Enum.sort(ready) && {rows, ready},
+        deaths: deaths != [] && deaths,
         in_flight: in_flight != [] && in_flight,
         ended_too_soon: alive != [] && alive
       ],
       fn {_, difference} -> difference == false end
     )
+  end
+
+  defp deaths(table, index) do
+    {_state, data} = :sys.get_state(Table.process(table, index), :infinity)
+    length(data.deaths)
+  catch
+    # Killed just now; its successor comes.
+    :exit, reason -> reason
   end
 
   defp describe(model), do: inspect({Enum.reverse(model.history), model.replicas, model.calls})
