@@ -100,25 +100,24 @@ def linear_layers(compute: Compute, weights: Mapping[str, Integers]) -> Iterator
         yield
 
 
-def _truncated(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """The numbers of a smaller dtype that are next to these towards zero."""
+def _nearest(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """The numbers of a smaller dtype that are nearest to these, of two as near the even one."""
     limits = torch.finfo(dtype)
     exact = x.double().clamp(limits.min, limits.max)
     size = exact.abs().clamp(min=limits.smallest_normal)
     step = 2.0 ** (torch.frexp(size).exponent - 1) * limits.eps
-    return ((exact / step).trunc() * step).to(x.dtype)
+    return ((exact / step).round() * step).to(x.dtype)
 
 
 @contextlib.contextmanager
 def kv_cache(dtype: torch.dtype) -> Iterator[None]:
-    """Has keys and values cut to a dtype before they are cached as they are: vLLM's FP8 caches on
-    CPUs leave digits out and do not round them."""
+    """Has keys and values rounded to a dtype before they are cached as they are."""
     from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackendImpl
 
     update = CPUAttentionBackendImpl.do_kv_cache_update
 
     def rounded(self: Any, layer: Any, key: torch.Tensor, value: torch.Tensor, *rest: Any) -> None:
-        update(self, layer, _truncated(key, dtype), _truncated(value, dtype), *rest)
+        update(self, layer, _nearest(key, dtype), _nearest(value, dtype), *rest)
 
     with _replaced(CPUAttentionBackendImpl, "do_kv_cache_update", rounded):
         yield

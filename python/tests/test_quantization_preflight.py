@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import pytest
+import torch
 from vllm.config.cache import CacheDType
 
 import loading
@@ -358,6 +359,16 @@ def test_the_dtypes_of_the_kv_cache_are_those_of_the_attention_backend() -> None
             error = refused(MODELS / "demo", kv_cache_dtype=dtype)
             assert error.reason == "unsupported"
             assert set(error.details["allowed"]) == supported
+
+
+def test_an_fp8_cache_that_this_cpu_cannot_compute_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    error = refused(MODELS / "demo", kv_cache_dtype="fp8", hf_overrides={"head_dim": 48})
+    assert error.reason == "unsupported"
+    assert error.details["allowed"] == ["auto", "float16", "bfloat16"]
+    for name in ("_is_avx512_supported", "_is_amx_tile_supported"):
+        monkeypatch.setattr(torch.cpu, name, lambda: False)
+    assert refused(MODELS / "demo", kv_cache_dtype="fp8").reason == "unsupported"
+    assert load(MODELS / "demo", kv_cache_dtype="float16")[0].cache_config.cache_dtype == "float16"
 
 
 @pytest.mark.parametrize(

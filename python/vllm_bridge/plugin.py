@@ -87,10 +87,11 @@ def _compute_without_kernels() -> None:
     from vllm.platforms import current_platform
 
     if current_platform.is_cpu():
-        from vllm_bridge.quantization import experts, fp8
+        from vllm_bridge.quantization import experts, fp8, kv_cache
 
         fp8.install()
         experts.install()
+        kv_cache.install()
 
 
 def _score_each_prompt_with_its_own_adapter() -> None:

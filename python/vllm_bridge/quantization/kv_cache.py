@@ -1,6 +1,8 @@
-"""The dtype of the KV cache: what a user's value means and whether the model runs with it here."""
+"""The dtype of the KV cache: what a user's value means, whether the model runs with it here, and
+how values are rounded to it on a CPU."""
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
 from typing import Any, get_args
 
 from vllm_bridge.errors import BridgeError, nearest
@@ -83,9 +85,12 @@ def _runs(config: Any, dtype: str) -> bool:
     from vllm.v1.attention.selector import get_attn_backend
 
     model = config.model_config
-    # The names of plain dtypes mean no conversion of the values.
-    if current_platform.is_cpu() and hasattr(torch, dtype):
-        return True
+    if current_platform.is_cpu():
+        # The names of plain dtypes mean no conversion of the values.
+        if hasattr(torch, dtype):
+            return True
+        if not _has_instructions(config, dtype):
+            return False
     try:
         with set_current_vllm_config(config):
             backend = get_attn_backend(
@@ -94,3 +99,62 @@ def _runs(config: Any, dtype: str) -> bool:
     except ValueError:  # what vLLM raises where no backend has it
         return False
     return bool(backend.supports_kv_cache_dtype(dtype))
+
+
+def _has_instructions(config: Any, dtype: str) -> bool:
+    # What vLLM finds out when weights are loaded: whether this CPU computes with such a cache, for
+    # heads of this size.
+    from vllm.v1.attention.backends.cpu_attn import _get_attn_isa
+
+    model = config.model_config
+    try:
+        _get_attn_isa(model.dtype, config.cache_config.block_size, model.get_head_size(), dtype)
+    except NotImplementedError:
+        return False
+    return True
+
+
+def install() -> None:
+    """Has FP8 caches on CPUs round to the nearest value. Called in every process of vLLM, possibly
+    more than once.
+
+    vLLM's operation there leaves out the digits that do not fit, which makes all keys and values
+    smaller and their errors twice as large. What it is given now fits already.
+    """
+    from vllm import _custom_ops
+
+    original = _custom_ops.cpu_attn_reshape_and_cache
+    if not hasattr(original, "__wrapped__"):
+        _custom_ops.cpu_attn_reshape_and_cache = _rounding(original)
+
+
+def _rounding(original: Callable[..., None]) -> Callable[..., None]:
+    import torch
+
+    dtypes = {
+        "fp8": torch.float8_e4m3fn,
+        "fp8_e4m3": torch.float8_e4m3fn,
+        "fp8_e5m2": torch.float8_e5m2,
+    }
+
+    def rounded(x: torch.Tensor, scale: float, dtype: torch.dtype) -> torch.Tensor:
+        limits = torch.finfo(dtype)
+        return (x.float() / scale).clamp(limits.min, limits.max).to(dtype).to(x.dtype)
+
+    @functools.wraps(original)
+    def wrapped(
+        key: torch.Tensor,
+        value: torch.Tensor,
+        *rest: Any,
+        k_scale: float = 1.0,
+        v_scale: float = 1.0,
+        kv_cache_dtype: str = "auto",
+    ) -> None:
+        dtype = dtypes.get(kv_cache_dtype)
+        if dtype is not None:
+            # Divided by their scales already: a second division could make them smaller again.
+            key, k_scale = rounded(key, k_scale, dtype), 1.0
+            value, v_scale = rounded(value, v_scale, dtype), 1.0
+        original(key, value, *rest, k_scale=k_scale, v_scale=v_scale, kv_cache_dtype=kv_cache_dtype)
+
+    return wrapped
