@@ -10,6 +10,15 @@ ROOT = Path(__file__).resolve().parents[2]
 MODELS = ROOT / "priv" / "models"
 
 
+@pytest.fixture(scope="module", autouse=True)
+def environment() -> Iterator[None]:
+    """Takes back the variables that the start of an engine sets, for the life of a worker."""
+    before = dict(os.environ)
+    yield
+    os.environ.clear()
+    os.environ.update(before)
+
+
 @pytest.fixture
 def pipes() -> Iterator[tuple[int, int, int, int]]:
     """Two pipes as (ours to read, theirs to write, theirs to read, ours to write), closed as far

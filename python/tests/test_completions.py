@@ -2,7 +2,6 @@
 
 import asyncio
 import itertools
-import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -20,15 +19,6 @@ pytestmark = pytest.mark.engine
 
 PROMPT = "The capital of France is"
 HIDDEN = 256
-
-
-@pytest.fixture(scope="module", autouse=True)
-def environment() -> Iterator[None]:
-    """A start sets variables, for the life of a worker."""
-    before = dict(os.environ)
-    yield
-    os.environ.clear()
-    os.environ.update(before)
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,6 @@
 """The real engine on the demo model: one for all tests of this file."""
 
 import asyncio
-import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,15 +13,6 @@ from vllm_bridge.errors import BridgeError
 from vllm_bridge.protocol import NO_LOGPROBS, pack_u32, unpack_u32
 
 pytestmark = pytest.mark.engine
-
-
-@pytest.fixture(scope="module", autouse=True)
-def environment() -> Iterator[None]:
-    """A start sets variables, for the life of a worker."""
-    before = dict(os.environ)
-    yield
-    os.environ.clear()
-    os.environ.update(before)
 
 
 @pytest.fixture(scope="module")

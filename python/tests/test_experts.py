@@ -1,8 +1,7 @@
 """Quantized experts on a CPU whose vLLM has no kernel for them. What whole mixtures answer is
 measured by ``matrix.py``."""
 
-import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -28,15 +27,6 @@ EXPERTS, INNER, HIDDEN = 3, 128, 256
 @pytest.fixture(scope="module", autouse=True)
 def installed() -> None:
     experts.install()
-
-
-@pytest.fixture(autouse=True)
-def environment() -> Iterator[None]:
-    """A start sets variables, for the life of a worker."""
-    before = dict(os.environ)
-    yield
-    os.environ.clear()
-    os.environ.update(before)
 
 
 def layer_of(quantize: mixtures.Quantize, dims: dict[str, int]) -> tuple[Any, torch.Tensor]:

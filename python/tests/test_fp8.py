@@ -1,7 +1,5 @@
 """FP8 weights on a CPU whose vLLM has no kernel for them."""
 
-import os
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -25,15 +23,6 @@ from vllm_bridge.quantization import as_loaded, experts, fp8
 EXACT = 0.004
 
 NOTE = "FP8 weights, computed in bfloat16: this build of vLLM for CPUs has no FP8 kernel."
-
-
-@pytest.fixture(autouse=True)
-def environment() -> Iterator[None]:
-    """A start sets variables, for the life of a worker."""
-    before = dict(os.environ)
-    yield
-    os.environ.clear()
-    os.environ.update(before)
 
 
 def test_numbers_are_multiplied_by_the_scale_of_their_block() -> None:

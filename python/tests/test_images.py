@@ -3,7 +3,6 @@
 import base64
 import io
 import math
-import os
 import shutil
 import struct
 import threading
@@ -69,15 +68,6 @@ def start(model: Path, **options: Any) -> Running:
     running = Running()
     running.run(running.engine.load(str(model), OPTIONS | options, lambda method, params: None))
     return running
-
-
-@pytest.fixture(scope="module", autouse=True)
-def environment() -> Iterator[None]:
-    """A start sets variables, for the life of a worker."""
-    before = dict(os.environ)
-    yield
-    os.environ.clear()
-    os.environ.update(before)
 
 
 @pytest.fixture(scope="module")

@@ -1,8 +1,6 @@
 """Plain models that are quantized while they are loaded."""
 
 import json
-import os
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -17,15 +15,6 @@ from vllm_bridge.quantization import in_flight
 PARIS = "The capital of France is"
 PLAIN = Checkpoint(folder="/models/plain", config={"model_type": "llama"})
 AWQ = Checkpoint(config={"quantization_config": {"quant_method": "awq", "bits": 4}})
-
-
-@pytest.fixture(autouse=True)
-def environment() -> Iterator[None]:
-    """A start sets variables, for the life of a worker."""
-    before = dict(os.environ)
-    yield
-    os.environ.clear()
-    os.environ.update(before)
 
 
 @pytest.mark.parametrize(
