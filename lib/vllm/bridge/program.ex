@@ -97,6 +97,12 @@ defmodule VLLM.Bridge.Program do
   @spec clean_up(t()) :: :ok
   def clean_up(%__MODULE__{run_dir: run_dir} = program) do
     if File.dir?(run_dir) and not File.exists?(Path.join(run_dir, "clean")), do: sweep(program)
+
+    # The lock last: without it, no sweep could go on where a BEAM that is killed here has ended.
+    with {:ok, names} <- File.ls(run_dir) do
+      for name <- names -- ["lock"], do: File.rm_rf(Path.join(run_dir, name))
+    end
+
     _ = File.rm_rf(run_dir)
     :ok
   end
