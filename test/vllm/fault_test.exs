@@ -23,6 +23,17 @@ defmodule VLLM.FaultTest do
       assert eventually(fn -> none_below?(VLLM.EngineSupervisor) end, 60_000)
     end
 
+    test "an engine whose only worker has just died is not ready" do
+      llm = start!()
+      {:ok, table, _pid} = VLLM.Engine.Table.lookup(llm)
+      [worker] = VLLM.Engine.Table.workers(table)
+      # What a death does first, before any caller hears of it.
+      VLLM.Engine.Table.delete_worker(table, 1)
+      assert {:error, %Error{reason: :timeout}} = VLLM.await_ready(llm, 50)
+      VLLM.Engine.Table.put_worker(table, 1, worker)
+      assert :ok = VLLM.await_ready(llm)
+    end
+
     test "a refusal is not tried again" do
       start_supervised!({VLLM.FakeEngine, name: Refused, model: "refuse:out_of_memory"})
       assert {:error, %Error{reason: :out_of_memory}} = VLLM.await_ready(Refused)

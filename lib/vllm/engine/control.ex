@@ -218,9 +218,12 @@ defmodule VLLM.Engine.Control do
   defp answer(state) do
     statuses = Table.statuses(state.table)
 
+    # A worker that dies is taken from these before its callers hear of it, and notes its status later.
+    ready = length(Table.workers(state.table))
+
     waiting =
       Enum.reject(state.waiting, fn {ref, how_many} ->
-        case verdict(how_many, statuses) do
+        case verdict(how_many, ready, statuses) do
           :wait -> false
           result -> send(ref, {ref, result})
         end
@@ -229,8 +232,7 @@ defmodule VLLM.Engine.Control do
     %{state | waiting: waiting}
   end
 
-  defp verdict(how_many, statuses) do
-    ready = Enum.count(statuses, &(&1 == :ready))
+  defp verdict(how_many, ready, statuses) do
     failed = for {:failed, error} <- statuses, do: error
     gone = length(failed) + Enum.count(statuses, &(&1 == :drained))
 
