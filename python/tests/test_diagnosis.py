@@ -171,7 +171,6 @@ def test_the_last_lines_of_the_log_go_along(log: Path) -> None:
     log.with_name("log.1").write_text("old\n")
     log.write_text("".join(f"line {number}\n" for number in range(100)))
     error = load_error(MESSENGER)
-    assert error.reason == "load_failed"
     assert error.details["log"] == [f"line {number}" for number in range(60, 100)]
 
 
@@ -182,13 +181,20 @@ def test_without_a_log_there_is_no_cause(monkeypatch: pytest.MonkeyPatch) -> Non
     assert "log" not in error.details
 
 
-def test_a_process_that_the_system_killed(log: Path) -> None:
-    log.write_text("INFO loading\n")
-    error = load_error(
-        RuntimeError("Engine core initialization failed. Failed core proc(s): {'EngineCore': -9}")
-    )
-    assert error.reason == "out_of_memory"
-    assert "EngineCore" in error.message
+def test_a_process_that_ended_without_a_word(log: Path, caplog: pytest.LogCaptureFixture) -> None:
+    log.write_text(f"INFO loading\n{PREFIX}RuntimeError: [gloo/x.cc:5] Connection closed by peer\n")
+    failed = "Engine core initialization failed. Failed core proc(s): "
+    error = load_error(RuntimeError(f"{failed}{{'EngineCore': -9}}"))
+    # The worker ends with it, and is started again.
+    assert error.reason == "engine_dead"
+    assert "(EngineCore: SIGKILL)" in error.message
+    assert "memory" in error.message
+    assert error.message in caplog.text
+    error = load_error(RuntimeError(f"{failed}{{'EngineCore': 1}}"))
+    assert error.reason == "engine_dead"
+    assert "memory" not in error.message
+    # vLLM may look before the system can say how.
+    assert load_error(MESSENGER).reason == "engine_dead"
 
 
 def test_a_full_disk(log: Path) -> None:

@@ -11,13 +11,27 @@ from vllm_bridge import ranks
 
 # An engine core with two ranks that wait for each other and hear no signal but the last.
 CORE = """
-import logging, multiprocessing, signal, sys, threading, time, weakref
+import logging, multiprocessing, signal, sys, time
+from multiprocessing import connection
 from types import SimpleNamespace
-from vllm_bridge.ranks import watch
+from vllm_bridge.ranks import install, watch
 
 def rank():
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     time.sleep(600)
+
+def load(ranks):
+    def wait_for_ready(loading):
+        connection.wait([rank.proc.sentinel for rank in loading])
+        raise RuntimeError("WorkerProc initialization failed")
+
+    module = SimpleNamespace(
+        MultiprocExecutor=SimpleNamespace(start_worker_monitor=rank),
+        WorkerProc=SimpleNamespace(wait_for_ready=wait_for_ready),
+    )
+    sys.modules["vllm.v1.executor.multiproc_executor"] = module
+    install()
+    module.WorkerProc.wait_for_ready([SimpleNamespace(proc=rank) for rank in ranks])
 
 if __name__ == "__main__":
     logging.basicConfig()
@@ -26,6 +40,8 @@ if __name__ == "__main__":
     for process in ranks:
         process.start()
     print(*[process.pid for process in ranks], flush=True)
+    if "loading" in sys.argv:
+        load(ranks)
     executor = lambda: SimpleNamespace(shutting_down="ending" in sys.argv)
     watch(executor, ranks)
     for process in ranks:
@@ -51,8 +67,9 @@ def core(*arguments: str) -> tuple[int, str, list[int]]:
         return process.returncode, words, pids
 
 
-def test_a_rank_that_dies_takes_the_others_and_the_engine_with_it() -> None:
-    status, words, pids = core()
+@pytest.mark.parametrize("when", ["serving", "loading"])
+def test_a_rank_that_dies_takes_the_others_and_the_engine_with_it(when: str) -> None:
+    status, words, pids = core(when)
     assert status == 1
     assert "the rank Rank-1 died: SIGKILL" in words
     assert not any(os.path.exists(f"/proc/{pid}/fd/0") for pid in pids)
@@ -76,9 +93,10 @@ def test_how_a_process_ended(code: int, words: str) -> None:
 def test_who_can_do_without_a_rank_does_as_vllm_does(
     monkeypatch: pytest.MonkeyPatch, inline: bool, tolerant: bool
 ) -> None:
-    from vllm.v1.executor.multiproc_executor import MultiprocExecutor
+    from vllm.v1.executor.multiproc_executor import MultiprocExecutor, WorkerProc
 
     seen = []
+    monkeypatch.setattr(WorkerProc, "wait_for_ready", staticmethod(WorkerProc.wait_for_ready))
     monkeypatch.setattr(
         MultiprocExecutor,
         "start_worker_monitor",

@@ -6,14 +6,19 @@ and what no rule knows is passed on as ``load_failed`` with vLLM's own words.
 """
 
 import contextlib
+import logging
 import os
 import re
+import signal
 import time
 import traceback
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
+from vllm_bridge import ranks
 from vllm_bridge.errors import BridgeError, internal_error, traceback_of
+
+logger = logging.getLogger(__name__)
 
 # Set by the guard: the folder whose files ``log`` and ``log.1`` have all that the processes of the
 # worker wrote.
@@ -35,10 +40,16 @@ _EXCEPTION = re.compile(
     r"^(?P<type>(?:\w+\.)*\w*(?:Error|Exception|Exit|Interrupt))(?:: (?P<text>.*))?$"
 )
 
-# What a parent says when a child of it failed: not the cause, only its messenger.
+# What a parent says when a child of it failed, and one child when another did: not the cause, only
+# its messenger.
 _MESSENGERS = re.compile(
     r"initialization failed|See (?:root cause|stack trace)|EngineDeadError|BrokenPipeError"
+    r"|Connection (?:closed|reset) by peer"
 )
+
+# "Failed core proc(s): {'EngineCore': -9}": which processes ended how. Where vLLM looked before the
+# system could say it, there is none.
+_ENDED = re.compile(r"'(\w+)': (-?\d+)")
 
 
 # In a traceback: where a model takes its weights.
@@ -156,13 +167,8 @@ def load_error(error: Exception) -> BridgeError:
         if cause is not None:
             type_name, text = cause
             loading = any(_LOADS_WEIGHTS.search(line) for line in lines)
-        elif killed := re.search(r"'(\w+)': -9\b", text):
-            return BridgeError(
-                "out_of_memory",
-                f"The system killed vLLM's process {killed[1]} while it started, which it does "
-                "when memory runs out. Use a smaller or a quantized model, or a smaller KV cache.",
-                details,
-            )
+        elif lines:
+            return _died(text, details)
     elif is_validation_error(error):
         text = _validation_text(error)
     elif not text:
@@ -195,6 +201,21 @@ def load_error(error: Exception) -> BridgeError:
             details["option"] = option
         return BridgeError("invalid_option", f"vLLM refuses these options: {words}", details)
     return BridgeError("load_failed", f"vLLM could not start the engine: {words}", details)
+
+
+def _died(text: str, details: dict[str, Any]) -> BridgeError:
+    """The error for a process of vLLM's that ended without an exception: the next may not."""
+    ends = {name: int(code) for name, code in _ENDED.findall(text)}
+    how = ", ".join(f"{name}: {ranks.ended(code)}" for name, code in ends.items())
+    message = f"A process of vLLM's ended while it started{how and f' ({how})'}, and no word why."
+    if -signal.SIGKILL in ends.values():
+        message += (
+            " The system kills one when memory runs out: if it goes on, use a smaller or a "
+            "quantized model, or a smaller KV cache."
+        )
+    # The end of the worker is the answer, and the log tells the rest.
+    logger.error(message)
+    return BridgeError("engine_dead", message, details)
 
 
 def request_error(error: Exception, max_model_len: int, names: Iterable[str]) -> BridgeError:

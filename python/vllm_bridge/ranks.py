@@ -3,6 +3,8 @@
 When one of them dies, vLLM first asks the others to end and says so afterwards. On a CPU they wait
 for the dead one, within a kernel where no signal is heard, so that callers hear of it after ten
 seconds. Here the engine core kills them and ends, which its parent sees at once.
+
+That goes for ranks that serve and for those that load.
 """
 
 import logging
@@ -18,6 +20,9 @@ from typing import Any
 
 logger = logging.getLogger(__name__)
 
+# How long a process that is dying may take to be dead.
+PATIENCE_SECONDS = 1.0
+
 
 def install() -> None:
     """Has the executor of this process, if there is one, watch over its ranks so."""
@@ -27,6 +32,7 @@ def install() -> None:
     original = module.MultiprocExecutor.start_worker_monitor
     if original.__module__ == __name__:
         return
+    original_wait = module.WorkerProc.wait_for_ready
 
     def start_worker_monitor(self: Any, inline: bool = False) -> None:
         # Who waits for the end of the ranks, or can do without some, does as vLLM does.
@@ -37,7 +43,16 @@ def install() -> None:
         arguments = (weakref.ref(self), ranks)
         threading.Thread(target=watch, args=arguments, name="ranks", daemon=True).start()
 
+    def wait_for_ready(loading: Sequence[Any]) -> Any:
+        try:
+            return original_wait(loading)
+        except Exception:
+            # One has ended, and said why if it could.
+            end([worker.proc for worker in loading])
+            os._exit(1)
+
     module.MultiprocExecutor.start_worker_monitor = start_worker_monitor
+    module.WorkerProc.wait_for_ready = staticmethod(wait_for_ready)
 
 
 def watch(executor: weakref.ref[Any], ranks: Sequence[BaseProcess]) -> None:
@@ -46,12 +61,21 @@ def watch(executor: weakref.ref[Any], ranks: Sequence[BaseProcess]) -> None:
     owner = executor()
     if owner is None or getattr(owner, "shutting_down", False):
         return
+    end(ranks)
+    os._exit(1)
+
+
+def end(ranks: Sequence[BaseProcess]) -> None:
+    """Ends these ranks, of which one is dead or dying."""
+    dying = connection.wait([rank.sentinel for rank in ranks], PATIENCE_SECONDS)
     for rank in ranks:
+        if rank.sentinel in dying:
+            # The system closes what a process had open before it says how the process ended.
+            rank.join(PATIENCE_SECONDS)
         if (code := rank.exitcode) is None:
             rank.kill()
         else:
             logger.error("the rank %s died: %s", rank.name, ended(code))
-    os._exit(1)
 
 
 def ended(code: int) -> str:

@@ -85,6 +85,15 @@ defmodule VLLM.Engine.LifecycleTest do
     end
   end
 
+  test "an EngineCore that is killed while it starts is tried again", %{llm: llm} do
+    processes = processes(llm)
+    assert signal("KILL", processes[:engine_core])
+    assert gone?(processes)
+    {processes, engine_core} = await_starting(llm, 1)
+    assert signal("KILL", engine_core)
+    assert_replaced(llm, processes)
+  end
+
   defp assert_replaced(llm, processes) do
     assert gone?(processes)
     assert :ok = VLLM.await_ready(llm, patience())

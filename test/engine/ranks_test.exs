@@ -19,7 +19,8 @@ defmodule VLLM.Engine.RanksTest do
         tensor_parallel_size: 2,
         max_model_len: 8192,
         hang_timeout: @hang_timeout,
-        shutdown_timeout: 100
+        shutdown_timeout: 100,
+        max_restarts: 10
       )
 
     {processes, rank} = ranks(llm)
@@ -28,6 +29,11 @@ defmodule VLLM.Engine.RanksTest do
     assert signal("KILL", rank)
     assert {:error, %Error{reason: :engine_dead} = error} = Task.await(lost, patience())
     assert Enum.any?(error.details["log"], &(&1 =~ ~r/rank \S+ died: SIGKILL/))
+    assert gone?(processes)
+
+    # The engine that comes instead loses one while it loads.
+    {processes, rank} = await_starting(llm, 2)
+    assert signal("KILL", rank)
     assert gone?(processes)
     assert Task.await(again, patience())
 

@@ -1,9 +1,10 @@
 defmodule VLLM.RealEngine do
   @moduledoc "Asks a real engine with the demo model, and looks at its processes."
 
-  import VLLM.OSProcess, only: [alive?: 1, eventually: 2]
+  import VLLM.OSProcess, only: [alive?: 1, command: 1, eventually: 2]
 
   alias VLLM.{DemoModel, FakeEngine, Footprint}
+  alias VLLM.Engine.Table
 
   # How long anything may take on a machine that is slow and busy, in ms.
   @patience 600_000
@@ -14,6 +15,26 @@ defmodule VLLM.RealEngine do
   def processes(llm, replica \\ 1) do
     {_worker, program} = Enum.at(FakeEngine.workers(llm), replica - 1)
     Footprint.roles(program.os_pid)
+  end
+
+  @doc """
+  The processes of an engine that begins anew, and of these one that vLLM has just started: its
+  `n`th, with which it imports what it needs.
+  """
+  def await_starting(llm, n) do
+    {:ok, table, _pid} = Table.lookup(llm)
+
+    find = fn ->
+      with {program, _conn} <- Table.run(table, 1),
+           processes = Footprint.roles(program.os_pid),
+           # They have no name of their own yet.
+           spawned = for({_, pid} <- processes, command(pid) =~ "spawn_main", do: pid),
+           victim when victim != nil <- Enum.at(Enum.sort(spawned), n - 1),
+           do: send(self(), {:starting, processes, victim})
+    end
+
+    true = eventually(fn -> match?({:starting, _, _}, find.()) end, @patience)
+    receive do: ({:starting, processes, victim} -> {processes, victim})
   end
 
   @doc "Whether all of these processes are gone, which may take a moment."
