@@ -1,6 +1,6 @@
 # The figures of guides/reliability.md on one real engine: how soon an abandoned request is gone from
-# vLLM, how soon callers hear of a death, how soon the engine serves again, and how long it takes to
-# be refused.
+# vLLM, how soon callers hear of a death, how soon the engine serves again, how long it takes to be
+# refused, and how soon a death is noticed while the model loads.
 #
 #     mix run bench/reliability.exs
 
@@ -108,3 +108,34 @@ end
 
 report.("a death, until the engine serves again", Enum.map(deaths, &elem(&1, 2)))
 VLLM.stop(llm)
+
+# The first process that vLLM starts is its EngineCore, the second a rank; until they have imported
+# what they need, they have no name of their own.
+for {victim, place, ranks, delays} <- [
+      {"EngineCore", 0, 1, [0, 100, 1000, 3000, 5000]},
+      {"a rank", 1, 2, [0, 3000, 5000, 8000]}
+    ] do
+  noticed =
+    for delay <- delays do
+      options = [tensor_parallel_size: ranks, max_restarts: 0] ++ DemoModel.options()
+      load = Task.async(fn -> VLLM.llm(DemoModel.path(), options) end)
+
+      spawned = fn ->
+        for guard <- Footprint.guards(),
+            {_role, pid} <- Enum.sort_by(Footprint.roles(guard), &elem(&1, 1)),
+            OSProcess.command(pid) =~ "spawn_main",
+            do: pid
+      end
+
+      await.(fn -> Enum.at(spawned.(), place) != nil end)
+      pid = Enum.at(spawned.(), place)
+      Process.sleep(delay)
+      at = now.()
+      true = OSProcess.signal("KILL", pid)
+      {:error, %VLLM.Error{reason: :failed} = error} = Task.await(load, 60_000)
+      "engine_dead" = error.details["reason"]
+      now.() - at
+    end
+
+  report.("SIGKILL of #{victim} while it loads, until noticed", noticed)
+end
