@@ -1,5 +1,5 @@
 defmodule VLLM.DocsTest do
-  # The other examples of the docs run on the engines of test/engine.
+  # The other examples of the docs run on the engines of test/real.
   use ExUnit.Case, async: true
 
   alias VLLM.{DemoModel, DocExamples}

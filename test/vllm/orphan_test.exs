@@ -3,7 +3,7 @@ defmodule VLLM.OrphanTest do
   # process, segment of shared memory, file or socket. The library runs in a second
   # BEAM, with the fake worker, which makes what is hard to get rid of: children
   # that started sessions of their own, are stopped or ignore SIGTERM, and what they
-  # leave in /dev/shm and in the temporary folder. test/engine/orphan_test.exs has
+  # leave in /dev/shm and in the temporary folder. test/real/orphan_test.exs has
   # the same for the real engine.
   use ExUnit.Case
 

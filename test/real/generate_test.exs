@@ -1,4 +1,4 @@
-defmodule VLLM.Engine.GenerateTest do
+defmodule VLLM.Real.GenerateTest do
   # The real vLLM engine on the demo model, one engine for the whole module.
   use ExUnit.Case
 

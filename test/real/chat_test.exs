@@ -1,4 +1,4 @@
-defmodule VLLM.Engine.ChatTest do
+defmodule VLLM.Real.ChatTest do
   # The real vLLM engine on the demo model, one engine for the whole module.
   use ExUnit.Case
 

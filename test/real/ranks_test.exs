@@ -1,4 +1,4 @@
-defmodule VLLM.Engine.RanksTest do
+defmodule VLLM.Real.RanksTest do
   # A real engine whose model is split over two processes, one of which dies or hangs.
   use ExUnit.Case
 

@@ -1,4 +1,4 @@
-defmodule VLLM.CoverageTest do
+defmodule VLLM.Real.CoverageTest do
   # All that the installed vLLM offers can be done from Elixir, or is listed here with the reason
   # why not. What a new vLLM adds, and what it takes away, fails until somebody has looked at it.
   use ExUnit.Case, async: true

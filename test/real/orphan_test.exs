@@ -1,4 +1,4 @@
-defmodule VLLM.Engine.OrphanTest do
+defmodule VLLM.Real.OrphanTest do
   # Nothing of the real engine, with all its processes, outlives what it depends
   # on; test/vllm/orphan_test.exs has all the ways with the fake worker.
   use ExUnit.Case

@@ -1,4 +1,4 @@
-defmodule VLLM.Engine.InFlightTest do
+defmodule VLLM.Real.InFlightTest do
   # The real engine, quantizing the plain demo model while it is loaded.
   use ExUnit.Case
 

@@ -1,4 +1,4 @@
-defmodule VLLM.Engine.LoRATest do
+defmodule VLLM.Real.LoRATest do
   # The real vLLM engine on the demo model, with the adapter that was trained on it.
   use ExUnit.Case
 

@@ -1,4 +1,4 @@
-defmodule VLLM.Engine.ChaosTest do
+defmodule VLLM.Real.ChaosTest do
   # Load and faults at once on a real engine: a short run of what bench/chaos.exs does at length.
   use ExUnit.Case
 

@@ -1,4 +1,4 @@
-defmodule VLLM.Engine.EmbedsTest do
+defmodule VLLM.Real.EmbedsTest do
   # The real engine, started for prompts of embeddings.
   use ExUnit.Case
 

@@ -1,4 +1,4 @@
-defmodule VLLM.Engine.StreamTest do
+defmodule VLLM.Real.StreamTest do
   # Streams of the real engine.
   use ExUnit.Case
 

@@ -1,4 +1,4 @@
-defmodule VLLM.Engine.RefusalsTest do
+defmodule VLLM.Real.RefusalsTest do
   # What keeps an engine from starting, told by the real worker: each with a
   # reason and what to do, and with nothing left behind.
   use ExUnit.Case

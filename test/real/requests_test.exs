@@ -1,4 +1,4 @@
-defmodule VLLM.Engine.RequestsTest do
+defmodule VLLM.Real.RequestsTest do
   # What requests are promised, on the real engine: run once more after a death,
   # ended while they wait, kept with their replica.
   use ExUnit.Case

@@ -1,4 +1,4 @@
-defmodule VLLM.Engine.PoolingTest do
+defmodule VLLM.Real.PoolingTest do
   # The demo model as an embedder, one engine for the whole module; and the
   # models that python/tests/pooling_models.py makes of it. What the numbers
   # must be is tested there.

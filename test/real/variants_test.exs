@@ -1,4 +1,4 @@
-defmodule VLLM.Engine.VariantsTest do
+defmodule VLLM.Real.VariantsTest do
   # The real engine on the demo model's variants, one engine after another.
   use ExUnit.Case
 

@@ -1,4 +1,4 @@
-defmodule VLLM.Engine.ReplicasTest do
+defmodule VLLM.Real.ReplicasTest do
   # Replicas of a real engine that come, go and begin anew while it has requests.
   use ExUnit.Case
 

@@ -1,4 +1,4 @@
-defmodule VLLM.Engine.LifecycleTest do
+defmodule VLLM.Real.LifecycleTest do
   # What hangs and what dies of a real engine with all its processes, and what only takes long.
   use ExUnit.Case
 

@@ -1,4 +1,4 @@
-defmodule VLLM.Engine.ReloadTest do
+defmodule VLLM.Real.ReloadTest do
   # New options and the end of a real engine while it has requests.
   use ExUnit.Case
 

@@ -1,4 +1,4 @@
-defmodule VLLM.Engine.ProjectTest do
+defmodule VLLM.Real.ProjectTest do
   # An application that has this library as a path dependency, run by mix and as
   # a release: the Python side must be found in both.
   use ExUnit.Case

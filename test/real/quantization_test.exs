@@ -1,4 +1,4 @@
-defmodule VLLM.Engine.QuantizationTest do
+defmodule VLLM.Real.QuantizationTest do
   # The real engine on variants of the demo model, one engine after another. What each answers is
   # measured in python/tests/test_matrix.py; here it is started as a user starts it.
   use ExUnit.Case
