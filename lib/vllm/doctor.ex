@@ -315,7 +315,7 @@ defmodule VLLM.Doctor do
   from vllm_bridge.quantization import availability
   load_general_plugins()
   print("quantized checkpoints: " + ", ".join(availability.formats()))
-  print("while loading: " + ", ".join(availability.in_flight()))
+  print("while loading: " + ", ".join(availability.online()))
   """
 
   # What runs is vLLM's to say, which takes its import: some seconds.

@@ -13,19 +13,19 @@ import torch
 from vllm_bridge import completeness, diagnosis, models
 from vllm_bridge.errors import BridgeError, map_exceptions
 from vllm_bridge.params import engine_options
-from vllm_bridge.quantization import in_flight, kv_cache, naming, packing, preflight
+from vllm_bridge.quantization import kv_cache, naming, online, packing, preflight
 
 
 def configure(model: Path, **options: Any) -> tuple[Any, str | None]:
     """vLLM's config and the kernel, by the steps of a start."""
     options = {"enforce_eager": True, "distributed_executor_backend": "uni"} | options
     with map_exceptions(diagnosis.load_error):
-        dtype = in_flight.take_dtype(options)
+        dtype = online.take_dtype(options)
         checkpoint = models.check_model(str(model), options)
-        in_flight.check(checkpoint, dtype)
+        online.check(checkpoint, dtype)
         packing.check(checkpoint)
         if checkpoint.quantization is None:
-            in_flight.take_settings(options)
+            online.take_settings(options)
         unknown = kv_cache.take_dtype(options)
         arguments = engine_options(options)
         naming.check(checkpoint, arguments)

@@ -49,7 +49,7 @@ from vllm_bridge.chat import ChatParams
 from vllm_bridge.engine import Engine
 from vllm_bridge.errors import BridgeError
 from vllm_bridge.lora import LoRA
-from vllm_bridge.quantization import in_flight
+from vllm_bridge.quantization import online
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -374,7 +374,7 @@ async def weigh(_variant: Variant, folder: Path, _bf16: Measured) -> dict[str, A
     for name, model, options in runs:
         async with session(model, **options) as asked:
             weights[name] = await asked.weight()
-        in_flight.take_dtype(options)
+        online.take_dtype(options)
         checkpoint = quantization.as_loaded(models.check_model(str(model), options))
         weights[name]["foreseen"] = checkpoint.loaded_bytes(options)
     return weights
@@ -458,7 +458,7 @@ _BNB_ONLINE = Variant(
     "bnb-online", options={"quantization": "bitsandbytes"}, reference=checkpoints.nf4_weights
 )
 _TORCHAO_INT8 = _torchao("torchao-int8", "Int8WeightOnlyConfig", emulation.weights_only)
-IN_FLIGHT = (
+ONLINE = (
     Variant("fp8-online", options={"quantization": "fp8"}, reference=fp8_models.online_weights),
     _BNB_ONLINE,
     dataclasses.replace(_BNB_ONLINE, name="dtype-int4", options={"dtype": "int4"}),
@@ -530,7 +530,7 @@ VARIANTS = (
     WEIGHED,
     Variant("bf16"),
     *STORED,
-    *IN_FLIGHT,
+    *ONLINE,
     *KV_CACHES,
     KV_REFUSED,
     *ADAPTED,

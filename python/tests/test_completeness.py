@@ -37,7 +37,7 @@ ALIKE = ("bnb-fp4", "torchao-int8-dynamic", "torchao-fp8", "dtype-int8", "dtype-
 
 VARIANTS = {
     one.name: one
-    for one in (matrix.Variant("bf16"), *matrix.STORED, *matrix.IN_FLIGHT)
+    for one in (matrix.Variant("bf16"), *matrix.STORED, *matrix.ONLINE)
     if one.name not in ALIKE
 }
 

@@ -152,7 +152,7 @@ def test_memory_is_checked_for_what_the_weights_are_once_loaded(
     assert caught.value.details == {"needed_bytes": 2_203_000, "available_bytes": 2_202_999}
     assert "weights, dequantized because" in caught.value.message
 
-    # Of a plain model that is quantized in flight no less.
+    # Of a plain model that is quantized online no less.
     plain = Checkpoint(
         "", {}, (), 4_200, 2_100, {"up.weight": Tensor("BF16", (40, 50), "", 0, 4_000)}
     )

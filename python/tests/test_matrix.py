@@ -44,7 +44,7 @@ IN_FOUR_BITS = (
 )
 
 COMPARED = [variant.name for variant in matrix.VARIANTS if variant.run is None]
-QUANTIZED = [variant.name for variant in (*matrix.STORED, *matrix.IN_FLIGHT)]
+QUANTIZED = [variant.name for variant in (*matrix.STORED, *matrix.ONLINE)]
 EMULATED_CACHES = [variant.name for variant in matrix.KV_CACHES if variant.emulation]
 
 

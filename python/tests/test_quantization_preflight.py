@@ -248,8 +248,8 @@ def test_a_dtype_that_the_method_does_not_compute_in(model: str) -> None:
 def test_what_runs_here_is_told_by_vllm() -> None:
     assert "awq (4 bits)" in availability.formats()
     assert "mxfp4" not in availability.formats()
-    assert "fp8_per_channel" in availability.in_flight()
-    assert not {"mxfp8", "experts_int8", "awq"} & set(availability.in_flight())
+    assert "fp8_per_channel" in availability.online()
+    assert not {"mxfp8", "experts_int8", "awq"} & set(availability.online())
 
 
 # -- configs that do not describe their weights

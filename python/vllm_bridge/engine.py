@@ -29,7 +29,7 @@ from vllm_bridge.pooling import Pooler, wrong_runner, wrong_task
 from vllm_bridge.prompt_embeds import embeds_prompt
 from vllm_bridge.protocol import unpack_u32
 from vllm_bridge.pulse import Pulse
-from vllm_bridge.quantization import in_flight, kv_cache, naming, packing, preflight
+from vllm_bridge.quantization import kv_cache, naming, online, packing, preflight
 from vllm_bridge.queueing import Queue, Submit
 from vllm_bridge.stream import Put
 
@@ -79,9 +79,9 @@ class Engine:
         with map_exceptions(diagnosis.load_error):
             models.check_versions()
             options = dict(options)
-            dtype = in_flight.take_dtype(options)
+            dtype = online.take_dtype(options)
             checkpoint = models.check_model(model, options)
-            in_flight.check(checkpoint, dtype)
+            online.check(checkpoint, dtype)
             packing.check(checkpoint)
             notify("load_progress", {"phase": "import"})
             if devices is not None:
@@ -91,7 +91,7 @@ class Engine:
             notify("load_progress", {"phase": "config"})
             settings = None
             if checkpoint.quantization is None:
-                settings = in_flight.take_settings(options)
+                settings = online.take_settings(options)
             unknown_dtype = kv_cache.take_dtype(options)
             arguments = engine_options(options)
             naming.check(checkpoint, arguments)
@@ -118,7 +118,7 @@ class Engine:
             self._queue = Queue(llm)
             if config.model_config.runner_type == "pooling":
                 self._pooler = Pooler(llm, tasks)
-            made = in_flight.note(dtype, settings, config.model_config.is_moe)
+            made = online.note(dtype, settings, config.model_config.is_moe)
             note = await quantization.note(llm, made)
         self._llm = llm
         self._pulse = Pulse(llm)

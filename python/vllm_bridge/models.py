@@ -28,8 +28,8 @@ _CAST = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 
 # What an element of a matrix takes at least, in bytes, where a method quantizes a plain model while
 # it is loaded: by torchao once all of it is there, by bitsandbytes with a scale for every 64.
-_IN_FLIGHT = {"torchao": 2.0, "bitsandbytes": 0.5 + 4 / 64, "fp8": 1.0}
-_IN_FLIGHT_LEAST = 0.5
+_ONLINE = {"torchao": 2.0, "bitsandbytes": 0.5 + 4 / 64, "fp8": 1.0}
+_ONLINE_LEAST = 0.5
 
 # Matrices that no method quantizes.
 _NO_LAYER = re.compile(r"embed|lm_head")
@@ -104,7 +104,7 @@ class Checkpoint:
 
     def dequantized(self, linear: bool, experts: bool) -> "Checkpoint":
         """The same with weights as floats of the engine's dtype, which is what they are once they
-        are loaded where there is no kernel, quantized before or in flight. Scales are left as they
+        are loaded where there is no kernel, quantized before or online. Scales are left as they
         are.
 
         Args:
@@ -167,7 +167,7 @@ class Checkpoint:
 
     def loaded_bytes(self, options: Mapping[str, Any]) -> int:
         """The least that the weights take in memory under these engine options, when it is most:
-        once they are loaded, or before they are quantized in flight."""
+        once they are loaded, or before they are quantized online."""
         if options.get("dtype") in ("float32", "float"):
             return self.bytes + 2 * self.floats
         method = options.get("quantization")
@@ -175,7 +175,7 @@ class Checkpoint:
             return self.bytes
         # `fp8_per_tensor` and the like are its other names; those of users may be any.
         method = "fp8" if method.startswith("fp8") else method
-        each = _IN_FLIGHT.get(method, _IN_FLIGHT_LEAST)
+        each = _ONLINE.get(method, _ONLINE_LEAST)
         if method == "fp8" and self.is_dequantized:
             each = 2.0
         return self.bytes - int(self._matrix_elements() * (2 - each))

@@ -19,18 +19,18 @@ def as_loaded(checkpoint: Checkpoint) -> Checkpoint:
     return checkpoint.dequantized(fp8.always_dequantized(), experts.always_dequantized())
 
 
-async def note(llm: Any, in_flight: str | None) -> str | None:
+async def note(llm: Any, online: str | None) -> str | None:
     """What users should know of how a loaded engine computes; it is logged too.
 
     Args:
-        in_flight: what ``in_flight.note`` says
+        online: what ``online.note`` says
     """
     from vllm.platforms import current_platform
 
     notes = []
-    if in_flight is not None:
-        logger.info(in_flight)
-        notes.append(in_flight)
+    if online is not None:
+        logger.info(online)
+        notes.append(online)
     if current_platform.is_cpu():
         from vllm_bridge.quantization import experts, fp8
 

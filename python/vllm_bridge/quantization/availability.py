@@ -72,26 +72,26 @@ def formats() -> tuple[str, ...]:
 
 
 @functools.cache
-def in_flight() -> tuple[str, ...]:
+def online() -> tuple[str, ...]:
     """The methods that quantize a plain model while it is loaded, and run here."""
     from vllm.model_executor.layers.quantization import QUANTIZATION_METHODS
 
     found = []
     for method in QUANTIZATION_METHODS:
         with contextlib.suppress(Exception):
-            config = in_flight_config(method)
+            config = online_config(method)
             if config is not None and refusal(config) is None:
                 found.append(method)
     return tuple(found)
 
 
-def in_flight_config(method: str) -> Any:
+def online_config(method: str) -> Any:
     """vLLM's config of a method that needs nothing from a checkpoint; None for the others."""
-    from vllm.config import quantization as online
+    from vllm.config.quantization import _ONLINE_SHORTHANDS
     from vllm.model_executor.layers.quantization import get_quantization_config
     from vllm.model_executor.layers.quantization.online.base import OnlineQuantizationConfig
 
-    if shorthand := online._ONLINE_SHORTHANDS.get(method):
+    if shorthand := _ONLINE_SHORTHANDS.get(method):
         return OnlineQuantizationConfig(shorthand)
     try:
         return get_quantization_config(method)()
@@ -106,10 +106,10 @@ def advice() -> str:
     return f"These run here: {', '.join(formats())}; use such a variant of the model."
 
 
-def advice_in_flight() -> str:
-    if not in_flight():
+def advice_online() -> str:
+    if not online():
         return ""
-    return f"A plain model can be quantized while it is loaded with: {', '.join(in_flight())}."
+    return f"A plain model can be quantized while it is loaded with: {', '.join(online())}."
 
 
 def refusal(quant_config: Any) -> str | None:
@@ -171,7 +171,7 @@ def remedy(checkpoint: Checkpoint, text: str) -> str:
         dtypes = re.findall(r"torch\.(\w+)", text.partition("Supported dtypes")[2])
         return f"Give `dtype` as one of {', '.join(dtypes)}, or leave it out."
     if checkpoint.quantization is None:
-        return advice_in_flight() or advice()
+        return advice_online() or advice()
     return f"The checkpoint is {checkpoint.description}. {advice()}"
 
 
@@ -186,7 +186,7 @@ def needs_checkpoint(method: str, folder: str) -> bool:
     files = get_quantization_config(method).get_config_filenames()
     if any(os.path.exists(os.path.join(folder, name)) for name in files):
         return False
-    return in_flight_config(method) is None
+    return online_config(method) is None
 
 
 def _format_runs(method: str, example: Mapping[str, Any]) -> bool:

@@ -115,7 +115,7 @@ def _check_plain(checkpoint: Checkpoint, method: str, overrides: Any) -> None:
         "unsupported_quantization",
         f"`quantization: {_quoted(method)}` needs a checkpoint that was quantized with it, and "
         "this one is not quantized. Use a quantized variant of the model, or leave the option "
-        f"out. {availability.advice_in_flight()}".rstrip(),
+        f"out. {availability.advice_online()}".rstrip(),
         {"option": "quantization", "checkpoint": None},
     )
 

@@ -10,7 +10,7 @@ from running import GREEDY, Running
 from vllm_bridge.errors import BridgeError
 from vllm_bridge.lora import LoRA
 from vllm_bridge.models import Checkpoint
-from vllm_bridge.quantization import in_flight
+from vllm_bridge.quantization import online
 
 PARIS = "The capital of France is"
 PLAIN = Checkpoint(folder="/models/plain", config={"model_type": "llama"})
@@ -23,7 +23,7 @@ AWQ = Checkpoint(config={"quantization_config": {"quant_method": "awq", "bits": 
 )
 def test_a_dtype_that_means_a_method(dtype: str, method: str) -> None:
     options = {"dtype": dtype, "max_model_len": 64}
-    assert in_flight.take_dtype(options) == dtype.strip().lower()
+    assert online.take_dtype(options) == dtype.strip().lower()
     assert options == {"quantization": method, "max_model_len": 64}
 
 
@@ -32,25 +32,25 @@ def test_a_dtype_that_means_a_method(dtype: str, method: str) -> None:
 )
 def test_other_dtypes_are_vllms(options: dict[str, Any]) -> None:
     before = dict(options)
-    assert in_flight.take_dtype(options) is None
+    assert online.take_dtype(options) is None
     assert options == before
 
 
 def test_the_loader_of_bitsandbytes_goes_with_its_method() -> None:
     options = {"load_format": "bitsandbytes"}
-    assert in_flight.take_dtype(options) is None
+    assert online.take_dtype(options) is None
     assert options == {"quantization": "bitsandbytes"}
     options = {"load_format": "bitsandbytes", "quantization": "bnb"}
-    assert in_flight.take_dtype(options) is None
+    assert online.take_dtype(options) is None
     assert options == {"quantization": "bnb"}
     options = {"load_format": "safetensors"}
-    assert in_flight.take_dtype(options) is None
+    assert online.take_dtype(options) is None
     assert options == {"load_format": "safetensors"}
 
 
 def test_a_method_beside_the_dtype_is_one_too_many() -> None:
     with pytest.raises(BridgeError) as caught:
-        in_flight.take_dtype({"dtype": "int8", "quantization": "awq"})
+        online.take_dtype({"dtype": "int8", "quantization": "awq"})
     assert caught.value.reason == "invalid_option"
     assert caught.value.details["option"] == "dtype"
 
@@ -61,19 +61,19 @@ def test_a_missing_package_is_named_with_the_command(
 ) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
     with pytest.raises(BridgeError) as caught:
-        in_flight.take_dtype({"dtype": dtype})
+        online.take_dtype({"dtype": dtype})
     assert caught.value.reason == "unsupported_quantization"
-    method = in_flight.METHODS[dtype][0]
+    method = online.METHODS[dtype][0]
     assert f"`mix vllm.setup --with {method}`" in caught.value.message
 
 
 def test_a_quantized_model_is_not_quantized_again() -> None:
     with pytest.raises(BridgeError) as caught:
-        in_flight.check(AWQ, "int8")
+        online.check(AWQ, "int8")
     assert caught.value.reason == "unsupported_quantization"
     assert "awq (4 bits)" in caught.value.message
-    in_flight.check(AWQ, None)
-    in_flight.check(PLAIN, "int8")
+    online.check(AWQ, None)
+    online.check(PLAIN, "int8")
 
 
 def torchao_settings(options: dict[str, Any]) -> Any:
@@ -82,14 +82,14 @@ def torchao_settings(options: dict[str, Any]) -> Any:
 
 def test_torchao_without_settings_makes_8_bit_weights() -> None:
     options: dict[str, Any] = {"quantization": "TorchAO"}
-    assert in_flight.take_settings(options) == "Int8WeightOnlyConfig"
+    assert online.take_settings(options) == "Int8WeightOnlyConfig"
     assert torchao_settings(options)["_type"] == "Int8WeightOnlyConfig"
 
 
 def test_torchaos_settings_by_name_and_with_arguments() -> None:
     name = "Int8DynamicActivationInt8WeightConfig"
     options: dict[str, Any] = {"quantization": "torchao", "quantization_config": name}
-    assert in_flight.take_settings(options) == name
+    assert online.take_settings(options) == name
     assert torchao_settings(options)["_type"] == name
     assert "quantization_config" not in options
 
@@ -98,7 +98,7 @@ def test_torchaos_settings_by_name_and_with_arguments() -> None:
         "quantization_config": {"type": "Int4WeightOnlyConfig", "group_size": 32},
         "hf_overrides": {"rope_theta": 1.0},
     }
-    assert in_flight.take_settings(options) == "Int4WeightOnlyConfig"
+    assert online.take_settings(options) == "Int4WeightOnlyConfig"
     assert torchao_settings(options)["_data"]["group_size"] == 32
     assert options["hf_overrides"]["rope_theta"] == 1.0
 
@@ -114,7 +114,7 @@ def test_torchaos_settings_by_name_and_with_arguments() -> None:
 )
 def test_other_settings_are_left_alone(options: dict[str, Any]) -> None:
     before = dict(options)
-    assert in_flight.take_settings(options) is None
+    assert online.take_settings(options) is None
     assert options == before
 
 
@@ -129,18 +129,18 @@ def test_other_settings_are_left_alone(options: dict[str, Any]) -> None:
 )
 def test_settings_that_torchao_does_not_have(settings: Any, words: str) -> None:
     with pytest.raises(BridgeError) as caught:
-        in_flight.take_settings({"quantization": "torchao", "quantization_config": settings})
+        online.take_settings({"quantization": "torchao", "quantization_config": settings})
     assert caught.value.reason == "invalid_option"
     assert caught.value.details["option"] == "quantization_config"
     assert words in caught.value.message
 
 
 def test_what_is_said_of_experts() -> None:
-    plain = in_flight.note("int8", "Int8WeightOnlyConfig", False)
+    plain = online.note("int8", "Int8WeightOnlyConfig", False)
     assert plain is not None
-    mixture = in_flight.note("int8", "Int8WeightOnlyConfig", True)
+    mixture = online.note("int8", "Int8WeightOnlyConfig", True)
     assert mixture == f"{plain} Its experts are left as they are."
-    assert in_flight.note(None, None, True) is None
+    assert online.note(None, None, True) is None
 
 
 @pytest.mark.engine

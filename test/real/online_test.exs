@@ -1,4 +1,4 @@
-defmodule VLLM.Real.InFlightTest do
+defmodule VLLM.Real.OnlineTest do
   # The real engine, quantizing the plain demo model while it is loaded.
   use ExUnit.Case
 
