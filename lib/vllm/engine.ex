@@ -18,21 +18,32 @@ defmodule VLLM.Engine do
   alias VLLM.Engine.{Config, Control, Suspects, Table, Worker}
   alias VLLM.Error
 
-  @doc "Starts an engine in the supervision tree of the caller."
+  @doc """
+  Starts an engine in the supervision tree of the caller. Where one of that name
+  is about to end, it waits for that.
+  """
   @spec start_link(Config.t()) :: Supervisor.on_start()
-  def start_link(%Config{name: nil} = config), do: :supervisor.start_link(__MODULE__, config)
-
-  def start_link(%Config{name: name} = config) do
-    registered = if is_atom(name), do: {:local, name}, else: name
-    :supervisor.start_link(registered, __MODULE__, config)
+  def start_link(%Config{} = config) do
+    with {:error, {:already_started, pid}} = taken <- start_now(config) do
+      if ending?(pid) do
+        await_end(pid)
+        start_link(config)
+      else
+        taken
+      end
+    end
   end
 
-  @doc "Starts an engine under the library's own supervisor; it ends with `config.owner`."
+  @doc """
+  Starts an engine under the library's own supervisor; it ends with `config.owner`.
+  Where one of that name is about to end, it waits for that.
+  """
   @spec start(Config.t()) :: {:ok, pid()} | {:error, Error.t()}
   def start(%Config{} = config) do
     spec = %{
       id: __MODULE__,
-      start: {__MODULE__, :start_link, [config]},
+      # The library's supervisor, which has other engines to start, waits for nobody.
+      start: {__MODULE__, :start_now, [config]},
       type: :supervisor,
       restart: :temporary
     }
@@ -41,14 +52,13 @@ defmodule VLLM.Engine do
       {:ok, pid} ->
         {:ok, pid}
 
-      {:error, {:already_started, _pid}} ->
-        {:error,
-         Error.new(
-           :invalid_option,
-           "An engine named #{inspect(config.name)} is running already; stop it first " <>
-             "(`VLLM.stop/1`) or take another `name:`.",
-           %{"option" => "name"}
-         )}
+      {:error, {:already_started, pid}} ->
+        if ending?(pid) do
+          await_end(pid)
+          start(config)
+        else
+          {:error, name_taken(config.name, pid)}
+        end
 
       {:error, reason} ->
         {:error,
@@ -58,10 +68,56 @@ defmodule VLLM.Engine do
     end
   end
 
+  @doc false
+  def start_now(%Config{name: name} = config) do
+    # The process whose end ends the engine.
+    arg = {config, config.owner || self()}
+
+    case name do
+      nil -> :supervisor.start_link(__MODULE__, arg)
+      name when is_atom(name) -> :supervisor.start_link({:local, name}, __MODULE__, arg)
+      name -> :supervisor.start_link(name, __MODULE__, arg)
+    end
+  end
+
+  # Whether the engine of that pid is being stopped, or will be because its keeper is gone.
+  defp ending?(pid) when node(pid) != node(), do: false
+
+  defp ending?(pid) do
+    with [name] <- Registry.keys(VLLM.Registry, pid),
+         {:ok, table, ^pid} <- Table.lookup(name) do
+      Table.stopping?(table) or not Process.alive?(Table.keeper(table))
+    else
+      _no_engine -> not Process.alive?(pid)
+    end
+  rescue
+    # The table ended with its engine.
+    ArgumentError -> true
+  end
+
+  defp await_end(pid) do
+    monitor = Process.monitor(pid)
+
+    receive do
+      {:DOWN, ^monitor, :process, _pid, _reason} -> :ok
+    end
+  end
+
+  defp name_taken(name, pid) do
+    message =
+      if Registry.keys(VLLM.Registry, pid) == [name],
+        do:
+          "An engine named #{inspect(name)} is running already; stop it first (`VLLM.stop/1`) or",
+        else: "The name #{inspect(name)} belongs to a process that is no engine;"
+
+    Error.new(:invalid_option, message <> " take another `name:`.", %{"option" => "name"})
+  end
+
   @impl true
-  def init(%Config{} = config) do
+  def init({%Config{} = config, keeper}) do
     table = Table.new()
     note(table, config)
+    Table.put_keeper(table, keeper)
     Table.put_replicas(table, config.options.replicas)
 
     case Registry.register(VLLM.Registry, config.name || self(), table) do

@@ -571,6 +571,63 @@ defmodule VLLM.FaultTest do
       assert {:ok, "still here"} = ask(Twice, "reply:still here")
     end
 
+    test "a name that another process has is refused, and the error says so" do
+      {:ok, _} = Agent.start_link(fn -> nil end, name: AnAgent)
+      assert {:error, %Error{reason: :invalid_option} = error} = start("ready", name: AnAgent)
+      assert error.message =~ "AnAgent belongs to a process that is no engine"
+      assert error.details["option"] == "name"
+    end
+
+    test "an owner that crashes with a request in flight starts its engine again" do
+      test = self()
+
+      script = fn %{prompt: prompt} ->
+        send(test, {:asked, prompt})
+        :hang
+      end
+
+      owner = fn ->
+        llm = VLLM.Test.start!(name: Crashing, script: script, shutdown_timeout: 400)
+        send(test, {:owner, self(), VLLM.Engine.Table.lookup(llm)})
+        spawn(fn -> VLLM.generate(llm, "x") end)
+        receive do: (:crash -> exit(:crash))
+      end
+
+      spec = %{id: :owner, start: {Task, :start_link, [owner]}, restart: :permanent}
+
+      tree = start_supervised!({DynamicSupervisor, strategy: :one_for_one, max_restarts: 3})
+      {:ok, _} = DynamicSupervisor.start_child(tree, spec)
+
+      assert_receive {:owner, first, {:ok, _, engine}}
+      assert_receive {:asked, "x"}
+      send(first, :crash)
+      assert_receive {:owner, second, {:ok, _, other}}
+      assert first != second and engine != other
+      refute Process.alive?(engine)
+      assert_receive {:asked, "x"}
+    end
+
+    test "a tree that was killed with a request in flight starts its engine again" do
+      test = self()
+      script = fn _ -> send(test, :asked) && :hang end
+      engine = {VLLM.Test, name: Killed, script: script, shutdown_timeout: 400}
+
+      {:ok, tree} =
+        Task.async(fn ->
+          {:ok, tree} = Supervisor.start_link([engine], strategy: :one_for_one)
+          Process.unlink(tree)
+          {:ok, tree}
+        end)
+        |> Task.await()
+
+      assert :ok = VLLM.await_ready(Killed)
+      ask_in_background(Killed, "x")
+      assert_receive :asked
+      Process.exit(tree, :kill)
+      assert {:ok, _} = Supervisor.start_link([engine], strategy: :one_for_one)
+      assert :ok = VLLM.await_ready(Killed)
+    end
+
     test "a name that nobody has is an error" do
       assert {:error, %Error{reason: :not_running, message: message}} = ask(Nobody, "reply:x")
       assert message =~ "Nobody"

@@ -56,6 +56,13 @@ defmodule VLLM.Engine.Table do
     end
   end
 
+  @doc "Notes the process whose end ends the engine: its owner, else the supervisor above it."
+  @spec put_keeper(t(), pid()) :: true
+  def put_keeper(table, pid), do: :ets.insert(table, {:keeper, pid})
+
+  @spec keeper(t()) :: pid()
+  def keeper(table), do: :ets.lookup_element(table, :keeper, 2)
+
   @doc "Notes that the engine is about to end and takes no request any more."
   @spec put_stopping(t()) :: true
   def put_stopping(table), do: :ets.insert(table, {:stopping, true})
