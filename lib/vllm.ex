@@ -667,7 +667,8 @@ defmodule VLLM do
       `{:vllm, ref, {:error, %VLLM.Error{}}}`.
 
   The death of the receiver, or `cancel/1`, aborts the request. While the receiver has 64 messages
-  or more to read, it gets no more of these, and then fewer and longer ones.
+  or more to read, it gets no more of these, and then fewer and longer ones; what has come by the
+  deadline it gets then, however many it has to read.
 
       ref = VLLM.stream_to(MyApp.LLM, "Count:", self(), max_tokens: 200)
   """
@@ -678,7 +679,8 @@ defmodule VLLM do
 
   @doc """
   Ends a stream of `stream_to/4` and aborts its request. Once it has returned, the receiver that
-  calls it gets no message of the stream any more. An ended stream is no error.
+  calls it gets no message of the stream any more; where another process calls it, the last message
+  that the receiver gets is an error with the reason `:aborted`. An ended stream is no error.
 
       ref = VLLM.stream_to(MyApp.LLM, "Count:", self(), max_tokens: 200)
       :ok = VLLM.cancel(ref)

@@ -499,6 +499,47 @@ defmodule VLLM.FaultTest do
       assert_receive {:vllm, ^ref, %VLLM.Delta{text: "a"}}
       assert_receive {:vllm, ^ref, {:done, _}}
     end
+
+    test "to a process that is busy until the deadline give it all that has come, and the end" do
+      llm = VLLM.Test.start!(script: %{"whole" => "ab", "begun" => {:deltas, ["a", :hang]}})
+      for n <- 1..100, do: send(self(), {:busy, n})
+
+      ref = VLLM.stream_to(llm, "whole", self(), timeout: 300)
+      assert_receive {:vllm, ^ref, {:done, output}}
+      assert VLLM.text(output) == "ab"
+      assert_received {:vllm, ^ref, %VLLM.Delta{text: "ab"}}
+
+      ref = VLLM.stream_to(llm, "begun", self(), timeout: 300)
+      assert_receive {:vllm, ^ref, {:error, %Error{reason: :timeout}}}
+      assert_received {:vllm, ^ref, %VLLM.Delta{text: "a"}}
+    end
+
+    test "to a process end with an error, whatever raises while they begin" do
+      llm = VLLM.Test.start!(script: "x")
+      raises = Stream.map([1], fn _ -> raise "secret" end)
+
+      for {prompt, options} <- [{raises, []}, {"x", raises}] do
+        ref = VLLM.stream_to(llm, prompt, self(), options)
+        assert_receive {:vllm, ^ref, {:error, %Error{} = error}}
+        refute inspect(error) =~ "secret"
+      end
+
+      # Not by way of VLLM, which knows its arguments.
+      ref = VLLM.Streaming.Forwarder.start(self(), fn -> raise "secret" end)
+      assert_receive {:vllm, ^ref, {:error, %Error{reason: :internal} = error}}
+      assert error.message =~ "RuntimeError"
+      refute inspect(error) =~ "secret"
+    end
+
+    test "to a process that another cancels end with :aborted, once" do
+      llm = VLLM.Test.start!(script: {:deltas, ["a", :hang]})
+      ref = VLLM.stream_to(llm, "x")
+      assert_receive {:vllm, ^ref, %VLLM.Delta{text: "a"}}
+      for task <- for(_ <- 1..4, do: Task.async(fn -> VLLM.cancel(ref) end)), do: Task.await(task)
+      assert_receive {:vllm, ^ref, {:error, %Error{reason: :aborted}}}
+      refute_received {:vllm, ^ref, _}
+      assert eventually(fn -> in_flight(llm) == 0 end)
+    end
   end
 
   describe "generate_stream" do

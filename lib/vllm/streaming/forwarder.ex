@@ -10,6 +10,7 @@ defmodule VLLM.Streaming.Forwarder do
   use GenServer, restart: :temporary
 
   alias VLLM.Bridge.Connection
+  alias VLLM.Error
   alias VLLM.Streaming.Reader
 
   # Messages in the receiver's mailbox from which on it counts as busy, and how
@@ -31,17 +32,24 @@ defmodule VLLM.Streaming.Forwarder do
   def start_link(arg), do: GenServer.start_link(__MODULE__, arg)
 
   @doc """
-  Ends the stream. When called by its receiver, no message of it comes any more.
+  Ends the stream. When called by its receiver, no message of it comes any more;
+  else the receiver is told that it was aborted.
   """
   @spec cancel(reference()) :: :ok
   def cancel(ref) do
-    for {pid, _} <- Registry.lookup(VLLM.Registry, {:stream, ref}) do
+    for {pid, receiver} <- Registry.lookup(VLLM.Registry, {:stream, ref}) do
       monitor = Process.monitor(pid)
+      # Of several who cancel, the one whose reason it was tells the receiver.
+      reason = {:shutdown, {:cancelled, monitor}}
       # The engine's worker sees the end of a reader and has its request aborted.
-      Process.exit(pid, :kill)
+      Process.exit(pid, reason)
 
       receive do
-        {:DOWN, ^monitor, :process, _, _} -> :ok
+        {:DOWN, ^monitor, :process, _, ^reason} ->
+          send(receiver, {:vllm, ref, {:error, Connection.aborted()}})
+
+        {:DOWN, ^monitor, :process, _, _} ->
+          :ok
       end
     end
 
@@ -58,7 +66,7 @@ defmodule VLLM.Streaming.Forwarder do
 
   @impl true
   def init({ref, pid, prepare}) do
-    {:ok, _} = Registry.register(VLLM.Registry, {:stream, ref}, nil)
+    {:ok, _} = Registry.register(VLLM.Registry, {:stream, ref}, pid)
     monitor = Process.monitor(pid)
 
     state = %{
@@ -94,7 +102,7 @@ defmodule VLLM.Streaming.Forwarder do
     # What is held has come in time.
     if :queue.is_empty(state.held),
       do: forward(Reader.expire(state.reader), state),
-      else: {:noreply, %{state | timer: nil}}
+      else: drain(%{state | timer: nil})
   end
 
   def handle_info(:look_again, state), do: drain(%{state | looking?: false})
@@ -106,17 +114,35 @@ defmodule VLLM.Streaming.Forwarder do
 
   def handle_info(_message, state), do: {:noreply, state}
 
-  # Forwards what is held, as far as the receiver keeps up.
+  # The receiver waits for a last message, also where something raised here.
+  @impl true
+  def terminate(:normal, _state), do: :ok
+
+  def terminate(reason, state) do
+    error =
+      Error.new(
+        :internal,
+        "The stream ended by a fault#{where(reason)}. Look at what was given as prompt and " <>
+          "options; the log has the rest."
+      )
+
+    send(state.pid, {:vllm, state.ref, {:error, error}})
+  end
+
+  # Without the values that an exception tells of, which may be secret.
+  defp where({%module{}, _stacktrace}), do: " (#{inspect(module)})"
+  defp where({kind, _stacktrace}) when is_atom(kind), do: " (#{inspect(kind)})"
+  defp where(_reason), do: ""
+
+  # Forwards what is held, as far as the receiver keeps up. How long it takes is
+  # its own affair, until the deadline: then it gets all that has come in time.
   defp drain(state) do
     cond do
       :queue.is_empty(state.held) ->
         {:noreply, wait(state)}
 
-      # How long the receiver takes is its own affair, until the deadline.
-      busy?(state.pid) ->
-        if Connection.remaining(state.reader.call.deadline) == 0,
-          do: forward(Reader.expire(state.reader), state),
-          else: {:noreply, look_again(state)}
+      busy?(state.pid) and Connection.remaining(state.reader.call.deadline) > 0 ->
+        {:noreply, look_again(state)}
 
       true ->
         {{:value, message}, held} = :queue.out(state.held)
