@@ -1,7 +1,13 @@
-# The package is not there when the library is tested alone.
+# The package is not there when the library is tested alone. As in the package, one process of the
+# application holds the handlers, and without it each event makes a warning.
 unless Code.ensure_loaded?(:telemetry) do
   defmodule :telemetry do
+    require Logger
+
     def execute(event, measurements, metadata) do
+      unless Process.whereis(:telemetry_handler_table),
+        do: Logger.warning("Failed to lookup telemetry handlers.")
+
       for {_, listener} <- Application.get_env(:ex_vllm, :telemetry_listeners, []) do
         send(listener, {event, measurements, metadata})
       end
@@ -9,6 +15,8 @@ unless Code.ensure_loaded?(:telemetry) do
       :ok
     end
   end
+
+  {:ok, _} = Agent.start(fn -> nil end, name: :telemetry_handler_table)
 end
 
 # What a machine needs minutes for is left to the full tier (bin/test --all).

@@ -1,6 +1,6 @@
 defmodule VLLM.Telemetry do
   @moduledoc """
-  The events that this library emits, through `:telemetry` where that package is loaded.
+  The events that this library emits, through `:telemetry` where that application runs.
 
   Times are in native units (`System.convert_time_unit/3`).
 
@@ -85,7 +85,7 @@ defmodule VLLM.Telemetry do
   @doc false
   @spec request_start(Table.t(), String.t(), map(), integer()) :: span() | nil
   def request_start(table, method, params, started_at) do
-    if loaded?() do
+    if running?() do
       %{payloads: payloads} = about = Table.about(table)
 
       metadata = %{
@@ -176,9 +176,13 @@ defmodule VLLM.Telemetry do
 
   defp execute(event, measurements, metadata) do
     # By way of apply: the package is not there when this is compiled alone.
-    if loaded?(), do: apply(:telemetry, :execute, [event, measurements, metadata])
+    if running?(), do: apply(:telemetry, :execute, [event, measurements, metadata])
     :ok
   end
 
-  defp loaded?, do: function_exported?(:telemetry, :execute, 3)
+  # Where it is loaded and was not started, it would log a warning at each event.
+  defp running? do
+    function_exported?(:telemetry, :execute, 3) and
+      Process.whereis(:telemetry_handler_table) != nil
+  end
 end

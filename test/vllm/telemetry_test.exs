@@ -30,6 +30,24 @@ defmodule VLLM.TelemetryTest do
     refute_received {[:vllm, :request, _], _, _}
   end
 
+  test "nothing is told, and nothing warned of, where telemetry was not started" do
+    handlers = Process.whereis(:telemetry_handler_table)
+    Process.unregister(:telemetry_handler_table)
+    on_exit(fn -> Process.register(handlers, :telemetry_handler_table) end)
+
+    log =
+      ExUnit.CaptureLog.capture_log(fn ->
+        llm = start!("Paris")
+        VLLM.generate!(llm, "x")
+        Stream.run(VLLM.stream!(llm, "x"))
+        VLLM.stop(llm)
+      end)
+
+    assert log =~ "script: ready"
+    refute log =~ "telemetry"
+    refute_received {[:vllm | _], _, _}
+  end
+
   test "pooling, scores and the rest have what there is" do
     llm = start!({:numbers, [0.5]})
     VLLM.embed!(llm, "abc")
