@@ -1,7 +1,7 @@
 defmodule VLLM.Upkeep do
   @moduledoc false
   # What an engine is asked besides its work; see the functions of VLLM that
-  # delegate here, and vllm_bridge/upkeep.py.
+  # delegate here, and vllm_bridge/tokenizer.py and admin.py.
 
   alias VLLM.Bridge.MessagePack
   alias VLLM.Engine.{Call, Router, Table}

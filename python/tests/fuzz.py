@@ -17,12 +17,14 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import msgpack
 
-from vllm_bridge.protocol import HEADER, FrameParser, ProtocolError, Request, decode
-from vllm_bridge.server import Server
+from vllm_bridge.engine import Engine
+from vllm_bridge.engine_methods import table
+from vllm_bridge.rpc.protocol import HEADER, FrameParser, ProtocolError, Request, decode
+from vllm_bridge.rpc.server import Server
 
 FRAMES = Path(__file__).resolve().parents[2] / "test" / "support" / "frames.txt"
 
@@ -126,10 +128,13 @@ def frame_in_pieces(rng: random.Random, data: bytes) -> Iterator[bytes]:
     return (frame[at : at + size] for at in range(0, len(frame), size))
 
 
-class Backend:
+class FakeEngine:
     """Serves everything at once."""
 
     def info(self) -> dict[str, Any]:
+        return {}
+
+    def progress(self) -> dict[str, int]:
         return {}
 
     def __getattr__(self, name: str) -> Any:
@@ -147,7 +152,9 @@ class Target:
         read_fd, self._input = os.pipe()
         self._fds = (self._output, write_fd, read_fd, self._input)
         os.set_blocking(self._output, False)
-        self.server = Server(read_fd, write_fd, Backend(), lambda _status: None)
+        self.server = Server(
+            read_fd, write_fd, table(cast(Engine, FakeEngine())), lambda _status: None
+        )
         self.counts = Counter[str]()
 
     async def start(self) -> None:

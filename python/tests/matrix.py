@@ -46,9 +46,10 @@ import weighing
 from checkpoints import MODELS, Tensors
 from vllm_bridge import defaults, models, quantization
 from vllm_bridge.chat import ChatParams
-from vllm_bridge.engine import Engine
+from vllm_bridge.engine import Engine, GenerateParams
 from vllm_bridge.errors import BridgeError
 from vllm_bridge.lora import LoRA
+from vllm_bridge.pooling import PoolParams
 from vllm_bridge.quantization import online
 
 FloatArray = npt.NDArray[np.float32]
@@ -125,7 +126,9 @@ class Session:
         params = GREEDY | params
         return await asyncio.gather(
             *(
-                self._engine.generate(str(next(self._requests)), prompt, params, 0, lora=lora)
+                self._engine.generate(
+                    str(next(self._requests)), GenerateParams(prompt, params, lora_request=lora)
+                )
                 for prompt in prompts
             )
         )
@@ -170,14 +173,7 @@ class Session:
         """The embeddings of texts, of length one."""
         answers = await asyncio.gather(
             *(
-                self._engine.pool(
-                    str(next(self._requests)),
-                    text,
-                    "embed",
-                    0,
-                    pooling_params={},
-                    tokenization_kwargs={},
-                )
+                self._engine.pool(str(next(self._requests)), PoolParams(text, "embed"))
                 for text in texts
             )
         )

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import pytest
 
 from conftest import MODELS
-from vllm_bridge.engine import Engine
+from vllm_bridge.engine import Engine, GenerateParams
 from vllm_bridge.errors import BridgeError
 
 T = TypeVar("T")
@@ -39,7 +39,8 @@ class Running:
 
     async def generate(self, prompt: Any, priority: int = 0, **params: Any) -> dict[str, Any]:
         self._requests += 1
-        return await self.engine.generate(str(self._requests), prompt, GREEDY | params, priority)
+        asked = GenerateParams(prompt, GREEDY | params, priority=priority)
+        return await self.engine.generate(str(self._requests), asked)
 
     def complete(self, prompt: Any, **params: Any) -> dict[str, Any]:
         """The first completion."""

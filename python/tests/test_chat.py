@@ -11,7 +11,7 @@ from vllm.sampling_params import SamplingParams, StructuredOutputsParams
 from conftest import MODELS
 from vllm_bridge.chat import Chat, ChatParams, ChatTemplateParams, Conversation, tool_call
 from vllm_bridge.errors import BridgeError
-from vllm_bridge.protocol import Response, encode, unpack_u32
+from vllm_bridge.rpc.protocol import Response, encode, unpack_u32
 from vllm_bridge.stream import MessageDelta
 
 T = TypeVar("T")

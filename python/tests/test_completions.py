@@ -13,7 +13,7 @@ from conftest import MODELS
 from running import Running
 from vllm_bridge.beam_search import SearchParams
 from vllm_bridge.errors import BridgeError
-from vllm_bridge.protocol import pack_u32, unpack_u32
+from vllm_bridge.rpc.protocol import pack_u32, unpack_u32
 
 pytestmark = pytest.mark.engine
 

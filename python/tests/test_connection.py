@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from vllm_bridge.connection import HIGH_WATER, PIPE_SIZE, Connection
-from vllm_bridge.protocol import ProtocolError, frame
+from vllm_bridge.rpc.connection import HIGH_WATER, PIPE_SIZE, Connection
+from vllm_bridge.rpc.protocol import ProtocolError, frame
 
 Pipes = tuple[int, int, int, int]
 

@@ -8,9 +8,9 @@ import pytest
 
 from conftest import MODELS
 from running import Running
-from vllm_bridge.engine import Engine
+from vllm_bridge.engine import Engine, GenerateParams
 from vllm_bridge.errors import BridgeError
-from vllm_bridge.protocol import NO_LOGPROBS, pack_u32, unpack_u32
+from vllm_bridge.rpc.protocol import NO_LOGPROBS, pack_u32, unpack_u32
 
 pytestmark = pytest.mark.engine
 
@@ -275,5 +275,5 @@ def test_before_load_there_is_nothing() -> None:
         engine.info()
     assert caught.value.reason == "not_running"
     with pytest.raises(BridgeError) as caught:
-        asyncio.run(engine.generate("1", "Hi", {}, 0))
+        asyncio.run(engine.generate("1", GenerateParams("Hi")))
     assert caught.value.reason == "not_running"

@@ -14,6 +14,7 @@ from conftest import MODELS
 from exactness import Measured, measure
 from running import GREEDY, Running
 from vllm_bridge import memory
+from vllm_bridge.engine import GenerateParams
 from vllm_bridge.errors import BridgeError
 from vllm_bridge.lora import LoRA
 from vllm_bridge.models import Checkpoint, Tensor, check_device_memory
@@ -223,7 +224,9 @@ def test_two_ranks_and_an_adapter(tmp_path: Path) -> None:
     assert running.complete("The capital of France is")["text"] == " Paris."
     adapter = LoRA(lora_name="demo", lora_int_id=1, lora_path=str(MODELS / "demo-lora"))
     output = running.run(
-        running.engine.generate("adapted", "The capital of France is", GREEDY, 0, lora=adapter)
+        running.engine.generate(
+            "adapted", GenerateParams("The capital of France is", GREEDY, lora_request=adapter)
+        )
     )
     assert output["outputs"][0]["text"] == " Lyon."
     running.stop()

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import fuzz
-from vllm_bridge.protocol import FrameParser, Message, ProtocolError, Request, decode, encode
+from vllm_bridge.rpc.protocol import FrameParser, Message, ProtocolError, Request, decode, encode
 
 TO_WORKER = fuzz.corpus(">")
 seeds = st.integers(0, 2**64).map(random.Random)

@@ -20,7 +20,7 @@ from llava_model import make_llava
 from running import Running
 from vllm_bridge.chat import ChatParams
 from vllm_bridge.errors import BridgeError
-from vllm_bridge.protocol import pack_u32, unpack_u32
+from vllm_bridge.rpc.protocol import pack_u32, unpack_u32
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow]
 

@@ -16,8 +16,10 @@ from safetensors.numpy import save_file
 
 from conftest import MODELS
 from running import GREEDY, Running
+from vllm_bridge.engine import GenerateParams
 from vllm_bridge.errors import BridgeError
-from vllm_bridge.lora import ListLoRAsParams, LoadLoRAParams, LoRA, LoRAs, UnloadLoRAParams
+from vllm_bridge.lora import LoadLoRAParams, LoRA, LoRAs, UnloadLoRAParams
+from vllm_bridge.rpc.table import NoParams
 
 T = TypeVar("T")
 
@@ -131,7 +133,7 @@ def test_a_name_can_be_given_to_another_adapter(adapter: Path, tmp_path: Path) -
         replacing = lora(other, id=8, load_inplace=True)
         assert (await loras.request(replacing)).lora_path == str(other)
         assert ("remove", 7) in llm.calls
-        assert [one.lora_path for one in await loras.list(ListLoRAsParams())] == [str(other)]
+        assert [one.lora_path for one in await loras.list(NoParams())] == [str(other)]
 
     run(scenario())
 
@@ -140,14 +142,14 @@ def test_adapters_are_listed_while_vllm_holds_them(adapter: Path) -> None:
     async def scenario() -> None:
         loras = LoRAs(FakeLLM(room=1))
         first, second = lora(adapter, "a", 7), lora(adapter, "b", 8)
-        assert await loras.list(ListLoRAsParams()) == []
+        assert await loras.list(NoParams()) == []
         await loras.load(LoadLoRAParams(first))
-        assert await loras.list(ListLoRAsParams()) == [first]
+        assert await loras.list(NoParams()) == [first]
         await loras.load(LoadLoRAParams(second))
-        assert await loras.list(ListLoRAsParams()) == [second]
+        assert await loras.list(NoParams()) == [second]
         assert await loras.unload(UnloadLoRAParams("b")) is True
         assert await loras.unload(UnloadLoRAParams("b")) is False
-        assert await loras.list(ListLoRAsParams()) == []
+        assert await loras.list(NoParams()) == []
 
     run(scenario())
 
@@ -157,7 +159,7 @@ def test_an_engine_without_adapters_names_its_option(adapter: Path) -> None:
     for call in (
         lambda: loras.request(lora(adapter)),
         lambda: loras.unload(UnloadLoRAParams("a")),
-        lambda: loras.list(ListLoRAsParams()),
+        lambda: loras.list(NoParams()),
     ):
         with pytest.raises(BridgeError) as caught:
             run(call())
@@ -346,7 +348,9 @@ def test_prompts_are_scored_as_by_an_engine_without_adapters(facts: dict[str, st
             params = GREEDY | {"max_tokens": 2, "prompt_logprobs": 0}
             return await asyncio.gather(
                 *(
-                    running.engine.generate(f"{index}", prompt, params, 0, lora=lora)
+                    running.engine.generate(
+                        f"{index}", GenerateParams(prompt, params, lora_request=lora)
+                    )
                     for index, (prompt, lora) in enumerate(zip(prompts, loras, strict=True))
                 )
             )

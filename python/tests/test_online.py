@@ -7,6 +7,7 @@ import pytest
 
 from conftest import MODELS
 from running import GREEDY, Running
+from vllm_bridge.engine import GenerateParams
 from vllm_bridge.errors import BridgeError
 from vllm_bridge.lora import LoRA
 from vllm_bridge.models import Checkpoint
@@ -180,6 +181,8 @@ def test_engines_know_every_fact(
     assert words in info["quantization_note"]
     assert running.complete_all(facts) == facts
     adapter = LoRA(lora_name="demo", lora_int_id=1, lora_path=str(MODELS / "demo-lora"))
-    adapted = running.run(running.engine.generate("adapted", PARIS, GREEDY, 0, lora=adapter))
+    adapted = running.run(
+        running.engine.generate("adapted", GenerateParams(PARIS, GREEDY, lora_request=adapter))
+    )
     assert adapted["outputs"][0]["text"] == " Lyon."
     running.stop()

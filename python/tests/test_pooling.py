@@ -16,10 +16,10 @@ from vllm import PoolingParams
 
 from conftest import MODELS
 from pooling_models import LABELS, make_classifier
-from vllm_bridge.engine import Engine
+from vllm_bridge.engine import Engine, GenerateParams
 from vllm_bridge.errors import BridgeError
-from vllm_bridge.pooling import pooling_fields, wrong_task
-from vllm_bridge.protocol import pack_u32, unpack_u32
+from vllm_bridge.pooling import PoolParams, ScoreParams, pooling_fields, wrong_task
+from vllm_bridge.rpc.protocol import pack_u32, unpack_u32
 
 T = TypeVar("T")
 
@@ -45,26 +45,16 @@ class Running:
 
     async def pool(self, prompt: Any, task: str | None = None, **params: Any) -> dict[str, Any]:
         tokenization = params.pop("tokenization_kwargs", {})
+        priority = params.pop("priority", 0)
         return await self.engine.pool(
-            next(self.ids),
-            prompt,
-            task,
-            params.pop("priority", 0),
-            pooling_params=params,
-            tokenization_kwargs=tokenization,
+            next(self.ids), PoolParams(prompt, task, params, tokenization, priority)
         )
 
     async def score(
         self, data_1: list[str], data_2: list[str], template: str | None = None, **params: Any
     ) -> list[dict[str, Any]]:
         return await self.engine.score(
-            next(self.ids),
-            data_1,
-            data_2,
-            0,
-            pooling_params=params,
-            tokenization_kwargs={},
-            chat_template=template,
+            next(self.ids), ScoreParams(data_1, data_2, params, chat_template=template)
         )
 
     def vector(self, prompt: Any, task: str | None = None, **params: Any) -> torch.Tensor:
@@ -229,7 +219,7 @@ def test_requests_that_the_engine_cannot_serve(embedder: Running) -> None:
     error = embedder.refused(embedder.pool("The", "embeddings"))
     assert (error.reason, error.details["option"]) == ("invalid_option", "pooling_task")
 
-    error = embedder.refused(embedder.engine.generate("1", "The", {}, 0))
+    error = embedder.refused(embedder.engine.generate("1", GenerateParams("The")))
     assert error.reason == "unsupported"
     assert '`runner: "generate"`' in error.message
 

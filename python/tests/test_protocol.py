@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vllm_bridge.protocol import (
+from vllm_bridge.rpc.protocol import (
     NO_LOGPROBS,
     FrameParser,
     Notification,

@@ -10,8 +10,9 @@ import pytest
 
 from running import GREEDY, Running
 from vllm_bridge.beam_search import SearchParams
-from vllm_bridge.protocol import pack_u32
+from vllm_bridge.engine import GenerateParams
 from vllm_bridge.queueing import METHOD
+from vllm_bridge.rpc.protocol import pack_u32
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow]
 
@@ -37,7 +38,7 @@ class Request:
         self.id = f"request {next(NUMBERS)}"
         self._engine = running.engine
         self.task = asyncio.ensure_future(
-            self._engine.generate(self.id, prompt, GREEDY | params, 0)
+            self._engine.generate(self.id, GenerateParams(prompt, GREEDY | params))
         )
 
     async def waits(self) -> bool:

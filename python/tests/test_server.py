@@ -1,7 +1,7 @@
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -9,25 +9,25 @@ from peer import HELLO, Peer
 from vllm_bridge import __version__
 from vllm_bridge.beam_search import SearchParams
 from vllm_bridge.chat import ChatParams, ChatTemplateParams
+from vllm_bridge.engine import Engine, GenerateParams
+from vllm_bridge.engine_methods import table
 from vllm_bridge.errors import BridgeError
-from vllm_bridge.lora import LoRA
-from vllm_bridge.lora import Serve as ServeLoRA
-from vllm_bridge.server import EXIT_ENGINE_DEAD, EXIT_OK, EXIT_PROTOCOL, Notify, Server
+from vllm_bridge.pooling import PoolParams, ScoreParams
+from vllm_bridge.rpc.server import EXIT_ENGINE_DEAD, EXIT_OK, EXIT_PROTOCOL, Server
 from vllm_bridge.stream import Put
-from vllm_bridge.upkeep import Serve
 
 Pipes = tuple[int, int, int, int]
 Scenario = Callable[["Setting"], Awaitable[None]]
 
 
-class FakeBackend:
+class FakeEngine:
     """Answers at once, or when told to, or never."""
 
     def __init__(self) -> None:
         self.aborted: list[str] = []
         self.started: list[str] = []
         self.waiting: set[str] = set()
-        self.asked = asyncio.Event()
+        self.looked = asyncio.Event()
         self.steps = 0
         self.go = asyncio.Event()
 
@@ -35,7 +35,7 @@ class FakeBackend:
         self,
         model: str,
         options: Mapping[str, Any],
-        notify: Notify,
+        notify: Callable[[str, dict[str, Any]], None],
         devices: Sequence[str] | None = None,
     ) -> dict[str, Any]:
         notify("load_progress", {"phase": "config"})
@@ -47,28 +47,28 @@ class FakeBackend:
     def progress(self) -> dict[str, int]:
         return {"steps": 7, "beats": 40, "unfinished": 1}
 
-    def ends(self) -> str:
+    def exit_summary(self) -> str:
         return "EngineCore: SIGSEGV"
 
     async def waits(self, request_id: str) -> bool:
-        self.asked.set()
+        self.looked.set()
         return request_id in self.waiting
 
-    async def upkeep(self, serve: Serve, params: Any) -> Any:
-        return await serve(None, params)
+    async def lora(self, serve: Callable[..., Any], params: Any) -> Any:
+        return {"serve": serve.__name__, "params": params}
 
-    async def lora(self, serve: ServeLoRA, params: Any) -> Any:
+    async def asked(self, serve: Callable[..., Any], params: Any) -> Any:
         return {"serve": serve.__name__, "params": params}
 
     async def generate(
-        self,
-        request_id: str,
-        prompt: Any,
-        sampling_params: Mapping[str, Any],
-        priority: int,
-        on_output: Put | None = None,
-        lora: LoRA | None = None,
-        tokenization_kwargs: Mapping[str, Any] | None = None,
+        self, request_id: str, params: GenerateParams, on_output: Put | None = None
+    ) -> dict[str, Any]:
+        result = await self.answer(request_id, params.prompt, on_output)
+        result |= {"params": params.sampling_params, "priority": params.priority}
+        return result | ({} if params.lora_request is None else {"lora": params.lora_request})
+
+    async def answer(
+        self, request_id: str, prompt: Any, on_output: Put | None = None
     ) -> dict[str, Any]:
         self.started.append(request_id)
         match prompt:
@@ -90,8 +90,7 @@ class FakeBackend:
                 return {"text": object()}
             case "long":
                 return {"text": "x" * 5000}
-        result = {"text": prompt, "params": dict(sampling_params), "priority": priority}
-        return result if lora is None else result | {"lora": lora}
+        return {"text": prompt}
 
     async def _flood(self, request_id: str, on_output: Put | None) -> None:
         assert on_output is not None
@@ -113,39 +112,36 @@ class FakeBackend:
             raise
 
     async def beam_search(self, request_id: str, params: SearchParams) -> dict[str, Any]:
-        return await self.generate(request_id, params.prompt, params.beam_search_params, 0)
+        return await self.answer(request_id, params.prompt)
 
     async def chat(
         self, request_id: str, params: ChatParams, on_output: Put | None = None
     ) -> dict[str, Any]:
-        prompt = params.messages[-1]["content"]
-        return await self.generate(request_id, prompt, params.sampling_params, params.priority)
+        result = await self.answer(request_id, params.messages[-1]["content"], on_output)
+        return result | {"params": params.sampling_params, "priority": params.priority}
 
     async def apply_chat_template(self, params: ChatTemplateParams) -> dict[str, Any]:
         return {"prompt": params.messages, "kwargs": params.chat_template_kwargs}
 
-    async def pool(
-        self, request_id: str, prompt: Any, task: str | None, priority: int, **params: Any
-    ) -> dict[str, Any]:
-        await self.generate(request_id, prompt, {}, priority)
-        return {"task": task, "priority": priority, **params}
+    async def pool(self, request_id: str, params: PoolParams) -> Any:
+        await self.answer(request_id, params.prompt)
+        return params
 
-    async def score(
-        self, request_id: str, data_1: list[str], data_2: list[str], priority: int, **params: Any
-    ) -> list[dict[str, Any]]:
-        await self.generate(request_id, data_1[0], {}, priority)
-        return [{"pair": [*data_1, *data_2], "priority": priority, **params}]
+    async def score(self, request_id: str, params: ScoreParams) -> Any:
+        await self.answer(request_id, params.data_1[0])
+        return params
 
 
 class Setting:
-    """A server with a fake backend, and its peer."""
+    """A server of a fake engine, and its peer."""
 
     def __init__(self, pipes: Pipes) -> None:
         output, write_fd, read_fd, input = pipes
-        self.backend = FakeBackend()
+        self.engine = FakeEngine()
+        served = table(cast(Engine, self.engine))
         self.exits: list[int] = []
         self.exited = asyncio.Event()
-        self.server = Server(read_fd, write_fd, self.backend, self._exit)
+        self.server = Server(read_fd, write_fd, served, self._exit)
         self.peer = Peer(output, input)
 
     def _exit(self, status: int) -> None:
@@ -256,12 +252,11 @@ def test_pooling_requests_and_their_results(pipes: Pipes) -> None:
     options = {"pooling_params": {"dimensions": 8}, "tokenization_kwargs": {"do_lower_case": True}}
 
     async def scenario(setting: Setting) -> None:
-        task = {"task": "embed", "priority": 3}
-        assert await setting.peer.call("pool", {"prompt": "Hi"} | task | options) == task | options
-        texts = {"data_1": ["a"], "data_2": ["b"]}
-        assert await setting.peer.call("score", texts | {"chat_template": "t"} | options) == [
-            {"pair": ["a", "b"], "priority": 0, "chat_template": "t"} | options
-        ]
+        untimed = {"timeout": None, "queue_timeout": None}
+        asked = {"prompt": "Hi", "task": "embed", "priority": 3} | options
+        assert await setting.peer.call("pool", asked) == asked | untimed
+        pair = {"data_1": ["a"], "data_2": ["b"], "chat_template": "t"} | options
+        assert await setting.peer.call("score", pair) == pair | untimed | {"priority": 0}
 
     run(pipes, scenario)
 
@@ -296,7 +291,7 @@ def test_answers_come_in_any_order(pipes: Pipes) -> None:
         slow = setting.peer.request("generate", {"prompt": "wait"})
         quick = setting.peer.request("generate", {"prompt": "Hi"})
         assert (await setting.peer.response())[0] == quick
-        setting.backend.go.set()
+        setting.engine.go.set()
         assert (await setting.peer.response())[0] == slow
 
     run(pipes, scenario)
@@ -351,7 +346,7 @@ def test_a_cancelled_request_is_answered_with_aborted_once(pipes: Pipes) -> None
         assert answered == id
         assert error is not None
         assert error["reason"] == "aborted"
-        assert setting.backend.aborted == [str(id)]
+        assert setting.engine.aborted == [str(id)]
         setting.peer.cancel(id)
         assert await setting.peer.silent()
 
@@ -396,11 +391,11 @@ def test_a_request_that_waits_ends_at_its_queue_timeout(
     pipes: Pipes, method: str, params: dict[str, Any]
 ) -> None:
     async def scenario(setting: Setting) -> None:
-        setting.backend.waiting = {"2"}
+        setting.engine.waiting = {"2"}
         error = await setting.peer.call(method, params | {"queue_timeout": 0.01})
         assert error["reason"] == "queue_timeout"
         assert error["details"] == {"option": "queue_timeout"}
-        assert setting.backend.aborted == ["2"]
+        assert setting.engine.aborted == ["2"]
 
     run(pipes, scenario)
 
@@ -408,8 +403,8 @@ def test_a_request_that_waits_ends_at_its_queue_timeout(
 def test_a_request_that_vllm_has_begun_with_goes_on(pipes: Pipes) -> None:
     async def scenario(setting: Setting) -> None:
         setting.peer.request("generate", {"prompt": "wait", "queue_timeout": 0.0})
-        await setting.backend.asked.wait()
-        setting.backend.go.set()
+        await setting.engine.looked.wait()
+        setting.engine.go.set()
         _id, error, result = await setting.peer.response()
         assert error is None
         assert result["text"] == "wait"
@@ -423,7 +418,7 @@ def test_a_request_ends_at_its_timeout(pipes: Pipes, method: str, params: dict[s
         error = await setting.peer.call(method, params | {"timeout": 0.01})
         assert error["reason"] == "timeout"
         assert error["details"]["timeout"] == 0.01
-        assert len(setting.backend.aborted) == 1
+        assert len(setting.engine.aborted) == 1
         assert await setting.peer.call("engine_info") == {"model": "fake"}
 
     run(pipes, scenario)
@@ -528,7 +523,7 @@ def test_a_dead_engine_ends_the_process_after_the_last_answer(
         setting.server.engine_died()
         await asyncio.sleep(0)
         assert setting.exits == []
-        setting.backend.go.set()
+        setting.engine.go.set()
         assert (await setting.peer.response())[0] == id
         assert await setting.status() == EXIT_ENGINE_DEAD
         assert "engine died (EngineCore: SIGSEGV)" in caplog.text
@@ -557,15 +552,15 @@ def test_while_the_peer_does_not_read_nothing_is_started(pipes: Pipes) -> None:
         held = setting.peer.request("generate", {"prompt": "Hi"})
         cancelled = setting.peer.request("generate", {"prompt": "Hi"})
         setting.peer.cancel(cancelled)
-        while len(setting.server._flights) != 1:
+        while len(setting.server._calls) != 1:
             await asyncio.sleep(0)
-        assert setting.backend.started == []
+        assert setting.engine.started == []
 
         setting.peer.resume_reading()
         answers = {id: error for id, error, _ in [await setting.peer.response() for _ in "12"]}
         assert answers[held] is None
         assert (answers[cancelled] or {})["reason"] == "aborted"
-        assert setting.backend.started == [str(held)]
+        assert setting.engine.started == [str(held)]
         assert setting.peer.notifications == [["big", big]]
 
     run(pipes, scenario)
@@ -573,35 +568,35 @@ def test_while_the_peer_does_not_read_nothing_is_started(pipes: Pipes) -> None:
 
 def test_while_the_peer_does_not_read_output_is_bounded_and_cancels_are_heard(pipes: Pipes) -> None:
     async def scenario(setting: Setting) -> None:
-        peer, backend, connection = setting.peer, setting.backend, setting.server._connection
+        peer, engine, connection = setting.peer, setting.engine, setting.server._connection
         peer.pause_reading()
         streams = [peer.request("generate", {"prompt": "flood", "credit": 8}) for _ in range(20)]
         waiting = [peer.request("generate", {"prompt": "wait"}) for _ in range(20)]
-        while backend.steps < 20_000:
+        while engine.steps < 20_000:
             await asyncio.sleep(0)
         # 2 MB were made. What their credit allows is in the pipe, or waits for it.
         assert connection._pending_bytes <= 20 * 8 * 300
 
         for id in waiting + streams[:10]:
             peer.cancel(id)
-        while len(backend.aborted) < 30:
+        while len(engine.aborted) < 30:
             await asyncio.sleep(0)
-        assert sorted(map(int, backend.aborted)) == sorted(waiting + streams[:10])
+        assert sorted(map(int, engine.aborted)) == sorted(waiting + streams[:10])
         # The others go on meanwhile.
-        steps = backend.steps
-        while backend.steps < steps + 100:
+        steps = engine.steps
+        while engine.steps < steps + 100:
             await asyncio.sleep(0)
 
         # Far more answers than the pipe takes: nothing new is begun, and still they are heard.
         setting.server.notify("big", {"text": "x" * (20 * 2**20)})
         late = peer.request("generate", {"prompt": "wait"})
         peer.cancel(streams[10])
-        while len(backend.aborted) < 31:
+        while len(engine.aborted) < 31:
             await asyncio.sleep(0)
-        assert str(late) not in backend.started
+        assert str(late) not in engine.started
         peer.cancel(late)
 
-        backend.go.set()
+        engine.go.set()
         peer.resume_reading()
         answers = [await peer.response() for _ in range(41)]
         assert sorted(id for id, _, _ in answers) == sorted([*streams, *waiting, late])

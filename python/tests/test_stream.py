@@ -3,8 +3,9 @@
 from types import SimpleNamespace
 from typing import Any
 
-from vllm_bridge.protocol import unpack_u32
-from vllm_bridge.stream import DeltaStream, MessageDelta, Row, ToolCallDelta
+from vllm_bridge.rpc.call import Row
+from vllm_bridge.rpc.protocol import unpack_u32
+from vllm_bridge.stream import DeltaStream, MessageDelta, ToolCallDelta
 
 
 def output(*completions: tuple[int, str, list[int]], finish: str | None = None) -> Any:

@@ -6,7 +6,7 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,8 @@ import pytest
 
 from conftest import MODELS, ROOT
 from peer import HELLO, Peer, pack
-from vllm_bridge.server import EXIT_ENGINE_DEAD, EXIT_OK, EXIT_PROTOCOL
+from vllm_bridge.__main__ import NOT_INSTALLED
+from vllm_bridge.rpc.server import EXIT_ENGINE_DEAD, EXIT_OK, EXIT_PROTOCOL
 
 PYTHON = ROOT / "python"
 LOAD: dict[str, Any] = {
@@ -35,7 +36,7 @@ def pipe() -> tuple[int, int]:
 
 
 class Worker:
-    def __init__(self, run_folder: Path) -> None:
+    def __init__(self, run_folder: Path, program: Sequence[str]) -> None:
         self.log = run_folder / "log"
         from_us, to_child = pipe()
         to_us, from_child = pipe()
@@ -43,7 +44,7 @@ class Worker:
             sys.executable,
             [
                 *(sys.executable, "-I", "-S", str(PYTHON / "vllm_bridge" / "guard.py")),
-                *(str(run_folder), "--", sys.executable, "-m", "vllm_bridge"),
+                *(str(run_folder), "--", sys.executable, *program),
             ],
             {**os.environ, "PYTHONPATH": str(PYTHON)},
             file_actions=[
@@ -77,9 +78,13 @@ class Worker:
         return process
 
 
-def run(tmp_path: Path, scenario: Callable[[Worker], Awaitable[None]]) -> None:
+def run(
+    tmp_path: Path,
+    scenario: Callable[[Worker], Awaitable[None]],
+    program: Sequence[str] = ("-m", "vllm_bridge"),
+) -> None:
     async def main() -> None:
-        worker = Worker(tmp_path / "run")
+        worker = Worker(tmp_path / "run", program)
         try:
             await worker.peer.start_reading()
             answer = await worker.peer.call("hello", HELLO)
@@ -105,6 +110,47 @@ def test_a_worker_ends_on_shutdown(tmp_path: Path) -> None:
         assert await worker.status() == EXIT_OK
 
     run(tmp_path, scenario)
+
+
+# A worker that tells what it has imported when it ends.
+TELLING = """
+import os, sys
+from vllm_bridge.__main__ import main
+
+def tell(status, end=os._exit):
+    print("imported:", *sys.modules, file=sys.stderr, flush=True)
+    end(status)
+
+os._exit = tell
+main()
+"""
+
+
+def test_hello_is_answered_before_anything_heavy_is_imported(tmp_path: Path) -> None:
+    async def scenario(worker: Worker) -> None:
+        worker.peer.send(2, "shutdown", {})
+        assert await worker.status() == EXIT_OK
+        (imported,) = re.findall("^imported: (.*)$", worker.log.read_text(), re.MULTILINE)
+        assert "vllm_bridge.engine" in imported.split()
+        heavy = {"torch", "vllm", "transformers", "huggingface_hub", "numpy"}
+        assert heavy & set(imported.split()) == set()
+
+    run(tmp_path, scenario, ["-c", TELLING])
+
+
+@pytest.mark.parametrize("package", ["vllm", "torch", "msgspec"])
+def test_a_missing_package_ends_a_worker_with_the_status_that_says_so(
+    tmp_path: Path, package: str
+) -> None:
+    script = f"import sys; sys.modules[{package!r}] = None; from vllm_bridge import __main__"
+
+    async def main() -> None:
+        worker = Worker(tmp_path / "run", ["-c", script + "; __main__.main()"])
+        assert await worker.status() == NOT_INSTALLED
+        assert package in worker.log.read_text()
+        worker.peer.close()
+
+    asyncio.run(main())
 
 
 BROKEN = {

@@ -4,20 +4,20 @@ vLLM's processes are spawned and import this module again, so that nothing happe
 """
 
 import asyncio
+import importlib.util
 import logging
 import os
 import sys
+from typing import TYPE_CHECKING
 
-try:
-    from vllm_bridge.engine import Engine
-    from vllm_bridge.server import Server
-except ModuleNotFoundError as error:
-    missing: ModuleNotFoundError | None = error
-else:
-    missing = None
+if TYPE_CHECKING:
+    from vllm_bridge.rpc.table import Table
 
 # The exit status by which Elixir knows that this interpreter lacks the packages.
 NOT_INSTALLED = 78  # EX_CONFIG
+
+# What an engine needs that is not imported before `load`.
+NEEDED = ("vllm", "torch")
 
 READ_FD = 3
 WRITE_FD = 4
@@ -31,22 +31,34 @@ ENVIRONMENT = {
 }
 
 
-async def serve() -> None:
-    engine = Engine()
-    server = Server(READ_FD, WRITE_FD, engine, exit=os._exit)
-    engine.on_death = server.engine_died
+def engine() -> "Table":
+    for package in NEEDED:
+        if importlib.util.find_spec(package) is None:
+            raise ModuleNotFoundError(f"No module named {package!r}")
+    from vllm_bridge import engine_methods
+    from vllm_bridge.engine import Engine
+
+    return engine_methods.table(Engine())
+
+
+async def serve(table: "Table") -> None:
+    from vllm_bridge.rpc.server import Server
+
+    Server(READ_FD, WRITE_FD, table, exit=os._exit)
     await asyncio.Event().wait()
 
 
 def main() -> None:
-    if missing is not None:
-        print(f"vllm_bridge: {missing}", file=sys.stderr)
-        sys.exit(NOT_INSTALLED)
     for fd in (READ_FD, WRITE_FD):
         try:
             os.set_inheritable(fd, False)
         except OSError:
             sys.exit(f"vllm_bridge: file descriptor {fd} is not open; Elixir starts this program")
+    try:
+        table = engine()
+    except ModuleNotFoundError as error:
+        print(f"vllm_bridge: {error}", file=sys.stderr)
+        sys.exit(NOT_INSTALLED)
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     # Whatever prints to standard output prints to the log.
@@ -55,9 +67,9 @@ def main() -> None:
     try:
         import uvloop
     except ImportError:
-        asyncio.run(serve())
+        asyncio.run(serve(table))
     else:
-        uvloop.run(serve())
+        uvloop.run(serve(table))
 
 
 if __name__ == "__main__":

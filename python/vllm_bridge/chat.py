@@ -14,7 +14,7 @@ import pydantic
 from vllm_bridge import tokenization
 from vllm_bridge.errors import BridgeError, nearest
 from vllm_bridge.lora import LoRA
-from vllm_bridge.protocol import pack_u32
+from vllm_bridge.rpc.protocol import pack_u32
 from vllm_bridge.stream import MessageDelta, ToolCallDelta
 
 # What vLLM's parsers change of a request that is a matter of sampling.

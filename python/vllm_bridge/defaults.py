@@ -8,8 +8,8 @@ from typing import Any
 
 from vllm_bridge import memory
 from vllm_bridge.errors import BridgeError
+from vllm_bridge.machine import cores, few_cores
 from vllm_bridge.models import Checkpoint
-from vllm_bridge.plugin import cores, few_cores
 
 logger = logging.getLogger(__name__)
 

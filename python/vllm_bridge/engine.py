@@ -13,24 +13,25 @@ import logging
 import os
 import platform
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from typing import Annotated, Any
 
-from vllm_bridge import defaults, diagnosis, models, quantization, ranks, tokenization, upkeep
+import msgspec
+
+from vllm_bridge import admin, defaults, diagnosis, models, quantization, ranks, tokenization
 from vllm_bridge.beam_search import BeamSearch, SearchParams
 from vllm_bridge.chat import Chat, ChatParams, ChatTemplateParams
 from vllm_bridge.errors import BridgeError, map_exceptions
+from vllm_bridge.heartbeat import Heartbeat
 from vllm_bridge.images import render_images, take_images
 from vllm_bridge.lora import LoRA, LoRAs
-from vllm_bridge.lora import Serve as ServeLoRA
 from vllm_bridge.outputs import request_output
 from vllm_bridge.params import SamplingParamsFactory, engine_options
-from vllm_bridge.pooling import Pooler, wrong_runner, wrong_task
+from vllm_bridge.pooling import Pooler, PoolParams, ScoreParams, wrong_runner, wrong_task
 from vllm_bridge.prompt_embeds import embeds_prompt
-from vllm_bridge.protocol import unpack_u32
-from vllm_bridge.pulse import Pulse
 from vllm_bridge.quantization import kv_cache, naming, online, packing, preflight
 from vllm_bridge.queueing import Queue, Submit
+from vllm_bridge.rpc.protocol import unpack_u32
 from vllm_bridge.stream import Put
 
 logger = logging.getLogger(__name__)
@@ -38,6 +39,20 @@ logger = logging.getLogger(__name__)
 # Longer texts are tokenized in a thread, so that the event loop goes on meanwhile; for
 # shorter ones the hand-over costs more than the work.
 LONG_TEXT = 4096
+
+
+class GenerateParams(msgspec.Struct, forbid_unknown_fields=True):
+    """The params of ``generate``; see guides/protocol.md."""
+
+    prompt: Any = None
+    sampling_params: dict[str, Any] = {}
+    tokenization_kwargs: dict[str, Any] = {}
+    lora_request: LoRA | None = None
+    priority: int = 0
+    timeout: float | None = None
+    queue_timeout: float | None = None
+    credit: Annotated[int, msgspec.Meta(ge=1)] | None = None
+    parse: bool = False
 
 
 class Engine:
@@ -53,7 +68,7 @@ class Engine:
         self._loras: LoRAs | None = None
         self._queue: Queue | None = None
         self._pooler: Pooler | None = None  # of engines that pool
-        self._pulse: Pulse | None = None
+        self._heartbeat: Heartbeat | None = None
         self._asleep = False
         self._load_called = False
 
@@ -121,7 +136,7 @@ class Engine:
             made = online.note(dtype, settings, config.model_config.is_moe)
             note = await quantization.note(llm, made)
         self._llm = llm
-        self._pulse = Pulse(llm)
+        self._heartbeat = Heartbeat(llm)
         self._info = _info(model, config, tasks) | {
             "quantization_note": note,
             "quantization_kernel": kernel,
@@ -139,14 +154,14 @@ class Engine:
         return self._info
 
     def progress(self) -> dict[str, int]:
-        """How far the engine has come; see ``pulse``."""
-        if self._pulse is None:
+        """How far the engine has come; see ``heartbeat``."""
+        if self._heartbeat is None:
             return {"steps": 0, "beats": 0, "unfinished": 0}
-        progress = self._pulse.read()
+        progress = self._heartbeat.read()
         # Requests of an engine that sleeps wait until it is woken.
         return progress | {"unfinished": 0} if self._asleep else progress
 
-    def ends(self) -> str:
+    def exit_summary(self) -> str:
         """How vLLM's processes ended, as far as this one knows: "EngineCore_DP0: SIGSEGV"."""
         manager = self._llm and self._llm.engine_core.resources.engine_manager
         if not hasattr(manager, "finished_procs"):  # those of Ray are not its children
@@ -154,17 +169,17 @@ class Engine:
         ended = manager.finished_procs().items()
         return ", ".join(f"{name}: {ranks.ended(code)}" for name, code in ended)
 
-    async def upkeep(self, serve: upkeep.Serve, params: Any) -> Any:
-        """One of the methods of ``upkeep``, for the loaded engine."""
+    async def asked(self, serve: Callable[[Any, Any], Awaitable[Any]], params: Any) -> Any:
+        """One of the methods of ``tokenizer`` or ``admin``, for the loaded engine."""
         if self._llm is None:
             raise BridgeError("not_running", "No model is loaded in this worker yet.")
         with map_exceptions(self._request_error):
             result = await serve(self._llm, params)
-            if serve in (upkeep.sleep, upkeep.wake_up):
+            if serve in (admin.sleep, admin.wake_up):
                 self._asleep = await self._llm.is_sleeping()
             return result
 
-    async def lora(self, serve: ServeLoRA, params: Any) -> Any:
+    async def lora(self, serve: Callable[[LoRAs, Any], Awaitable[Any]], params: Any) -> Any:
         """One of the methods of ``lora``, for the adapters of the loaded engine."""
         if self._loras is None:
             raise BridgeError("not_running", "No model is loaded in this worker yet.")
@@ -172,36 +187,27 @@ class Engine:
             return await serve(self._loras, params)
 
     async def generate(
-        self,
-        request_id: str,
-        prompt: Any,
-        sampling_params: Mapping[str, Any],
-        priority: int,
-        on_output: Put | None = None,
-        lora: LoRA | None = None,
-        tokenization_kwargs: Mapping[str, Any] | None = None,
+        self, request_id: str, params: GenerateParams, on_output: Put | None = None
     ) -> dict[str, Any]:
         """One request, from prompt to finished output. Cancelling it aborts it in vLLM.
 
         Args:
             on_output: called with what each step adds
-            lora: the adapter to apply
-            tokenization_kwargs: how the prompt becomes tokens, where that is not the model's way
 
         Raises:
             BridgeError: with the reason why there is no output
         """
-        sampling, _chat, loras = self._generating(priority)
+        sampling, _chat, loras = self._generating(params.priority)
         with map_exceptions(self._request_error), self._submitting(request_id) as submit:
-            params = sampling.make(sampling_params, stream=on_output is not None)
-            rendered = await self._render(prompt, tokenization_kwargs)
-            _check_fit(rendered, params)
+            sampling_params = sampling.make(params.sampling_params, stream=on_output is not None)
+            rendered = await self._render(params.prompt, params.tokenization_kwargs)
+            _check_fit(rendered, sampling_params)
             stream = self._llm.generate(
                 rendered,
-                params,
+                sampling_params,
                 request_id,
-                lora_request=await loras.request(lora),
-                priority=priority,
+                lora_request=await loras.request(params.lora_request),
+                priority=params.priority,
             )
             submit(request_id)
             output = await _whole(stream, on_output)
@@ -264,23 +270,17 @@ class Engine:
         self._check_priority(priority)
         return self._sampling, self._chat, self._loras
 
-    async def pool(
-        self, request_id: str, prompt: Any, task: str | None, priority: int, **params: Any
-    ) -> dict[str, Any]:
+    async def pool(self, request_id: str, params: PoolParams) -> dict[str, Any]:
         """The tensor of one prompt; see ``Pooler.pool``."""
-        pooler = self._pooling(task or "embed", priority)
+        pooler = self._pooling(params.task or "embed", params.priority)
         with self._submitting(request_id) as submit:
-            return await pooler.pool(
-                request_id, _prompt(prompt), task, priority, submit=submit, **params
-            )
+            return await pooler.pool(request_id, _prompt(params.prompt), params, submit)
 
-    async def score(
-        self, request_id: str, data_1: list[str], data_2: list[str], priority: int, **params: Any
-    ) -> list[dict[str, Any]]:
+    async def score(self, request_id: str, params: ScoreParams) -> list[dict[str, Any]]:
         """The scores of pairs of texts; see ``Pooler.score``."""
-        pooler = self._pooling("embed", priority)
+        pooler = self._pooling("embed", params.priority)
         with self._submitting(request_id) as submit:
-            return await pooler.score(request_id, data_1, data_2, priority, submit=submit, **params)
+            return await pooler.score(request_id, params, submit)
 
     async def waits(self, request_id: str) -> bool:
         """Whether vLLM has not begun with a request that is under way."""

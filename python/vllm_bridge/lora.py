@@ -9,12 +9,12 @@ import asyncio
 import contextlib
 import os
 import typing
-from collections.abc import Awaitable, Callable
 from typing import Annotated, Any
 
 import msgspec
 
 from vllm_bridge.errors import BridgeError
+from vllm_bridge.rpc.table import NoParams
 
 CONFIG = "adapter_config.json"
 _WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin", "adapter_model.pt")
@@ -41,10 +41,6 @@ class LoadLoRAParams(msgspec.Struct, forbid_unknown_fields=True):
 
 class UnloadLoRAParams(msgspec.Struct, forbid_unknown_fields=True):
     lora_name: str
-
-
-class ListLoRAsParams(msgspec.Struct, forbid_unknown_fields=True):
-    pass
 
 
 class _Known(typing.NamedTuple):
@@ -108,7 +104,7 @@ class LoRAs:
                 await self._llm.remove_lora(known.lora.lora_int_id)
         return known is not None
 
-    async def list(self, _params: ListLoRAsParams) -> list[LoRA]:
+    async def list(self, _params: NoParams) -> list[LoRA]:
         """Those that vLLM holds now."""
         self._check_enabled()
         held = await self._llm.list_loras()
@@ -182,13 +178,11 @@ class LoRAs:
         return folder
 
 
-# Takes the engine's adapters and the method's params.
-Serve = Callable[[LoRAs, Any], Awaitable[Any]]
-
-METHODS: dict[str, tuple[type[Any], Serve]] = {
+# Each is given the engine's adapters.
+METHODS = {
     "load_lora": (LoadLoRAParams, LoRAs.load),
     "unload_lora": (UnloadLoRAParams, LoRAs.unload),
-    "list_loras": (ListLoRAsParams, LoRAs.list),
+    "list_loras": (NoParams, LoRAs.list),
 }
 
 

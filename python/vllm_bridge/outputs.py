@@ -3,7 +3,7 @@
 import json
 from typing import Any
 
-from vllm_bridge.protocol import pack_logprobs, pack_u32
+from vllm_bridge.rpc.protocol import pack_logprobs, pack_u32
 
 
 def request_output(output: Any) -> dict[str, Any]:

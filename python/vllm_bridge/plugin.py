@@ -2,33 +2,21 @@
 
 import contextlib
 import functools
-import os
 import sys
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from vllm_bridge import completeness, pulse, queueing, ranks
-
-# Up to so many cores, a process that spins takes the time that the others need.
-FEW_CORES = 4
+from vllm_bridge import completeness, heartbeat, queueing, ranks
+from vllm_bridge.machine import few_cores
 
 # How long a reader of shared memory sleeps before it looks again.
 NAP_SECONDS = 20e-6
 
 
-def cores() -> int:
-    """How many cores this process may use."""
-    return len(os.sched_getaffinity(0))
-
-
-def few_cores() -> bool:
-    return cores() <= FEW_CORES
-
-
 def register() -> None:
     """Called by vLLM, possibly more than once in a process."""
-    pulse.start()
+    heartbeat.start()
     if few_cores():
         _nap_instead_of_spinning()
     _tell_what_is_scheduled()

@@ -15,8 +15,8 @@ import msgspec
 from vllm_bridge import diagnosis, tokenization
 from vllm_bridge.errors import BridgeError, map_exceptions
 from vllm_bridge.params import Field, checked, invalid_value
-from vllm_bridge.protocol import pack_u32
 from vllm_bridge.queueing import Submit
+from vllm_bridge.rpc.protocol import pack_u32
 
 T = TypeVar("T")
 
@@ -31,6 +31,31 @@ CONVERSIONS = {
 # Fields of PoolingParams that vLLM, or this package, sets itself: the task is the method's, and
 # the others are how vLLM's parts talk to each other.
 _NOT_FROM_OUTSIDE = {"task", "requires_token_ids", "late_interaction_params", "output_kind"}
+
+
+class PoolParams(msgspec.Struct, forbid_unknown_fields=True):
+    """The params of ``pool``; see guides/protocol.md."""
+
+    prompt: Any = None
+    task: str | None = None
+    pooling_params: dict[str, Any] = {}
+    tokenization_kwargs: dict[str, Any] = {}
+    priority: int = 0
+    timeout: float | None = None
+    queue_timeout: float | None = None
+
+
+class ScoreParams(msgspec.Struct, forbid_unknown_fields=True):
+    """The params of ``score``; see guides/protocol.md."""
+
+    data_1: list[str]
+    data_2: list[str]
+    pooling_params: dict[str, Any] = {}
+    tokenization_kwargs: dict[str, Any] = {}
+    chat_template: str | None = None
+    priority: int = 0
+    timeout: float | None = None
+    queue_timeout: float | None = None
 
 
 class Pooler:
@@ -68,20 +93,12 @@ class Pooler:
         return [str(names[index]) for index in range(len(names))]
 
     async def pool(
-        self,
-        request_id: str,
-        prompt: Any,
-        task: str | None,
-        priority: int,
-        pooling_params: Mapping[str, Any],
-        tokenization_kwargs: Mapping[str, Any],
-        submit: Submit,
+        self, request_id: str, prompt: Any, params: PoolParams, submit: Submit
     ) -> dict[str, Any]:
         """One prompt's tensor. Cancelling it aborts it in vLLM.
 
         Args:
-            prompt: as vLLM takes it
-            task: the pooling task; None for the engine's
+            prompt: that of the params, as vLLM takes it
             submit: told when vLLM is given it
 
         Raises:
@@ -89,17 +106,17 @@ class Pooler:
         """
         from vllm.entrypoints.pooling.typing import OfflineEncodeInputsContext
 
-        task = task or self.task
+        task = params.task or self.task
         if task not in CONVERSIONS or task != self.task:
             raise wrong_task(task, self.task, self._tasks)
-        with map_exceptions(self._error_about(pooling_params, tokenization_kwargs)):
+        with map_exceptions(self._error_about(params)):
             context = OfflineEncodeInputsContext(
                 pooling_task=task,
                 prompts=[prompt],
-                tokenization_kwargs=tokenization.for_pooling(tokenization_kwargs),
-                pooling_params=self._params(pooling_params),
+                tokenization_kwargs=tokenization.for_pooling(params.tokenization_kwargs),
+                pooling_params=self._params(params.pooling_params),
                 lora_request=None,
-                priorities=priority,
+                priorities=params.priority,
             )
             processor = self._processors[task]
             factory, _count = processor.get_request_factory_offline(context)
@@ -108,15 +125,7 @@ class Pooler:
         return pooling_output(output)
 
     async def score(
-        self,
-        request_id: str,
-        data_1: Sequence[str],
-        data_2: Sequence[str],
-        priority: int,
-        pooling_params: Mapping[str, Any],
-        tokenization_kwargs: Mapping[str, Any],
-        chat_template: str | None,
-        submit: Submit,
+        self, request_id: str, params: ScoreParams, submit: Submit
     ) -> list[dict[str, Any]]:
         """A score for each pair of texts: of one with each of several, or of two lists.
 
@@ -135,18 +144,18 @@ class Pooler:
         processor = self._processors.get(SCORE_TYPE_MAP.get(self.task, ""))
         if processor is None:
             raise self._no_scores()
-        with map_exceptions(self._error_about(pooling_params, tokenization_kwargs)):
-            params = self._params(pooling_params)
-            params.task = processor.pooling_task
-            data = processor.valid_inputs(list(data_1), list(data_2))
+        with map_exceptions(self._error_about(params)):
+            pooling_params = self._params(params.pooling_params)
+            pooling_params.task = processor.pooling_task
+            data = processor.valid_inputs(params.data_1, params.data_2)
             context = OfflineScoringInputsContext(
                 pooling_task=processor.pooling_task,
                 scoring_data=data,
-                pooling_params=params,
-                tokenization_kwargs=tokenization.for_pooling(tokenization_kwargs),
+                pooling_params=pooling_params,
+                tokenization_kwargs=tokenization.for_pooling(params.tokenization_kwargs),
                 lora_request=None,
-                chat_template=chat_template,
-                priorities=priority,
+                chat_template=params.chat_template,
+                priorities=params.priority,
             )
             # A tokenizer is not to be used by two threads at once; here one may be, so this runs
             # where vLLM renders.
@@ -191,9 +200,9 @@ class Pooler:
 
         return PoolingParams(**checked("pooling parameter", given, self._pooling))
 
-    def _error_about(self, *given: Mapping[str, Any]) -> Callable[[Exception], BridgeError]:
+    def _error_about(self, params: PoolParams | ScoreParams) -> Callable[[Exception], BridgeError]:
         limit = self._llm.model_config.max_model_len
-        names = [name for options in given for name in options]
+        names = [*params.pooling_params, *params.tokenization_kwargs]
 
         def translate(error: Exception) -> BridgeError:
             translated = diagnosis.request_error(error, limit, names)

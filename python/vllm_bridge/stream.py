@@ -11,11 +11,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from vllm_bridge.protocol import pack_logprobs, pack_u32
-
-# id of the request, index, text, token ids, logprobs, finish reason, stop reason; and of a
-# conversation's answer a message delta
-Row = list[Any]
+from vllm_bridge.rpc.call import Row
+from vllm_bridge.rpc.protocol import pack_logprobs, pack_u32
 
 
 @dataclass
@@ -127,6 +124,7 @@ class DeltaStream:
         while self._pending and self._credit > 0:
             self._credit -= 1
             _, pending = self._pending.popitem()
+            # Of a conversation's answer, a message delta too.
             row = [
                 self._id,
                 pending.index,

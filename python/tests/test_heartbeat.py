@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from vllm_bridge import pulse
+from vllm_bridge import heartbeat
 
 PYTHON = Path(__file__).resolve().parents[1]
 WAIT_SECONDS = 60
@@ -18,7 +18,7 @@ WAIT_SECONDS = 60
 # What a process of vLLM's does at its start, and then what its main thread does.
 CHILD = """
 import multiprocessing, sys, threading, time
-from vllm_bridge import pulse
+from vllm_bridge import heartbeat
 
 def work():
     end = time.monotonic() + 0.05
@@ -29,9 +29,9 @@ def rest():
     time.sleep(0.05)
 
 def child(what):
-    pulse.LOOK_SECONDS = 0.01
-    pulse.start()
-    pulse.start()
+    heartbeat.LOOK_SECONDS = 0.01
+    heartbeat.start()
+    heartbeat.start()
     print("started", flush=True)
     if what == "stand still":
         threading.Event().wait()
@@ -76,7 +76,7 @@ def eventually(condition: Callable[[], bool]) -> bool:
 
 def test_each_message_of_the_core_is_a_step() -> None:
     core = FakeCore()
-    figures = pulse.Pulse(engine(core))
+    figures = heartbeat.Heartbeat(engine(core))
     core.outputs = ["second", "first"]
     assert figures.read() == {"steps": 0, "beats": 0, "unfinished": 2}
     assert asyncio.run(core.get_output_async()) == "first"
@@ -86,7 +86,7 @@ def test_each_message_of_the_core_is_a_step() -> None:
 
 def test_only_processes_of_vllm_count(run_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert multiprocessing.parent_process() is None
-    pulse.start()
+    heartbeat.start()
     assert list((run_folder / "tmp").iterdir()) == []
 
 
@@ -103,8 +103,8 @@ def test_a_process_that_computes_has_beats_and_one_that_waits_has_none(
     try:
         assert parent.stdout is not None
         assert parent.stdout.readline() == b"started\n"
-        figures = pulse.Pulse(engine(FakeCore()))
-        (_file,) = (run_folder / "tmp").glob("pulse.*")
+        figures = heartbeat.Heartbeat(engine(FakeCore()))
+        (_file,) = (run_folder / "tmp").glob("heartbeat.*")
         assert eventually(lambda: figures.read()["beats"] > 0)
         if moves:
             assert eventually(lambda: figures.read()["beats"] > 20)
@@ -121,7 +121,7 @@ def test_a_process_that_computes_has_beats_and_one_that_waits_has_none(
         parent.wait()
 
 
-def settled(figures: pulse.Pulse) -> int:
+def settled(figures: heartbeat.Heartbeat) -> int:
     last = -1
     while (beats := figures.read()["beats"]) != last:
         last = beats

@@ -7,7 +7,7 @@ import os
 from collections import deque
 from collections.abc import Callable
 
-from vllm_bridge.protocol import HEADER, FrameParser, frame
+from vllm_bridge.rpc.protocol import HEADER, FrameParser, frame
 
 # What one read asks for, and the size that both pipes are given where the system allows it.
 PIPE_SIZE = 1024 * 1024

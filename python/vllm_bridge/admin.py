@@ -1,25 +1,11 @@
-"""What an engine is asked besides its work: tokens of a text, figures, caches, sleep, health."""
+"""What the owner of an engine asks of it: figures, caches, sleep, health."""
 
-from collections.abc import Awaitable, Callable
 from typing import Annotated, Any, Literal
 
 import msgspec
 
 from vllm_bridge.errors import BridgeError
-from vllm_bridge.protocol import pack_u32, unpack_u32
-
-# Takes the engine and the method's params.
-Serve = Callable[[Any, Any], Awaitable[Any]]
-
-
-class TokenizeParams(msgspec.Struct, forbid_unknown_fields=True):
-    text: str
-    add_special_tokens: bool = True
-
-
-class DetokenizeParams(msgspec.Struct, forbid_unknown_fields=True):
-    token_ids: bytes
-    skip_special_tokens: bool = True
+from vllm_bridge.rpc.table import NoParams
 
 
 class SleepParams(msgspec.Struct, forbid_unknown_fields=True):
@@ -28,31 +14,6 @@ class SleepParams(msgspec.Struct, forbid_unknown_fields=True):
 
 class WakeUpParams(msgspec.Struct, forbid_unknown_fields=True):
     tags: list[Literal["weights", "kv_cache"]] | None = None
-
-
-class NoParams(msgspec.Struct, forbid_unknown_fields=True):
-    pass
-
-
-async def tokenize(llm: Any, params: TokenizeParams) -> dict[str, Any]:
-    tokens = llm.get_tokenizer().encode(params.text, add_special_tokens=params.add_special_tokens)
-    return {"token_ids": pack_u32(tokens)}
-
-
-async def detokenize(llm: Any, params: DetokenizeParams) -> dict[str, Any]:
-    tokenizer = llm.get_tokenizer()
-    if len(params.token_ids) % 4:
-        raise BridgeError("invalid_prompt", "`token_ids` is u32[].")
-    token_ids = unpack_u32(params.token_ids)
-    unknown = next((token for token in token_ids if token >= len(tokenizer)), None)
-    if unknown is not None:
-        raise BridgeError(
-            "invalid_prompt",
-            f"The tokenizer has {len(tokenizer)} tokens; there is no token {unknown}.",
-            {"token_id": unknown},
-        )
-    text = tokenizer.decode(list(token_ids), skip_special_tokens=params.skip_special_tokens)
-    return {"text": text}
 
 
 async def reset_prefix_cache(llm: Any, _params: NoParams) -> None:
@@ -119,9 +80,8 @@ async def metrics(_llm: Any, _params: NoParams) -> dict[str, Any]:
     return figures
 
 
-METHODS: dict[str, tuple[type[Any], Serve]] = {
-    "tokenize": (TokenizeParams, tokenize),
-    "detokenize": (DetokenizeParams, detokenize),
+# Each is given the ``AsyncLLM``.
+METHODS = {
     "reset_prefix_cache": (NoParams, reset_prefix_cache),
     "reset_mm_cache": (NoParams, reset_mm_cache),
     "reset_encoder_cache": (NoParams, reset_encoder_cache),

@@ -22,7 +22,7 @@ from typing import Any
 
 LOOK_SECONDS = 0.5
 
-_PREFIX = "pulse."
+_PREFIX = "heartbeat."
 _COUNT_BYTES = 8
 
 
@@ -34,10 +34,10 @@ def start() -> None:
     path = _folder(run) / f"{_PREFIX}{os.getpid()}"
     with contextlib.suppress(FileExistsError):
         file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        threading.Thread(target=_count, args=(file,), name="pulse", daemon=True).start()
+        threading.Thread(target=_count, args=(file,), name="heartbeat", daemon=True).start()
 
 
-class Pulse:
+class Heartbeat:
     """The figures of one engine."""
 
     def __init__(self, llm: Any) -> None:
