@@ -45,28 +45,34 @@ defmodule VLLM do
   """
 
   alias VLLM.Bridge.Connection
-  alias VLLM.Engine.{Call, Config, Control, Replicas, Router, Table}
-  alias VLLM.{BeamSearch, BeamSearchOutput, BeamSearchParams}
-  alias VLLM.{Classification, Embedding, PoolingOutput, Score}
+  alias VLLM.Engine.{Config, Control, Replicas, Table}
 
   alias VLLM.{
+    BeamSearch,
+    BeamSearchOutput,
+    BeamSearchParams,
+    Chat,
+    Classification,
+    Completions,
+    Conversation,
     Delta,
+    Embedding,
     Error,
     LLM,
     LoRA,
     LoRARequest,
     Options,
+    Pooling,
+    PoolingOutput,
+    PoolingParams,
     Prompt,
     Replica,
     RequestOutput,
     SamplingParams,
-    Streaming,
+    Score,
+    StructuredOutputsParams,
     Upkeep
   }
-
-  alias VLLM.{Conversation, Pooling, PoolingParams}
-  alias VLLM.Streaming.Forwarder
-  alias VLLM.StructuredOutputsParams
 
   @typedoc "An engine: its handle, its name, or the pid of its supervisor."
   @type engine :: LLM.t() | GenServer.name() | pid()
@@ -165,7 +171,8 @@ defmodule VLLM do
   """
   @spec await_ready(engine(), timeout()) :: :ok | {:error, Error.t()}
   def await_ready(engine, timeout \\ :infinity) do
-    await(engine, :any, Connection.deadline(timeout), fn _ -> :ok end)
+    with :ok <- Options.check_timeout(timeout),
+         do: await(engine, :any, Connection.deadline(timeout), fn _ -> :ok end)
   end
 
   defp await(engine, how_many, deadline, on_progress) do
@@ -308,62 +315,8 @@ defmodule VLLM do
   """
   @spec generate(engine(), prompt() | [prompt()], keyword() | map()) ::
           {:ok, [RequestOutput.t()]} | {:error, Error.t()}
-  def generate(engine, prompts, options \\ []) do
-    with {:ok, call, params} <- call(options),
-         call = Call.new(call),
-         {:ok, prompts} <- Prompt.to_wire(prompts),
-         {:ok, table, _pid} <- Table.lookup(engine),
-         requests = Enum.map(prompts, &Map.put(params, "prompt", &1)),
-         {:ok, outputs} <- Router.map(table, "generate", requests, call) do
-      {:ok, Enum.map(outputs, &RequestOutput.from_wire/1)}
-    end
-  end
-
-  # The options of a call that generates, and what they make of its params on
-  # the wire.
-  defp call(options, specs \\ Options.generate()) do
-    with {:ok, call, inline} <- Options.split(options, specs),
-         {:ok, sampling} <- SamplingParams.new(call.sampling_params || []),
-         {:ok, sampling} <- SamplingParams.put(sampling, inline, Enum.map(specs, &elem(&1, 0))),
-         {:ok, tokenization} <- Options.to_map(call.tokenization_kwargs || []),
-         {:ok, params} <- conform(%{"sampling_params" => SamplingParams.to_wire(sampling)}, call) do
-      params =
-        if tokenization == %{},
-          do: params,
-          else: Map.put(params, "tokenization_kwargs", tokenization)
-
-      params = if call.priority, do: Map.put(params, "priority", call.priority), else: params
-
-      params =
-        if call.lora_request,
-          do: Map.put(params, "lora_request", LoRARequest.to_wire(call.lora_request)),
-          else: params
-
-      params =
-        if call.timeout == :infinity,
-          do: params,
-          else: Map.put(params, "timeout", call.timeout / 1000)
-
-      {:ok, call, params}
-    end
-  end
-
-  defp conform(params, %{schema: nil}), do: {:ok, params}
-
-  defp conform(%{"sampling_params" => %{"structured_outputs" => given}}, _call)
-       when given != nil do
-    {:error,
-     Error.new(
-       :invalid_option,
-       "`schema:` and `structured_outputs:` both say what to conform to; give one of them.",
-       %{"option" => "schema"}
-     )}
-  end
-
-  defp conform(params, %{schema: schema}) do
-    params = put_in(params["sampling_params"]["structured_outputs"], %{"json" => schema})
-    {:ok, Map.put(params, "parse", true)}
-  end
+  def generate(engine, prompts, options \\ []),
+    do: Completions.generate(engine, prompts, options)
 
   @doc """
   Like `generate/3`, but returns the outputs or raises `VLLM.Error`.
@@ -384,7 +337,7 @@ defmodule VLLM do
 
   ## Options
 
-  #{Options.docs(BeamSearch.options())}
+  #{Options.docs(Options.beam_search())}
 
   ## Errors
 
@@ -456,7 +409,7 @@ defmodule VLLM do
 
   Sampling parameters (see `VLLM.SamplingParams`) are given inline or as `sampling_params:`.
 
-  #{Options.docs(Options.generate() ++ Options.template() ++ Options.answer())}
+  #{Options.docs(Options.chat())}
 
   ## Errors
 
@@ -466,33 +419,7 @@ defmodule VLLM do
   """
   @spec chat(engine(), conversation() | [conversation()], keyword() | map()) ::
           {:ok, [RequestOutput.t()]} | {:error, Error.t()}
-  def chat(engine, messages, options \\ []) do
-    with {:ok, call, params} <- chat_call(options),
-         call = Call.new(call),
-         {:ok, _, conversations} <- Conversation.to_wire(messages),
-         {:ok, table, _pid} <- Table.lookup(engine),
-         requests = conversations(conversations, params),
-         {:ok, outputs} <- Router.map(table, "chat", requests, call) do
-      {:ok, Enum.map(outputs, &RequestOutput.from_wire/1)}
-    end
-  end
-
-  defp chat_call(options, more \\ []) do
-    specs = Options.template() ++ Options.answer()
-
-    with {:ok, call, params} <- call(options, Options.generate() ++ specs ++ more),
-         do: {:ok, call, Map.merge(params, given(call, specs))}
-  end
-
-  defp conversations(conversations, params),
-    do: Enum.map(conversations, &Map.put(params, "messages", &1))
-
-  # What was given of the options that go to the worker as they are.
-  defp given(call, specs) do
-    for {name, _, _, _} <- specs, (value = Map.fetch!(call, name)) != nil, into: %{} do
-      {Atom.to_string(name), Conversation.plain(value)}
-    end
-  end
+  def chat(engine, messages, options \\ []), do: Chat.chat(engine, messages, options)
 
   @doc """
   Like `chat/3`, but returns the outputs or raises `VLLM.Error`.
@@ -518,9 +445,8 @@ defmodule VLLM do
       |> Enum.each(fn {:ok, delta} -> IO.write(delta.message.content) end)
   """
   @spec chat_stream(engine(), conversation(), keyword() | map()) :: Enumerable.t()
-  def chat_stream(engine, messages, options \\ []) do
-    Streaming.deltas(fn -> prepare_chat(engine, messages, options) end)
-  end
+  def chat_stream(engine, messages, options \\ []),
+    do: Chat.stream(engine, messages, options)
 
   @doc """
   Like `chat_stream/3`, but yields the deltas themselves and raises `VLLM.Error`.
@@ -541,35 +467,8 @@ defmodule VLLM do
       receive do: ({:vllm, ^ref, %VLLM.Delta{message: message}} -> message.content)
   """
   @spec chat_stream_to(engine(), conversation(), pid(), keyword() | map()) :: reference()
-  def chat_stream_to(engine, messages, pid \\ self(), options \\ []) do
-    Forwarder.start(pid, fn -> prepare_chat(engine, messages, options) end)
-  end
-
-  defp prepare_chat(engine, messages, options) do
-    with {:ok, call, params} <- chat_call(options, Options.stream()),
-         {:ok, conversation} <- one_conversation(messages),
-         {:ok, table, _pid} <- Table.lookup(engine) do
-      params = Map.put(params, "messages", conversation)
-      {:ok, {table, "chat", params, Call.new(call)}}
-    end
-  end
-
-  defp one_conversation(messages) do
-    case Conversation.to_wire(messages) do
-      {:ok, _, [conversation]} ->
-        {:ok, conversation}
-
-      {:ok, :many, conversations} ->
-        {:error,
-         Error.new(
-           :invalid_prompt,
-           "A stream takes one conversation; got #{length(conversations)}."
-         )}
-
-      error ->
-        error
-    end
-  end
+  def chat_stream_to(engine, messages, pid \\ self(), options \\ []),
+    do: Chat.stream_to(engine, messages, pid, options)
 
   @doc """
   The prompt that a conversation becomes, as a map with `:prompt` (the text) and
@@ -577,7 +476,7 @@ defmodule VLLM do
 
   ## Options
 
-  #{Options.docs(Options.call() ++ Options.template())}
+  #{Options.docs(Options.apply_chat_template())}
 
   Errors are those of `chat/3`.
 
@@ -588,24 +487,8 @@ defmodule VLLM do
   @spec apply_chat_template(engine(), conversation() | [conversation()], keyword() | map()) ::
           {:ok, rendered | [rendered]} | {:error, Error.t()}
         when rendered: %{prompt: String.t(), prompt_token_ids: [non_neg_integer()]}
-  def apply_chat_template(engine, messages, options \\ []) do
-    with {:ok, call} <- Options.only(options, Options.call() ++ Options.template()),
-         times = Call.new(call),
-         {:ok, shape, conversations} <- Conversation.to_wire(messages),
-         {:ok, table, _pid} <- Table.lookup(engine),
-         requests = conversations(conversations, given(call, Options.template())),
-         {:ok, prompts} <- Router.map(table, "apply_chat_template", requests, times) do
-      prompts =
-        for prompt <- prompts do
-          %{
-            prompt: prompt["prompt"],
-            prompt_token_ids: RequestOutput.token_ids(prompt["prompt_token_ids"])
-          }
-        end
-
-      {:ok, if(shape == :one, do: hd(prompts), else: prompts)}
-    end
-  end
+  def apply_chat_template(engine, messages, options \\ []),
+    do: Chat.apply_template(engine, messages, options)
 
   @doc """
   Like `apply_chat_template/3`, but returns the prompt or the prompts, or raises `VLLM.Error`.
@@ -634,9 +517,7 @@ defmodule VLLM do
       |> Enum.take(3)
   """
   @spec stream(engine(), prompt(), keyword() | map()) :: Enumerable.t()
-  def stream(engine, prompt, options \\ []) do
-    Streaming.deltas(fn -> prepare(engine, prompt, options) end)
-  end
+  def stream(engine, prompt, options \\ []), do: Completions.stream(engine, prompt, options)
 
   @doc "Like `stream/3`, but yields the deltas themselves and raises `VLLM.Error`."
   @spec stream!(engine(), prompt(), keyword() | map()) :: Enumerable.t()
@@ -673,9 +554,8 @@ defmodule VLLM do
       ref = VLLM.stream_to(MyApp.LLM, "Count:", self(), max_tokens: 200)
   """
   @spec stream_to(engine(), prompt(), pid(), keyword() | map()) :: reference()
-  def stream_to(engine, prompt, pid \\ self(), options \\ []) do
-    Forwarder.start(pid, fn -> prepare(engine, prompt, options) end)
-  end
+  def stream_to(engine, prompt, pid \\ self(), options \\ []),
+    do: Completions.stream_to(engine, prompt, pid, options)
 
   @doc """
   Ends a stream of `stream_to/4` and aborts its request. Once it has returned, the receiver that
@@ -686,33 +566,7 @@ defmodule VLLM do
       :ok = VLLM.cancel(ref)
   """
   @spec cancel(reference()) :: :ok
-  def cancel(ref) when is_reference(ref), do: Forwarder.cancel(ref)
-
-  defp prepare(engine, prompt, options) do
-    with {:ok, call, params} <- call(options, Options.generate() ++ Options.stream()),
-         {:ok, prompt} <- one_prompt(prompt),
-         {:ok, table, _pid} <- Table.lookup(engine) do
-      params = Map.put(params, "prompt", prompt)
-      {:ok, {table, "generate", params, Call.new(call)}}
-    end
-  end
-
-  defp one_prompt(prompt) do
-    case Prompt.to_wire(prompt) do
-      {:ok, [prompt]} ->
-        {:ok, prompt}
-
-      {:ok, prompts} ->
-        {:error,
-         Error.new(
-           :invalid_prompt,
-           "A stream takes one prompt; got #{length(prompts)}. See `VLLM.generate_stream/3`."
-         )}
-
-      error ->
-        error
-    end
-  end
+  def cancel(ref) when is_reference(ref), do: VLLM.Streaming.Forwarder.cancel(ref)
 
   @doc """
   Completes many prompts, each as soon as it can be: a lazy enumerable of
@@ -720,8 +574,9 @@ defmodule VLLM do
   done. `index` is the prompt's place in `prompts`, from 0.
 
   `prompts` may be any enumerable, larger than memory or endless: only as many are taken from it as
-  vLLM computes at once. A prompt that cannot be completed does not end the others. Options are
-  those of `generate/3`; the `timeout` is each prompt's own.
+  vLLM computes at once. A prompt that cannot be completed does not end the others. Nothing happens
+  until it is enumerated; where the options are wrong or there is no such engine, that is the error
+  of each prompt. Options are those of `generate/3`; the `timeout` is each prompt's own.
 
       "prompts.txt"
       |> File.stream!()
@@ -730,15 +585,21 @@ defmodule VLLM do
       |> Stream.run()
   """
   @spec generate_stream(engine(), Enumerable.t(), keyword() | map()) :: Enumerable.t()
-  def generate_stream(engine, prompts, options \\ []) do
-    {call, params} = bang!(with {:ok, call, params} <- call(options), do: {:ok, {call, params}})
-    {table, _pid} = bang!(with {:ok, table, pid} <- Table.lookup(engine), do: {:ok, {table, pid}})
+  def generate_stream(engine, prompts, options \\ []),
+    do: Completions.generate_stream(engine, prompts, options)
 
-    request = fn prompt ->
-      with {:ok, prompt} <- one_prompt(prompt), do: {:ok, Map.put(params, "prompt", prompt)}
-    end
+  @doc """
+  Like `generate_stream/3`, but yields `{index, output}` and raises the `VLLM.Error` of the first
+  prompt that cannot be completed.
 
-    Streaming.pipeline(table, prompts, request, &RequestOutput.from_wire/1, Call.new(call))
+      for {index, output} <- VLLM.generate_stream!(llm, ["a", "b"], max_tokens: 8),
+          do: {index, VLLM.text(output)}
+  """
+  @spec generate_stream!(engine(), Enumerable.t(), keyword() | map()) :: Enumerable.t()
+  def generate_stream!(engine, prompts, options \\ []) do
+    engine
+    |> generate_stream(prompts, options)
+    |> Stream.map(fn {index, result} -> {index, bang!(result)} end)
   end
 
   @doc """
@@ -918,7 +779,7 @@ defmodule VLLM do
 
   ## Options
 
-  #{Options.docs(Pooling.pool_options())}
+  #{Options.docs(Options.pool())}
 
   ## Errors
 
@@ -972,7 +833,7 @@ defmodule VLLM do
 
   ## Options
 
-  #{Options.docs(Pooling.encode_options())}
+  #{Options.docs(Options.encode())}
 
   Errors are those of `embed/3`.
 
@@ -1001,7 +862,7 @@ defmodule VLLM do
 
   ## Options
 
-  #{Options.docs(Pooling.score_options())}
+  #{Options.docs(Options.score())}
 
   Errors are those of `embed/3`; `:invalid_prompt` also for texts that make no pairs.
 
@@ -1029,7 +890,7 @@ defmodule VLLM do
 
   ## Options
 
-  #{Options.docs(Pooling.rerank_options())}
+  #{Options.docs(Options.rerank())}
 
   Models and errors are those of `score/4`.
 
@@ -1140,7 +1001,8 @@ defmodule VLLM do
   """
   @spec engine_info(engine(), timeout()) :: {:ok, VLLM.EngineInfo.t()} | {:error, Error.t()}
   def engine_info(engine, timeout \\ 300_000) do
-    with {:ok, table, _pid} <- Table.lookup(engine),
+    with :ok <- Options.check_timeout(timeout),
+         {:ok, table, _pid} <- Table.lookup(engine),
          :ok <- Control.await(table, :any, Connection.deadline(timeout)) do
       {:ok, VLLM.EngineInfo.from_wire(Table.info(table))}
     end

@@ -31,7 +31,9 @@ defmodule VLLMTest do
 
     assert message == "`replicas` must be a positive integer; got 0."
     assert {:error, %Error{message: message}} = VLLM.generate(:nobody, "x", timeout: -1)
-    assert message =~ "`timeout` must be a positive number of milliseconds or `:infinity`; got -1"
+
+    assert message =~
+             "`timeout` must be a positive number of milliseconds, up to 4294967295, or `:infinity`; got -1"
   end
 
   test "a wrong environment does not show its values" do

@@ -8,9 +8,10 @@ defmodule VLLM.LoRA do
 
   @doc "See `VLLM.load_lora/3`."
   @spec load(VLLM.engine(), LoRARequest.t(), keyword() | map()) :: :ok | {:error, Error.t()}
-  def load(engine, %LoRARequest{} = request, options) do
-    params = %{"lora_request" => LoRARequest.to_wire(request)}
-    with {:ok, _} <- each(engine, "load_lora", params, options), do: :ok
+  def load(engine, request, options) do
+    with {:ok, request} <- Options.check(:lora_request, :lora_request, request),
+         {:ok, _} <- each(engine, "load_lora", %{"lora_request" => request}, options),
+         do: :ok
   end
 
   @doc "See `VLLM.unload_lora/3`."
@@ -18,8 +19,9 @@ defmodule VLLM.LoRA do
           :ok | {:error, Error.t()}
   def unload(engine, %LoRARequest{lora_name: name}, options), do: unload(engine, name, options)
 
-  def unload(engine, name, options) when is_binary(name) do
-    with {:ok, found} <- each(engine, "unload_lora", %{"lora_name" => name}, options) do
+  def unload(engine, name, options) do
+    with {:ok, name} <- Options.check(:string, :lora_name, name),
+         {:ok, found} <- each(engine, "unload_lora", %{"lora_name" => name}, options) do
       if Enum.any?(found),
         do: :ok,
         else:

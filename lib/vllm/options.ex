@@ -5,21 +5,32 @@ defmodule VLLM.Options do
   # not declared belong to vLLM and go to the worker, which asks the installed
   # vLLM about them.
 
-  alias VLLM.{Error, Params, StructuredOutputsParams}
+  alias VLLM.{Error, LoRARequest, Secrets, Wire}
+  alias VLLM.Bridge.MessagePack
 
-  @typedoc "Name, how a value is checked, default, and the text for the docs."
+  @typedoc """
+  Name, how a value is checked, default, and the text for the docs. A value of the
+  type `:wire` goes to the worker, and is in wire terms once it is checked; so is
+  one of `:map`. One of the type `:term` is looked at elsewhere, or by nobody.
+  """
   @type spec :: {atom(), type(), term(), String.t()}
   @type type ::
           :name
           | :pos_integer
           | :non_neg_integer
           | :timeout
+          | :grace
           | :boolean
           | :string
           | :env
           | :devices
           | :lora_request
-          | :any
+          | :wire
+          | :map
+          | :term
+
+  # The longest time in milliseconds that Erlang's timers and receives take.
+  @longest 0xFFFF_FFFF
 
   @engine [
     {:name, :name, nil,
@@ -50,7 +61,7 @@ defmodule VLLM.Options do
      "milliseconds that a worker with requests may go without an answer to a ping, or without " <>
        "any progress of its engine; then it is killed and restarted. A long prompt on a slow device " <>
        "is progress. `:infinity` turns this off"},
-    {:shutdown_timeout, :non_neg_integer, 5_000,
+    {:shutdown_timeout, :grace, 5_000,
      "milliseconds that requests in flight may take to end when the engine is stopped; then they " <>
        "end with `:shutdown`"},
     {:max_frame, :pos_integer, 64 * 1024 * 1024,
@@ -86,7 +97,7 @@ defmodule VLLM.Options do
                 "milliseconds until vLLM must have begun with the request, or with one of several " <>
                   "prompts once that is sent; else it ends with `:queue_timeout`. Waiting for a " <>
                   "starting engine counts, the time after it has begun does not"},
-               {:session, :any, nil,
+               {:session, :term, nil,
                 "any term: requests of the same session go to the same one of several replicas, " <>
                   "which has their beginnings in its prefix cache, unless it has more to do than " <>
                   "the others. By default prompts that begin alike go to the same one"}
@@ -99,24 +110,59 @@ defmodule VLLM.Options do
        "the reader takes does not count"}
   ]
 
+  @lora [
+    {:lora_request, :lora_request, nil,
+     "the adapter to apply, from `VLLM.lora_request!/3`; the engine needs `enable_lora: true`"}
+  ]
+
+  # How a prompt becomes tokens, and when its turn is.
+  @prompt [
+    {:tokenization_kwargs, :map, nil,
+     "how the prompt becomes tokens, as a keyword list or a map: `truncate_prompt_tokens` (an integer: " <>
+       "cut what is longer; -1 cuts to what the model takes, less the one token of an answer), " <>
+       "`truncation_side` (`\"left\"` keeps its end, `\"right\"` its beginning; by default the " <>
+       "tokenizer's, which vLLM has cut on the left and keep its special tokens), " <>
+       "`add_special_tokens` (a boolean); and where texts are pooled `do_lower_case` (a boolean) and " <>
+       "`pad_prompt_tokens` (an integer)"},
+    {:priority, :wire, nil,
+     "an integer, lower is earlier; only for engines with `scheduling_policy: \"priority\"`"}
+  ]
+
   @generate @request ++
               [
-                {:sampling_params, :any, nil,
+                {:sampling_params, :term, nil,
                  "a `VLLM.SamplingParams`, a keyword list or a map; parameters given inline override it"},
-                {:schema, :any, nil,
+                {:schema, :wire, nil,
                  "a JSON schema, as a map or a string, that completions are made to conform to; what " <>
-                   "they say is then in `:parsed` too"},
-                {:tokenization_kwargs, :any, nil,
-                 "how the prompt becomes tokens, as a keyword list or a map: `truncate_prompt_tokens` (an integer: " <>
-                   "cut what is longer; -1 cuts to what the model takes, less the one token of an answer), " <>
-                   "`truncation_side` (`\"left\"` keeps its end, `\"right\"` its beginning; by default the " <>
-                   "tokenizer's, which vLLM has cut on the left and keep its special tokens), " <>
-                   "`add_special_tokens` (a boolean)"},
-                {:lora_request, :lora_request, nil,
-                 "the adapter to apply, from `VLLM.lora_request!/3`; the engine needs `enable_lora: true`"},
-                {:priority, :any, nil,
-                 "an integer, lower is earlier; only for engines with `scheduling_policy: \"priority\"`"}
-              ]
+                   "they say is then in `:parsed` too"}
+              ] ++ @lora ++ @prompt
+
+  @beam_search @request ++
+                 [
+                   {:beam_search_params, :term, nil,
+                    "a `VLLM.BeamSearchParams`, a keyword list or a map; parameters given inline override it"}
+                 ] ++ @lora
+
+  @pool @request ++
+          [
+            {:pooling_params, :term, nil,
+             "a `VLLM.PoolingParams`, a keyword list or a map; parameters given inline override it"}
+          ] ++ @prompt
+
+  @encode @pool ++
+            [
+              {:pooling_task, :string, nil,
+               "`\"embed\"`, `\"classify\"`, `\"token_embed\"` or `\"token_classify\"`, as an assertion; by default the engine's"}
+            ]
+
+  @score @pool ++
+           [
+             {:chat_template, :string, nil,
+              "a Jinja template that makes one prompt of a `query` and a `document` message, for cross-encoders that need one"}
+           ]
+
+  @rerank @score ++
+            [{:top_n, :pos_integer, nil, "how many documents to return; by default all of them"}]
 
   @tokenize @call ++
               [
@@ -147,18 +193,18 @@ defmodule VLLM.Options do
   @template [
     {:chat_template, :string, nil,
      "a Jinja template to use instead of the model's. It is a program: take it from whom you trust"},
-    {:chat_template_kwargs, :any, nil,
+    {:chat_template_kwargs, :map, nil,
      "variables of the template, as a map, such as `%{enable_thinking: false}`"},
     {:add_generation_prompt, :boolean, nil,
      "end the prompt with the beginning of the model's answer; by default true, and false with " <>
        "`continue_final_message`"},
     {:continue_final_message, :boolean, false,
      "leave the last message open, for the model to go on with it"},
-    {:tools, :any, nil, "functions that the model may call: a list of maps in OpenAI's shape"}
+    {:tools, :wire, nil, "functions that the model may call: a list of maps in OpenAI's shape"}
   ]
 
   @answer [
-    {:tool_choice, :any, nil,
+    {:tool_choice, :wire, nil,
      "`\"auto\"`, `\"none\"`, `\"required\"` (the answer is a call), or the one function to call: " <>
        "`%{type: \"function\", function: %{name: \"…\"}}`. By default `\"auto\"` with `tools`"},
     {:tool_call_parser, :string, nil,
@@ -234,16 +280,34 @@ defmodule VLLM.Options do
   @spec drain() :: [spec()]
   def drain, do: @drain
 
-  @doc "What every request takes that vLLM computes something for."
-  @spec request() :: [spec()]
-  def request, do: @request
-
   @doc "What only streams of deltas take."
   @spec stream() :: [spec()]
   def stream, do: @stream
 
   @spec generate() :: [spec()]
   def generate, do: @generate
+
+  @spec chat() :: [spec()]
+  def chat, do: @generate ++ @template ++ @answer
+
+  @spec apply_chat_template() :: [spec()]
+  def apply_chat_template, do: @call ++ @template
+
+  @spec beam_search() :: [spec()]
+  def beam_search, do: @beam_search
+
+  @doc "What `embed` and `classify` take."
+  @spec pool() :: [spec()]
+  def pool, do: @pool
+
+  @spec encode() :: [spec()]
+  def encode, do: @encode
+
+  @spec score() :: [spec()]
+  def score, do: @score
+
+  @spec rerank() :: [spec()]
+  def rerank, do: @rerank
 
   @spec tokenize() :: [spec()]
   def tokenize, do: @tokenize
@@ -270,7 +334,7 @@ defmodule VLLM.Options do
 
   @doc """
   Takes the declared options out of what a user gave, checked and with their
-  defaults; what is left has string keys and wire values.
+  defaults; what is left has string keys and the values as they are.
   """
   @spec split(keyword() | map(), [spec()]) ::
           {:ok, %{atom() => term()}, %{String.t() => term()}} | {:error, Error.t()}
@@ -280,11 +344,9 @@ defmodule VLLM.Options do
                                                      {:ok, known, rest} ->
         {value, rest} = Map.pop(rest, Atom.to_string(name), default)
 
-        # Nil is "not given", where that is the default.
-        if (is_nil(value) and is_nil(default)) or valid?(type, value) do
-          {:cont, {:ok, Map.put(known, name, value), rest}}
-        else
-          {:halt, {:error, wrong(name, type, value)}}
+        case check(type, name, value, default) do
+          {:ok, value} -> {:cont, {:ok, Map.put(known, name, value), rest}}
+          {:error, error} -> {:halt, {:error, error}}
         end
       end)
     end
@@ -296,10 +358,30 @@ defmodule VLLM.Options do
     with {:ok, known, rest} <- split(given, specs) do
       case Map.keys(rest) do
         [] -> {:ok, known}
-        [name | _] -> {:error, unknown(name, Enum.map(specs, &elem(&1, 0)))}
+        [name | _] -> {:error, unknown(name, names(specs))}
       end
     end
   end
+
+  @doc "The names of declared options."
+  @spec names([spec()]) :: [atom()]
+  def names(specs), do: Enum.map(specs, &elem(&1, 0))
+
+  @doc "Options in wire terms; one that cannot be sent is an error that says which, and where in it."
+  @spec to_wire(%{String.t() => term()}) :: {:ok, %{String.t() => term()}} | {:error, Error.t()}
+  def to_wire(options) do
+    Enum.reduce_while(options, {:ok, options}, fn {name, value}, {:ok, wire} ->
+      case check(:wire, name, value) do
+        {:ok, value} -> {:cont, {:ok, %{wire | name => value}}}
+        {:error, error} -> {:halt, {:error, error}}
+      end
+    end)
+  end
+
+  @doc "Checks a time that is an argument of its own: milliseconds, from 0, or `:infinity`."
+  @spec check_timeout(term()) :: :ok | {:error, Error.t()}
+  def check_timeout(0), do: :ok
+  def check_timeout(time), do: with({:ok, _time} <- check(:timeout, :timeout, time), do: :ok)
 
   @doc "The error for an option that nobody knows, with the nearest of `names`."
   @spec unknown(String.t(), [atom() | String.t()]) :: Error.t()
@@ -326,7 +408,7 @@ defmodule VLLM.Options do
         %Error{reason: :invalid_option, details: %{"option" => name, "nearest" => theirs}} = error
       )
       when not is_map_key(error.details, "allowed") do
-    ours = nearest(name, Enum.map(@engine, &elem(&1, 0)))
+    ours = nearest(name, names(@engine))
     if ours && ours == nearest(name, [ours, theirs || ""]), do: unknown(name, [ours]), else: error
   end
 
@@ -343,64 +425,135 @@ defmodule VLLM.Options do
     |> elem(1)
   end
 
-  defp wrong(name, type, value) do
-    shown = if type == :env, do: "something else", else: inspect(value)
+  # Nil is "not given", where that is the default.
+  defp check(_type, _name, nil, nil), do: {:ok, nil}
+  defp check(type, name, value, _default), do: check(type, name, value)
 
-    Error.new(
-      :invalid_option,
-      "`#{name}` must be #{expected(type)}; got #{shown}.",
-      %{"option" => Atom.to_string(name)}
-    )
+  @doc "The value of an option, as its type has it; for values that are arguments of their own, too."
+  @spec check(type(), atom() | String.t(), term()) :: {:ok, term()} | {:error, Error.t()}
+  def check(type, name, value)
+
+  def check(:wire, name, value) do
+    with {:error, {_what, path} = fault} <- Wire.encode(value) do
+      name = to_string(name)
+
+      {:error,
+       Error.new(
+         :invalid_option,
+         "`#{name}` #{Wire.describe(fault)}. What vLLM is given is made of maps, lists, " <>
+           "strings, atoms, numbers, booleans and nil.",
+         %{"option" => name, "path" => [name | path]}
+       )}
+    end
+  end
+
+  def check(:map, name, value) do
+    case check(:wire, name, value) do
+      {:ok, wire} when wire == [] -> {:ok, %{}}
+      {:ok, wire} when is_map(wire) and not is_struct(wire) -> {:ok, wire}
+      {:ok, _other} -> wrong(name, :map, value)
+      error -> error
+    end
+  end
+
+  # Of several variables of a name the first counts, as of options.
+  def check(:env, name, value) do
+    if valid?(:env, value), do: {:ok, environment(value)}, else: wrong(name, :env, value)
+  end
+
+  def check(:lora_request, name, value) do
+    if is_struct(value, LoRARequest),
+      do: check(:wire, name, value),
+      else: wrong(name, :lora_request, value)
+  end
+
+  def check(type, name, value) do
+    if valid?(type, value), do: {:ok, value}, else: wrong(name, type, value)
+  end
+
+  defp wrong(name, type, value) do
+    shown = if type == :env, do: "something else", else: Secrets.inspect(value)
+
+    {:error,
+     Error.new(
+       :invalid_option,
+       "`#{name}` must be #{expected(type)}; got #{shown}.",
+       %{"option" => to_string(name)}
+     )}
   end
 
   defp valid?(:name, name) do
-    (is_atom(name) and not is_boolean(name)) or match?({:global, _}, name) or
+    (is_atom(name) and name not in [true, false, :undefined]) or match?({:global, _}, name) or
       match?({:via, module, _} when is_atom(module), name)
   end
 
   defp valid?(:pos_integer, value), do: is_integer(value) and value > 0
   defp valid?(:non_neg_integer, value), do: is_integer(value) and value >= 0
-  defp valid?(:timeout, value), do: value == :infinity or (is_integer(value) and value > 0)
+  defp valid?(:timeout, value), do: value == :infinity or (valid?(:grace, value) and value > 0)
+  defp valid?(:grace, value), do: is_integer(value) and value in 0..@longest
   defp valid?(:boolean, value), do: is_boolean(value)
-  defp valid?(:string, value), do: is_binary(value) and value != ""
+  defp valid?(:string, value), do: is_binary(value) and value != "" and MessagePack.text?(value)
 
-  defp valid?(:env, [first | _] = envs) when is_map(first) or is_list(first) do
-    Enum.all?(envs, &valid?(:env, &1))
-  end
+  defp valid?(:env, [first | _] = envs) when is_map(first) or is_list(first),
+    do: all?(envs, &env?/1)
 
-  defp valid?(:env, env) do
-    (is_map(env) or Keyword.keyword?(env)) and
-      Enum.all?(env, fn {name, value} ->
-        (is_binary(name) or is_atom(name)) and variable?(to_string(name)) and
-          (is_nil(value) or is_binary(value) or is_number(value) or is_atom(value)) and
-          not String.contains?(to_string(value), "\0")
-      end)
-  end
-
-  defp valid?(:devices, [_ | _] = replicas), do: Enum.all?(replicas, &devices?/1)
+  defp valid?(:env, env), do: env?(env)
+  defp valid?(:devices, [_ | _] = replicas), do: all?(replicas, &devices?/1)
   defp valid?(:devices, _value), do: false
 
-  defp valid?(:lora_request, value), do: is_struct(value, VLLM.LoRARequest)
-  defp valid?(:any, _value), do: true
+  defp valid?(:term, _value), do: true
 
-  # What the operating system takes for a name.
-  defp variable?(name), do: name != "" and not String.contains?(name, ["=", "\0"])
+  defp env?(env) when is_map(env) and not is_struct(env) do
+    Enum.all?(env, fn {name, value} -> variable?(name) and variable_value?(value) end) and
+      map_size(environment(env)) == map_size(env)
+  end
+
+  defp env?(env), do: Keyword.keyword?(env) and env |> Map.new() |> env?()
+
+  # What the operating system takes for a name, and for a value.
+  defp variable?(name) when is_atom(name), do: name |> Atom.to_string() |> variable?()
+  defp variable?(""), do: false
+  defp variable?(name), do: is_binary(name) and text_without?(name, ["=", "\0"])
+
+  defp variable_value?(value) when is_atom(value) or is_number(value), do: true
+  defp variable_value?(value), do: is_binary(value) and text_without?(value, ["\0"])
+
+  defp text_without?(text, characters),
+    do: MessagePack.text?(text) and not String.contains?(text, characters)
+
+  defp environment([first | _] = envs) when is_map(first) or is_list(first),
+    do: Enum.map(envs, &environment/1)
+
+  defp environment(env) when is_list(env), do: env |> Enum.reverse() |> Map.new() |> environment()
+  defp environment(env), do: Map.new(env, fn {name, value} -> {to_string(name), value} end)
 
   defp devices?([_ | _] = devices),
-    do: Enum.all?(devices, &((is_integer(&1) and &1 >= 0) or device_name?(&1)))
+    do: all?(devices, &((is_integer(&1) and &1 >= 0) or device_name?(&1)))
 
   defp devices?(_), do: false
+
+  # `Enum.all?/2`, also for what ends in something else than a list.
+  defp all?([head | tail], check?), do: check?.(head) and all?(tail, check?)
+  defp all?(tail, _check?), do: tail == []
 
   defp device_name?(name), do: is_binary(name) and name =~ ~r/\A[\w.:-]+\z/
 
   defp expected(:name), do: "an atom, `{:global, term}` or `{:via, module, term}`"
   defp expected(:pos_integer), do: "a positive integer"
   defp expected(:non_neg_integer), do: "an integer of at least 0"
-  defp expected(:timeout), do: "a positive number of milliseconds or `:infinity`"
+
+  defp expected(:timeout),
+    do: "a positive number of milliseconds, up to #{@longest}, or `:infinity`"
+
+  defp expected(:grace), do: "a number of milliseconds from 0 to #{@longest}"
   defp expected(:boolean), do: "true or false"
-  defp expected(:string), do: "a string"
-  defp expected(:env), do: "a map from names to strings, or a list of such maps"
+  defp expected(:string), do: "a string of valid UTF-8"
+
+  defp expected(:env),
+    do: "a map from names (each once) to strings of valid UTF-8, or a list of such maps"
+
   defp expected(:devices), do: "a list of lists of devices, one for each replica"
+  defp expected(:map), do: "a keyword list or a map"
   defp expected(:lora_request), do: "an adapter from `VLLM.lora_request!/3`"
 
   @doc """
@@ -414,31 +567,67 @@ defmodule VLLM.Options do
       else: path
   end
 
-  @doc "Options from a keyword list or a map as a map with string keys and values for the wire."
-  @spec to_map(term()) :: {:ok, %{String.t() => term()}} | {:error, Error.t()}
-  def to_map(given) do
-    if is_map(given) or Keyword.keyword?(given) do
-      {:ok, Map.new(given, fn {name, value} -> {to_string(name), wire(value)} end)}
-    else
-      {:error,
-       Error.new(
-         :invalid_option,
-         "Options are a keyword list or a map; got #{inspect(given)}.",
-         %{}
-       )}
+  @doc """
+  Options from a keyword list or a map as a map with string keys, with the values as
+  they are. Where a keyword list has a name twice, the first counts, as in
+  `Keyword.get/2`. `name` is the option that they are given as, if they are.
+  """
+  @spec to_map(term(), String.t() | nil) :: {:ok, %{String.t() => term()}} | {:error, Error.t()}
+  def to_map(given, name \\ nil) do
+    cond do
+      Keyword.keyword?(given) ->
+        {:ok,
+         for({name, value} <- Enum.reverse(given), into: %{}, do: {Atom.to_string(name), value})}
+
+      is_map(given) and not is_struct(given) ->
+        Enum.reduce_while(given, {:ok, %{}}, &put_named(&1, &2, name))
+
+      true ->
+        not_options(kind(given), name)
     end
   end
 
-  defp wire(%StructuredOutputsParams{} = params), do: Params.to_wire(params)
+  defp put_named({key, value}, {:ok, map}, option) do
+    cond do
+      not (is_atom(key) or (is_binary(key) and MessagePack.text?(key))) ->
+        {:halt, not_options("a map with other keys", option)}
 
-  # Nested options may be keyword lists as well.
-  defp wire([{name, _} | _] = list) when is_atom(name) do
-    if Keyword.keyword?(list),
-      do: Map.new(list, fn {k, v} -> {to_string(k), wire(v)} end),
-      else: list
+      is_map_key(map, to_name(key)) ->
+        name = to_name(key)
+
+        {:halt,
+         {:error,
+          Error.new(
+            :invalid_option,
+            "`#{name}` is given twice, as an atom and as a string; give it once.",
+            %{"option" => name}
+          )}}
+
+      true ->
+        {:cont, {:ok, Map.put(map, to_name(key), value)}}
+    end
   end
 
-  defp wire(value), do: value
+  defp to_name(key) when is_atom(key), do: Atom.to_string(key)
+  defp to_name(key), do: key
+
+  # What came is not shown, for it may be secret.
+  defp not_options(what, option) do
+    {subject, details} =
+      if option, do: {"`#{option}` is", %{"option" => option}}, else: {"Options are", %{}}
+
+    {:error,
+     Error.new(
+       :invalid_option,
+       "#{subject} a keyword list or a map with atoms or strings as keys; got #{what}.",
+       details
+     )}
+  end
+
+  defp kind(%module{}), do: "a struct (`#{inspect(module)}`)"
+  defp kind(list) when is_list(list), do: "another list"
+  defp kind(nil), do: "nil"
+  defp kind(_other), do: "something else"
 
   @doc "The declared options as a list for the docs."
   @spec docs([spec()]) :: String.t()

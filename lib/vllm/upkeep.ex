@@ -25,11 +25,15 @@ defmodule VLLM.Upkeep do
   end
 
   defp texts(texts) do
-    if is_list(texts) and Enum.all?(texts, &is_binary/1),
-      do: {:ok, texts},
-      else:
-        {:error,
-         Error.new(:invalid_prompt, "What is to be tokenized is a string or a list of strings.")}
+    if is_list(texts) and not List.improper?(texts) and
+         Enum.all?(texts, &(is_binary(&1) and MessagePack.text?(&1))),
+       do: {:ok, texts},
+       else:
+         {:error,
+          Error.new(
+            :invalid_prompt,
+            "What is to be tokenized is a string of valid UTF-8 or a list of such strings."
+          )}
   end
 
   @doc "See `VLLM.detokenize/3`."

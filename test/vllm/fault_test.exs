@@ -8,6 +8,7 @@ defmodule VLLM.FaultTest do
   alias VLLM.Error
 
   @moduletag :tmp_dir
+  @long String.duplicate("x", 1_000)
 
   describe "loading" do
     test "an engine is ready when its worker says so" do
@@ -75,6 +76,32 @@ defmodule VLLM.FaultTest do
                start("refuse:engine_dead", max_restarts: 1)
 
       assert error.message =~ "after 1 restarts"
+    end
+
+    test "what cannot be sent to the worker ends the start, once" do
+      assert {:error, %Error{reason: :invalid_option, message: message}} =
+               start("ready", max_frame: 1)
+
+      assert message =~ "`max_frame:`"
+
+      start_supervised!(
+        {VLLM.FakeEngine, name: Unsent, model: "ready", max_frame: 1_000, x: @long}
+      )
+
+      assert {:error, %Error{reason: :invalid_option}} = VLLM.await_ready(Unsent)
+      assert {:error, %Error{reason: :invalid_option}} = ask(Unsent, "reply:x")
+      assert [{worker, nil}] = workers(Unsent)
+      assert {:failed, %{deaths: []}} = :sys.get_state(worker)
+    end
+
+    test "a start that raises has failed, and tells no more than what it raised" do
+      {:ok, config} = VLLM.Engine.Config.new(name: Raising, model: "ready")
+      config = %{config | start_program: fn _table -> raise "with a secret" end}
+      start_supervised!(%{id: :raising, start: {VLLM.Engine, :start_link, [config]}})
+      assert {:error, %Error{reason: :load_failed} = error} = VLLM.await_ready(Raising)
+      assert error.message =~ "could not be started (RuntimeError)"
+      assert [{worker, nil}] = workers(Raising)
+      assert {:failed, %{deaths: []}} = :sys.get_state(worker)
     end
 
     test "Python that is not there is an error that says so" do
@@ -575,6 +602,26 @@ defmodule VLLM.FaultTest do
       taken = Stream.repeatedly(fn -> receive(do: (:taken -> true), after: (0 -> false)) end)
       assert length(Enum.take_while(taken, & &1)) in 10..15
       await_held(llm, 0)
+    end
+
+    test "tells each prompt what stands in the way of all, when it is enumerated" do
+      stream = VLLM.generate_stream(:nobody, ["a", "b"])
+
+      assert [{0, {:error, %Error{reason: :not_running}}}, {1, {:error, _}}] =
+               Enum.to_list(stream)
+
+      assert [{0, {:error, %Error{details: %{"option" => "timout"}}}}] =
+               :nobody |> VLLM.generate_stream(Stream.cycle(["a"]), timout: 5) |> Enum.take(1)
+    end
+
+    test "has a twin that raises" do
+      llm = start!()
+      stream = VLLM.generate_stream!(llm, ["reply:a", "error:internal"])
+      assert_raise Error, ~r/says internal/, fn -> Enum.to_list(stream) end
+      assert [{0, output}] = Enum.take(VLLM.generate_stream!(llm, ["reply:a"]), 1)
+      assert VLLM.text(output) == "a"
+      stream = VLLM.generate_stream!(:nobody, ["a"])
+      assert_raise Error, ~r/no engine :nobody/, fn -> Enum.to_list(stream) end
     end
 
     test "ends each prompt at its own deadline" do

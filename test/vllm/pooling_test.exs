@@ -2,13 +2,13 @@ defmodule VLLM.PoolingTest do
   # What is checked before an engine is asked.
   use ExUnit.Case, async: true
 
-  alias VLLM.{Error, Params}
+  alias VLLM.{Error, Params, PoolingParams}
 
   test "only what was given goes to vLLM" do
     params = VLLM.pooling_params!(dimensions: 16, extra_kwargs: [max_tokens_per_doc: 8])
 
-    assert Params.to_wire(params) ==
-             %{"dimensions" => 16, "extra_kwargs" => %{"max_tokens_per_doc" => 8}}
+    assert Params.to_wire(PoolingParams, :pooling_params, params, %{}, []) ==
+             {:ok, %{"dimensions" => 16, "extra_kwargs" => %{"max_tokens_per_doc" => 8}}}
 
     assert inspect(VLLM.pooling_params!(dimensions: 16)) ==
              "VLLM.pooling_params!([dimensions: 16])"

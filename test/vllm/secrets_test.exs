@@ -1,6 +1,7 @@
 defmodule VLLM.SecretsTest do
   # What must not be told is told nowhere, whatever crashes.
   use ExUnit.Case
+  doctest VLLM.Secrets
 
   import ExUnit.CaptureLog
   import VLLM.FakeEngine
@@ -166,6 +167,40 @@ defmodule VLLM.SecretsTest do
     assert_untold(error)
     {:error, error} = VLLM.reload(llm, model: "refuse:out_of_memory", hf_token: @token)
     assert_untold(error)
+  end
+
+  test "a key that may be secret has none of its value told, at any depth and in any shape" do
+    secret = %{"aws_secret_access_key" => @value, "nested" => [%{api_key: @second}]}
+
+    for call <- [
+          fn -> VLLM.llm("m", [{"hf_token", @token}, {"seed", 1}]) end,
+          fn -> VLLM.llm(hf_token: @token, password: @value) end,
+          fn -> VLLM.llm("m", replicas: [{"hf_token", @token}, {:env, %{"A" => @value}}]) end,
+          fn -> VLLM.llm("m", name: %{credentials: secret}) end,
+          fn -> VLLM.llm("m", hf_token: {@token}) end,
+          fn -> VLLM.llm("m", model_loader_extra_config: Map.put(secret, :x, {@value})) end,
+          fn -> VLLM.generate(:nobody, [hf_token: @token], []) end,
+          fn -> VLLM.generate([hf_token: @token], "x") end,
+          fn -> VLLM.generate(:nobody, "x", lora_request: secret) end,
+          fn -> VLLM.generate(:nobody, "x", sampling_params: [{"token", @token}]) end,
+          fn -> VLLM.chat(:nobody, [%{role: "user", content: "x"}, [{"token", @token}]]) end,
+          fn -> VLLM.scale(:nobody, 1, timeout: secret) end,
+          fn -> VLLM.score(:nobody, "x", hf_token: @token) end,
+          fn -> VLLM.lora_request("sql", hf_token: @token) end
+        ] do
+      assert {:error, error} = call.()
+      assert_untold(error)
+      assert Exception.message(error) != ""
+    end
+
+    # And the engine that has them shows them to nobody.
+    {:ok, config} = Config.new(model: "m", model_loader_extra_config: secret, seed: 1)
+    assert config.engine_options == %{"seed" => 1}
+    assert_untold(config)
+
+    assert config.secrets.().engine_options == %{
+             "model_loader_extra_config" => %{secret | "nested" => [%{"api_key" => @second}]}
+           }
   end
 
   test "command lines of the tree tell none" do

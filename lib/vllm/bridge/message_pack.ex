@@ -112,6 +112,16 @@ defmodule VLLM.Bridge.MessagePack do
   def bin(data) when is_binary(data) or is_list(data), do: %Bin{data: data}
 
   @doc """
+  Whether a binary can be encoded as a string, which is valid UTF-8.
+
+      iex> {MessagePack.text?("é"), MessagePack.text?(<<255>>)}
+      {true, false}
+  """
+  @spec text?(binary) :: boolean
+  # Written in C, it takes a fraction of the time of String.valid?/1.
+  def text?(binary), do: is_binary(:unicode.characters_to_binary(binary))
+
+  @doc """
   Encodes a term.
 
   Binaries of more than 1 KiB become parts of the result as they are; everything between them is
@@ -217,7 +227,7 @@ defmodule VLLM.Bridge.MessagePack do
   # it may go.
 
   defp put(term, acc, parts, stack, room) when is_binary(term) do
-    if utf8?(term) do
+    if text?(term) do
       put_str(term, byte_size(term), acc, parts, stack, room)
     else
       fail({:invalid_utf8, path(stack)})
@@ -416,9 +426,6 @@ defmodule VLLM.Bridge.MessagePack do
 
   defp flatten([{key, value} | pairs]), do: [key, value | flatten(pairs)]
   defp flatten([]), do: []
-
-  # Written in C, it takes a fraction of the time of String.valid?/1.
-  defp utf8?(binary), do: is_binary(:unicode.characters_to_binary(binary))
 
   defp iodata_size(data) do
     IO.iodata_length(data)

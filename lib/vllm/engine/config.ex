@@ -5,9 +5,9 @@ defmodule VLLM.Engine.Config do
   # them the options as they were given) sits inside a function, which no
   # formatter opens.
 
-  alias VLLM.Bridge.Program
+  alias VLLM.Bridge.{MessagePack, Program}
   alias VLLM.Engine.Table
-  alias VLLM.{Error, Options}
+  alias VLLM.{Error, Options, Secrets}
 
   @enforce_keys [:name, :model, :engine_options, :secrets, :options]
   defstruct [:name, :model, :engine_options, :secrets, :options, :owner, :start_program]
@@ -32,19 +32,20 @@ defmodule VLLM.Engine.Config do
     with {:ok, given} <- Options.to_map(options),
          {:ok, options, rest} <- Options.split(given, Options.engine()),
          {:ok, model, rest} <- model(rest),
+         {:ok, rest} <- Options.to_wire(rest),
          {:ok, options} <- replicas(options),
          {env, options} = Map.pop!(options, :env),
          options = Map.put(options, :environments, count(env)),
          :ok <- check_replicas(options, options.replicas) do
-      {secret, plain} = Map.split(rest, ["hf_token"])
+      {secret, plain} = Enum.split_with(rest, &Secrets.any?/1)
 
       {:ok,
        %__MODULE__{
          name: options.name,
          model: model,
-         engine_options: plain,
+         engine_options: Map.new(plain),
          options: Map.delete(options, :name),
-         secrets: fn -> %{env: env, engine_options: secret, given: given} end
+         secrets: fn -> %{env: env, engine_options: Map.new(secret), given: given} end
        }}
     end
   end
@@ -135,7 +136,9 @@ defmodule VLLM.Engine.Config do
   defp model(rest) do
     case Map.pop(rest, "model") do
       {model, rest} when is_binary(model) and model != "" ->
-        {:ok, Options.expand(model), rest}
+        if MessagePack.text?(model),
+          do: {:ok, Options.expand(model), rest},
+          else: invalid("model", "`model` is not valid UTF-8.")
 
       {nil, _} ->
         invalid("model", "No model is given; name a folder or a hub id with `model:`.")
@@ -143,7 +146,7 @@ defmodule VLLM.Engine.Config do
       {other, _} ->
         invalid(
           "model",
-          "`model` is a folder's path or a hub id as a string; got #{inspect(other)}."
+          "`model` is a folder's path or a hub id as a string; got #{Secrets.inspect(other)}."
         )
     end
   end

@@ -6,7 +6,7 @@ defmodule VLLM.Engine.Replicas do
 
   alias VLLM.Bridge.Connection
   alias VLLM.Engine.{Config, Control, Table, Worker}
-  alias VLLM.{Error, Options, Replica}
+  alias VLLM.{Error, Options, Replica, Secrets}
 
   @doc "See `VLLM.replicas/1`."
   def list(engine) do
@@ -152,8 +152,8 @@ defmodule VLLM.Engine.Replicas do
   @spec stop(Table.t(), timeout()) :: :ok | {:error, Error.t()}
   def stop(table, timeout) do
     indexes = Enum.to_list(1..Table.replicas(table))
-    # To end the processes takes some time too.
-    each(table, indexes, &Worker.drain(&1, timeout), timeout + 15_000)
+    # To end the processes takes some time too. No receive waits longer than this.
+    each(table, indexes, &Worker.drain(&1, timeout), min(timeout + 15_000, 0xFFFF_FFFF))
   end
 
   defp operate(engine, options, operation) do
@@ -166,7 +166,7 @@ defmodule VLLM.Engine.Replicas do
   defp check_count(count) when is_integer(count) and count > 0, do: :ok
 
   defp check_count(count),
-    do: invalid("replicas", "An engine has at least one replica; got #{inspect(count)}.")
+    do: invalid("replicas", "An engine has at least one replica; got #{Secrets.inspect(count)}.")
 
   defp check_index(table, index) do
     if index in 1..Table.replicas(table),
@@ -174,7 +174,7 @@ defmodule VLLM.Engine.Replicas do
       else:
         invalid(
           "replica",
-          "There is no replica #{inspect(index)}; there are 1 to #{Table.replicas(table)}."
+          "There is no replica #{Secrets.inspect(index)}; there are 1 to #{Table.replicas(table)}."
         )
   end
 

@@ -21,11 +21,12 @@ defmodule VLLM.Engine.Run do
           hang: Hang.t() | nil
         }
 
-  @doc "Starts the program of a worker for the calling process."
+  @doc """
+  Starts the program of a worker for the calling process. Whatever stands in the way,
+  expected or not, is an error of this start.
+  """
   @spec start(Table.t(), pos_integer(), Config.t()) :: {:ok, t()} | {:error, Error.t()}
   def start(table, index, config) do
-    leave_nothing_behind(table, index)
-
     with {:ok, program} <- start_program(table, index, config) do
       conn = Connection.new(program.port, config.options.max_frame, config.options.max_unsent)
       Table.put_run(table, index, program, conn)
@@ -53,19 +54,32 @@ defmodule VLLM.Engine.Run do
     end
   end
 
-  defp start_program(_table, index, %{start_program: nil} = config) do
-    env = Config.env(config, index)
-    Program.start(["-m", "vllm_bridge"], python: config.options.python, env: env)
-  end
+  defp start_program(table, index, config) do
+    leave_nothing_behind(table, index)
 
-  defp start_program(table, _index, config), do: config.start_program.(table)
+    if config.start_program,
+      do: config.start_program.(table),
+      else:
+        Program.start(["-m", "vllm_bridge"],
+          python: config.options.python,
+          env: Config.env(config, index)
+        )
+  rescue
+    # Without its message, which may hold what is to stay secret.
+    error ->
+      kind = inspect(error.__struct__)
+
+      {:error,
+       Error.new(
+         :load_failed,
+         "The worker's program could not be started (#{kind}). Run `mix vllm.doctor`."
+       )}
+  end
 
   @doc "Sends one of the requests of a start; its answer comes to the calling process."
-  @spec ask(t(), :hello | :load, Config.t()) :: Connection.request()
-  def ask(run, step, config) do
-    {:ok, request} = Connection.request(run.conn, Atom.to_string(step), params(run, step, config))
-    request
-  end
+  @spec ask(t(), :hello | :load, Config.t()) :: {:ok, Connection.request()} | {:error, Error.t()}
+  def ask(run, step, config),
+    do: Connection.request(run.conn, Atom.to_string(step), params(run, step, config))
 
   defp params(run, :hello, _config), do: %{"protocol" => 1, "max_frame" => run.conn.max_frame}
 

@@ -6,7 +6,7 @@ defmodule VLLM.Engine.Table do
 
   alias VLLM.Bridge.{Connection, Program}
   alias VLLM.Engine.Config
-  alias VLLM.Error
+  alias VLLM.{Error, Secrets}
 
   @type t :: :ets.table()
   @type status ::
@@ -37,7 +37,7 @@ defmodule VLLM.Engine.Table do
         {:error,
          Error.new(
            :not_running,
-           "There is no engine #{inspect(id)}. It was stopped, or its owner ended, or it was " <>
+           "There is no engine #{Secrets.inspect(id)}. It was stopped, or its owner ended, or it was " <>
              "never started; see `VLLM.llm!/2` and `{VLLM, name: …, model: …}`."
          )}
     end

@@ -180,11 +180,10 @@ defmodule VLLM.Engine.Worker do
 
     case Run.start(data.table, data.index, data.config) do
       {:ok, run} ->
-        {:keep_state, ask(%{data | run: run}, :hello),
-         [
-           {:state_timeout, option(data, :load_timeout), :load_timeout},
-           {{:timeout, :log}, @log_interval.starting, :read}
-         ]}
+        ask(%{data | run: run}, :hello, [
+          {:state_timeout, option(data, :load_timeout), :load_timeout},
+          {{:timeout, :log}, @log_interval.starting, :read}
+        ])
 
       {:error, error} ->
         refused(data, error)
@@ -199,7 +198,7 @@ defmodule VLLM.Engine.Worker do
       ) do
     case {step, Connection.answer(request, last)} do
       {:hello, {:ok, _hello}} ->
-        {:keep_state, ask(data, :load)}
+        ask(data, :load)
 
       {:load, {:ok, info}} ->
         {:next_state, :ready, %{data | info: info, request: nil, error: nil}}
@@ -412,7 +411,13 @@ defmodule VLLM.Engine.Worker do
 
   ## What the program says
 
-  defp ask(data, step), do: %{data | request: {step, Run.ask(data.run, step, data.config)}}
+  defp ask(data, step, actions \\ []) do
+    case Run.ask(data.run, step, data.config) do
+      {:ok, request} -> {:keep_state, %{data | request: {step, request}}, actions}
+      # What cannot be sent now cannot be sent later.
+      {:error, error} -> refused(kill(data, error), error)
+    end
+  end
 
   defp receive_message({:response, id, body}, data) do
     # Nobody waits for the answer to a request that was cancelled.

@@ -28,17 +28,5 @@ defmodule VLLM.BeamSearchParams do
   `structured_outputs` and `watermarking`.
   """
 
-  alias VLLM.{Error, Params}
-
-  defstruct Enum.map(@parameters, fn {name, _} -> {name, :default} end)
-
-  @type t :: %__MODULE__{}
-
-  @doc false
-  @spec new(t() | keyword() | map()) :: {:ok, t()} | {:error, Error.t()}
-  def new(given), do: Params.new(%__MODULE__{}, given)
-
-  defimpl Inspect do
-    def inspect(params, opts), do: VLLM.Params.inspect(params, "beam_search_params!", opts)
-  end
+  use VLLM.Params, parameters: @parameters, made_by: "beam_search_params!"
 end

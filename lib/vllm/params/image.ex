@@ -3,34 +3,28 @@ defmodule VLLM.Image do
   # The images of a prompt, for the wire: files and binaries as bin, URLs as str.
 
   alias VLLM.Bridge.MessagePack
+  alias VLLM.{Params, Secrets}
 
   @type t :: {:file, String.t()} | {:binary, binary()} | {:url, String.t()}
 
   @doc "What `multi_modal_data` says, for the wire; files are read here."
   @spec to_wire(term()) :: {:ok, map()} | {:error, String.t()}
-  def to_wire(data) when is_map(data) do
-    case Enum.map(data, fn {name, images} -> {to_string(name), images} end) do
-      [{"image", images}] -> images(images)
-      _ -> {:error, "`multi_modal_data` has one key, `image`."}
-    end
-  end
+  def to_wire(%{image: images} = data) when map_size(data) == 1, do: images(images)
+  def to_wire(%{"image" => images} = data) when map_size(data) == 1, do: images(images)
+
+  def to_wire(data) when is_map(data) and not is_struct(data),
+    do: {:error, "`multi_modal_data` has one key, `image`."}
 
   def to_wire(_other), do: {:error, "`multi_modal_data` is a map with the key `image`."}
 
   defp images([]), do: {:error, "`multi_modal_data` has no image; it needs at least one."}
 
   defp images(images) do
-    images
-    |> List.wrap()
-    |> Enum.reduce_while([], fn image, wire ->
-      case one(image) do
-        {:ok, image} -> {:cont, [image | wire]}
-        {:error, message} -> {:halt, {:error, message}}
-      end
-    end)
-    |> case do
-      {:error, message} -> {:error, message}
-      wire -> {:ok, %{"image" => Enum.reverse(wire)}}
+    images = if is_list(images) and not List.improper?(images), do: images, else: [images]
+
+    case Params.each(images, &one/1) do
+      {:ok, images} -> {:ok, %{"image" => images}}
+      {:error, message, _index} -> {:error, message}
     end
   end
 
@@ -55,6 +49,6 @@ defmodule VLLM.Image do
   defp one(other) do
     {:error,
      "An image is `{:file, path}`, `{:binary, bytes}` or `{:url, url}`; got " <>
-       "#{inspect(other, limit: 5, printable_limit: 80)}."}
+       "#{Secrets.inspect(other)}."}
   end
 end

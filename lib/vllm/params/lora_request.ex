@@ -37,8 +37,8 @@ defmodule VLLM.LoRARequest do
   @doc false
   @spec new(String.t(), String.t(), keyword() | map()) :: {:ok, t()} | {:error, Error.t()}
   def new(name, path, options) do
-    with :ok <- text("lora_name", name),
-         :ok <- text("lora_path", path),
+    with {:ok, name} <- Options.check(:string, :lora_name, name),
+         {:ok, path} <- Options.check(:string, :lora_path, path),
          {:ok, options} <- Options.only(options, Options.lora_request()) do
       path = Options.expand(path)
       # The same in every worker and after every restart, without anybody who hands ids out.
@@ -46,21 +46,6 @@ defmodule VLLM.LoRARequest do
       given = Map.merge(options, %{lora_name: name, lora_path: path, lora_int_id: id})
       {:ok, struct!(__MODULE__, given)}
     end
-  end
-
-  defp text(_name, value) when is_binary(value) and value != "", do: :ok
-
-  defp text(name, value) do
-    {:error,
-     Error.new(:invalid_option, "`#{name}` must be a string; got #{inspect(value)}.", %{
-       "option" => name
-     })}
-  end
-
-  @doc false
-  @spec to_wire(t()) :: %{String.t() => term()}
-  def to_wire(%__MODULE__{} = request) do
-    Map.new(Map.from_struct(request), fn {name, value} -> {Atom.to_string(name), value} end)
   end
 
   @doc false

@@ -1,35 +1,120 @@
 defmodule VLLM.Params do
   @moduledoc false
-  # What the structs of parameters share: a field for each parameter, which is
-  # `:default` until it is given; and how lists of what users give are checked.
+  # What the structs of parameters share. Such a struct has a field for each
+  # parameter, which is `:default` until it is given:
+  #
+  #     use VLLM.Params,
+  #       parameters: [max_tokens: "tokens to make at most", …],
+  #       made_by: "sampling_params!",
+  #       elsewhere: %{"regex" => "It is given as …"}
+  #
+  # `elsewhere` tells of names that are none of these where they belong.
 
   alias VLLM.{Error, Options}
 
-  @doc """
-  The parameters of `empty` with what a user gave: options, or such a struct,
-  which stays as it is.
-  """
-  @spec new(struct(), struct() | keyword() | map()) :: {:ok, struct()} | {:error, Error.t()}
-  def new(%module{}, given) when is_struct(given, module), do: {:ok, given}
+  @typedoc "A module that uses this one."
+  @type kind :: module()
 
-  def new(empty, given) do
-    with {:ok, given} <- Options.to_map(given), do: put(empty, given, [])
+  @callback fields() :: %{String.t() => atom()}
+  @callback elsewhere() :: %{String.t() => String.t()}
+
+  defmacro __using__(options) do
+    quote do
+      @behaviour VLLM.Params
+      @options unquote(options)
+      @fields for {name, _doc} <- @options[:parameters], into: %{}, do: {to_string(name), name}
+      @elsewhere Keyword.get(@options, :elsewhere, %{})
+
+      defstruct for {name, _doc} <- @options[:parameters], do: {name, :default}
+
+      @type t :: %__MODULE__{}
+
+      @doc false
+      @impl VLLM.Params
+      def fields, do: @fields
+
+      @doc false
+      @impl VLLM.Params
+      def elsewhere, do: @elsewhere
+
+      @doc false
+      @spec new(t() | keyword() | map()) :: {:ok, t()} | {:error, VLLM.Error.t()}
+      def new(given), do: VLLM.Params.new(__MODULE__, given)
+
+      defimpl Inspect do
+        def inspect(params, opts),
+          do: VLLM.Params.inspect(params, unquote(options[:made_by]), opts)
+      end
+
+      defimpl VLLM.Wire.Struct do
+        def to_term(params), do: VLLM.Params.given(params)
+      end
+    end
+  end
+
+  @doc "Parameters from options, in wire terms. Made ones stay as they are."
+  @spec new(kind(), struct() | keyword() | map()) :: {:ok, struct()} | {:error, Error.t()}
+  def new(kind, given) when is_struct(given, kind), do: {:ok, given}
+
+  def new(kind, given) do
+    with {:ok, given} <- Options.to_map(given),
+         {:ok, given} <- known(kind, given, []) do
+      {:ok, struct!(kind, for({name, value} <- given, do: {kind.fields()[name], value}))}
+    end
   end
 
   @doc """
-  The parameters with those of `given` put in. `also` are names of the caller's
-  that a misspelt one may have meant.
+  The parameters of a call, for the wire: those `given` as one of its options, which
+  is called `name`, and over them those given inline, of which `also` could be meant
+  for the call itself.
   """
-  @spec put(struct(), %{String.t() => term()}, [atom()]) :: {:ok, struct()} | {:error, Error.t()}
-  def put(params, given, also) do
-    names = params |> Map.from_struct() |> Map.keys()
+  @spec to_wire(kind(), atom(), term(), %{String.t() => term()}, [atom()]) ::
+          {:ok, %{String.t() => term()}} | {:error, Error.t()}
+  def to_wire(kind, name, given, inline, also) do
+    with {:ok, given} <- options(kind, name, given),
+         {:ok, given} <- known(kind, given, []),
+         {:ok, inline} <- known(kind, inline, also),
+         do: {:ok, Map.merge(given, inline)}
+  end
 
-    Enum.reduce_while(given, {:ok, params}, fn {name, value}, {:ok, params} ->
-      case Enum.find(names, &(Atom.to_string(&1) == name)) do
-        nil -> {:halt, {:error, Options.unknown(name, names ++ also)}}
-        key -> {:cont, {:ok, Map.put(params, key, value)}}
-      end
-    end)
+  defp options(_kind, _name, nil), do: {:ok, %{}}
+
+  defp options(kind, name, given) do
+    if is_struct(given, kind),
+      do: {:ok, Map.new(given(given), fn {name, value} -> {Atom.to_string(name), value} end)},
+      else: Options.to_map(given, Atom.to_string(name))
+  end
+
+  defp known(kind, given, also) do
+    fields = kind.fields()
+
+    case Enum.find(Map.keys(given), &(not is_map_key(fields, &1))) do
+      nil -> Options.to_wire(given)
+      name -> {:error, unknown(kind, name, also)}
+    end
+  end
+
+  defp unknown(kind, name, also) do
+    case kind.elsewhere() do
+      %{^name => where} ->
+        Error.new(:invalid_option, "Unknown option `#{name}`. #{where}", %{"option" => name})
+
+      _ ->
+        Options.unknown(name, Map.keys(kind.fields()) ++ also)
+    end
+  end
+
+  @doc "What was given, in no order."
+  @spec given(struct()) :: keyword()
+  def given(params) do
+    for {name, value} <- Map.from_struct(params), value != :default, do: {name, value}
+  end
+
+  @doc "The call that makes these parameters: only what was given."
+  @spec inspect(struct(), String.t(), Inspect.Opts.t()) :: Inspect.Algebra.t()
+  def inspect(params, constructor, opts) do
+    import Inspect.Algebra, only: [concat: 1, to_doc: 2]
+    concat(["VLLM.", constructor, "(", to_doc(given(params), opts), ")"])
   end
 
   @doc "What `check` makes of each element, or its first error with the index of the element."
@@ -45,23 +130,5 @@ defmodule VLLM.Params do
       {:ok, result} -> each(rest, check, index + 1, [result | results])
       {:error, error} -> {:error, error, index}
     end
-  end
-
-  @doc "What was given, in no order."
-  @spec given(struct()) :: keyword()
-  def given(params) do
-    for {name, value} <- Map.from_struct(params), value != :default, do: {name, value}
-  end
-
-  @spec to_wire(struct()) :: %{String.t() => term()}
-  def to_wire(params) do
-    Map.new(given(params), fn {name, value} -> {Atom.to_string(name), value} end)
-  end
-
-  @doc "The call that makes these parameters: only what was given."
-  @spec inspect(struct(), String.t(), Inspect.Opts.t()) :: Inspect.Algebra.t()
-  def inspect(params, constructor, opts) do
-    import Inspect.Algebra, only: [concat: 1, to_doc: 2]
-    concat(["VLLM.", constructor, "(", to_doc(given(params), opts), ")"])
   end
 end

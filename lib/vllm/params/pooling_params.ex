@@ -29,17 +29,5 @@ defmodule VLLM.PoolingParams do
   `task`, `requires_token_ids`, `late_interaction_params` and `output_kind`.
   """
 
-  alias VLLM.{Error, Params}
-
-  defstruct Enum.map(@parameters, fn {name, _} -> {name, :default} end)
-
-  @type t :: %__MODULE__{}
-
-  @doc false
-  @spec new(t() | keyword() | map()) :: {:ok, t()} | {:error, Error.t()}
-  def new(given), do: Params.new(%__MODULE__{}, given)
-
-  defimpl Inspect do
-    def inspect(params, opts), do: VLLM.Params.inspect(params, "pooling_params!", opts)
-  end
+  use VLLM.Params, parameters: @parameters, made_by: "pooling_params!"
 end

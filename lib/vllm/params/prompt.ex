@@ -3,7 +3,7 @@ defmodule VLLM.Prompt do
   # Prompts as users give them, for the wire.
 
   alias VLLM.Bridge.MessagePack
-  alias VLLM.{Error, Image, Params}
+  alias VLLM.{Error, Image, Params, Secrets}
 
   @type t ::
           String.t()
@@ -23,8 +23,13 @@ defmodule VLLM.Prompt do
   """
   @spec to_wire(t() | [t()]) :: {:ok, [term()]} | {:error, Error.t()}
   def to_wire(prompts) when is_list(prompts) and prompts != [] do
-    with {:error, message, index} <- Params.each(prompts, &one/1),
-         do: {:error, invalid(message, index)}
+    if List.improper?(prompts) do
+      {:error,
+       Error.new(:invalid_prompt, "Prompts are given as a list, and this is not a proper one.")}
+    else
+      with {:error, message, index} <- Params.each(prompts, &one/1),
+           do: {:error, invalid(message, index)}
+    end
   end
 
   def to_wire([]), do: {:ok, []}
@@ -65,7 +70,7 @@ defmodule VLLM.Prompt do
   defp one(other) do
     {:error,
      "A prompt is a string, `%{prompt_token_ids: [1, 2, 3]}` or " <>
-       "`%{prompt_embeds: binary, shape: {tokens, hidden_size}}`; got #{inspect(other, limit: 5, printable_limit: 80)}."}
+       "`%{prompt_embeds: binary, shape: {tokens, hidden_size}}`; got #{Secrets.inspect(other)}."}
   end
 
   defp with_images(prompt, data) do
@@ -109,7 +114,7 @@ defmodule VLLM.Prompt do
   defp embeds(_data, shape) do
     {:error,
      "A prompt of embeddings is given as `%{prompt_embeds: binary, shape: {tokens, hidden_size}}`, " <>
-       "of one token at least; got the shape #{inspect(shape)}."}
+       "of one token at least; got the shape #{Secrets.inspect(shape)}."}
   end
 
   @doc "Token ids as the wire has them: little-endian u32."
@@ -120,9 +125,10 @@ defmodule VLLM.Prompt do
   end
 
   defp pack(ids) when is_list(ids) do
-    if Enum.all?(ids, &(is_integer(&1) and &1 >= 0 and &1 < 0x1_0000_0000)),
-      do: {:ok, for(id <- ids, into: <<>>, do: <<id::32-little>>)},
-      else: {:error, "are integers of at least 0."}
+    if not List.improper?(ids) and
+         Enum.all?(ids, &(is_integer(&1) and &1 >= 0 and &1 < 0x1_0000_0000)),
+       do: {:ok, for(id <- ids, into: <<>>, do: <<id::32-little>>)},
+       else: {:error, "are integers of at least 0."}
   end
 
   defp pack(_), do: {:error, "are a list of integers."}

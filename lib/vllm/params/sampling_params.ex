@@ -61,29 +61,18 @@ defmodule VLLM.SamplingParams do
   `output_text_buffer_length` and `flat_logprobs` say how vLLM hands results over inside Python.
   """
 
-  alias VLLM.{Error, Params}
+  # Of what completions conform to, people remember the name and not the place.
+  @structured_outputs (for name <- Map.keys(VLLM.StructuredOutputsParams.fields()), into: %{} do
+                         also =
+                           if name == "json",
+                             do: ", or as `schema:`, which gives the parsed value too",
+                             else: ""
 
-  defstruct Enum.map(@parameters, fn {name, _} -> {name, :default} end)
+                         {name, "It is given as `structured_outputs: [#{name}: …]`#{also}."}
+                       end)
 
-  @type t :: %__MODULE__{}
-
-  @doc false
-  @spec names() :: [atom()]
-  def names, do: unquote(Keyword.keys(@parameters))
-
-  @doc false
-  @spec new(t() | keyword() | map()) :: {:ok, t()} | {:error, Error.t()}
-  def new(given), do: Params.new(%__MODULE__{}, given)
-
-  @doc false
-  @spec put(t(), %{String.t() => term()}, [atom()]) :: {:ok, t()} | {:error, Error.t()}
-  defdelegate put(params, given, also), to: Params
-
-  @doc false
-  @spec to_wire(t()) :: %{String.t() => term()}
-  defdelegate to_wire(params), to: Params
-
-  defimpl Inspect do
-    def inspect(params, opts), do: VLLM.Params.inspect(params, "sampling_params!", opts)
-  end
+  use VLLM.Params,
+    parameters: @parameters,
+    made_by: "sampling_params!",
+    elsewhere: @structured_outputs
 end

@@ -31,17 +31,5 @@ defmodule VLLM.StructuredOutputsParams do
   `structured_outputs_config: [backend: "xgrammar", disable_any_whitespace: true]`.
   """
 
-  alias VLLM.{Error, Params}
-
-  defstruct Enum.map(@parameters, fn {name, _} -> {name, :default} end)
-
-  @type t :: %__MODULE__{}
-
-  @doc false
-  @spec new(t() | keyword() | map()) :: {:ok, t()} | {:error, Error.t()}
-  def new(given), do: Params.new(%__MODULE__{}, given)
-
-  defimpl Inspect do
-    def inspect(params, opts), do: VLLM.Params.inspect(params, "structured_outputs!", opts)
-  end
+  use VLLM.Params, parameters: @parameters, made_by: "structured_outputs!"
 end

@@ -11,7 +11,7 @@ defmodule VLLM.Test.Program do
   use GenServer
 
   alias VLLM.Bridge.{MessagePack, Program}
-  alias VLLM.{ChatMessage, Conversation, EngineInfo, Error, Test}
+  alias VLLM.{ChatMessage, EngineInfo, Error, Test}
   alias VLLM.Engine.Table
   alias VLLM.Test.{Reply, Request}
 
@@ -347,7 +347,7 @@ defmodule VLLM.Test.Program do
         "tasks" => ["generate"],
         "load_seconds" => 0.0
       },
-      Map.take(Conversation.plain(options), @names)
+      Map.take(options, @names)
     )
   end
 

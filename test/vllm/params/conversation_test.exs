@@ -46,21 +46,20 @@ defmodule VLLM.ConversationTest do
               ]}
   end
 
-  test "nested values have string keys and no keyword lists" do
-    tool = %{
-      type: :function,
-      function: [name: "f", parameters: %{required: ["a"], x: nil, y: []}]
-    }
+  test "a message that cannot be sent says where, and not what is there" do
+    message = %{role: "user", content: [[type: "text", text: "hi"], %{url: {"s3cret"}}]}
 
-    assert Conversation.plain([tool]) == [
-             %{
-               "type" => "function",
-               "function" => %{
-                 "name" => "f",
-                 "parameters" => %{"required" => ["a"], "x" => nil, "y" => []}
-               }
-             }
-           ]
+    assert {:error, %Error{reason: :invalid_prompt} = error} =
+             Conversation.to_wire([@hello, message])
+
+    assert error.message ==
+             "Message 1 cannot be sent: it holds a tuple at `content[1].url`."
+  end
+
+  test "lists that end in something else are no conversations" do
+    for messages <- [[@hello | :end], [[@hello | @hello]], [[@hello] | [@hello | :end]]] do
+      assert {:error, %Error{reason: :invalid_prompt}} = Conversation.to_wire(messages)
+    end
   end
 
   test "what is no conversation is refused with what one is" do

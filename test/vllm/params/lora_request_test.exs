@@ -16,7 +16,8 @@ defmodule VLLM.LoRARequestTest do
              is_3d_lora_weight: false
            }
 
-    assert request |> LoRARequest.to_wire() |> LoRARequest.from_wire() == request
+    assert {:ok, wire} = VLLM.Wire.encode(request)
+    assert LoRARequest.from_wire(wire) == request
   end
 
   test "without an id gets one of name and path, always the same and below 2^31" do

@@ -1,0 +1,101 @@
+defmodule VLLM.Completions do
+  @moduledoc false
+  # Completions of prompts: at once, as streams, and of many prompts.
+
+  alias VLLM.Engine.{Call, Table}
+  alias VLLM.{Error, Inference, Options, Prompt, RequestOutput, SamplingParams, Streaming}
+  alias VLLM.Streaming.Forwarder
+
+  @doc "See `VLLM.generate/3`."
+  @spec generate(VLLM.engine(), VLLM.prompt() | [VLLM.prompt()], keyword() | map()) ::
+          {:ok, [RequestOutput.t()]} | {:error, Error.t()}
+  def generate(engine, prompts, options) do
+    with {:ok, call, params} <- prepare(options, Options.generate()),
+         {:ok, prompts} <- Prompt.to_wire(prompts),
+         {:ok, outputs, _} <-
+           Inference.map(engine, "generate", params, {"prompt", prompts}, call),
+         do: {:ok, Enum.map(outputs, &RequestOutput.from_wire/1)}
+  end
+
+  @doc "See `VLLM.stream/3`."
+  @spec stream(VLLM.engine(), VLLM.prompt(), keyword() | map()) :: Enumerable.t()
+  def stream(engine, prompt, options),
+    do: Streaming.deltas(fn -> open(engine, prompt, options) end)
+
+  @doc "See `VLLM.stream_to/4`."
+  @spec stream_to(VLLM.engine(), VLLM.prompt(), pid(), keyword() | map()) :: reference()
+  def stream_to(engine, prompt, pid, options),
+    do: Forwarder.start(pid, fn -> open(engine, prompt, options) end)
+
+  defp open(engine, prompt, options) do
+    with {:ok, call, params} <- prepare(options, Options.generate() ++ Options.stream()),
+         {:ok, prompt} <- one(prompt),
+         {:ok, table, _pid} <- Table.lookup(engine),
+         do: {:ok, {table, "generate", Map.put(params, "prompt", prompt), Call.begin(call)}}
+  end
+
+  @doc "See `VLLM.generate_stream/3`."
+  @spec generate_stream(VLLM.engine(), Enumerable.t(), keyword() | map()) :: Enumerable.t()
+  def generate_stream(engine, prompts, options) do
+    # Nothing is looked at before it is enumerated.
+    &Enumerable.reduce(answers(engine, prompts, options), &1, &2)
+  end
+
+  defp answers(engine, prompts, options) do
+    with {:ok, call, params} <- prepare(options, Options.generate()),
+         {:ok, table, _pid} <- Table.lookup(engine) do
+      request = fn prompt ->
+        with {:ok, prompt} <- one(prompt), do: {:ok, Map.put(params, "prompt", prompt)}
+      end
+
+      Streaming.pipeline(table, prompts, request, &RequestOutput.from_wire/1, call)
+    else
+      # No prompt can be completed, and each is told so.
+      {:error, error} -> prompts |> Stream.with_index(fn _, index -> {index, {:error, error}} end)
+    end
+  end
+
+  defp one(prompt) do
+    case Prompt.to_wire(prompt) do
+      {:ok, [prompt]} ->
+        {:ok, prompt}
+
+      {:ok, prompts} ->
+        {:error,
+         Error.new(
+           :invalid_prompt,
+           "A stream takes one prompt; got #{length(prompts)}. See `VLLM.generate_stream/3`."
+         )}
+
+      error ->
+        error
+    end
+  end
+
+  @doc "The options of a call that generates, and what they make of its params on the wire."
+  @spec prepare(keyword() | map(), [Options.spec()]) ::
+          {:ok, Call.t(), map()} | {:error, Error.t()}
+  def prepare(options, specs) do
+    with {:ok, call, params, known} <-
+           Inference.prepare(options, specs, :sampling_params, SamplingParams),
+         {:ok, params} <- conform(params, known.schema),
+         do: {:ok, call, params}
+  end
+
+  defp conform(params, nil), do: {:ok, params}
+
+  defp conform(%{"sampling_params" => %{"structured_outputs" => given}}, _schema)
+       when given != nil do
+    {:error,
+     Error.new(
+       :invalid_option,
+       "`schema:` and `structured_outputs:` both say what to conform to; give one of them.",
+       %{"option" => "schema"}
+     )}
+  end
+
+  defp conform(params, schema) do
+    params = put_in(params["sampling_params"]["structured_outputs"], %{"json" => schema})
+    {:ok, Map.put(params, "parse", true)}
+  end
+end

@@ -1,0 +1,54 @@
+defmodule VLLM.Inference do
+  @moduledoc false
+  # What all calls have in common that vLLM computes something for: their options
+  # become the params of requests, one for each prompt or conversation.
+
+  alias VLLM.Engine.{Call, Router, Table}
+  alias VLLM.{Error, Options, Params}
+
+  # The options that go along with a request.
+  @sent [:tokenization_kwargs, :lora_request, :priority] ++
+          Options.names(Options.template() ++ Options.answer())
+
+  @typedoc "What a call is to be like, its params on the wire, and its options."
+  @type prepared :: {:ok, Call.t(), %{String.t() => term()}, %{atom() => term()}}
+
+  @doc """
+  The options of a call that begins now. `name` is the one that parameters of the
+  `kind` are given as where they are not given inline.
+  """
+  @spec prepare(keyword() | map(), [Options.spec()], atom(), Params.kind()) ::
+          prepared() | {:error, Error.t()}
+  def prepare(options, specs, name, kind) do
+    with {:ok, known, inline} <- Options.split(options, specs),
+         {:ok, given} <- Params.to_wire(kind, name, known[name], inline, Options.names(specs)) do
+      {:ok, Call.new(known), Map.put(sent(known), Atom.to_string(name), given), known}
+    end
+  end
+
+  @doc "The same of a call that has no parameters of vLLM's."
+  @spec prepare(keyword() | map(), [Options.spec()]) :: prepared() | {:error, Error.t()}
+  def prepare(options, specs) do
+    with {:ok, known} <- Options.only(options, specs),
+         do: {:ok, Call.new(known), sent(known), known}
+  end
+
+  defp sent(known) do
+    timeout = if known.timeout != :infinity, do: known.timeout / 1000
+    given = [{:timeout, timeout} | for(name <- @sent, do: {name, known[name]})]
+
+    for {name, value} <- given, value not in [nil, %{}], into: %{} do
+      {Atom.to_string(name), value}
+    end
+  end
+
+  @doc "What the engine answers to each of `inputs`, which go as the param `name`."
+  @spec map(VLLM.engine(), String.t(), map(), {String.t(), [term()]}, Call.t()) ::
+          {:ok, [map()], Table.t()} | {:error, Error.t()}
+  def map(engine, method, params, {name, inputs}, call) do
+    with {:ok, table, _pid} <- Table.lookup(engine),
+         requests = Enum.map(inputs, &Map.put(params, name, &1)),
+         {:ok, answers} <- Router.map(table, method, requests, call),
+         do: {:ok, answers, table}
+  end
+end
