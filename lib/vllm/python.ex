@@ -17,7 +17,6 @@ defmodule VLLM.Python do
   @type device :: :cpu | :cuda
 
   @devices [:cpu, :cuda]
-  @extras ["bitsandbytes", "torchao"]
 
   @typedoc "What decides about the interpreter: an application's own, or a virtual environment."
   @type source :: {:config, String.t()} | {:env, Path.t()} | {:default, Path.t()}
@@ -74,9 +73,16 @@ defmodule VLLM.Python do
   @spec path() :: Path.t()
   def path, do: Application.app_dir(:ex_vllm, "priv/python")
 
-  @doc "What `mix vllm.setup --with` can add to an environment, by the names of their locks."
+  @doc """
+  What `mix vllm.setup --with` can add to an environment: whatever has a lock, beside the devices
+  and the tests.
+  """
   @spec extras() :: [String.t()]
-  def extras, do: @extras
+  def extras do
+    locks = Application.app_dir(:ex_vllm, "priv/requirements/*.txt")
+    names = for path <- Path.wildcard(locks), do: Path.basename(path, ".txt")
+    names -- Enum.map([:test | @devices], &Atom.to_string/1)
+  end
 
   @doc """
   The extra that is meant by a name: its own, in any spelling, or that of one of its packages.
@@ -89,26 +95,27 @@ defmodule VLLM.Python do
   def extra(name) do
     key = name |> String.trim() |> String.downcase() |> String.replace("_", "-")
 
-    case Enum.find(@extras, &(key == &1 or List.keymember?(pins(&1), key, 0))) do
+    case Enum.find(extras(), &(key == &1 or List.keymember?(pins(&1), key, 0))) do
       nil -> {:error, unknown_extra(name, key)}
       extra -> {:ok, extra}
     end
   end
 
   defp unknown_extra(name, key) do
-    near = Options.nearest(key, @extras)
+    extras = extras()
+    near = Options.nearest(key, extras)
     hint = if near, do: " Did you mean `#{near}`?", else: ""
 
     Error.new(
       :invalid_option,
-      "There is no extra `#{name}`.#{hint} There are: #{Enum.join(@extras, ", ")}.",
-      %{"extra" => name, "nearest" => near, "allowed" => @extras}
+      "There is no extra `#{name}`.#{hint} There are: #{Enum.join(extras, ", ")}.",
+      %{"extra" => name, "nearest" => near, "allowed" => extras}
     )
   end
 
   @doc "The file with the pinned requirements of a device, of the tests or of an extra."
   @spec lock(device() | :test | String.t()) :: Path.t()
-  def lock(name) when name in [:test | @devices] or name in @extras do
+  def lock(name) do
     Application.app_dir(:ex_vllm, "priv/requirements/#{name}.txt")
   end
 

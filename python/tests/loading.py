@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import torch
 
-from vllm_bridge import completeness, diagnosis, models
+from vllm_bridge import completeness, diagnosis, models, quantization
 from vllm_bridge.errors import BridgeError, map_exceptions
 from vllm_bridge.params import engine_options
-from vllm_bridge.quantization import kv_cache, naming, online, packing, preflight
+from vllm_bridge.quantization import kv_cache, naming, online, preflight
 
 
 def configure(model: Path, **options: Any) -> tuple[Any, str | None]:
@@ -23,7 +23,7 @@ def configure(model: Path, **options: Any) -> tuple[Any, str | None]:
         dtype = online.take_dtype(options)
         checkpoint = models.check_model(str(model), options)
         online.check(checkpoint, dtype)
-        packing.check(checkpoint)
+        quantization.check(checkpoint)
         if checkpoint.quantization is None:
             online.take_settings(options)
         unknown = kv_cache.take_dtype(options)

@@ -232,12 +232,12 @@ def test_a_model_that_is_larger_than_the_memory(
 
 def test_advice_fits_the_model(folder: Path) -> None:
     tensors(folder / "model.safetensors", elements=5 * GIB)
-    assert "AWQ" in refused(folder).message
+    assert "awq (4 bits)" in refused(folder).message
     assert "bfloat16" in refused(folder, {"dtype": "float32"}).message
     assert "int4" in refused(folder, {"quantization": "torchao"}).message
     quantized = LLAMA | {"quantization_config": {"quant_method": "awq"}}
     (folder / "config.json").write_text(json.dumps(quantized))
-    assert "AWQ" not in refused(folder).message
+    assert "quantized variant" not in refused(folder).message
 
 
 # -- quantization

@@ -1,6 +1,7 @@
 """Plain models that are quantized while they are loaded."""
 
 import json
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from vllm_bridge.engine import GenerateParams
 from vllm_bridge.errors import BridgeError
 from vllm_bridge.lora import LoRA
 from vllm_bridge.models import Checkpoint
-from vllm_bridge.quantization import online
+from vllm_bridge.quantization import online, registry
 
 PARIS = "The capital of France is"
 PLAIN = Checkpoint(folder="/models/plain", config={"model_type": "llama"})
@@ -64,7 +65,7 @@ def test_a_missing_package_is_named_with_the_command(
     with pytest.raises(BridgeError) as caught:
         online.take_dtype({"dtype": dtype})
     assert caught.value.reason == "unsupported_quantization"
-    method = online.METHODS[dtype][0]
+    method = registry.online_dtypes()[dtype].name
     assert f"`mix vllm.setup --with {method}`" in caught.value.message
 
 
@@ -137,11 +138,17 @@ def test_settings_that_torchao_does_not_have(settings: Any, words: str) -> None:
 
 
 def test_what_is_said_of_experts() -> None:
-    plain = online.note("int8", "Int8WeightOnlyConfig", False)
-    assert plain is not None
-    mixture = online.note("int8", "Int8WeightOnlyConfig", True)
-    assert mixture == f"{plain} Its experts are left as they are."
-    assert online.note(None, None, True) is None
+    dense = SimpleNamespace(quantization="torchao", is_moe=False)
+    mixture = SimpleNamespace(quantization="torchao", is_moe=True)
+    note = online.note("int8", "Int8WeightOnlyConfig", dense)
+    assert note == (
+        "Quantized while it was loaded: 8-bit weights with a scale per channel, by torchao."
+    )
+    experts = online.note("int8", "Int8WeightOnlyConfig", mixture)
+    assert experts == f"{note} Its experts are left as they are."
+    named = online.note(None, "Float8WeightOnlyConfig", dense)
+    assert named == "Quantized while it was loaded: torchao's Float8WeightOnlyConfig."
+    assert online.note(None, None, mixture) is None
 
 
 @pytest.mark.engine

@@ -8,7 +8,7 @@ import pytest
 
 from vllm_bridge.errors import BridgeError
 from vllm_bridge.models import Checkpoint, check_model
-from vllm_bridge.quantization import availability, naming
+from vllm_bridge.quantization import naming, registry
 
 LLAMA = {"model_type": "llama", "architectures": ["LlamaForCausalLM"]}
 
@@ -30,7 +30,7 @@ def refused(checkpoint: Checkpoint, asked: str | None = None, **arguments: Any) 
 @pytest.fixture
 def no_extras(monkeypatch: pytest.MonkeyPatch) -> None:
     real = importlib.util.find_spec
-    extras = [name for names in availability.EXTRAS.values() for name in names]
+    extras = [name for extra in registry.extras().values() for name in extra.modules.values()]
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda name: None if name in extras else real(name)
     )
@@ -78,9 +78,10 @@ def test_spellings_and_other_names(name: str, method: str | None) -> None:
 
 
 def test_other_names_are_of_methods_and_hide_none() -> None:
-    methods = [*naming.methods(), *availability.EXTRAS]
-    assert set(naming.OTHER_NAMES.values()) <= set(methods)
-    assert not set(naming.OTHER_NAMES) & {method.lower().replace("_", "-") for method in methods}
+    methods = [*naming.methods(), *registry.extras()]
+    others = registry.other_names()
+    assert set(others.values()) <= set(methods)
+    assert not set(others) & {method.lower().replace("_", "-") for method in methods}
 
 
 def test_every_method_of_vllm_is_known_by_its_own_name() -> None:
@@ -126,7 +127,7 @@ def test_a_checkpoint_of_a_method_that_vllm_does_not_have() -> None:
 
 
 @pytest.mark.usefixtures("no_extras")
-@pytest.mark.parametrize("method", list(availability.EXTRAS))
+@pytest.mark.parametrize("method", list(registry.extras()))
 def test_a_method_without_its_packages_names_the_set_up(method: str, tmp_path: Path) -> None:
     for error in (
         refused(quantized(None, folder=str(tmp_path)), method),
@@ -139,13 +140,6 @@ def test_a_method_without_its_packages_names_the_set_up(method: str, tmp_path: P
         assert refused(quantized(None), load_format=method).details["extra"] == method
         old = Checkpoint(config=LLAMA | {"quantization_config": {"load_in_4bit": True}})
         assert refused(old).details["extra"] == method
-
-
-def test_extras_are_those_of_the_set_up() -> None:
-    from conftest import ROOT
-
-    locks = {path.stem for path in (ROOT / "priv" / "requirements").glob("*.txt")}
-    assert set(availability.EXTRAS) == locks - {"cpu", "cuda", "test"}
 
 
 @pytest.mark.parametrize("method", ["awq", "gptq", "compressed-tensors", "inc", "modelopt"])

@@ -29,7 +29,7 @@ from vllm_bridge.outputs import request_output
 from vllm_bridge.params import SamplingParamsFactory, engine_options
 from vllm_bridge.pooling import Pooler, PoolParams, ScoreParams, wrong_runner, wrong_task
 from vllm_bridge.prompt_embeds import embeds_prompt
-from vllm_bridge.quantization import kv_cache, naming, online, packing, preflight
+from vllm_bridge.quantization import kv_cache, naming, online, preflight
 from vllm_bridge.queueing import Queue, Submit
 from vllm_bridge.rpc.protocol import unpack_u32
 from vllm_bridge.stream import Put
@@ -97,7 +97,7 @@ class Engine:
             dtype = online.take_dtype(options)
             checkpoint = models.check_model(model, options)
             online.check(checkpoint, dtype)
-            packing.check(checkpoint)
+            quantization.check(checkpoint)
             notify("load_progress", {"phase": "import"})
             if devices is not None:
                 defaults.use_devices(devices)
@@ -133,7 +133,7 @@ class Engine:
             self._queue = Queue(llm)
             if config.model_config.runner_type == "pooling":
                 self._pooler = Pooler(llm, tasks)
-            made = online.note(dtype, settings, config.model_config.is_moe)
+            made = online.note(dtype, settings, config.model_config)
             note = await quantization.note(llm, made)
         self._llm = llm
         self._heartbeat = Heartbeat(llm)

@@ -26,9 +26,8 @@ _MAX_HEADER = 100_000_000
 # Bytes per element of the dtypes that vLLM casts to the engine's dtype while loading.
 _CAST = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 
-# What an element of a matrix takes at least, in bytes, where a method quantizes a plain model while
-# it is loaded: by torchao once all of it is there, by bitsandbytes with a scale for every 64.
-_ONLINE = {"torchao": 2.0, "bitsandbytes": 0.5 + 4 / 64, "fp8": 1.0}
+# What a weight takes at least, in bytes, where a plain model is quantized while it is loaded by a
+# method of which nothing is known.
 _ONLINE_LEAST = 0.5
 
 # Matrices that no method quantizes.
@@ -168,16 +167,15 @@ class Checkpoint:
     def loaded_bytes(self, options: Mapping[str, Any]) -> int:
         """The least that the weights take in memory under these engine options, when it is most:
         once they are loaded, or before they are quantized online."""
+        from vllm_bridge.quantization import registry
+
         if options.get("dtype") in ("float32", "float"):
             return self.bytes + 2 * self.floats
         method = options.get("quantization")
         if not isinstance(method, str) or self.quantization is not None:
             return self.bytes
-        # `fp8_per_tensor` and the like are its other names; those of users may be any.
-        method = "fp8" if method.startswith("fp8") else method
-        each = _ONLINE.get(method, _ONLINE_LEAST)
-        if method == "fp8" and self.is_dequantized:
-            each = 2.0
+        each = registry.of(method).online_bytes(self)
+        each = _ONLINE_LEAST if each is None else each
         return self.bytes - int(self._matrix_elements() * (2 - each))
 
     def _matrix_elements(self) -> int:
@@ -255,16 +253,21 @@ def check_memory(
     checkpoint: Checkpoint, options: Mapping[str, Any], available: int, kind: str
 ) -> None:
     """Raises ``out_of_memory`` if the weights alone are more than ``available`` bytes."""
+    from vllm_bridge.quantization import registry
+
     needed = checkpoint.loaded_bytes(options)
     if needed <= available:
         return
     advice = "Use a smaller model"
     if checkpoint.quantization is None and not options.get("quantization"):
-        advice += " or a quantized variant of this one (AWQ or GPTQ take about a quarter)"
+        advice += f" or a quantized variant of this one ({registry.small_format()} takes a third)"
     if options.get("dtype") in ("float32", "float"):
         advice += ', or `dtype: "bfloat16"`, which takes half'
-    if options.get("quantization") == "torchao":
-        advice += ', or `dtype: "int4"`, which quantizes each weight as it is read'
+    online = registry.of(options.get("quantization")).online
+    if online is not None and not online.as_read:
+        for dtype, method in registry.online_dtypes().items():
+            if method.online is not None and method.online.as_read:
+                advice += f', or `dtype: "{dtype}"`, which quantizes each weight as it is read'
     dequantized = ""
     if checkpoint.added:
         dequantized = ", dequantized because vLLM has no kernel for them here,"

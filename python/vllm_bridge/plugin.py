@@ -9,6 +9,7 @@ from typing import Any
 
 from vllm_bridge import completeness, heartbeat, queueing, ranks
 from vllm_bridge.machine import few_cores
+from vllm_bridge.quantization import registry
 
 # How long a reader of shared memory sleeps before it looks again.
 NAP_SECONDS = 20e-6
@@ -25,6 +26,8 @@ def register() -> None:
     _score_each_prompt_with_its_own_adapter()
     _compute_without_kernels()
     completeness.install()
+    for method in registry.every():
+        method.install()
 
 
 def _nap_instead_of_spinning() -> None:

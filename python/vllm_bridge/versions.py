@@ -2,6 +2,8 @@
 
 from importlib import metadata
 
+from vllm_bridge.quantization import registry
+
 # The distributions that the handshake tells of, and the name each goes by.
 _DISTRIBUTIONS = {
     "vllm": "vllm",
@@ -10,10 +12,7 @@ _DISTRIBUTIONS = {
     "transformers": "transformers",
     "msgspec": "msgspec",
     "compressed-tensors": "compressed-tensors",
-    "bitsandbytes": "bitsandbytes",
-    "torchao": "torchao",
-    "vllm-bnb-plugin": "vllm-bnb-plugin",
-    "vllm-gguf-plugin": "vllm-gguf-plugin",
+    **{name: name for name in registry.distributions()},
 }
 
 

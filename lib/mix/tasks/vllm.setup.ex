@@ -1,6 +1,15 @@
 defmodule Mix.Tasks.Vllm.Setup do
   @shortdoc "Installs vLLM into a virtual environment of this library's own"
 
+  # What each lock of an extra holds.
+  @extras Enum.map_join(VLLM.Python.extras(), "\n", fn extra ->
+            @external_resource VLLM.Python.lock(extra)
+            pins =
+              Enum.map_join(VLLM.Python.pins(extra), ", ", &Enum.join(Tuple.to_list(&1), " "))
+
+            ~s(| `#{extra}` | `quantization: "#{extra}"` | #{pins} |)
+          end)
+
   @moduledoc """
   Installs vLLM into a virtual environment of this library's own.
 
@@ -23,10 +32,9 @@ defmodule Mix.Tasks.Vllm.Setup do
 
       mix vllm.setup --with bitsandbytes,torchao
 
-  | extra | brings |
-  | --- | --- |
-  | `bitsandbytes` | `quantization: "bitsandbytes"`: bitsandbytes and vLLM's plugin for it |
-  | `torchao` | `quantization: "torchao"` |
+  | extra | for | brings |
+  | --- | --- | --- |
+  #{@extras}
 
   They are added to the environment that is there, in pinned versions, within a minute. Every
   later `mix vllm.setup` keeps them; a new environment, such as that of another release of this

@@ -1,14 +1,26 @@
 """How quantized models are loaded and computed, where that is not all vLLM's doing."""
 
 import logging
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from vllm_bridge.models import Checkpoint
+if TYPE_CHECKING:
+    from vllm_bridge.models import Checkpoint
 
 logger = logging.getLogger(__name__)
 
 
-def as_loaded(checkpoint: Checkpoint) -> Checkpoint:
+def check(checkpoint: "Checkpoint") -> None:
+    """Raises ``invalid_checkpoint`` where a checkpoint's weights are not what its config says.
+    Reads headers and a few small tensors."""
+    from vllm_bridge.quantization import packing, registry
+
+    if checkpoint.quantization is None:
+        packing.check_plain(checkpoint)
+    else:
+        registry.of((checkpoint.quant_method or "").lower()).check(checkpoint)
+
+
+def as_loaded(checkpoint: "Checkpoint") -> "Checkpoint":
     """What the checkpoint is in memory, on this platform. Imports vLLM."""
     from vllm.platforms import current_platform
 

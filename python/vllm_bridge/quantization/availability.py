@@ -14,61 +14,33 @@ from typing import Any
 from vllm_bridge import diagnosis
 from vllm_bridge.errors import BridgeError
 from vllm_bridge.models import Checkpoint
-from vllm_bridge.quantization import layers
-
-# The methods whose packages vLLM does not bring, and the modules of those packages. An extra of
-# `mix vllm.setup --with` has the method's name.
-EXTRAS: Mapping[str, tuple[str, ...]] = {
-    "bitsandbytes": ("bitsandbytes", "vllm_bnb_plugin"),
-    "torchao": ("torchao",),
-}
-
-
-def _tensors(form: str, bits: int, kind: str, **groups: Any) -> tuple[str, dict[str, Any]]:
-    """A config of compressed-tensors for all linear layers."""
-    weights = {"num_bits": bits, "type": kind, "symmetric": True, "dynamic": False} | groups
-    group: dict[str, Any] = {"targets": ["Linear"], "weights": weights}
-    if groups["strategy"] == "channel":
-        group["input_activations"] = weights | {"strategy": "token", "dynamic": True}
-    return "compressed-tensors", {"format": form, "config_groups": {"group_0": group}}
-
-
-# What checkpoints of the usual formats say of themselves, by what people call the formats.
-FORMATS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
-    "awq (4 bits)": ("awq", {"bits": 4, "group_size": 128, "zero_point": True}),
-    "gptq (4 bits, symmetric)": (
-        "gptq",
-        {"bits": 4, "group_size": 128, "sym": True, "desc_act": False},
-    ),
-    "gptq (8 bits)": ("gptq", {"bits": 8, "group_size": 128, "sym": True, "desc_act": False}),
-    "compressed-tensors (W4A16)": _tensors(
-        "pack-quantized", 4, "int", strategy="group", group_size=128
-    ),
-    "compressed-tensors (W8A8)": _tensors("int-quantized", 8, "int", strategy="channel"),
-    "compressed-tensors (FP8)": _tensors("float-quantized", 8, "float", strategy="channel"),
-    "fp8": ("fp8", {"activation_scheme": "dynamic"}),
-    "bitsandbytes (4 bits)": ("bitsandbytes", {"load_in_4bit": True}),
-    "bitsandbytes (8 bits)": ("bitsandbytes", {"load_in_8bit": True}),
-    "mxfp4": ("mxfp4", {}),
-}
+from vllm_bridge.quantization import layers, registry
 
 
 def check_packages(method: str) -> None:
     """Raises ``unsupported_quantization`` where a method needs packages that are not there."""
-    missing = [name for name in EXTRAS.get(method, ()) if not importlib.util.find_spec(name)]
+    extra = registry.of(method).extra
+    if extra is None:
+        return
+    missing = [name for name in extra.modules.values() if not importlib.util.find_spec(name)]
     if missing:
         raise BridgeError(
             "unsupported_quantization",
             f"Quantization with {method} needs packages that are not installed "
-            f"({', '.join(missing)}). Run `mix vllm.setup --with {method}`.",
-            {"quantization": method, "missing": missing, "extra": method},
+            f"({', '.join(missing)}). Run `mix vllm.setup --with {extra.name}`.",
+            {"quantization": method, "missing": missing, "extra": extra.name},
         )
 
 
 @functools.cache
 def formats() -> tuple[str, ...]:
     """The formats of checkpoints that run here."""
-    return tuple(name for name, example in FORMATS.items() if _format_runs(*example))
+    return tuple(
+        name
+        for method in registry.every()
+        for name, config in method.formats
+        if _format_runs(method.name, config)
+    )
 
 
 @functools.cache
@@ -189,12 +161,12 @@ def needs_checkpoint(method: str, folder: str) -> bool:
     return online_config(method) is None
 
 
-def _format_runs(method: str, example: Mapping[str, Any]) -> bool:
+def _format_runs(method: str, config: Mapping[str, Any]) -> bool:
     from vllm.model_executor.layers.quantization import get_quantization_config
 
     try:
         check_packages(method)
-        config = get_quantization_config(method).from_config({"quant_method": method, **example})
+        made = get_quantization_config(method).from_config({"quant_method": method, **config})
     except (BridgeError, ValueError):
         return False
-    return refusal(config) is None
+    return refusal(made) is None

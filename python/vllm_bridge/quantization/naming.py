@@ -7,27 +7,7 @@ from typing import Any
 
 from vllm_bridge.errors import BridgeError, nearest
 from vllm_bridge.models import Checkpoint
-from vllm_bridge.quantization import availability
-
-# What people and tools call vLLM's methods, where that is not vLLM's name in another spelling.
-OTHER_NAMES = {
-    "autoawq": "awq",
-    "llm-awq": "awq",
-    "autogptq": "gptq",
-    "gptqmodel": "gptq",
-    "gptq-model": "gptq",
-    "autoround": "inc",
-    "auto-round": "inc",
-    "intel-auto-round": "inc",
-    "llmcompressor": "compressed-tensors",
-    "llm-compressor": "compressed-tensors",
-    "bnb": "bitsandbytes",
-    "nf4": "bitsandbytes",
-    "ao": "torchao",
-    "torch-ao": "torchao",
-    "float8": "fp8",
-    "nvfp4": "modelopt_fp4",
-}
+from vllm_bridge.quantization import availability, registry
 
 _OVERRIDES = ("quantization_config", "quantization_config_file", "quantization_config_dict_json")
 
@@ -56,8 +36,8 @@ def check(checkpoint: Checkpoint, arguments: dict[str, Any]) -> None:
             f"{availability.advice()}",
             {"quantization": own, "allowed": methods()},
         )
-    if arguments.get("load_format") == "bitsandbytes":
-        availability.check_packages("bitsandbytes")
+    if loads := registry.of_load_format(arguments.get("load_format")):
+        availability.check_packages(loads.name)
     asked = arguments.get("quantization")
     if asked is None:
         return
@@ -77,8 +57,8 @@ def check(checkpoint: Checkpoint, arguments: dict[str, Any]) -> None:
 def resolve(name: str) -> str | None:
     """vLLM's name of a method; also of one whose package is an extra that is not installed."""
     spelling = _spelling(name)
-    known = {_spelling(method): method for method in [*availability.EXTRAS, *methods()]}
-    return known.get(spelling) or known.get(_spelling(OTHER_NAMES.get(spelling, "")))
+    known = {_spelling(method): method for method in [*registry.extras(), *methods()]}
+    return known.get(spelling) or known.get(_spelling(registry.other_names().get(spelling, "")))
 
 
 def methods() -> list[str]:
@@ -131,8 +111,9 @@ def _mismatch(asked: str, checkpoint: Checkpoint, own: str) -> BridgeError:
 
 
 def _unknown(asked: str) -> BridgeError:
-    suggestion = nearest(_spelling(asked), [*methods(), *availability.EXTRAS, *OTHER_NAMES])
-    suggestion = suggestion and OTHER_NAMES.get(suggestion, suggestion)
+    others = registry.other_names()
+    suggestion = nearest(_spelling(asked), [*methods(), *registry.extras(), *others])
+    suggestion = suggestion and others.get(suggestion, suggestion)
     return BridgeError(
         "unsupported_quantization",
         f"The installed vLLM has no quantization method `{asked}`."

@@ -19,40 +19,30 @@ vLLM's own methods with eight bits quantize the experts of mixtures only. Both c
 nothing of the device but what vLLM asks for them, and are vLLM's documented ways on GPUs too.
 """
 
-import json
-from collections.abc import Mapping
 from typing import Any
 
-from vllm_bridge.errors import BridgeError, nearest
+from vllm_bridge.errors import BridgeError
 from vllm_bridge.models import Checkpoint
-from vllm_bridge.quantization import availability, naming
-
-# The method for each dtype that is none of vLLM's, and what to say of it.
-METHODS: Mapping[str, tuple[str, str]] = {
-    "int8": ("torchao", "8-bit weights with a scale per channel, by torchao"),
-    "int4": ("bitsandbytes", "4-bit weights (NF4), by bitsandbytes"),
-}
-
-# torchao's way to quantize where none is named.
-TORCHAO_DEFAULT = "Int8WeightOnlyConfig"
+from vllm_bridge.quantization import availability, naming, registry
 
 
 def take_dtype(options: dict[str, Any]) -> str | None:
     """Replaces a ``dtype`` that means a quantization by what vLLM knows.
 
     Returns:
-        the dtype that was asked for, if it was one of ``METHODS``
+        the dtype that was asked for, if it means a method
 
     Raises:
         BridgeError: ``invalid_option`` or ``unsupported_quantization``
     """
-    # The loader of bitsandbytes is chosen by the method, and only the method is checked.
-    if options.get("load_format") == "bitsandbytes":
+    # A loader is chosen by its method, and only the method is checked.
+    if loads := registry.of_load_format(options.get("load_format")):
         del options["load_format"]
-        options.setdefault("quantization", "bitsandbytes")
+        options.setdefault("quantization", loads.name)
     asked = options.get("dtype")
     dtype = asked.strip().lower() if isinstance(asked, str) else None
-    if dtype is None or dtype not in METHODS:
+    method = registry.online_dtypes().get(dtype or "")
+    if method is None:
         return None
     if options.get("quantization") is not None:
         raise BridgeError(
@@ -61,10 +51,9 @@ def take_dtype(options: dict[str, Any]) -> str | None:
             "or the dtype.",
             {"option": "dtype", "value": asked},
         )
-    method = METHODS[dtype][0]
-    availability.check_packages(method)
+    availability.check_packages(method.name)
     del options["dtype"]
-    options["quantization"] = method
+    options["quantization"] = method.name
     return dtype
 
 
@@ -85,73 +74,36 @@ def check(checkpoint: Checkpoint, dtype: str | None) -> None:
 
 
 def take_settings(options: dict[str, Any]) -> str | None:
-    """Gives torchao its settings in the place where vLLM looks for them.
-
-    They are the option ``quantization_config``: the name of one of torchao's configs, or a map
-    with the name as ``type`` and its arguments. Imports vLLM and torchao.
+    """Gives the settings of a method that has its own to the place where vLLM looks for them.
 
     Returns:
-        the name of the config
+        their name; see ``Method.take_settings``
 
     Raises:
-        BridgeError: ``invalid_option``, or ``unsupported_quantization`` without torchao
+        BridgeError: ``invalid_option``, or ``unsupported_quantization`` without the packages
     """
     asked = options.get("quantization")
-    overrides = options.get("hf_overrides") or {}
-    if (
-        not isinstance(asked, str)
-        or naming.resolve(asked) != "torchao"
-        or not isinstance(overrides, dict)
-        or any(name.startswith("quantization_config") for name in overrides)
-    ):
+    name = naming.resolve(asked) if isinstance(asked, str) else None
+    if name is None:
         return None
-    availability.check_packages("torchao")
-    name, settings = _torchao_config(options.pop("quantization_config", None))
-    options["hf_overrides"] = overrides | {"quantization_config_dict_json": json.dumps(settings)}
-    return name
+    availability.check_packages(name)
+    return registry.of(name).take_settings(options)
 
 
-def note(dtype: str | None, settings: str | None, is_mixture: bool) -> str | None:
+def note(dtype: str | None, settings: str | None, model_config: Any) -> str | None:
     """What is to be said of a loaded engine.
 
     Args:
         dtype: what ``take_dtype`` returned
         settings: what ``take_settings`` returned
-        is_mixture: whether the model has experts, which vLLM does not have torchao quantize
+        model_config: vLLM's
     """
-    how = METHODS[dtype][1] if dtype else f"torchao's {settings}" if settings else None
-    if how is None:
+    method = registry.of(model_config.quantization)
+    if dtype is not None and method.online is not None:
+        how = method.online.words
+    elif settings is not None:
+        how = f"{method.name}'s {settings}"
+    else:
         return None
-    experts = " Its experts are left as they are." if settings and is_mixture else ""
-    return f"Quantized while it was loaded: {how}.{experts}"
-
-
-def _torchao_config(given: Any) -> tuple[str, Any]:
-    import torchao.quantization
-    from torchao.core.config import AOBaseConfig, config_to_dict
-
-    known = {
-        name: value
-        for name, value in vars(torchao.quantization).items()
-        if isinstance(value, type) and issubclass(value, AOBaseConfig)
-    }
-    arguments = dict(given) if isinstance(given, dict) else {"type": given or TORCHAO_DEFAULT}
-    name = arguments.pop("type", TORCHAO_DEFAULT)
-    if name not in known:
-        suggestion = nearest(str(name), {key.lower(): key for key in known})
-        suggestion = suggestion and next(key for key in known if key.lower() == suggestion)
-        raise BridgeError(
-            "invalid_option",
-            f"torchao has no config `{name}`."
-            + (f" Did you mean `{suggestion}`?" if suggestion else "")
-            + f" It has: {', '.join(sorted(known))}.",
-            {"option": "quantization_config", "nearest": suggestion, "allowed": sorted(known)},
-        )
-    try:
-        return name, config_to_dict(known[name](**arguments))
-    except Exception as error:  # each config checks its arguments in its own way
-        raise BridgeError(
-            "invalid_option",
-            f"torchao's `{name}` does not take these settings: {error}.",
-            {"option": "quantization_config", "value": given},
-        ) from error
+    experts = method.experts_note if model_config.is_moe else ""
+    return f"Quantized while it was loaded: {how}. {experts}".rstrip()

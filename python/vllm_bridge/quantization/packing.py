@@ -7,10 +7,12 @@ vLLM loads most such checkpoints and answers nonsense, or ends with words about 
 import math
 import os
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vllm_bridge.errors import BridgeError
-from vllm_bridge.models import Checkpoint, Tensor
+
+if TYPE_CHECKING:
+    from vllm_bridge.models import Checkpoint, Tensor
 
 _FLOATS = ("F64", "F32", "F16", "BF16")
 
@@ -21,36 +23,8 @@ _BYTE = 8
 _SAMPLE = 2**20
 
 
-def check(checkpoint: Checkpoint) -> None:
-    """Raises ``invalid_checkpoint`` where a config of AWQ, GPTQ, compressed-tensors or no
-    quantization contradicts the weights, or weights of bitsandbytes lack what belongs to them."""
-    if checkpoint.quantization is None:
-        _check_plain(checkpoint)
-        return
-    config = checkpoint.quantization
-    method = (checkpoint.quant_method or "").lower()
-    if method == "bitsandbytes":
-        _check_bitsandbytes(checkpoint)
-    if method == "compressed-tensors":
-        _check_range(checkpoint, config)
-    # Other settings for single layers, and another layout, are left to vLLM.
-    if method not in ("awq", "gptq") or config.get("dynamic") or _is_gemv(config):
-        return
-    bits, group = (_number(checkpoint, config, name) for name in ("bits", "group_size"))
-    if bits is None or group is None:
-        return  # by other names
-    packed = [name for name in checkpoint.tensors if name.endswith(".qweight")]
-    if checkpoint.tensors and not packed:
-        raise _contradiction(checkpoint, "none of the weights is packed")
-    for name in packed:
-        _check_shapes(checkpoint, name, method, bits, group)
-    if packed and method == "gptq":
-        _check_gptq(checkpoint, packed[0].rpartition(".")[0], config, bits, group)
-    if packed and method == "awq" and config.get("zero_point") is False:
-        _check_zeros(checkpoint, packed[0].rpartition(".")[0], bits, 0)
-
-
-def _check_plain(checkpoint: Checkpoint) -> None:
+def check_plain(checkpoint: "Checkpoint") -> None:
+    """Raises ``invalid_checkpoint`` where a model that is not quantized, by its config, is."""
     folder = checkpoint.folder
     if folder is None or any("quant" in name for name in os.listdir(folder)):
         return  # some tools have a file of their own for their settings
@@ -64,8 +38,10 @@ def _check_plain(checkpoint: Checkpoint) -> None:
             )
 
 
-def _check_bitsandbytes(checkpoint: Checkpoint) -> None:
-    """Beside each weight lie its scales and what else its numbers mean, the same for all; the
+def check_bitsandbytes(checkpoint: "Checkpoint") -> None:
+    """Raises ``invalid_checkpoint`` where weights of bitsandbytes lack what belongs to them.
+
+    Beside each weight lie its scales and what else its numbers mean, the same for all; the
     loader takes what it finds."""
     tensors = checkpoint.tensors
     parts: dict[str, set[str]] = {
@@ -93,11 +69,35 @@ def _check_bitsandbytes(checkpoint: Checkpoint) -> None:
             )
 
 
+def check_integers(checkpoint: "Checkpoint", method: str) -> None:
+    """Raises ``invalid_checkpoint`` where a config of AWQ or GPTQ contradicts the weights.
+
+    Args:
+        method: ``awq`` or ``gptq``, which pack the integers in different ways
+    """
+    config = checkpoint.quantization or {}
+    # Other settings for single layers, and another layout, are left to vLLM.
+    if config.get("dynamic") or _is_gemv(config):
+        return
+    bits, group = (_number(checkpoint, config, name) for name in ("bits", "group_size"))
+    if bits is None or group is None:
+        return  # by other names
+    packed = [name for name in checkpoint.tensors if name.endswith(".qweight")]
+    if checkpoint.tensors and not packed:
+        raise _contradiction(checkpoint, "none of the weights is packed")
+    for name in packed:
+        _check_shapes(checkpoint, name, method, bits, group)
+    if packed and method == "gptq":
+        _check_gptq(checkpoint, packed[0].rpartition(".")[0], config, bits, group)
+    if packed and method == "awq" and config.get("zero_point") is False:
+        _check_zeros(checkpoint, packed[0].rpartition(".")[0], bits, 0)
+
+
 def _is_gemv(config: Mapping[str, Any]) -> bool:
     return "gemv" in str(config.get("version", config.get("format"))).lower()
 
 
-def _number(checkpoint: Checkpoint, config: Mapping[str, Any], name: str) -> int | None:
+def _number(checkpoint: "Checkpoint", config: Mapping[str, Any], name: str) -> int | None:
     if name not in config:
         return None
     value = config[name]
@@ -110,7 +110,7 @@ def _number(checkpoint: Checkpoint, config: Mapping[str, Any], name: str) -> int
     )
 
 
-def _check_shapes(checkpoint: Checkpoint, name: str, method: str, bits: int, group: int) -> None:
+def _check_shapes(checkpoint: "Checkpoint", name: str, method: str, bits: int, group: int) -> None:
     module = name.rpartition(".")[0]
     shape = checkpoint.tensors[name].shape
     scales = checkpoint.tensors.get(f"{module}.scales")
@@ -132,7 +132,7 @@ def _check_shapes(checkpoint: Checkpoint, name: str, method: str, bits: int, gro
 
 
 def _check_gptq(
-    checkpoint: Checkpoint, module: str, config: Mapping[str, Any], bits: int, group: int
+    checkpoint: "Checkpoint", module: str, config: Mapping[str, Any], bits: int, group: int
 ) -> None:
     """What vLLM does not look at: it takes the zero points of symmetric weights for granted, and
     their order."""
@@ -148,7 +148,7 @@ def _check_gptq(
             raise _contradiction(checkpoint, f"`{module}.g_idx` has the columns in another order")
 
 
-def _check_zeros(checkpoint: Checkpoint, module: str, bits: int, less: int) -> None:
+def _check_zeros(checkpoint: "Checkpoint", module: str, bits: int, less: int) -> None:
     """Whether the zero points of weights that are said to be symmetric are in the middle, or
     ``less`` below it."""
     import numpy
@@ -163,11 +163,12 @@ def _check_zeros(checkpoint: Checkpoint, module: str, bits: int, less: int) -> N
         raise _contradiction(checkpoint, f"`{module}.qzeros` are not those of symmetric weights")
 
 
-def _check_range(checkpoint: Checkpoint, config: Mapping[str, Any]) -> None:
-    """Whether integers that have a byte each are of no more bits than the config says; vLLM cuts
-    off what is more."""
+def check_range(checkpoint: "Checkpoint") -> None:
+    """Raises ``invalid_checkpoint`` where integers of compressed-tensors that have a byte each are
+    of more bits than the config says; vLLM cuts off what is more."""
     import numpy
 
+    config = checkpoint.quantization or {}
     groups = config.get("config_groups")
     weights = [group.get("weights") or {} for group in groups.values()] if groups else []
     bits = max((_number(checkpoint, one, "num_bits") or _BYTE for one in weights), default=_BYTE)
@@ -183,13 +184,13 @@ def _check_range(checkpoint: Checkpoint, config: Mapping[str, Any]) -> None:
             return
 
 
-def _read(tensor: Tensor) -> Any:
+def _read(tensor: "Tensor") -> Any:
     import numpy
 
     return numpy.fromfile(tensor.file, "<i4", tensor.size // 4, offset=tensor.start)
 
 
-def _contradiction(checkpoint: Checkpoint, what: str) -> BridgeError:
+def _contradiction(checkpoint: "Checkpoint", what: str) -> BridgeError:
     return BridgeError(
         "invalid_checkpoint",
         f"The model's config does not describe its weights: it says "

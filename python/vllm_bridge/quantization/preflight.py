@@ -11,7 +11,7 @@ from typing import Any
 from vllm_bridge import diagnosis
 from vllm_bridge.errors import BridgeError
 from vllm_bridge.models import Checkpoint
-from vllm_bridge.quantization import availability, kv_cache, layers
+from vllm_bridge.quantization import availability, kv_cache, layers, registry
 
 logger = logging.getLogger(__name__)
 
@@ -75,9 +75,10 @@ def _check_layers(config: Any, checkpoint: Checkpoint) -> str | None:
     try:
         with layers.linear(config, model.dtype, quant_config, name, columns, rows) as layer:
             quantized = layers.is_quantized(layer)
-            if quantized and config.load_config.load_format == "bitsandbytes":
-                _check_room(config, layer)
-            if quantized or quant_config is None:
+            method = registry.of(model.quantization)
+            if quantized:
+                method.check_layer(config, layer)
+            if method.has_final_shapes and (quantized or quant_config is None):
                 _check_shapes(config, checkpoint, name, layers.shapes(layer))
             kernel = layers.kernel(layer) if quantized else None
         if quant_config is not None and checkpoint.quantization is None and not quantized:
@@ -111,10 +112,9 @@ def _check_experts(config: Any, checkpoint: Checkpoint) -> None:
     try:
         with _experts(config, checkpoint):
             pass
-        # Its loader looks for experts where older versions of vLLM had them.
-        if method != "bitsandbytes" or not online:
+        reason = registry.of(method).no_online_experts
+        if reason is None or not online:
             return
-        reason = "the plugin for bitsandbytes does not find them while it quantizes a model"
     except Exception as error:
         if not _is_refusal(error):
             logger.info("the experts could not be looked at before loading: %r", error)
@@ -131,10 +131,15 @@ def _check_experts(config: Any, checkpoint: Checkpoint) -> None:
 def _instead(config: Any, online: bool) -> str:
     if config.lora_config is not None:
         return "Leave out `enable_lora`: vLLM has no kernel for adapters over experts on CPUs."
-    others = '`dtype: "int8"`, which quantizes its other layers, ' if online else ""
+    others = [
+        f'`dtype: "{dtype}"`, which quantizes its other layers, '
+        for dtype, method in registry.online_dtypes().items()
+        if online and method.no_online_experts is None
+    ]
+    formats = [method.experts for method in registry.every() if method.experts is not None]
     return (
-        f"Use the plain model, {others}or a variant of it in FP8, or in 4 bits by AWQ, GPTQ or "
-        "compressed-tensors (W4A16 in groups); those are dequantized while they are loaded."
+        f"Use the plain model, {''.join(others)}or a variant of it in one of {', '.join(formats)}; "
+        "those are dequantized while they are loaded."
     )
 
 
@@ -186,26 +191,9 @@ def _check_effect(config: Any) -> None:
     )
 
 
-def _check_room(config: Any, layer: Any) -> None:
-    """Whether vLLM makes room for the bytes that bitsandbytes packs weights into: it counts them by
-    the dtype that the model computes in."""
-    weights = layer.input_size * layer.output_size
-    packed = weights if config.quant_config.load_in_8bit else weights // 2
-    if layer.weight.numel() != packed:
-        dtype = str(config.model_config.dtype).removeprefix("torch.")
-        raise BridgeError(
-            "unsupported_quantization",
-            f"With bitsandbytes a model cannot compute in {dtype} here. Leave `dtype` out, or give "
-            '`dtype: "bfloat16"`.',
-            {"option": "dtype", "value": dtype},
-        )
-
-
 def _check_shapes(
     config: Any, checkpoint: Checkpoint, module: str, shapes: Mapping[str, tuple[int, ...]]
 ) -> None:
-    if config.load_config.load_format == "bitsandbytes":
-        return  # packs its weights when it has them
     for parameter in _WEIGHTS:
         tensor = checkpoint.tensors.get(f"{module}.{parameter}")
         expected = shapes.get(parameter)

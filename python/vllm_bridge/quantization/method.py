@@ -1,0 +1,164 @@
+"""What a quantization method is here: what this library knows of it beside what vLLM says.
+
+Which methods there are, and which run, is the installed vLLM's to say. A file of ``methods`` adds
+what vLLM does not: it declares a subclass of ``Method`` and is found by ``registry``. Nothing here
+imports vLLM or torch, so that a checkpoint can be looked at without them.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+
+if TYPE_CHECKING:
+    from vllm_bridge.models import Checkpoint
+
+
+class Format(NamedTuple):
+    """A format of checkpoints.
+
+    Args:
+        name: what people call it
+        config: what such a checkpoint says of itself in its ``quantization_config``
+    """
+
+    name: str
+    config: Mapping[str, Any]
+
+
+class Extra(NamedTuple):
+    """Packages that vLLM does not bring. Their lock is ``priv/requirements/NAME.txt``.
+
+    Args:
+        name: what ``mix vllm.setup --with`` calls them
+        modules: what is imported of each, by the name of its distribution
+    """
+
+    name: str
+    modules: Mapping[str, str]
+
+
+class Online(NamedTuple):
+    """How a method quantizes a plain model while it is loaded.
+
+    Args:
+        bytes: what a weight takes at least, at the moment when that is most
+        dtype: the ``dtype`` that means the method; None where it has none
+        words: what is said of an engine that was started with that dtype
+        as_read: whether each weight is quantized as it is read, not the whole model at the end
+    """
+
+    bytes: float
+    dtype: str | None = None
+    words: str = ""
+    as_read: bool = False
+
+
+class Bytes(NamedTuple):
+    """What a weight takes, with its part of the scales.
+
+    Args:
+        disk: in a checkpoint
+        memory: once it is loaded, where the device has a kernel for it
+    """
+
+    disk: float
+    memory: float
+
+
+class Method:
+    """A method of vLLM or of one of its plugins. As it is, one that nothing is known of."""
+
+    # vLLM's name of it.
+    name: ClassVar[str] = ""
+
+    # What people and tools call it, in lower case and with `-` for `_`, where that is not vLLM's
+    # name in another spelling.
+    other_names: ClassVar[tuple[str, ...]] = ()
+
+    extra: ClassVar[Extra | None] = None
+
+    # The usual formats of its checkpoints.
+    formats: ClassVar[tuple[Format, ...]] = ()
+
+    # None for methods that only load checkpoints, and those of which only vLLM knows.
+    online: ClassVar[Online | None] = None
+
+    # The `load_format` of vLLM's that goes with it.
+    load_format: ClassVar[str | None] = None
+
+    # Whether its layers have the shape of the checkpoint's tensors before they hold any.
+    has_final_shapes: ClassVar[bool] = True
+
+    # The format whose experts are dequantized on a CPU that has no kernel for them.
+    experts: ClassVar[str | None] = None
+
+    # What is to be said of the experts of a mixture that it has quantized online.
+    experts_note: ClassVar[str] = ""
+
+    # Why it cannot quantize the experts of a mixture online, where vLLM does not say it in time.
+    no_online_experts: ClassVar[str | None] = None
+
+    def is_named(self, name: str) -> bool:
+        """Whether vLLM's ``name`` means this method."""
+        return name == self.name
+
+    def bytes_per_weight(self, config: Mapping[str, Any]) -> Bytes | None:
+        """What a weight of a linear layer takes in a checkpoint with this config; None where that
+        is not known."""
+        return None
+
+    def online_bytes(self, checkpoint: "Checkpoint") -> float | None:
+        """``Online.bytes``, for this model on this device."""
+        return None if self.online is None else self.online.bytes
+
+    def check(self, checkpoint: "Checkpoint") -> None:
+        """Looks at the files of a checkpoint of this method, before vLLM is imported.
+
+        Raises:
+            BridgeError: ``invalid_checkpoint`` where they are not what their config says
+        """
+
+    def check_layer(self, config: Any, layer: Any) -> None:
+        """Looks at a quantized linear layer as vLLM makes it, before weights are read.
+
+        Args:
+            config: vLLM's config of the engine
+
+        Raises:
+            BridgeError: ``unsupported_quantization``
+        """
+
+    def take_settings(self, options: dict[str, Any]) -> str | None:
+        """Brings the user's ``quantization_config`` for a plain model to where vLLM looks for it.
+
+        Returns:
+            what the settings are called; None where there are none of this method's
+
+        Raises:
+            BridgeError: ``invalid_option``
+        """
+        return None
+
+    def install(self) -> None:
+        """Gives vLLM what it lacks of the method. Called in each of its processes, possibly more
+        than once."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Grouped:
+    """Integers with a scale for each group.
+
+    Args:
+        bits: of each
+        group: how many share a scale; as many as there are where it is not positive
+        scale_bits: of a scale, and what else each group has, such as a zero point
+    """
+
+    bits: float
+    group: int
+    scale_bits: float
+
+    def bytes(self) -> Bytes:
+        scales = self.scale_bits / self.group if self.group > 0 else 0.0
+        each = (self.bits + scales) / 8
+        return Bytes(each, each)

@@ -1,0 +1,60 @@
+"""bitsandbytes, by a plugin of vLLM: 4 bits as NF4 or FP4 in blocks of 64, or LLM.int8()."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from vllm_bridge.errors import BridgeError
+from vllm_bridge.quantization import packing
+from vllm_bridge.quantization.method import Bytes, Extra, Format, Grouped, Method, Online
+
+if TYPE_CHECKING:
+    from vllm_bridge.models import Checkpoint
+
+_BLOCK = 64
+_FLOAT32 = 32
+
+
+class BitsAndBytes(Method):
+    name = "bitsandbytes"
+    other_names = ("bnb", "nf4")
+    extra = Extra(
+        "bitsandbytes", {"bitsandbytes": "bitsandbytes", "vllm-bnb-plugin": "vllm_bnb_plugin"}
+    )
+    formats = (
+        Format("bitsandbytes (4 bits)", {"load_in_4bit": True}),
+        Format("bitsandbytes (8 bits)", {"load_in_8bit": True}),
+    )
+    online = Online(
+        bytes=Grouped(4, _BLOCK, _FLOAT32).bytes().memory,
+        dtype="int4",
+        words="4-bit weights (NF4), by bitsandbytes",
+        as_read=True,
+    )
+    load_format = "bitsandbytes"
+    has_final_shapes = False
+    # Its loader looks for experts where older versions of vLLM had them.
+    no_online_experts = "the plugin for bitsandbytes does not find them while it quantizes a model"
+
+    def bytes_per_weight(self, config: Mapping[str, Any]) -> Bytes:
+        if config.get("load_in_8bit"):
+            return Bytes(1.0, 1.0)
+        # With `double`, scales have 8 bits each, and scales of their own.
+        double = config.get("bnb_4bit_use_double_quant")
+        return Grouped(4, _BLOCK, 8 if double else _FLOAT32).bytes()
+
+    def check(self, checkpoint: "Checkpoint") -> None:
+        packing.check_bitsandbytes(checkpoint)
+
+    def check_layer(self, config: Any, layer: Any) -> None:
+        # vLLM makes room for the packed bytes, and counts them by the dtype that the model
+        # computes in.
+        weights = layer.input_size * layer.output_size
+        packed = weights if config.quant_config.load_in_8bit else weights // 2
+        if layer.weight.numel() != packed:
+            dtype = str(config.model_config.dtype).removeprefix("torch.")
+            raise BridgeError(
+                "unsupported_quantization",
+                f"With bitsandbytes a model cannot compute in {dtype} here. Leave `dtype` out, or "
+                'give `dtype: "bfloat16"`.',
+                {"option": "dtype", "value": dtype},
+            )

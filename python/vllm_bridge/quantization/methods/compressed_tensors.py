@@ -1,0 +1,51 @@
+"""compressed-tensors, of llm-compressor: integers or floats of 4 or 8 bits, packed or not."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from vllm_bridge.quantization import packing
+from vllm_bridge.quantization.method import Bytes, Format, Grouped, Method
+
+if TYPE_CHECKING:
+    from vllm_bridge.models import Checkpoint
+
+
+def _config(form: str, bits: int, kind: str, **groups: Any) -> Mapping[str, Any]:
+    """What a checkpoint says whose linear layers are all quantized in one way."""
+    weights = {"num_bits": bits, "type": kind, "symmetric": True, "dynamic": False} | groups
+    group: dict[str, Any] = {"targets": ["Linear"], "weights": weights}
+    if groups["strategy"] == "channel":
+        group["input_activations"] = weights | {"strategy": "token", "dynamic": True}
+    return {"format": form, "config_groups": {"group_0": group}}
+
+
+class CompressedTensors(Method):
+    name = "compressed-tensors"
+    other_names = ("llmcompressor", "llm-compressor")
+    formats = (
+        Format(
+            "compressed-tensors (W4A16)",
+            _config("pack-quantized", 4, "int", strategy="group", group_size=128),
+        ),
+        Format("compressed-tensors (W8A8)", _config("int-quantized", 8, "int", strategy="channel")),
+        Format(
+            "compressed-tensors (FP8)", _config("float-quantized", 8, "float", strategy="channel")
+        ),
+    )
+    experts = "compressed-tensors (W4A16 in groups)"
+
+    def bytes_per_weight(self, config: Mapping[str, Any]) -> Bytes | None:
+        groups = config.get("config_groups")
+        if not isinstance(groups, dict) or not groups:
+            return None
+        weights = next(iter(groups.values())).get("weights") or {}
+        bits, group = weights.get("num_bits"), weights.get("group_size")
+        if not isinstance(bits, int):
+            return None
+        if config.get("format") != "pack-quantized":
+            bits = 8  # a byte each
+        zero_point = 0 if weights.get("symmetric", True) else bits
+        return Grouped(bits, group or 0, 16 + zero_point).bytes()
+
+    def check(self, checkpoint: "Checkpoint") -> None:
+        packing.check_range(checkpoint)

@@ -1,0 +1,30 @@
+"""FP8, with a scale per matrix, row or block. CPUs without a kernel for it dequantize the weights:
+see ``quantization.fp8``."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from vllm_bridge.quantization.method import Bytes, Format, Method, Online
+
+if TYPE_CHECKING:
+    from vllm_bridge.models import Checkpoint
+
+_PLAIN = 2.0
+
+
+class FP8(Method):
+    name = "fp8"
+    other_names = ("float8",)
+    formats = (Format("fp8", {"activation_scheme": "dynamic"}),)
+    online = Online(bytes=1.0)
+    experts = "FP8"
+
+    def is_named(self, name: str) -> bool:
+        # `fp8_per_tensor` and the like are its other names in vLLM, by which it quantizes online.
+        return name.startswith("fp8")
+
+    def bytes_per_weight(self, config: Mapping[str, Any]) -> Bytes:
+        return Bytes(1.0, 1.0)
+
+    def online_bytes(self, checkpoint: "Checkpoint") -> float:
+        return _PLAIN if checkpoint.is_dequantized else 1.0

@@ -1,0 +1,31 @@
+"""GPTQ: integers in groups."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from vllm_bridge.quantization import packing
+from vllm_bridge.quantization.method import Bytes, Format, Grouped, Method
+
+if TYPE_CHECKING:
+    from vllm_bridge.models import Checkpoint
+
+
+class GPTQ(Method):
+    name = "gptq"
+    other_names = ("autogptq", "gptqmodel", "gptq-model")
+    formats = (
+        Format(
+            "gptq (4 bits, symmetric)",
+            {"bits": 4, "group_size": 128, "sym": True, "desc_act": False},
+        ),
+        Format("gptq (8 bits)", {"bits": 8, "group_size": 128, "sym": True, "desc_act": False}),
+    )
+    experts = "GPTQ"
+
+    def bytes_per_weight(self, config: Mapping[str, Any]) -> Bytes:
+        # Zero points are there also where all are the same.
+        bits, group = config.get("bits", 4), config.get("group_size", 128)
+        return Grouped(bits, group, 16 + bits).bytes()
+
+    def check(self, checkpoint: "Checkpoint") -> None:
+        packing.check_integers(checkpoint, "gptq")

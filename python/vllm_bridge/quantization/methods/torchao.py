@@ -1,0 +1,72 @@
+"""torchao, whose configs are settings of vLLM's method for it."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from vllm_bridge.errors import BridgeError, nearest
+from vllm_bridge.quantization.method import Bytes, Extra, Method, Online
+
+# How it quantizes where nothing is named.
+DEFAULT = "Int8WeightOnlyConfig"
+
+
+class TorchAO(Method):
+    name = "torchao"
+    other_names = ("ao", "torch-ao")
+    extra = Extra("torchao", {"torchao": "torchao"})
+    # It quantizes once the whole model is loaded.
+    online = Online(
+        bytes=2.0, dtype="int8", words="8-bit weights with a scale per channel, by torchao"
+    )
+
+    # vLLM does not have torchao quantize them.
+    experts_note = "Its experts are left as they are."
+
+    def bytes_per_weight(self, config: Mapping[str, Any]) -> Bytes | None:
+        return Bytes(1.0, 1.0) if "int8" in str(config).lower() else None
+
+    def take_settings(self, options: dict[str, Any]) -> str | None:
+        """They are the option ``quantization_config``: the name of one of torchao's configs, or a
+        map with the name as ``type`` and its arguments. Imports torchao."""
+        overrides = options.get("hf_overrides") or {}
+        if not isinstance(overrides, dict) or any(
+            name.startswith("quantization_config") for name in overrides
+        ):
+            return None
+        name, settings = _config(options.pop("quantization_config", None))
+        options["hf_overrides"] = overrides | {
+            "quantization_config_dict_json": json.dumps(settings)
+        }
+        return name
+
+
+def _config(given: Any) -> tuple[str, Any]:
+    import torchao.quantization
+    from torchao.core.config import AOBaseConfig, config_to_dict
+
+    known = {
+        name: value
+        for name, value in vars(torchao.quantization).items()
+        if isinstance(value, type) and issubclass(value, AOBaseConfig)
+    }
+    arguments = dict(given) if isinstance(given, dict) else {"type": given or DEFAULT}
+    name = arguments.pop("type", DEFAULT)
+    if name not in known:
+        suggestion = nearest(str(name), {key.lower(): key for key in known})
+        suggestion = suggestion and next(key for key in known if key.lower() == suggestion)
+        raise BridgeError(
+            "invalid_option",
+            f"torchao has no config `{name}`."
+            + (f" Did you mean `{suggestion}`?" if suggestion else "")
+            + f" It has: {', '.join(sorted(known))}.",
+            {"option": "quantization_config", "nearest": suggestion, "allowed": sorted(known)},
+        )
+    try:
+        return name, config_to_dict(known[name](**arguments))
+    except Exception as error:  # each config checks its arguments in its own way
+        raise BridgeError(
+            "invalid_option",
+            f"torchao's `{name}` does not take these settings: {error}.",
+            {"option": "quantization_config", "value": given},
+        ) from error
