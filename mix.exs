@@ -40,8 +40,11 @@ defmodule VLLM.MixProject do
   defp package do
     [
       licenses: ["Apache-2.0"],
+      # priv/python is a link to python/, and Hex packs it as one.
       files:
-        ~w(lib priv python/vllm_bridge python/*.dist-info mix.exs README.md CHANGELOG.md LICENSE)
+        ~w(lib priv python/vllm_bridge python/sitecustomize.py python/*.dist-info mix.exs) ++
+          ~w(README.md CHANGELOG.md LICENSE),
+      exclude_patterns: [~r/__pycache__/]
     ]
   end
 end

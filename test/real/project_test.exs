@@ -58,6 +58,13 @@ defmodule VLLM.Real.ProjectTest do
     assert run(dir, "mix", ["run", "-e", "Host.main()"]) =~ "It says:" <> completion()
 
     run(dir, "mix", ["release", "--quiet"])
+    [priv] = Path.wildcard(Path.join(dir, "_build/prod/rel/host/lib/ex_vllm-*/priv"))
+
+    for path <- VLLM.Shipped.files() do
+      path = String.replace_prefix(path, "priv/", "")
+      assert File.regular?(Path.join(priv, path)) or path == "python", path
+    end
+
     # The release stands alone: what it was built from is gone.
     File.rm_rf!(Path.join(dir, "lib"))
     release = Path.join(dir, "_build/prod/rel/host/bin/host")
