@@ -51,7 +51,10 @@ defmodule VLLM.Completions do
       Streaming.pipeline(table, prompts, request, &RequestOutput.from_wire/1, call)
     else
       # No prompt can be completed, and each is told so.
-      {:error, error} -> prompts |> Stream.with_index(fn _, index -> {index, {:error, error}} end)
+      {:error, error} ->
+        prompts
+        |> Stream.with_index()
+        |> Stream.map(fn {_, index} -> {index, {:error, error}} end)
     end
   end
 
