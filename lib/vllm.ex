@@ -44,8 +44,7 @@ defmodule VLLM do
   where there is none to spare.
   """
 
-  alias VLLM.Bridge.Connection
-  alias VLLM.Engine.{Config, Control, Replicas, Table}
+  alias VLLM.Engine.{Lifecycle, Replicas}
 
   alias VLLM.{
     BeamSearch,
@@ -55,7 +54,6 @@ defmodule VLLM do
     Classification,
     Completions,
     Conversation,
-    Delta,
     Embedding,
     Error,
     LLM,
@@ -71,7 +69,8 @@ defmodule VLLM do
     SamplingParams,
     Score,
     StructuredOutputsParams,
-    Upkeep
+    Upkeep,
+    Usage
   }
 
   @typedoc "An engine: its handle, its name, or the pid of its supervisor."
@@ -118,22 +117,7 @@ defmodule VLLM do
       {:ok, llm} = VLLM.llm("/models/llama", max_model_len: 4096)
   """
   @spec llm(String.t(), keyword() | map()) :: {:ok, LLM.t()} | {:error, Error.t()}
-  def llm(model, options \\ []) do
-    with {:ok, options} <- Options.to_map(options),
-         {:ok, config} <- Config.new(Map.put(options, "model", model)),
-         {:ok, pid} <- VLLM.Engine.start(%{config | owner: self()}) do
-      llm = %LLM{id: config.name || pid, model: config.model}
-
-      case await(llm, :all, :infinity, VLLM.Engine.Progress.printer(config)) do
-        :ok ->
-          {:ok, llm}
-
-        {:error, error} ->
-          stop(llm)
-          {:error, error}
-      end
-    end
-  end
+  def llm(model, options \\ []), do: Lifecycle.llm(model, options)
 
   @doc "Like `llm/2`, but returns the handle or raises `VLLM.Error`."
   @spec llm!(String.t(), keyword() | map()) :: LLM.t()
@@ -150,17 +134,7 @@ defmodule VLLM do
       MyApp.LLM
   """
   @spec child_spec(keyword() | map()) :: Supervisor.child_spec()
-  def child_spec(options) do
-    config = bang!(Config.new(options))
-
-    %{
-      id: config.name || __MODULE__,
-      start: {VLLM.Engine, :start_link, [config]},
-      type: :supervisor,
-      # An engine that `stop/1` has ended stays so.
-      restart: :transient
-    }
-  end
+  def child_spec(options), do: bang!(Lifecycle.child_spec(options))
 
   @doc """
   Waits until the engine serves requests, for at most `timeout` milliseconds.
@@ -170,37 +144,29 @@ defmodule VLLM do
       :ok = VLLM.await_ready(MyApp.LLM, 60_000)
   """
   @spec await_ready(engine(), timeout()) :: :ok | {:error, Error.t()}
-  def await_ready(engine, timeout \\ :infinity) do
-    with :ok <- Options.check_timeout(timeout),
-         do: await(engine, :any, Connection.deadline(timeout), fn _ -> :ok end)
-  end
+  def await_ready(engine, timeout \\ :infinity), do: Lifecycle.await_ready(engine, timeout)
 
-  defp await(engine, how_many, deadline, on_progress) do
-    with {:ok, table, _pid} <- Table.lookup(engine) do
-      Control.await(table, how_many, deadline, on_progress)
-    end
-  end
+  @doc "Like `await_ready/2`, but raises `VLLM.Error`."
+  @spec await_ready!(engine(), timeout()) :: :ok
+  def await_ready!(engine, timeout \\ :infinity), do: bang!(await_ready(engine, timeout))
 
   @doc """
   Stops the engine and returns when nothing of it is left.
 
   It takes no request any more. Those in flight may finish for as long as the engine's
   `shutdown_timeout:` says, then they end with `:shutdown`. The same happens when the engine's owner
-  or its supervisor ends.
+  or its supervisor ends. An engine that has ended already is no error.
+
+  An engine is stopped on its own node: that of another one is `:unsupported`, and runs on.
 
       :ok = VLLM.stop(llm)
   """
-  @spec stop(engine()) :: :ok
-  def stop(engine) do
-    with {:ok, _table, pid} <- Table.lookup(engine) do
-      Supervisor.stop(pid, :shutdown)
-    end
+  @spec stop(engine()) :: :ok | {:error, Error.t()}
+  def stop(engine), do: Lifecycle.stop(engine)
 
-    :ok
-  catch
-    # It ended by itself meanwhile.
-    :exit, _ -> :ok
-  end
+  @doc "Like `stop/1`, but raises `VLLM.Error`."
+  @spec stop!(engine()) :: :ok
+  def stop!(engine), do: bang!(stop(engine))
 
   @doc """
   The replicas of an engine and how each is: a list of `VLLM.Replica`s by their index.
@@ -531,14 +497,8 @@ defmodule VLLM do
       llm |> VLLM.stream_text!("Count:") |> Enum.each(&IO.write/1)
   """
   @spec stream_text!(engine(), prompt(), keyword() | map()) :: Enumerable.t()
-  def stream_text!(engine, prompt, options \\ []) do
-    engine
-    |> stream!(prompt, options)
-    |> Stream.flat_map(fn
-      %Delta{index: 0, text: text} when text != "" -> [text]
-      _ -> []
-    end)
-  end
+  def stream_text!(engine, prompt, options \\ []),
+    do: engine |> stream!(prompt, options) |> Completions.texts()
 
   @doc """
   Streams to a process, for GenServers and LiveViews: returns a reference at once and sends
@@ -697,17 +657,13 @@ defmodule VLLM do
           {:ok, LoRARequest.t()} | {:error, Error.t()}
   @spec lora_request(String.t(), pos_integer(), String.t()) ::
           {:ok, LoRARequest.t()} | {:error, Error.t()}
-  def lora_request(name, path, options \\ [])
-  def lora_request(name, id, path) when is_integer(id), do: lora_request(name, id, path, [])
-  def lora_request(name, path, options), do: LoRARequest.new(name, path, options)
+  def lora_request(name, path_or_id, options_or_path \\ []),
+    do: LoRARequest.new(name, path_or_id, options_or_path)
 
   @doc "Like `lora_request/3`, with the id second and the path third."
   @spec lora_request(String.t(), pos_integer(), String.t(), keyword() | map()) ::
           {:ok, LoRARequest.t()} | {:error, Error.t()}
-  def lora_request(name, id, path, options) do
-    with {:ok, options} <- Options.to_map(options),
-         do: LoRARequest.new(name, path, Map.put(options, "lora_int_id", id))
-  end
+  def lora_request(name, id, path, options), do: LoRARequest.new(name, id, path, options)
 
   @doc """
   Like `lora_request/3`, but returns the adapter or raises `VLLM.Error`.
@@ -746,6 +702,11 @@ defmodule VLLM do
   def load_lora(engine, lora_request, options \\ []),
     do: LoRA.load(engine, lora_request, options)
 
+  @doc "Like `load_lora/3`, but raises `VLLM.Error`."
+  @spec load_lora!(engine(), LoRARequest.t(), keyword() | map()) :: :ok
+  def load_lora!(engine, lora_request, options \\ []),
+    do: bang!(load_lora(engine, lora_request, options))
+
   @doc """
   Has each worker forget an adapter, given as it was loaded or by its name. No request should be
   using it. `:model_not_found` where no worker has one of that name.
@@ -755,6 +716,10 @@ defmodule VLLM do
   @spec unload_lora(engine(), LoRARequest.t() | String.t(), keyword() | map()) ::
           :ok | {:error, Error.t()}
   def unload_lora(engine, lora, options \\ []), do: LoRA.unload(engine, lora, options)
+
+  @doc "Like `unload_lora/3`, but raises `VLLM.Error`."
+  @spec unload_lora!(engine(), LoRARequest.t() | String.t(), keyword() | map()) :: :ok
+  def unload_lora!(engine, lora, options \\ []), do: bang!(unload_lora(engine, lora, options))
 
   @doc """
   The adapters that vLLM holds in memory now.
@@ -946,8 +911,7 @@ defmodule VLLM do
   """
   @spec text(RequestOutput.t()) :: String.t()
   @spec text([RequestOutput.t()]) :: [String.t()]
-  def text(%RequestOutput{outputs: [first | _]}), do: first.text
-  def text(outputs) when is_list(outputs), do: Enum.map(outputs, &text/1)
+  defdelegate text(output), to: RequestOutput
 
   @doc """
   How many tokens an output took, or a list of outputs together, by OpenAI's names: of the prompt,
@@ -971,22 +935,7 @@ defmodule VLLM do
                | Classification.t()
                | Score.t()
                | PoolingOutput.t()
-  def usage(outputs) do
-    outputs = List.wrap(outputs)
-    prompt = sum(outputs, &length(&1.prompt_token_ids || []))
-
-    completion =
-      sum(outputs, fn output -> sum(Map.get(output, :outputs, []), &length(&1.token_ids)) end)
-
-    %{
-      prompt_tokens: prompt,
-      completion_tokens: completion,
-      total_tokens: prompt + completion,
-      cached_tokens: sum(outputs, &(&1.num_cached_tokens || 0))
-    }
-  end
-
-  defp sum(items, count), do: items |> Enum.map(count) |> Enum.sum()
+  def usage(outputs), do: Usage.of(outputs)
 
   @doc """
   What the engine is: a map with `:model`, `:dtype`, `:quantization` (as detected, nil for none),
@@ -1000,16 +949,7 @@ defmodule VLLM do
       {info.quantization, info.kv_cache_tokens}
   """
   @spec engine_info(engine(), timeout()) :: {:ok, VLLM.EngineInfo.t()} | {:error, Error.t()}
-  def engine_info(engine, timeout \\ 300_000) do
-    with :ok <- Options.check_timeout(timeout),
-         {:ok, table, _pid} <- Table.lookup(engine),
-         :ok <- Control.await(table, :any, Connection.deadline(timeout)) do
-      {:ok, VLLM.EngineInfo.from_wire(Table.info(table))}
-    end
-  rescue
-    # The table ended with its engine.
-    ArgumentError -> {:error, Control.not_running()}
-  end
+  def engine_info(engine, timeout \\ 300_000), do: Lifecycle.info(engine, timeout)
 
   @doc "Like `engine_info/2`, but returns the information or raises `VLLM.Error`."
   @spec engine_info!(engine(), timeout()) :: VLLM.EngineInfo.t()
@@ -1060,6 +1000,10 @@ defmodule VLLM do
   @spec health(engine(), keyword() | map()) :: :ok | {:error, Error.t()}
   def health(engine, options \\ []), do: Upkeep.tell(engine, "health", options)
 
+  @doc "Like `health/2`, but raises `VLLM.Error`."
+  @spec health!(engine(), keyword() | map()) :: :ok
+  def health!(engine, options \\ []), do: bang!(health(engine, options))
+
   @doc """
   vLLM's own figures: a map from the names of its
   [Prometheus metrics](https://docs.vllm.ai/en/latest/usage/metrics.html), without `vllm:`, to
@@ -1079,6 +1023,12 @@ defmodule VLLM do
          do: {:ok, Upkeep.merge(figures)}
   end
 
+  @doc "Like `metrics/2`, but returns the figures or raises `VLLM.Error`."
+  @spec metrics!(engine(), keyword() | map()) :: %{
+          String.t() => number() | %{String.t() => number()}
+        }
+  def metrics!(engine, options \\ []), do: bang!(metrics(engine, options))
+
   @doc """
   Forgets the KV cache of prompts that were computed before. `:unsupported` while requests run.
 
@@ -1089,6 +1039,10 @@ defmodule VLLM do
     Upkeep.tell(engine, "reset_prefix_cache", options)
   end
 
+  @doc "Like `reset_prefix_cache/2`, but raises `VLLM.Error`."
+  @spec reset_prefix_cache!(engine(), keyword() | map()) :: :ok
+  def reset_prefix_cache!(engine, options \\ []), do: bang!(reset_prefix_cache(engine, options))
+
   @doc """
   Forgets the images that were prepared for the model before, of prompts with images.
 
@@ -1096,6 +1050,10 @@ defmodule VLLM do
   """
   @spec reset_mm_cache(engine(), keyword() | map()) :: :ok | {:error, Error.t()}
   def reset_mm_cache(engine, options \\ []), do: Upkeep.tell(engine, "reset_mm_cache", options)
+
+  @doc "Like `reset_mm_cache/2`, but raises `VLLM.Error`."
+  @spec reset_mm_cache!(engine(), keyword() | map()) :: :ok
+  def reset_mm_cache!(engine, options \\ []), do: bang!(reset_mm_cache(engine, options))
 
   @doc """
   Forgets what the model's encoder made of images before; to be called when its weights change.
@@ -1106,6 +1064,10 @@ defmodule VLLM do
   def reset_encoder_cache(engine, options \\ []) do
     Upkeep.tell(engine, "reset_encoder_cache", options)
   end
+
+  @doc "Like `reset_encoder_cache/2`, but raises `VLLM.Error`."
+  @spec reset_encoder_cache!(engine(), keyword() | map()) :: :ok
+  def reset_encoder_cache!(engine, options \\ []), do: bang!(reset_encoder_cache(engine, options))
 
   @doc """
   Frees the device's memory and keeps the engine, until `wake_up/2`. Needs an engine that was
@@ -1119,6 +1081,10 @@ defmodule VLLM do
   @spec sleep(engine(), keyword() | map()) :: :ok | {:error, Error.t()}
   def sleep(engine, options \\ []), do: Upkeep.tell(engine, "sleep", options, Options.sleep())
 
+  @doc "Like `sleep/2`, but raises `VLLM.Error`."
+  @spec sleep!(engine(), keyword() | map()) :: :ok
+  def sleep!(engine, options \\ []), do: bang!(sleep(engine, options))
+
   @doc """
   Wakes an engine that `sleep/2` put to sleep. `:unsupported` where it cannot sleep.
 
@@ -1126,6 +1092,10 @@ defmodule VLLM do
   """
   @spec wake_up(engine(), keyword() | map()) :: :ok | {:error, Error.t()}
   def wake_up(engine, options \\ []), do: Upkeep.tell(engine, "wake_up", options)
+
+  @doc "Like `wake_up/2`, but raises `VLLM.Error`."
+  @spec wake_up!(engine(), keyword() | map()) :: :ok
+  def wake_up!(engine, options \\ []), do: bang!(wake_up(engine, options))
 
   @doc """
   The versions at work: of this library and of the vLLM that it is made for.

@@ -55,6 +55,43 @@ defmodule VLLMTest do
     assert_raise Error, ~r/no engine :nobody/, fn -> VLLM.generate!(:nobody, "x") end
   end
 
+  test "what can fail has a twin that raises, by its spec" do
+    {:ok, specs} = Code.Typespec.fetch_specs(VLLM)
+
+    failing =
+      for {{name, arity}, clauses} <- specs,
+          Enum.any?(clauses, &String.contains?(inspect(&1, limit: :infinity), "VLLM.Error")),
+          do: {name, arity}
+
+    assert length(failing) > 35
+    twins = for {name, arity} <- failing, do: {:"#{name}!", arity}
+    assert twins -- VLLM.__info__(:functions) == []
+  end
+
+  test "an engine of another node is no dead one: each call says where it is" do
+    # A pid as it comes from there.
+    remote = :erlang.binary_to_term(<<131, 88, 119, 6, "a@host", 9::32, 0::32, 1::32>>)
+    handle = %VLLM.LLM{id: VLLMTest.Elsewhere, model: "m", node: :a@host}
+
+    for engine <- [remote, %{handle | id: remote}, handle],
+        call <- [&VLLM.stop/1, &VLLM.generate(&1, "x"), &VLLM.await_ready/1, &VLLM.replicas/1] do
+      assert {:error, %Error{reason: :unsupported} = error} = call.(engine)
+      assert error.message =~ "`:erpc.call(:a@host, VLLM, function, arguments)`"
+      assert error.details == %{"node" => "a@host"}
+    end
+
+    assert_raise Error, fn -> VLLM.stop!(remote) end
+
+    assert {:error, %Error{details: %{"node" => _}}} =
+             VLLM.generate_stream(remote, ["x"]) |> Enum.at(0) |> elem(1)
+
+    # One that has ended on this node is just that.
+    assert :ok = VLLM.stop(VLLMTest.Elsewhere)
+    assert :ok = VLLM.stop(%{handle | node: node()})
+    assert :ok = VLLM.stop({:global, VLLMTest.Elsewhere})
+    assert :ok = VLLM.stop({:via, NoSuchModule, :name})
+  end
+
   test "text/1 takes one output or a list of them" do
     outputs =
       for text <- ["a", "b"] do

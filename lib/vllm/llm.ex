@@ -4,10 +4,11 @@ defmodule VLLM.LLM do
 
     * `:id` - the engine's name, or its supervisor where it has none
     * `:model` - the folder or hub id that it was started with
+    * `:node` - the node that it runs on, which is where it can be called
   """
 
-  @enforce_keys [:id, :model]
-  defstruct [:id, :model]
+  @enforce_keys [:id, :model, :node]
+  defstruct [:id, :model, :node]
 
-  @type t :: %__MODULE__{id: term(), model: String.t()}
+  @type t :: %__MODULE__{id: term(), model: String.t(), node: node()}
 end

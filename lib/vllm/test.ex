@@ -63,8 +63,7 @@ defmodule VLLM.Test do
   """
 
   alias VLLM.{Error, LLM}
-  alias VLLM.Bridge.Connection
-  alias VLLM.Engine.{Config, Control, Table}
+  alias VLLM.Engine.{Config, Lifecycle, Table}
   alias VLLM.Test.{Program, Request}
 
   @type script :: reply() | [reply()] | %{(prompt :: String.t()) => reply()}
@@ -105,12 +104,7 @@ defmodule VLLM.Test do
     {script, options} = split(options)
 
     with {:ok, config} <- Config.new(options),
-         {:ok, pid} <- VLLM.Engine.start(%{scripted(config, script) | owner: self()}),
-         llm = %LLM{id: config.name || pid, model: config.model},
-         {:ok, table, _pid} <- Table.lookup(llm),
-         :ok <- Control.await(table, :all, Connection.deadline(:infinity)) do
-      {:ok, llm}
-    end
+         do: config |> scripted(script) |> Lifecycle.start(fn _ -> :ok end)
   end
 
   @doc """

@@ -26,9 +26,40 @@ defmodule VLLM.Engine.Table do
 
   @doc "The engine's table and supervisor, by the name, pid or handle that a user has."
   @spec lookup(term()) :: {:ok, t(), pid()} | {:error, Error.t()}
-  def lookup(%VLLM.LLM{id: id}), do: lookup(id)
+  def lookup(%VLLM.LLM{id: id, node: node}) do
+    # Before a node has a name, it has this one.
+    if node in [node(), :nonode@nohost], do: lookup(id), else: {:error, elsewhere(id, node)}
+  end
 
   def lookup(id) do
+    case where(id) do
+      node when node == node() -> find(id)
+      node -> {:error, elsewhere(id, node)}
+    end
+  end
+
+  # The node of an engine; this one where it is not known.
+  defp where(pid) when is_pid(pid), do: node(pid)
+  defp where({:global, name}), do: where(:global.whereis_name(name))
+
+  defp where({:via, module, name}) do
+    if Code.ensure_loaded?(module) and function_exported?(module, :whereis_name, 1),
+      do: where(module.whereis_name(name)),
+      else: node()
+  end
+
+  defp where(_name), do: node()
+
+  defp elsewhere(id, node) do
+    Error.new(
+      :unsupported,
+      "The engine #{Secrets.inspect(id)} runs on another node, and calls do not go from one node to " <>
+        "another. Call it there: `:erpc.call(#{inspect(node)}, VLLM, function, arguments)`.",
+      %{"node" => Atom.to_string(node)}
+    )
+  end
+
+  defp find(id) do
     case Registry.lookup(VLLM.Registry, id) do
       [{pid, table}] ->
         {:ok, table, pid}

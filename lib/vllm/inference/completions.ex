@@ -3,7 +3,7 @@ defmodule VLLM.Completions do
   # Completions of prompts: at once, as streams, and of many prompts.
 
   alias VLLM.Engine.{Call, Table}
-  alias VLLM.{Error, Inference, Options, Prompt, RequestOutput, SamplingParams, Streaming}
+  alias VLLM.{Delta, Error, Inference, Options, Prompt, RequestOutput, SamplingParams, Streaming}
   alias VLLM.Streaming.Forwarder
 
   @doc "See `VLLM.generate/3`."
@@ -21,6 +21,15 @@ defmodule VLLM.Completions do
   @spec stream(VLLM.engine(), VLLM.prompt(), keyword() | map()) :: Enumerable.t()
   def stream(engine, prompt, options),
     do: Streaming.deltas(fn -> open(engine, prompt, options) end)
+
+  @doc "The text of the first completion as it grows, of a stream of deltas."
+  @spec texts(Enumerable.t()) :: Enumerable.t()
+  def texts(deltas) do
+    Stream.flat_map(deltas, fn
+      %Delta{index: 0, text: text} when text != "" -> [text]
+      _ -> []
+    end)
+  end
 
   @doc "See `VLLM.stream_to/4`."
   @spec stream_to(VLLM.engine(), VLLM.prompt(), pid(), keyword() | map()) :: reference()

@@ -50,6 +50,12 @@ defmodule VLLM.RequestOutput do
   end
 
   @doc false
+  @spec text(t()) :: String.t()
+  @spec text([t()]) :: [String.t()]
+  def text(%__MODULE__{outputs: [first | _]}), do: first.text
+  def text(outputs) when is_list(outputs), do: Enum.map(outputs, &text/1)
+
+  @doc false
   @spec token_ids(binary() | nil) :: [non_neg_integer()] | nil
   def token_ids(nil), do: nil
   def token_ids(bytes), do: for(<<id::32-little <- bytes>>, do: id)

@@ -35,7 +35,18 @@ defmodule VLLM.LoRARequest do
   @ids 0x7FFFFFFF
 
   @doc false
+  @spec new(String.t(), pos_integer(), String.t(), keyword() | map()) ::
+          {:ok, t()} | {:error, Error.t()}
+  def new(name, id, path, options) do
+    with {:ok, options} <- Options.to_map(options),
+         do: new(name, path, Map.put(options, "lora_int_id", id))
+  end
+
+  @doc false
   @spec new(String.t(), String.t(), keyword() | map()) :: {:ok, t()} | {:error, Error.t()}
+  @spec new(String.t(), pos_integer(), String.t()) :: {:ok, t()} | {:error, Error.t()}
+  def new(name, id, path) when is_integer(id), do: new(name, id, path, [])
+
   def new(name, path, options) do
     with {:ok, name} <- Options.check(:string, :lora_name, name),
          {:ok, path} <- Options.check(:string, :lora_path, path),

@@ -1,0 +1,88 @@
+defmodule VLLM.Engine.Lifecycle do
+  @moduledoc false
+  # An engine from the outside: started, waited for, asked what it is, stopped.
+
+  alias VLLM.Bridge.Connection
+  alias VLLM.Engine.{Config, Control, Progress, Table}
+  alias VLLM.{EngineInfo, Error, LLM, Options}
+
+  @doc "See `VLLM.llm/2`."
+  @spec llm(String.t(), keyword() | map()) :: {:ok, LLM.t()} | {:error, Error.t()}
+  def llm(model, options) do
+    with {:ok, options} <- Options.to_map(options),
+         {:ok, config} <- Config.new(Map.put(options, "model", model)),
+         do: start(config, Progress.printer(config))
+  end
+
+  @doc """
+  Starts an engine that belongs to the calling process, and waits until it is ready or
+  nothing of it is left. `on_progress` is told of each step.
+  """
+  @spec start(Config.t(), (Progress.t() -> term())) :: {:ok, LLM.t()} | {:error, Error.t()}
+  def start(config, on_progress) do
+    with {:ok, pid} <- VLLM.Engine.start(%{config | owner: self()}) do
+      llm = %LLM{id: config.name || pid, model: config.model, node: node()}
+
+      case await(llm, :all, :infinity, on_progress) do
+        :ok ->
+          {:ok, llm}
+
+        {:error, error} ->
+          _ = stop(llm)
+          {:error, error}
+      end
+    end
+  end
+
+  @doc "See `VLLM.child_spec/1`, which raises the error."
+  @spec child_spec(keyword() | map()) :: {:ok, Supervisor.child_spec()} | {:error, Error.t()}
+  def child_spec(options) do
+    with {:ok, config} <- Config.new(options) do
+      {:ok,
+       %{
+         id: config.name || VLLM,
+         start: {VLLM.Engine, :start_link, [config]},
+         type: :supervisor,
+         # An engine that `stop/1` has ended stays so.
+         restart: :transient
+       }}
+    end
+  end
+
+  @doc "See `VLLM.await_ready/2`."
+  @spec await_ready(VLLM.engine(), timeout()) :: :ok | {:error, Error.t()}
+  def await_ready(engine, timeout) do
+    with :ok <- Options.check_timeout(timeout),
+         do: await(engine, :any, Connection.deadline(timeout), fn _ -> :ok end)
+  end
+
+  defp await(engine, how_many, deadline, on_progress) do
+    with {:ok, table, _pid} <- Table.lookup(engine),
+         do: Control.await(table, how_many, deadline, on_progress)
+  end
+
+  @doc "See `VLLM.engine_info/2`."
+  @spec info(VLLM.engine(), timeout()) :: {:ok, EngineInfo.t()} | {:error, Error.t()}
+  def info(engine, timeout) do
+    with :ok <- await_ready(engine, timeout),
+         {:ok, table, _pid} <- Table.lookup(engine),
+         do: {:ok, EngineInfo.from_wire(Table.info(table))}
+  rescue
+    # The table ended with its engine.
+    ArgumentError -> {:error, Control.not_running()}
+  end
+
+  @doc "See `VLLM.stop/1`."
+  @spec stop(VLLM.engine()) :: :ok | {:error, Error.t()}
+  def stop(engine) do
+    case Table.lookup(engine) do
+      {:ok, _table, pid} -> Supervisor.stop(pid, :shutdown)
+      # It has been stopped before, or has ended with its owner.
+      {:error, %Error{reason: :not_running}} -> :ok
+      {:error, error} -> {:error, error}
+    end
+  catch
+    # It ended by itself meanwhile.
+    :exit, _ -> :ok
+  end
+end
