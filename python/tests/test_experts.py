@@ -11,22 +11,20 @@ import torch
 from safetensors.torch import load_file
 from vllm.model_executor.layers.fused_moe.oracle import fp8 as choice_of_fp8
 from vllm.model_executor.layers.quantization import auto_awq, auto_gptq, fp8
-from vllm.platforms import current_platform
-from vllm.v1.worker.worker_base import WorkerBase
 
 import checkpoints
 import fp8_models
 import mixtures
 from running import Running
 from vllm_bridge.models import Checkpoint, Tensor
-from vllm_bridge.quantization import experts
+from vllm_bridge.patches.cpu import experts
 
 EXPERTS, INNER, HIDDEN = 3, 128, 256
 
 
 @pytest.fixture(scope="module", autouse=True)
 def installed() -> None:
-    experts.install()
+    experts.apply()
 
 
 def layer_of(quantize: mixtures.Quantize, dims: dict[str, int]) -> tuple[Any, torch.Tensor]:
@@ -252,9 +250,9 @@ def test_vllms_word_stands_where_plain_experts_would_not_run(
         experts._last_of_all(find_none)(mixture(**config), BITS[bits])
 
 
-def test_installing_again_changes_nothing() -> None:
+def test_applying_again_changes_nothing() -> None:
     selects = [module.__dict__[name] for module, name in SELECTS]
-    experts.install()
+    experts.apply()
     assert [module.__dict__[name] for module, name in SELECTS] == selects
 
 
@@ -263,15 +261,6 @@ SELECTS = [
     (auto_awq, "select_wna16_moe_backend"),
     (auto_gptq, "select_wna16_moe_backend"),
 ]
-
-
-def test_on_other_devices_nothing_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
-    original = auto_awq.select_wna16_moe_backend.__wrapped__
-    monkeypatch.setattr(auto_awq, "select_wna16_moe_backend", original)
-    monkeypatch.delattr(WorkerBase, experts.COUNT_METHOD)
-    monkeypatch.setattr(current_platform, "is_cpu", lambda: False)
-    experts.install()
-    assert auto_awq.select_wna16_moe_backend is original
 
 
 def test_memory_of_dequantized_experts() -> None:

@@ -8,6 +8,7 @@ import torch
 from vllm import _custom_ops
 from vllm.model_executor.kernels import linear
 from vllm.platforms import PlatformEnum, current_platform
+from vllm.v1.worker.worker_base import WorkerBase
 
 import fp8_models
 from conftest import MODELS
@@ -18,7 +19,8 @@ from vllm_bridge.engine import GenerateParams
 from vllm_bridge.errors import BridgeError
 from vllm_bridge.lora import LoRA
 from vllm_bridge.models import Checkpoint, Tensor, check_device_memory
-from vllm_bridge.quantization import as_loaded, experts, fp8
+from vllm_bridge.patches.cpu import experts, fp8
+from vllm_bridge.quantization import as_loaded
 
 # The largest difference of two log probabilities that is nothing but rounding.
 EXACT = 0.004
@@ -107,18 +109,19 @@ def test_where_there_is_a_kernel_nothing_is_replaced(monkeypatch: pytest.MonkeyP
         kernels[PlatformEnum.CPU] = [k for k in kernels[PlatformEnum.CPU] if k not in ours]
     monkeypatch.setattr(linear, "_POSSIBLE_FP8_KERNELS", lists[0])
     monkeypatch.setattr(linear, "_POSSIBLE_FP8_BLOCK_KERNELS", lists[1])
+    monkeypatch.delattr(WorkerBase, fp8.COUNT_METHOD, raising=False)
     monkeypatch.setattr(fp8, "is_missing", lambda: False)
     quantize = _custom_ops.scaled_fp8_quant
-    fp8.install()
+    fp8.apply()
     assert _custom_ops.scaled_fp8_quant is quantize
     assert not any(kernel in ours for kernels in lists for kernel in kernels[PlatformEnum.CPU])
 
 
-def test_installing_again_changes_nothing() -> None:
-    fp8.install()
+def test_applying_again_changes_nothing() -> None:
+    fp8.apply()
     kernels = linear._POSSIBLE_FP8_KERNELS[PlatformEnum.CPU]
     before = list(kernels)
-    fp8.install()
+    fp8.apply()
     assert kernels == before
     assert kernels.count(fp8.DequantizedFP8LinearKernel) == 1
 

@@ -6,7 +6,7 @@ from vllm import _custom_ops
 from vllm.platforms import current_platform
 from vllm.v1.attention.backends.cpu_attn import _get_attn_isa
 
-from vllm_bridge.quantization import kv_cache
+from vllm_bridge.patches.cpu import kv_cache as patch
 
 HEADS, HEAD_SIZE, BLOCK_SIZE = 2, 64, 128
 
@@ -24,7 +24,7 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> None:
         "cpu_attn_reshape_and_cache",
         getattr(operation, "__wrapped__", operation),
     )
-    kv_cache.install()
+    patch.apply()
 
 
 def cached(
@@ -85,6 +85,6 @@ def test_other_dtypes_are_left_alone() -> None:
     def operation(key: torch.Tensor, value: torch.Tensor, *_rest: object, **_named: object) -> None:
         got.extend([key, value])
 
-    kv_cache._rounding(operation)(given, given, kv_cache_dtype="auto")
+    patch.rounding(operation)(given, given, kv_cache_dtype="auto")
     assert got[0] is given
     assert got[1] is given

@@ -7,14 +7,14 @@ from types import SimpleNamespace
 import pytest
 
 from conftest import ROOT
-from vllm_bridge import ranks
+from vllm_bridge.patches import ranks
 
 # An engine core with two ranks that wait for each other and hear no signal but the last.
 CORE = """
 import logging, multiprocessing, signal, sys, time
 from multiprocessing import connection
 from types import SimpleNamespace
-from vllm_bridge.ranks import install, watch
+from vllm_bridge.patches.ranks import apply, watch
 
 def rank():
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -26,11 +26,11 @@ def load(ranks):
         raise RuntimeError("WorkerProc initialization failed")
 
     module = SimpleNamespace(
-        MultiprocExecutor=SimpleNamespace(start_worker_monitor=rank),
-        WorkerProc=SimpleNamespace(wait_for_ready=wait_for_ready),
+        MultiprocExecutor=type("MultiprocExecutor", (), {"start_worker_monitor": rank}),
+        WorkerProc=type("WorkerProc", (), {"wait_for_ready": staticmethod(wait_for_ready)}),
     )
     sys.modules["vllm.v1.executor.multiproc_executor"] = module
-    install()
+    apply()
     module.WorkerProc.wait_for_ready([SimpleNamespace(proc=rank) for rank in ranks])
 
 if __name__ == "__main__":
@@ -102,8 +102,8 @@ def test_who_can_do_without_a_rank_does_as_vllm_does(
         "start_worker_monitor",
         lambda self, inline=False: seen.append((self, inline)),
     )
-    ranks.install()
-    ranks.install()
+    ranks.apply()
+    ranks.apply()
     executor = SimpleNamespace(
         parallel_config=SimpleNamespace(enable_fault_tolerance=tolerant), workers=None
     )

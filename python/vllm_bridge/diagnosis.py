@@ -15,8 +15,8 @@ import traceback
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-from vllm_bridge import ranks
 from vllm_bridge.errors import BridgeError, internal_error, traceback_of
+from vllm_bridge.patches import ranks
 
 logger = logging.getLogger(__name__)
 

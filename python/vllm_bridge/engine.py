@@ -18,7 +18,7 @@ from typing import Annotated, Any
 
 import msgspec
 
-from vllm_bridge import admin, defaults, diagnosis, models, quantization, ranks, tokenization
+from vllm_bridge import admin, defaults, diagnosis, models, quantization, tokenization
 from vllm_bridge.beam_search import BeamSearch, SearchParams
 from vllm_bridge.chat import Chat, ChatParams, ChatTemplateParams
 from vllm_bridge.errors import BridgeError, map_exceptions
@@ -27,6 +27,7 @@ from vllm_bridge.images import render_images, take_images
 from vllm_bridge.lora import LoRA, LoRAs
 from vllm_bridge.outputs import request_output
 from vllm_bridge.params import SamplingParamsFactory, engine_options
+from vllm_bridge.patches import ranks
 from vllm_bridge.pooling import Pooler, PoolParams, ScoreParams, wrong_runner, wrong_task
 from vllm_bridge.prompt_embeds import embeds_prompt
 from vllm_bridge.quantization import kv_cache, naming, online, preflight

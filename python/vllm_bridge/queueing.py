@@ -1,7 +1,7 @@
 """What of the requests under way vLLM's scheduler has begun with.
 
 Only the scheduler knows: a long prompt is computed in chunks, and nothing comes of it before
-the last one. It lives in vLLM's engine process, where ``plugin`` adds ``scheduled`` to what that
+the last one. It lives in vLLM's engine process, where a patch adds ``scheduled`` to what that
 process can be asked. The question queues up behind the requests that were sent before, and is
 answered between two steps.
 """

@@ -26,7 +26,7 @@ def as_loaded(checkpoint: "Checkpoint") -> "Checkpoint":
 
     if not current_platform.is_cpu():
         return checkpoint
-    from vllm_bridge.quantization import experts, fp8
+    from vllm_bridge.patches.cpu import experts, fp8
 
     return checkpoint.dequantized(fp8.always_dequantized(), experts.always_dequantized())
 
@@ -44,7 +44,7 @@ async def note(llm: Any, online: str | None) -> str | None:
         logger.info(online)
         notes.append(online)
     if current_platform.is_cpu():
-        from vllm_bridge.quantization import experts, fp8
+        from vllm_bridge.patches.cpu import experts, fp8
 
         dtype = str(llm.model_config.dtype).removeprefix("torch.")
         for replaced in (await fp8.note(llm, dtype), await experts.note(llm, dtype)):

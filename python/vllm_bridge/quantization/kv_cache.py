@@ -1,8 +1,6 @@
-"""The dtype of the KV cache: what a user's value means, whether the model runs with it here, and
-how values are rounded to it on a CPU."""
+"""The dtype of the KV cache: what a user's value means, and whether the model runs with it here."""
 
-import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, get_args
 
 from vllm_bridge.errors import BridgeError, nearest
@@ -112,49 +110,3 @@ def _has_instructions(config: Any, dtype: str) -> bool:
     except NotImplementedError:
         return False
     return True
-
-
-def install() -> None:
-    """Has FP8 caches on CPUs round to the nearest value. Called in every process of vLLM, possibly
-    more than once.
-
-    vLLM's operation there leaves out the digits that do not fit, which makes all keys and values
-    smaller and their errors twice as large. What it is given now fits already.
-    """
-    from vllm import _custom_ops
-
-    original = _custom_ops.cpu_attn_reshape_and_cache
-    if not hasattr(original, "__wrapped__"):
-        _custom_ops.cpu_attn_reshape_and_cache = _rounding(original)
-
-
-def _rounding(original: Callable[..., None]) -> Callable[..., None]:
-    import torch
-
-    dtypes = {
-        "fp8": torch.float8_e4m3fn,
-        "fp8_e4m3": torch.float8_e4m3fn,
-        "fp8_e5m2": torch.float8_e5m2,
-    }
-
-    def rounded(x: torch.Tensor, scale: float, dtype: torch.dtype) -> torch.Tensor:
-        limits = torch.finfo(dtype)
-        return (x.float() / scale).clamp(limits.min, limits.max).to(dtype).to(x.dtype)
-
-    @functools.wraps(original)
-    def wrapped(
-        key: torch.Tensor,
-        value: torch.Tensor,
-        *rest: Any,
-        k_scale: float = 1.0,
-        v_scale: float = 1.0,
-        kv_cache_dtype: str = "auto",
-    ) -> None:
-        dtype = dtypes.get(kv_cache_dtype)
-        if dtype is not None:
-            # Divided by their scales already: a second division could make them smaller again.
-            key, k_scale = rounded(key, k_scale, dtype), 1.0
-            value, v_scale = rounded(value, v_scale, dtype), 1.0
-        original(key, value, *rest, k_scale=k_scale, v_scale=v_scale, kv_cache_dtype=kv_cache_dtype)
-
-    return wrapped

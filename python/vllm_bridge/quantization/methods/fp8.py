@@ -1,5 +1,5 @@
 """FP8, with a scale per matrix, row or block. CPUs without a kernel for it dequantize the weights:
-see ``quantization.fp8``."""
+see ``patches.cpu.fp8``."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any

@@ -6,8 +6,7 @@ loaded, each by its own scale, and the experts computed like those of a model th
 quantized. It spares the disk, not the memory; activations are not quantized, so that answers are
 those of the dequantized model.
 
-``install`` puts this behind vLLM's own choice of a kernel. On GPUs, and where vLLM has a kernel, it
-does nothing.
+``apply`` puts this behind vLLM's own choice of a kernel. Where vLLM has one, it does nothing.
 """
 
 import contextlib
@@ -31,10 +30,39 @@ from vllm.model_executor.layers.quantization.compressed_tensors.compressed_tenso
 )
 from vllm.model_executor.layers.quantization.inc.schemes import inc_wna16_scheme
 from vllm.model_executor.layers.quantization.online import fp8 as online_fp8
-from vllm.platforms import current_platform
 from vllm.v1.worker.worker_base import WorkerBase
 
-from vllm_bridge.quantization.fp8 import dequantize
+from vllm_bridge.patches import add, replace
+from vllm_bridge.patches.cpu.fp8 import dequantize
+
+SEEN = ("0.31.", "0.32.")
+_QUANTIZATION = "vllm.model_executor.layers.quantization"
+_COMPRESSED = f"{_QUANTIZATION}.compressed_tensors.compressed_tensors_moe"
+TOUCHES = (
+    f"{_QUANTIZATION}.fp8.select_fp8_moe_backend",
+    f"{_QUANTIZATION}.online.fp8.select_fp8_moe_backend",
+    f"{_QUANTIZATION}.online.fp8._Fp8OnlineMoEBase._setup_kernel",
+    f"{_QUANTIZATION}.auto_awq.select_wna16_moe_backend",
+    f"{_QUANTIZATION}.auto_gptq.select_wna16_moe_backend",
+    f"{_QUANTIZATION}.inc.schemes.inc_wna16_scheme.INCWna16Scheme.get_moe_method",
+    f"{_COMPRESSED}.compressed_tensors_moe_w8a8_fp8.select_fp8_moe_backend",
+    f"{_COMPRESSED}.compressed_tensors_moe_w8a8_int8.select_int8_moe_backend",
+    f"{_COMPRESSED}.compressed_tensors_moe_wna16.select_wna16_moe_backend",
+    *(
+        f"{method}.{name}"
+        for name in ("create_weights", "process_weights_after_loading")
+        for method in (
+            f"{_QUANTIZATION}.fp8.Fp8MoEMethod",
+            f"{_QUANTIZATION}.auto_awq.AutoAWQMoEMethod",
+            f"{_QUANTIZATION}.auto_gptq.AutoGPTQMoEMethod",
+            f"{_COMPRESSED}.compressed_tensors_moe_w8a8_fp8.CompressedTensorsW8A8Fp8MoEMethod",
+            f"{_COMPRESSED}.compressed_tensors_moe_w8a8_int8.CompressedTensorsW8A8Int8MoEMethod",
+            f"{_COMPRESSED}.compressed_tensors_moe_wna16.CompressedTensorsWNA16MoEMethod",
+        )
+    ),
+    "vllm.v1.worker.worker_base.WorkerBase",
+    "vllm_bnb_plugin.quantization.fused_moe.BitsAndBytesMoEMethod.process_weights_after_loading",
+)
 
 # What experts are marked with whose weights were dequantized.
 MARK = "vllm_bridge_dequantized_experts"
@@ -57,43 +85,30 @@ class DequantizedExperts(CPUUnquantizedExperts):  # type: ignore[misc]
     """Says in a method of vLLM that its experts are to be dequantized; it is never made."""
 
 
-def install() -> None:
-    """Called in every process of vLLM, possibly more than once."""
-    if not current_platform.is_cpu() or hasattr(WorkerBase, COUNT_METHOD):
+def apply() -> None:
+    if not add(WorkerBase, COUNT_METHOD, _count_dequantized):
         return
-    for module, select, method, plain in (
-        (fp8, "select_fp8_moe_backend", "Fp8MoEMethod", _scaled),
-        (
-            compressed_tensors_moe_w8a8_fp8,
-            "select_fp8_moe_backend",
-            "CompressedTensorsW8A8Fp8MoEMethod",
-            _scaled,
-        ),
-        (
-            compressed_tensors_moe_w8a8_int8,
-            "select_int8_moe_backend",
-            "CompressedTensorsW8A8Int8MoEMethod",
-            _scaled,
-        ),
-        (
-            compressed_tensors_moe_wna16,
-            "select_wna16_moe_backend",
-            "CompressedTensorsWNA16MoEMethod",
-            _packed,
-        ),
-        (auto_awq, "select_wna16_moe_backend", "AutoAWQMoEMethod", _awq),
-        (auto_gptq, "select_wna16_moe_backend", "AutoGPTQMoEMethod", _gptq),
+    for module in (fp8, compressed_tensors_moe_w8a8_fp8, online_fp8):
+        replace(module, "select_fp8_moe_backend", _last_of_all)
+    replace(compressed_tensors_moe_w8a8_int8, "select_int8_moe_backend", _last_of_all)
+    for module in (compressed_tensors_moe_wna16, auto_awq, auto_gptq):
+        replace(module, "select_wna16_moe_backend", _last_of_all)
+    for method, plain in (
+        (fp8.Fp8MoEMethod, _scaled),
+        (compressed_tensors_moe_w8a8_fp8.CompressedTensorsW8A8Fp8MoEMethod, _scaled),
+        (compressed_tensors_moe_w8a8_int8.CompressedTensorsW8A8Int8MoEMethod, _scaled),
+        (compressed_tensors_moe_wna16.CompressedTensorsWNA16MoEMethod, _packed),
+        (auto_awq.AutoAWQMoEMethod, _awq),
+        (auto_gptq.AutoGPTQMoEMethod, _gptq),
     ):
-        setattr(module, select, _last_of_all(getattr(module, select)))
-        _dequantize_in(getattr(module, method), plain)
-    online_fp8.select_fp8_moe_backend = _last_of_all(online_fp8.select_fp8_moe_backend)
-    _dequantize_at_once(online_fp8._Fp8OnlineMoEBase)
-    inc_wna16_scheme.INCWna16Scheme.get_moe_method = _auto_round
+        replace(method, "create_weights", _with_exact_scales)
+        replace(method, "process_weights_after_loading", functools.partial(_dequantizing, plain))
+    replace(online_fp8._Fp8OnlineMoEBase, "_setup_kernel", _dequantizing_at_once)
+    replace(inc_wna16_scheme.INCWna16Scheme, "get_moe_method", lambda _original: _auto_round)
     with contextlib.suppress(ImportError):
         from vllm_bnb_plugin.quantization.fused_moe import BitsAndBytesMoEMethod
 
-        _dequantize_bitsandbytes(BitsAndBytesMoEMethod)
-    setattr(WorkerBase, COUNT_METHOD, _count_dequantized)
+        replace(BitsAndBytesMoEMethod, "process_weights_after_loading", _dequantizing_bitsandbytes)
 
 
 def always_dequantized() -> bool:
@@ -160,11 +175,7 @@ def _is_possible(config: Any, weight_key: Any) -> bool:
     return False
 
 
-def _dequantize_in(method_class: Any, plain: Plain) -> None:
-    """Has a method of vLLM dequantize what it has loaded, where it has no kernel."""
-    create_weights = method_class.create_weights
-    process_weights = method_class.process_weights_after_loading
-
+def _with_exact_scales(create_weights: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(create_weights)
     def create(method: Any, layer: Any, *args: Any, **kwargs: Any) -> None:
         create_weights(method, layer, *args, **kwargs)
@@ -174,6 +185,12 @@ def _dequantize_in(method_class: Any, plain: Plain) -> None:
                 if name.endswith(("_scale", "_scales")):
                     parameter.data = parameter.data.to(torch.float32)
 
+    return create
+
+
+def _dequantizing(plain: Plain, process_weights: Callable[..., None]) -> Callable[..., None]:
+    """Has a method of vLLM dequantize what it has loaded, where it has no kernel."""
+
     @functools.wraps(process_weights)
     def process(method: Any, layer: Any) -> None:
         if method.experts_cls is not DequantizedExperts:
@@ -181,13 +198,11 @@ def _dequantize_in(method_class: Any, plain: Plain) -> None:
         else:
             load_plain(method, layer, plain(method, layer, "w13"), plain(method, layer, "w2"))
 
-    method_class.create_weights = create
-    method_class.process_weights_after_loading = process
+    return process
 
 
-def _dequantize_at_once(method_class: Any) -> None:
+def _dequantizing_at_once(setup_kernel: Callable[..., None]) -> Callable[..., None]:
     """The same for vLLM's methods that quantize a plain model."""
-    setup_kernel = method_class._setup_kernel
 
     @functools.wraps(setup_kernel)
     def setup(
@@ -211,17 +226,18 @@ def _dequantize_at_once(method_class: Any) -> None:
             scaled(w2, w2_scale, 1, block, layer.params_dtype),
         )
 
-    method_class._setup_kernel = setup
+    return setup
 
 
-def _dequantize_bitsandbytes(method_class: Any) -> None:
+def _dequantizing_bitsandbytes(process_weights: Callable[..., None]) -> Callable[..., None]:
     """The same for the plugin's method, which computes with a kernel of GPUs."""
 
+    @functools.wraps(process_weights)
     def process(method: Any, layer: Any) -> None:
         w13, w2 = method._apply_4bit_dequnt(layer)
         load_plain(method, layer, w13.to(layer.params_dtype), w2.to(layer.params_dtype))
 
-    method_class.process_weights_after_loading = process
+    return process
 
 
 def _auto_round(_scheme: Any, _config: Any, layer: Any, _prefix: str, settings: Any) -> Any:

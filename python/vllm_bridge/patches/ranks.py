@@ -7,33 +7,42 @@ seconds. Here the engine core kills them and ends, which its parent sees at once
 That goes for ranks that serve and for those that load.
 """
 
+import functools
 import logging
 import os
 import signal
 import sys
 import threading
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from multiprocessing import connection
 from multiprocessing.process import BaseProcess
 from typing import Any
 
+from vllm_bridge.patches import replace
+
 logger = logging.getLogger(__name__)
+
+SEEN = ("0.31.", "0.32.")
+TOUCHES = (
+    "vllm.v1.executor.multiproc_executor.MultiprocExecutor.start_worker_monitor",
+    "vllm.v1.executor.multiproc_executor.WorkerProc.wait_for_ready",
+)
 
 # How long a process that is dying may take to be dead.
 PATIENCE_SECONDS = 1.0
 
 
-def install() -> None:
+def apply() -> None:
     """Has the executor of this process, if there is one, watch over its ranks so."""
     module = sys.modules.get("vllm.v1.executor.multiproc_executor")
-    if module is None:
-        return
-    original = module.MultiprocExecutor.start_worker_monitor
-    if original.__module__ == __name__:
-        return
-    original_wait = module.WorkerProc.wait_for_ready
+    if module is not None:
+        replace(module.MultiprocExecutor, "start_worker_monitor", watching)
+        replace(module.WorkerProc, "wait_for_ready", ending)
 
+
+def watching(original: Callable[..., None]) -> Callable[..., None]:
+    @functools.wraps(original)
     def start_worker_monitor(self: Any, inline: bool = False) -> None:
         # Who waits for the end of the ranks, or can do without some, does as vLLM does.
         if inline or self.parallel_config.enable_fault_tolerance:
@@ -43,16 +52,20 @@ def install() -> None:
         arguments = (weakref.ref(self), ranks)
         threading.Thread(target=watch, args=arguments, name="ranks", daemon=True).start()
 
+    return start_worker_monitor
+
+
+def ending(original: Callable[[Sequence[Any]], Any]) -> Callable[[Sequence[Any]], Any]:
+    @functools.wraps(original)
     def wait_for_ready(loading: Sequence[Any]) -> Any:
         try:
-            return original_wait(loading)
+            return original(loading)
         except Exception:
             # One has ended, and said why if it could.
             end([worker.proc for worker in loading])
             os._exit(1)
 
-    module.MultiprocExecutor.start_worker_monitor = start_worker_monitor
-    module.WorkerProc.wait_for_ready = staticmethod(wait_for_ready)
+    return wait_for_ready
 
 
 def watch(executor: weakref.ref[Any], ranks: Sequence[BaseProcess]) -> None:

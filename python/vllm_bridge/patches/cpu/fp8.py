@@ -7,8 +7,8 @@ weights are dequantized when they are loaded, each part by its own scale, and th
 like those of a model that never was quantized. It spares the disk, not the memory; activations
 are not quantized, so that answers are those of the dequantized model.
 
-``install`` adds this to vLLM's own lists of kernels, behind those that the CPU supports. On GPUs,
-and on builds whose operations are not empty, it does nothing.
+``apply`` adds this to vLLM's own lists of kernels, behind those that the CPU supports. On builds
+whose operations are not empty it does nothing.
 """
 
 from typing import Any
@@ -29,6 +29,15 @@ from vllm.model_executor.utils import replace_parameter
 from vllm.platforms import PlatformEnum, current_platform
 from vllm.v1.worker.worker_base import WorkerBase
 
+from vllm_bridge.patches import add, replace
+
+SEEN = ("0.31.", "0.32.")
+TOUCHES = (
+    "vllm._custom_ops.scaled_fp8_quant",
+    "vllm.model_executor.layers.quantization.utils.w8a8_utils.requantize_with_max_scale",
+    "vllm.v1.worker.worker_base.WorkerBase",
+)
+
 # Weights are dequantized in parts of so many rows, which bounds the float32 copy of a part.
 ROWS = 1024
 
@@ -48,28 +57,26 @@ def is_missing() -> bool:
     return operation is None or not operation.default._schema.arguments
 
 
-def install() -> None:
-    """Called in every process of vLLM, possibly more than once."""
-    kernels = linear._POSSIBLE_FP8_KERNELS[PlatformEnum.CPU]
-    if not is_missing() or DequantizedFP8LinearKernel in kernels:
+def apply() -> None:
+    if not is_missing() or not add(WorkerBase, COUNT_METHOD, _count_dequantized):
         return
+    kernels = linear._POSSIBLE_FP8_KERNELS[PlatformEnum.CPU]
     first = next(
         i for i, k in enumerate(kernels) if issubclass(k, pytorch.TorchFP8ScaledMMLinearKernel)
     )
     kernels.insert(first, DequantizedFP8LinearKernel)
     linear._POSSIBLE_WFP8A16_KERNELS[PlatformEnum.CPU].append(DequantizedFP8LinearKernel)
     linear._POSSIBLE_FP8_BLOCK_KERNELS[PlatformEnum.CPU].append(DequantizedFp8BlockLinearKernel)
-    _custom_ops.scaled_fp8_quant = _scaled_fp8_quant
+    replace(_custom_ops, "scaled_fp8_quant", lambda _empty: _scaled_fp8_quant)
     if not cpu.CPUFp8PerTensorScaledMMLinearKernel.is_supported()[0]:
-        w8a8_utils.requantize_with_max_scale = _scale_per_row
-    setattr(WorkerBase, COUNT_METHOD, _count_dequantized)
+        replace(w8a8_utils, "requantize_with_max_scale", lambda _original: _scale_per_row)
 
 
 def always_dequantized() -> bool:
     """Whether weights are dequantized whatever their scales are: no kernel of vLLM comes first."""
     if not is_missing():
         return False
-    install()
+    apply()
     for kernels in (linear._POSSIBLE_FP8_KERNELS, linear._POSSIBLE_FP8_BLOCK_KERNELS):
         for kernel in kernels[PlatformEnum.CPU]:
             if issubclass(kernel, _Dequantized):

@@ -1,0 +1,1 @@
+"""Changes of vLLM for CPUs: see ``vllm_bridge.patches``."""
