@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from vllm_bridge import completeness, diagnosis, models, quantization
+from vllm_bridge import diagnosis, loaded_weights, patches, quantization
+from vllm_bridge.checkpoints.models import check_model
 from vllm_bridge.errors import BridgeError, map_exceptions
 from vllm_bridge.params import engine_options
 from vllm_bridge.quantization import kv_cache, naming, online, preflight
@@ -21,7 +22,7 @@ def configure(model: Path, **options: Any) -> tuple[Any, str | None]:
     options = {"enforce_eager": True, "distributed_executor_backend": "uni"} | options
     with map_exceptions(diagnosis.load_error):
         dtype = online.take_dtype(options)
-        checkpoint = models.check_model(str(model), options)
+        checkpoint = check_model(str(model), options)
         online.check(checkpoint, dtype)
         quantization.check(checkpoint)
         if checkpoint.quantization is None:
@@ -29,6 +30,8 @@ def configure(model: Path, **options: Any) -> tuple[Any, str | None]:
         unknown = kv_cache.take_dtype(options)
         arguments = engine_options(options)
         naming.check(checkpoint, arguments)
+        if checkpoint.load_format is not None:
+            arguments["load_format"] = checkpoint.load_format
         return preflight.engine_config(str(model), checkpoint, arguments, unknown)
 
 
@@ -72,7 +75,8 @@ def worker(folder: Path) -> Iterator[None]:
     with environment(), pytest.MonkeyPatch.context() as patch, torch.no_grad():
         # As vLLM's workers have it on CPUs.
         patch.setattr(torch.accelerator, "empty_cache", lambda: None)
-        completeness.install()
+        loaded_weights.install()
+        patches.apply()
         threads = torch.get_num_threads()
         torch.set_num_threads(1)  # two would wait for each other where others work too
         with set_current_vllm_config(VllmConfig()):

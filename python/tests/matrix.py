@@ -44,8 +44,10 @@ import fp8_models
 import mixtures
 import weighing
 from checkpoints import MODELS, Tensors
-from vllm_bridge import defaults, models, quantization
+from vllm_bridge import defaults, quantization
 from vllm_bridge.chat import ChatParams
+from vllm_bridge.checkpoints import fit
+from vllm_bridge.checkpoints.models import check_model
 from vllm_bridge.engine import Engine, GenerateParams
 from vllm_bridge.errors import BridgeError
 from vllm_bridge.lora import LoRA
@@ -371,8 +373,8 @@ async def weigh(_variant: Variant, folder: Path, _bf16: Measured) -> dict[str, A
         async with session(model, **options) as asked:
             weights[name] = await asked.weight()
         online.take_dtype(options)
-        checkpoint = quantization.as_loaded(models.check_model(str(model), options))
-        weights[name]["foreseen"] = checkpoint.loaded_bytes(options)
+        checkpoint = quantization.as_loaded(check_model(str(model), options))
+        weights[name]["foreseen"] = fit.loaded_bytes(checkpoint, options)
     return weights
 
 

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from vllm_bridge import defaults, memory
+from vllm_bridge.checkpoints.checkpoint import Checkpoint
 from vllm_bridge.memory import GIB
-from vllm_bridge.models import Checkpoint
 
 VARIABLES = (
     "VLLM_ENABLE_V1_MULTIPROCESSING",

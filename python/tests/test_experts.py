@@ -16,7 +16,9 @@ import checkpoints
 import fp8_models
 import mixtures
 from running import Running
-from vllm_bridge.models import Checkpoint, Tensor
+from vllm_bridge.checkpoints import fit
+from vllm_bridge.checkpoints.checkpoint import Checkpoint
+from vllm_bridge.checkpoints.headers import Tensor
 from vllm_bridge.patches.cpu import experts
 
 EXPERTS, INNER, HIDDEN = 3, 128, 256
@@ -280,9 +282,11 @@ def test_memory_of_dequantized_experts() -> None:
         (checkpoint("qweight", "I32", quant_method="gptq", bits=8), 1000),
         (checkpoint("weight_packed", "I32", config_groups=groups), 2000),
     ):
-        assert one.dequantized(True, False).loaded_bytes({}) == 1020
-        assert one.dequantized(False, True).loaded_bytes({}) == 20 + 2 * count
-        assert one.dequantized(False, True).loaded_bytes({"dtype": "float32"}) == 40 + 4 * count
+        assert fit.loaded_bytes(one.dequantized(True, False), {}) == 1020
+        assert fit.loaded_bytes(one.dequantized(False, True), {}) == 20 + 2 * count
+        assert (
+            fit.loaded_bytes(one.dequantized(False, True), {"dtype": "float32"}) == 40 + 4 * count
+        )
 
 
 @pytest.mark.parametrize(
@@ -292,7 +296,7 @@ def test_memory_of_dequantized_experts() -> None:
 def test_packed_weights_of_which_a_config_does_not_tell(settings: dict[str, Any]) -> None:
     tensors = {"layers.0.experts.1.up_proj.qweight": Tensor("I32", (10,), "", 0, 40)}
     checkpoint = Checkpoint("", {"quantization_config": settings}, (), 40, 0, tensors)
-    assert checkpoint.dequantized(True, True).loaded_bytes({}) == 40
+    assert fit.loaded_bytes(checkpoint.dequantized(True, True), {}) == 40
 
 
 @pytest.mark.engine

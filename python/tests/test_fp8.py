@@ -15,10 +15,13 @@ from conftest import MODELS
 from exactness import Measured, measure
 from running import GREEDY, Running
 from vllm_bridge import memory
+from vllm_bridge.checkpoints import fit
+from vllm_bridge.checkpoints.checkpoint import Checkpoint
+from vllm_bridge.checkpoints.fit import check_device_memory
+from vllm_bridge.checkpoints.headers import Tensor
 from vllm_bridge.engine import GenerateParams
 from vllm_bridge.errors import BridgeError
 from vllm_bridge.lora import LoRA
-from vllm_bridge.models import Checkpoint, Tensor, check_device_memory
 from vllm_bridge.patches.cpu import experts, fp8
 from vllm_bridge.quantization import as_loaded
 
@@ -141,11 +144,11 @@ def test_memory_is_checked_for_what_the_weights_are_once_loaded(
 
     assert fp8.always_dequantized()
     monkeypatch.setattr(experts, "always_dequantized", lambda: True)
-    assert as_loaded(checkpoint).loaded_bytes({}) == 2_403_000
+    assert fit.loaded_bytes(as_loaded(checkpoint), {}) == 2_403_000
     monkeypatch.setattr(experts, "always_dequantized", lambda: False)
     loaded = as_loaded(checkpoint)
-    assert loaded.loaded_bytes({}) == 2_203_000
-    assert loaded.loaded_bytes({"dtype": "float32"}) == 4_205_000
+    assert fit.loaded_bytes(loaded, {}) == 2_203_000
+    assert fit.loaded_bytes(loaded, {"dtype": "float32"}) == 4_205_000
     monkeypatch.setattr(memory, "available_cpu", lambda: 2_203_000)
     check_device_memory(loaded, {})
     monkeypatch.setattr(memory, "available_cpu", lambda: 2_202_999)
@@ -160,8 +163,8 @@ def test_memory_is_checked_for_what_the_weights_are_once_loaded(
     plain = Checkpoint(
         "", {}, (), 4_200, 2_100, {"up.weight": Tensor("BF16", (40, 50), "", 0, 4_000)}
     )
-    assert plain.loaded_bytes({"quantization": "fp8"}) == 2_200
-    assert as_loaded(plain).loaded_bytes({"quantization": "fp8_per_tensor"}) == 4_200
+    assert fit.loaded_bytes(plain, {"quantization": "fp8"}) == 2_200
+    assert fit.loaded_bytes(as_loaded(plain), {"quantization": "fp8_per_tensor"}) == 4_200
 
     # Where one of vLLM's kernels may take them, one byte is the least.
     first = linear._POSSIBLE_FP8_BLOCK_KERNELS[PlatformEnum.CPU][0]

@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
+from vllm_bridge.checkpoints.checkpoint import Checkpoint
+from vllm_bridge.checkpoints.models import check_model
 from vllm_bridge.errors import BridgeError
-from vllm_bridge.models import Checkpoint, check_model
 from vllm_bridge.quantization import naming, registry
 
 LLAMA = {"model_type": "llama", "architectures": ["LlamaForCausalLM"]}

@@ -16,7 +16,8 @@ import loading
 import mixtures
 from conftest import MODELS
 from loading import configure as load
-from vllm_bridge import models, quantization
+from vllm_bridge import quantization
+from vllm_bridge.checkpoints.models import check_model
 from vllm_bridge.errors import BridgeError
 from vllm_bridge.quantization import availability
 
@@ -288,7 +289,7 @@ def test_a_config_that_lies_about_what_vllm_does_not_look_at(
     changed: Change, tensor: str, value: int
 ) -> None:
     folder = changed("demo-gptq")
-    checkpoint = models.check_model(str(folder), {})
+    checkpoint = check_model(str(folder), {})
     quantization.check(checkpoint)
     name = next(name for name in checkpoint.tensors if name.endswith(f".{tensor}"))
     place = checkpoint.tensors[name]
@@ -336,7 +337,7 @@ def test_weights_that_are_no_floats(changed: Change, model: str, tensor: str, dt
 def test_a_config_of_another_tool_that_is_right(changed: Change) -> None:
     # In the newer of GPTQ's formats zero points are stored as they are.
     folder = changed("demo-gptq", checkpoint_format="gptq_v2")
-    for name, place in models.check_model(str(folder), {}).tensors.items():
+    for name, place in check_model(str(folder), {}).tensors.items():
         if name.endswith(".qzeros"):
             with (folder / "model.safetensors").open("r+b") as file:
                 file.seek(place.start)

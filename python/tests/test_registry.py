@@ -11,8 +11,9 @@ import made_up_method
 from conftest import MODELS, ROOT
 from running import Running
 from vllm_bridge import versions
+from vllm_bridge.checkpoints import fit
+from vllm_bridge.checkpoints.models import check_model
 from vllm_bridge.errors import BridgeError
-from vllm_bridge.models import check_model
 from vllm_bridge.quantization import naming, registry
 from vllm_bridge.quantization.method import Method
 
@@ -59,7 +60,7 @@ def test_a_method_of_somebody_elses_is_estimated() -> None:
     plain = check_model(str(MODELS / "demo"), {})
     matrices = [t for name, t in plain.tensors.items() if name.endswith("_proj.weight")]
     spared = sum(math.prod(tensor.shape) for tensor in matrices)
-    assert plain.loaded_bytes({"quantization": "made-up"}) == plain.bytes - spared
+    assert fit.loaded_bytes(plain, {"quantization": "made-up"}) == plain.bytes - spared
 
 
 @pytest.mark.engine

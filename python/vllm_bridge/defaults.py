@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vllm_bridge import memory
+from vllm_bridge.checkpoints import fit
+from vllm_bridge.checkpoints.checkpoint import Checkpoint
 from vllm_bridge.errors import BridgeError
 from vllm_bridge.machine import cores, few_cores
-from vllm_bridge.models import Checkpoint
 
 logger = logging.getLogger(__name__)
 
@@ -79,7 +80,7 @@ def after_config(config: Any, arguments: Mapping[str, Any], checkpoint: Checkpoi
         )
     ):
         ranks = _ranks(arguments) * arguments.get("data_parallel_size", 1)
-        left = memory.available_cpu() - checkpoint.loaded_bytes(arguments)
+        left = memory.available_cpu() - fit.loaded_bytes(checkpoint, arguments)
         config.cache_config.kv_cache_memory_bytes = min(
             max(CPU_KV_CACHE_BYTES, CPU_KV_CACHE_SEQUENCES * _sequence_bytes(config)),
             max(left, 0) // (2 * ranks),

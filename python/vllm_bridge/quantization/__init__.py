@@ -4,7 +4,7 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from vllm_bridge.models import Checkpoint
+    from vllm_bridge.checkpoints.checkpoint import Checkpoint
 
 logger = logging.getLogger(__name__)
 
@@ -12,10 +12,11 @@ logger = logging.getLogger(__name__)
 def check(checkpoint: "Checkpoint") -> None:
     """Raises ``invalid_checkpoint`` where a checkpoint's weights are not what its config says.
     Reads headers and a few small tensors."""
-    from vllm_bridge.quantization import packing, registry
+    from vllm_bridge.checkpoints import packed_weights
+    from vllm_bridge.quantization import registry
 
     if checkpoint.quantization is None:
-        packing.check_plain(checkpoint)
+        packed_weights.check_plain(checkpoint)
     else:
         registry.of((checkpoint.quant_method or "").lower()).check(checkpoint)
 

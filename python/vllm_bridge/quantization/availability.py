@@ -12,8 +12,8 @@ from types import SimpleNamespace
 from typing import Any
 
 from vllm_bridge import diagnosis
+from vllm_bridge.checkpoints.checkpoint import Checkpoint
 from vllm_bridge.errors import BridgeError
-from vllm_bridge.models import Checkpoint
 from vllm_bridge.quantization import layers, registry
 
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 if TYPE_CHECKING:
-    from vllm_bridge.models import Checkpoint
+    from vllm_bridge.checkpoints.checkpoint import Checkpoint
 
 
 class Format(NamedTuple):

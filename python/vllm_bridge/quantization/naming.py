@@ -5,8 +5,8 @@ checkpoint is quantized with it. Imports vLLM, whose registry is what is asked.
 from collections.abc import Mapping
 from typing import Any
 
+from vllm_bridge.checkpoints.checkpoint import Checkpoint
 from vllm_bridge.errors import BridgeError, nearest
-from vllm_bridge.models import Checkpoint
 from vllm_bridge.quantization import availability, registry
 
 _OVERRIDES = ("quantization_config", "quantization_config_file", "quantization_config_dict_json")

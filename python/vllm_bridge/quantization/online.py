@@ -21,8 +21,8 @@ nothing of the device but what vLLM asks for them, and are vLLM's documented way
 
 from typing import Any
 
+from vllm_bridge.checkpoints.checkpoint import Checkpoint
 from vllm_bridge.errors import BridgeError
-from vllm_bridge.models import Checkpoint
 from vllm_bridge.quantization import availability, naming, registry
 
 

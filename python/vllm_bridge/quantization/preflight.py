@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from vllm_bridge import diagnosis
+from vllm_bridge.checkpoints.checkpoint import Checkpoint
 from vllm_bridge.errors import BridgeError
-from vllm_bridge.models import Checkpoint
 from vllm_bridge.quantization import availability, kv_cache, layers, registry
 
 logger = logging.getLogger(__name__)

@@ -3,11 +3,11 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from vllm_bridge.quantization import packing
+from vllm_bridge.checkpoints import packed_weights
 from vllm_bridge.quantization.method import Bytes, Format, Grouped, Method
 
 if TYPE_CHECKING:
-    from vllm_bridge.models import Checkpoint
+    from vllm_bridge.checkpoints.checkpoint import Checkpoint
 
 
 class AWQ(Method):
@@ -21,4 +21,4 @@ class AWQ(Method):
         return Grouped(bits, group, 16 + bits).bytes()
 
     def check(self, checkpoint: "Checkpoint") -> None:
-        packing.check_integers(checkpoint, "awq")
+        packed_weights.check_integers(checkpoint, "awq")

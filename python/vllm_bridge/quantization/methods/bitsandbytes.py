@@ -3,12 +3,12 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from vllm_bridge.checkpoints import packed_weights
 from vllm_bridge.errors import BridgeError
-from vllm_bridge.quantization import packing
 from vllm_bridge.quantization.method import Bytes, Extra, Format, Grouped, Method, Online
 
 if TYPE_CHECKING:
-    from vllm_bridge.models import Checkpoint
+    from vllm_bridge.checkpoints.checkpoint import Checkpoint
 
 _BLOCK = 64
 _FLOAT32 = 32
@@ -43,7 +43,7 @@ class BitsAndBytes(Method):
         return Grouped(4, _BLOCK, 8 if double else _FLOAT32).bytes()
 
     def check(self, checkpoint: "Checkpoint") -> None:
-        packing.check_bitsandbytes(checkpoint)
+        packed_weights.check_bitsandbytes(checkpoint)
 
     def check_layer(self, config: Any, layer: Any) -> None:
         # vLLM makes room for the packed bytes, and counts them by the dtype that the model

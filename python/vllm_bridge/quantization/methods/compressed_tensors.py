@@ -3,11 +3,11 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from vllm_bridge.quantization import packing
+from vllm_bridge.checkpoints import packed_weights
 from vllm_bridge.quantization.method import Bytes, Format, Grouped, Method
 
 if TYPE_CHECKING:
-    from vllm_bridge.models import Checkpoint
+    from vllm_bridge.checkpoints.checkpoint import Checkpoint
 
 
 def _config(form: str, bits: int, kind: str, **groups: Any) -> Mapping[str, Any]:
@@ -48,4 +48,4 @@ class CompressedTensors(Method):
         return Grouped(bits, group or 0, 16 + zero_point).bytes()
 
     def check(self, checkpoint: "Checkpoint") -> None:
-        packing.check_range(checkpoint)
+        packed_weights.check_range(checkpoint)

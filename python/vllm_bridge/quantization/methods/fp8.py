@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from vllm_bridge.quantization.method import Bytes, Format, Method, Online
 
 if TYPE_CHECKING:
-    from vllm_bridge.models import Checkpoint
+    from vllm_bridge.checkpoints.checkpoint import Checkpoint
 
 _PLAIN = 2.0
 

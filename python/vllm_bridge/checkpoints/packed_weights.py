@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 from vllm_bridge.errors import BridgeError
 
 if TYPE_CHECKING:
-    from vllm_bridge.models import Checkpoint, Tensor
+    from vllm_bridge.checkpoints.checkpoint import Checkpoint
+    from vllm_bridge.checkpoints.headers import Tensor
 
 _FLOATS = ("F64", "F32", "F16", "BF16")
 

@@ -1,23 +1,28 @@
 import json
 import os
 import struct
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from huggingface_hub import errors as hub_errors
 
-from vllm_bridge import memory, models
+from conftest import MODELS
+from vllm_bridge import checkpoints, memory, versions
+from vllm_bridge.checkpoints import files
+from vllm_bridge.checkpoints.checkpoint import Checkpoint
+from vllm_bridge.checkpoints.models import check_model
 from vllm_bridge.errors import BridgeError
 from vllm_bridge.memory import GIB
-from vllm_bridge.models import Checkpoint, check_model
 
 LLAMA = {"model_type": "llama", "architectures": ["LlamaForCausalLM"]}
 
 
 @pytest.fixture(autouse=True)
 def a_cpu_with_8_gib(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(models, "is_cpu_build", lambda: True)
+    monkeypatch.setattr(versions, "is_cpu_build", lambda: True)
     monkeypatch.setattr(memory, "available_cpu", lambda: 8 * GIB)
 
 
@@ -30,13 +35,15 @@ def folder(tmp_path: Path) -> Path:
     return model
 
 
-def tensors(path: Path, *, elements: int = 4, dtype: str = "BF16", cut: int = 0) -> None:
+def tensors(
+    path: Path, *, name: str = "weight", elements: int = 4, dtype: str = "BF16", cut: int = 0
+) -> None:
     """A safetensors file with one tensor of zeros, sparse, and ``cut`` bytes short."""
     size = elements * {"F32": 4, "BF16": 2, "I32": 4}[dtype]
     header = json.dumps(
         {
             "__metadata__": {"format": "pt"},
-            "weight": {"dtype": dtype, "shape": [1, elements], "data_offsets": [0, size]},
+            name: {"dtype": dtype, "shape": [1, elements], "data_offsets": [0, size]},
         }
     ).encode()
     with path.open("wb") as file:
@@ -165,11 +172,11 @@ def test_a_missing_shard(folder: Path) -> None:
     names = [f"model-0000{number}-of-00002.safetensors" for number in (1, 2)]
     index = {"weight_map": {"a": names[0], "b": names[1]}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    tensors(folder / names[0])
+    tensors(folder / names[0], name="a")
     error = refused(folder)
     assert error.reason == "invalid_checkpoint"
     assert error.details["missing"] == [names[1]]
-    tensors(folder / names[1])
+    tensors(folder / names[1], name="b")
     assert check_model(str(folder), {}).files == tuple(names)
     (folder / "model.safetensors.index.json").write_text("{}")
     assert refused(folder).reason == "invalid_checkpoint"
@@ -191,10 +198,95 @@ def test_a_shard_without_what_the_index_says_is_in_it(folder: Path) -> None:
         assert check_model(str(folder), {}).files == ("model.safetensors",)
 
 
-def test_mistrals_second_copy_does_not_count(folder: Path) -> None:
+# -- files that hold the same
+
+
+SHARDS = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
+
+
+def test_the_index_decides_which_copy_of_a_tensor_is_meant(folder: Path) -> None:
+    for shard in SHARDS:
+        tensors(folder / shard)
+    index = folder / "model.safetensors.index.json"
+    for shard in SHARDS:
+        index.write_text(
+            json.dumps({"weight_map": {"weight": shard, "a": SHARDS[0], "b": SHARDS[1]}})
+        )
+        checkpoint = check_model(str(folder), {})
+        assert checkpoint.tensors["weight"].file == str(folder / shard)
+        (other,) = set(SHARDS) - {shard}
+        paths = [str(folder / name) for name in SHARDS]
+        assert files.strays(paths) == {str(folder / other): {"weight"}}
+    for weight_map in (
+        {"a": SHARDS[0], "b": SHARDS[1]},  # says nothing of it
+        {"weight": "model.safetensors", "a": SHARDS[0], "b": SHARDS[1]},  # says what is not so
+    ):
+        tensors(folder / "model.safetensors", name="other")
+        index.write_text(json.dumps({"weight_map": weight_map}))
+        error = refused(folder)
+        assert error.reason == "invalid_checkpoint"
+        assert all(shard in error.message for shard in SHARDS)
+        assert error.details["files"] == list(SHARDS)
+        assert error.details["tensor"] == "weight"
+
+
+@pytest.mark.parametrize("leftover", ["consolidated.safetensors", "model-fp16.safetensors"])
+def test_without_an_index_no_copy_is_the_right_one(folder: Path, leftover: str) -> None:
     tensors(folder / "model.safetensors")
-    tensors(folder / "consolidated.safetensors")
+    tensors(folder / leftover)
+    error = refused(folder)
+    assert error.reason == "invalid_checkpoint"
+    assert "model.safetensors" in error.message
+    assert leftover in error.message
+    index = {"weight_map": {"weight": "model.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     assert check_model(str(folder), {}).files == ("model.safetensors",)
+
+
+HUGGING_FACE, MISTRAL = "model.safetensors", "consolidated.safetensors"
+
+
+@pytest.mark.parametrize(
+    ("params", "options", "file", "load_format"),
+    [
+        (False, {}, HUGGING_FACE, "hf"),
+        (True, {}, MISTRAL, "mistral"),
+        (True, {"config_format": "hf"}, HUGGING_FACE, "hf"),
+        (False, {"config_format": "mistral"}, MISTRAL, "mistral"),
+        (False, {"load_format": "mistral"}, MISTRAL, "mistral"),
+        (True, {"load_format": "safetensors"}, HUGGING_FACE, "safetensors"),
+        (True, {"load_format": "hf"}, HUGGING_FACE, "hf"),
+    ],
+)
+def test_of_both_spellings_of_mistrals_folders_the_one_of_the_format_is_read(
+    folder: Path, params: bool, options: dict[str, Any], file: str, load_format: str
+) -> None:
+    tensors(folder / HUGGING_FACE, name="model.layers.0.self_attn.q_proj.weight")
+    tensors(folder / MISTRAL, name="layers.0.attention.wq.weight")
+    if params:
+        (folder / "params.json").write_text("{}")
+    checkpoint = check_model(str(folder), options)
+    assert checkpoint.files == (file,)
+    assert checkpoint.load_format == load_format
+    assert {tensor.file for tensor in checkpoint.tensors.values()} == {str(folder / file)}
+
+
+def test_mistrals_weights_may_be_the_only_ones(folder: Path) -> None:
+    tensors(folder / "consolidated.safetensors")
+    checkpoint = check_model(str(folder), {})
+    assert checkpoint.files == ("consolidated.safetensors",)
+    assert checkpoint.load_format == "mistral"
+
+
+def test_an_adapter_in_a_models_folder_is_none_of_its_weights(folder: Path) -> None:
+    tensors(folder / "model.safetensors")
+    tensors(folder / "adapter_model.safetensors", name="base_model.model.lora_A.weight")
+    assert check_model(str(folder), {}).files == ("model.safetensors",)
+    (folder / "model.safetensors").unlink()
+    assert "no weights" in refused(folder).message
+
+
+# -- the memory
 
 
 @pytest.mark.parametrize(
@@ -351,35 +443,6 @@ def test_mistrals_own_format_on_the_hub(monkeypatch: pytest.MonkeyPatch, folder:
     assert check_model("a/b", {}) == Checkpoint()
 
 
-# -- versions
-
-
-@pytest.mark.parametrize(
-    ("version", "reason"),
-    [("0.32.0", None), ("0.32.1+cpu", None), ("0.31.0", "vllm_version"), ("0.320", "vllm_version")],
-)
-def test_versions(monkeypatch: pytest.MonkeyPatch, version: str, reason: str | None) -> None:
-    monkeypatch.setattr(models, "vllm_distribution", lambda: ("vllm", version))
-    if reason is None:
-        models.check_versions()
-        return
-    with pytest.raises(BridgeError) as caught:
-        models.check_versions()
-    assert caught.value.reason == reason
-    assert caught.value.details["installed"] == version
-
-
-def test_no_vllm(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(models, "vllm_distribution", lambda: (None, None))
-    with pytest.raises(BridgeError) as caught:
-        models.check_versions()
-    assert caught.value.reason == "vllm_not_installed"
-
-
-def test_the_installed_vllm_fits() -> None:
-    models.check_versions()
-
-
 def test_paths_are_found_from_the_working_folder(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -387,3 +450,23 @@ def test_paths_are_found_from_the_working_folder(
     monkeypatch.chdir(folder.parent)
     assert check_model("model", {}).folder == "model"
     assert os.path.isdir("model")
+
+
+def test_a_model_is_looked_at_without_what_takes_seconds_to_import() -> None:
+    script = """
+import pkgutil, sys
+from vllm_bridge import checkpoints
+from vllm_bridge.checkpoints.models import check_model
+from vllm_bridge.quantization import check
+for module in pkgutil.iter_modules(checkpoints.__path__, "vllm_bridge.checkpoints."):
+    __import__(module.name)
+check(check_model(sys.argv[1], {}))
+heavy = {"torch", "vllm", "transformers", "huggingface_hub", "numpy"} & set(sys.modules)
+assert not heavy, heavy
+"""
+    python = Path(checkpoints.__file__).parents[2]
+    subprocess.run(
+        [sys.executable, "-c", script, MODELS / "demo"],
+        check=True,
+        env=os.environ | {"PYTHONPATH": str(python)},
+    )

@@ -1,0 +1,33 @@
+"""A model's ``config.json``."""
+
+import json
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from vllm_bridge.errors import BridgeError
+
+
+def read_config(folder: str) -> Mapping[str, Any]:
+    path = os.path.join(folder, "config.json")
+    try:
+        with open(path, encoding="utf-8") as file:
+            config = json.load(file)
+        if not isinstance(config, dict):
+            raise ValueError("it is not a JSON object")
+    except (OSError, ValueError) as error:
+        raise BridgeError(
+            "not_a_model", f"`{path}` cannot be read: {error}.", {"model": folder}
+        ) from error
+    quantization = config.get("quantization_config")
+    if quantization is not None and (
+        not isinstance(quantization, dict)
+        or not isinstance(quantization.get("quant_method", ""), str)
+    ):
+        raise BridgeError(
+            "invalid_checkpoint",
+            f"The `quantization_config` in `{path}` does not name a method: it should be an "
+            "object with `quant_method`, a string.",
+            {"model": folder},
+        )
+    return config

@@ -1,0 +1,89 @@
+"""Models of the Hugging Face hub, of which only the config is read here."""
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from vllm_bridge.checkpoints.checkpoint import Checkpoint
+from vllm_bridge.checkpoints.config import read_config
+from vllm_bridge.errors import BridgeError
+
+
+def look_up(model: str, options: Mapping[str, Any]) -> Checkpoint:
+    from huggingface_hub import errors, hf_hub_download
+
+    token = options.get("hf_token")
+    revision = options.get("revision")
+    where: dict[str, Any] = {
+        "repo_id": model,
+        "revision": revision,
+        "cache_dir": options.get("download_dir"),
+        "token": token,
+    }
+    details = {"model": model, "revision": revision}
+    hint = (
+        f"`{model}` is not a folder here, so it was looked up on the Hugging Face hub. "
+        if "/" not in model or model.count("/") == 1
+        else ""
+    )
+    try:
+        path = hf_hub_download(filename="config.json", **where)
+    except errors.GatedRepoError as error:
+        raise BridgeError(
+            "model_gated",
+            f"The owner of {model} must grant access to it. Ask for it at "
+            f"https://huggingface.co/{model} and give your token as `HF_TOKEN` or `hf_token`.",
+            details,
+        ) from error
+    except errors.RevisionNotFoundError as error:
+        raise BridgeError(
+            "model_not_found", f"{model} has no revision `{revision}` on the hub.", details
+        ) from error
+    except errors.RepositoryNotFoundError as error:
+        raise BridgeError(
+            "model_not_found",
+            hint + "It has no such model; if it is a private one, give a token that may read it "
+            "as `HF_TOKEN` or `hf_token`.",
+            details,
+        ) from error
+    except errors.LocalEntryNotFoundError as error:
+        # Also what the hub's client makes of a connection that failed.
+        raise BridgeError(
+            "hub_unreachable",
+            hint
+            + "It is not in the cache, and "
+            + (
+                "`HF_HUB_OFFLINE` is set."
+                if _is_offline()
+                else "the hub does not answer. Check the network, or give a local folder."
+            ),
+            details,
+        ) from error
+    except errors.EntryNotFoundError as error:
+        try:
+            hf_hub_download(filename="params.json", **where)
+        except Exception:
+            raise BridgeError(
+                "not_a_model",
+                f"{model} on the hub has no `config.json`: it is not a model that vLLM can "
+                "load (an adapter, a data set or GGUF files only).",
+                details,
+            ) from error
+        return Checkpoint()
+    except errors.HFValidationError as error:
+        raise BridgeError(
+            "model_not_found", f"`{model}` is neither a folder nor a model's name.", details
+        ) from error
+    except (errors.HfHubHTTPError, OSError) as error:
+        raise BridgeError(
+            "hub_unreachable",
+            hint + "The hub does not answer as it should; try again later, or give a local folder.",
+            details | {"exception": str(error)},
+        ) from error
+    return Checkpoint(config=read_config(os.path.dirname(path)))
+
+
+def _is_offline() -> bool:
+    from huggingface_hub import constants
+
+    return bool(constants.HF_HUB_OFFLINE)

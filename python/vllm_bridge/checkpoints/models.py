@@ -1,0 +1,126 @@
+"""What a user's ``model`` is: a folder, a file, a name on the hub.
+
+vLLM would find most of what is wrong with it too, but later (after seconds, or after a download),
+less clearly, and with processes already started.
+"""
+
+import os
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from vllm_bridge import memory, versions
+from vllm_bridge.checkpoints import files, fit, hub
+from vllm_bridge.checkpoints.checkpoint import CAST, Checkpoint
+from vllm_bridge.checkpoints.config import read_config
+from vllm_bridge.errors import BridgeError, nearest
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
+
+# Configs that make a folder a model, the usual one first. Mistral's own format has the other.
+_CONFIGS = ("config.json", "params.json")
+
+
+def check_model(model: str, options: Mapping[str, Any]) -> Checkpoint:
+    """What is known of the model.
+
+    Raises:
+        BridgeError: ``model_not_found``, ``not_a_model``, ``model_gated``, ``hub_unreachable``,
+            ``invalid_checkpoint`` or, on a CPU, ``out_of_memory``
+    """
+    if not model:
+        raise BridgeError("model_not_found", "No model was named.")
+    if "://" in model:
+        return Checkpoint()  # storage that only vLLM can look into
+    if os.path.isdir(model):
+        checkpoint = _check_folder(model, options)
+    elif os.path.isfile(model):
+        return _check_file(model)
+    elif _HUB_ID.fullmatch(model) and not model.startswith((".", "~")):
+        checkpoint = hub.look_up(model, options)
+    else:
+        raise BridgeError(
+            "model_not_found",
+            f"There is no folder `{model}`." + _similar_folder(model),
+            {"model": model},
+        )
+    if versions.is_cpu_build():
+        fit.check_memory(checkpoint, options, memory.available_cpu(), "memory")
+    return checkpoint
+
+
+def _check_folder(folder: str, options: Mapping[str, Any]) -> Checkpoint:
+    names = set(os.listdir(folder))
+    config_folder = options.get("hf_config_path")
+    if config_folder is None and not names.intersection(_CONFIGS):
+        raise BridgeError("not_a_model", _why_no_model(folder, names), {"model": folder})
+    config = {} if "config.json" not in names else read_config(folder)
+    load_format = files.load_format(options)
+    if load_format not in files.LOAD_FORMATS:
+        return Checkpoint(folder, config)
+    form = files.format_of(names, options)
+    weights = files.weight_files(folder, names, form)
+    if not weights:
+        if not any(name.endswith((".bin", ".pt", ".pth")) for name in names):
+            raise BridgeError(
+                "invalid_checkpoint",
+                f"`{folder}` has a config and no weights (*.safetensors). Was the download "
+                "finished?",
+                {"model": folder},
+            )
+        return Checkpoint(folder, config)
+    tensors = files.read_tensors(folder, weights, form)
+    size = floats = 0
+    for tensor in tensors.values():
+        if width := CAST.get(tensor.dtype):
+            floats += tensor.size // width
+        else:
+            size += tensor.size
+    return Checkpoint(
+        folder,
+        config,
+        load_format=form if load_format == "auto" else load_format,
+        files=tuple(weights),
+        bytes=size + 2 * floats,
+        floats=floats,
+        tensors=tensors,
+    )
+
+
+def _check_file(path: str) -> Checkpoint:
+    if not path.endswith(".gguf"):
+        raise BridgeError(
+            "not_a_model",
+            f"`{path}` is a file. A model is a folder with a `config.json` and weights, or the "
+            "name of one on the Hugging Face hub.",
+            {"model": path},
+        )
+    return Checkpoint(config={"quantization_config": {"quant_method": "gguf"}})
+
+
+def _why_no_model(folder: str, names: set[str]) -> str:
+    where = f"`{folder}` has no `config.json`"
+    if "adapter_config.json" in names:
+        return (
+            f"{where}: it is a LoRA adapter. Load the base model with `enable_lora: true` "
+            "and give the adapter per request."
+        )
+    if gguf := sorted(name for name in names if name.endswith(".gguf")):
+        return f"{where}, only GGUF files (such as {gguf[0]}), which vLLM does not load from here."
+    if not names:
+        return f"`{folder}` is empty."
+    below = sorted(
+        name for name in names if os.path.exists(os.path.join(folder, name, "config.json"))
+    )
+    if below:
+        return f"{where}, but the folder {below[0]} in it has one. Did you mean that?"
+    return f"{where}, so it is not a model."
+
+
+def _similar_folder(path: str) -> str:
+    parent, name = os.path.split(os.path.abspath(os.path.expanduser(path)))
+    try:
+        suggestion = nearest(name, os.listdir(parent))
+    except OSError:
+        return ""
+    return f" Did you mean `{os.path.join(parent, suggestion)}`?" if suggestion else ""
