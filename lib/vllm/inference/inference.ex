@@ -22,11 +22,12 @@ defmodule VLLM.Inference do
   def prepare(options, specs, name, kind) do
     with {:ok, known, inline} <- Options.split(options, specs),
          {:ok, given} <- Params.to_wire(kind, name, known[name], inline, Options.names(specs)) do
-      {:ok, Call.new(known), Map.put(sent(known), Atom.to_string(name), given), known}
+      params = known |> sent() |> Map.put(Atom.to_string(name), given)
+      {:ok, Call.new(known), timed(params, known.timeout), known}
     end
   end
 
-  @doc "The same of a call that has no parameters of vLLM's."
+  @doc "The same of a call that vLLM has nothing to compute for."
   @spec prepare(keyword() | map(), [Options.spec()]) :: prepared() | {:error, Error.t()}
   def prepare(options, specs) do
     with {:ok, known} <- Options.only(options, specs),
@@ -34,13 +35,14 @@ defmodule VLLM.Inference do
   end
 
   defp sent(known) do
-    timeout = if known.timeout != :infinity, do: known.timeout / 1000
-    given = [{:timeout, timeout} | for(name <- @sent, do: {name, known[name]})]
-
-    for {name, value} <- given, value not in [nil, %{}], into: %{} do
+    for name <- @sent, (value = known[name]) not in [nil, %{}], into: %{} do
       {Atom.to_string(name), value}
     end
   end
+
+  # The worker gives up what its caller waits for no more.
+  defp timed(params, :infinity), do: params
+  defp timed(params, timeout), do: Map.put(params, "timeout", timeout / 1000)
 
   @doc "What the engine answers to each of `inputs`, which go as the param `name`."
   @spec map(VLLM.engine(), String.t(), map(), {String.t(), [term()]}, Call.t()) ::
