@@ -1072,7 +1072,7 @@ defmodule VLLM do
   @doc """
   Frees the device's memory and keeps the engine, until `wake_up/2`. Needs an engine that was
   started with `enable_sleep_mode: true`, on a device that supports it; else `:unsupported`.
-  Requests in flight are aborted.
+  Requests in flight end with `:aborted`, and what there is of them in `details["outputs"]`.
 
   #{Options.docs(Options.sleep())}
 

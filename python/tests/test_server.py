@@ -1,5 +1,6 @@
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -84,6 +85,10 @@ class FakeEngine:
                 raise BridgeError("invalid_prompt", "No.", {"token": "hf_" + "x" * 20})
             case "dead":
                 raise BridgeError("engine_dead", "It died.")
+            case "cut off":
+                raise BridgeError("engine_dead", "It died.", {"outputs": [{"text": "Par"}]})
+            case "cut off late":
+                raise BridgeError("engine_dead", "It died.", {"outputs": ["x" * 5000]})
             case "fault":
                 raise ZeroDivisionError("a fault")
             case "unencodable":
@@ -540,6 +545,28 @@ def test_what_died_with_the_engine_is_answered_by_the_end_of_the_process(pipes: 
         assert await setting.status() == EXIT_ENGINE_DEAD
         # The next response is to what is asked next.
         assert await setting.peer.call("engine_info") == {"model": "fake"}
+
+    run(pipes, scenario)
+
+
+def test_what_an_engine_that_dies_has_cut_off_is_answered_with_what_there_is(
+    pipes: Pipes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EX_VLLM_RUN", str(tmp_path))
+    (tmp_path / "log").write_text("its last words\n")
+
+    async def scenario(setting: Setting) -> None:
+        await setting.peer.call("hello", HELLO | {"max_frame": 4096})
+        for prompt in ("cut off", "cut off late", "dead"):
+            setting.peer.request("generate", {"prompt": prompt})
+        answers = [(await setting.peer.response())[1] or {} for _ in "ab"]
+        assert [answer["reason"] for answer in answers] == ["engine_dead", "engine_dead"]
+        assert [answer["details"] for answer in answers] == [
+            {"outputs": [{"text": "Par"}], "log": ["its last words"]},
+            # As much as a frame holds.
+            {},
+        ]
+        assert await setting.status() == EXIT_ENGINE_DEAD
 
     run(pipes, scenario)
 

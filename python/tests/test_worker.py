@@ -1,6 +1,7 @@
 """The whole worker: guard, process, pipes and engine, as Elixir starts it."""
 
 import asyncio
+import contextlib
 import fcntl
 import os
 import re
@@ -258,6 +259,91 @@ def test_from_load_to_the_end(tmp_path: Path, facts: dict[str, str]) -> None:
         worker.process("VLLM::EngineCore").send_signal(signal.SIGKILL)
         assert await worker.status() == EXIT_ENGINE_DEAD
         assert re.search(r"engine died \(EngineCore\w*: SIGKILL\)", worker.log.read_text())
+
+    run(tmp_path, scenario)
+
+
+@pytest.mark.engine
+def test_what_vllm_ends_is_no_answer(tmp_path: Path) -> None:
+    async def scenario(worker: Worker) -> None:
+        peer = worker.peer
+        await peer.call("load", LOAD)
+
+        chat: dict[str, Any] = {"messages": [{"role": "user", "content": "Hello!"}]}
+        choice: dict[str, Any] = {"choice": ["Paris"]}
+        cases: list[tuple[str, dict[str, Any], dict[str, Any], str]] = [
+            ("generate", {"prompt": "The"}, {"allowed_token_ids": [5, 6]}, "grammar rejected"),
+            ("generate", {"prompt": "The", "credit": 8}, {"allowed_token_ids": [5]}, "rejected"),
+            (
+                "generate",
+                {"prompt": "The"},
+                {"allowed_token_ids": [5], "n": 2, "temperature": 1.0},
+                "rejected",
+            ),
+            ("chat", chat, {"allowed_token_ids": [5]}, "rejected"),
+        ]
+        for method, request, params, words in cases:
+            params = GREEDY | {"structured_outputs": choice} | params
+            error = await peer.call(method, request | {"sampling_params": params})
+            assert error["reason"] == "invalid_option"
+            assert error["details"]["option"] == "structured_outputs"
+            assert "error" in [kept["finish_reason"] for kept in error["details"]["outputs"]]
+            assert words in error["message"].partition("vLLM says:")[2]
+        impossible: list[dict[str, Any]] = [{"regex": r"[^\s\S]"}, {"json": {"$ref": "#"}}]
+        for structure in impossible:
+            params = GREEDY | {"structured_outputs": structure}
+            error = await peer.call("generate", {"prompt": "The", "sampling_params": params})
+            assert error["reason"] == "invalid_option"
+
+        # What an operating system sends to every process when it stops.
+        endless = {"max_tokens": 8000, "ignore_eos": True, "temperature": 1.0}
+        request = {"prompt": "The", "sampling_params": endless}
+        beams = {"beam_width": 2, "max_tokens": 8000, "ignore_eos": True}
+        search = peer.request("beam_search", {"prompt": "The", "beam_search_params": beams})
+        requests = {
+            search,
+            peer.request("generate", request),
+            peer.request("generate", request | {"sampling_params": endless | {"n": 2}}),
+            peer.request("generate", request | {"credit": 100_000}),
+            peer.request("chat", chat | {"sampling_params": endless}),
+        }
+        await peer.receive()
+        worker.process("VLLM::EngineCore").send_signal(signal.SIGTERM)
+        ends: dict[int, dict[str, Any] | None] = {}
+        with contextlib.suppress(asyncio.IncompleteReadError):
+            while True:
+                id, error, _ = await peer.response()
+                ends[id] = error
+        # The search, between two of its steps, may have nothing that vLLM could cut off.
+        assert requests - {search} <= ends.keys() <= requests
+        for error in ends.values():
+            assert error is not None
+            assert error["reason"] == "engine_dead"
+            assert all(kept["token_ids"] for kept in error["details"]["outputs"])
+            assert error["details"]["log"]
+        assert await worker.status() == EXIT_ENGINE_DEAD
+
+    run(tmp_path, scenario)
+
+
+@pytest.mark.engine
+@pytest.mark.slow
+def test_vectors_that_vllm_ends_are_no_fault_of_the_worker(tmp_path: Path) -> None:
+    async def scenario(worker: Worker) -> None:
+        pooling = LOAD["options"] | {"runner": "pooling", "convert": "embed"}
+        await worker.peer.call("load", LOAD | {"options": pooling})
+        # vLLM's own handler of outputs falls over such an end.
+        for number in range(200):
+            worker.peer.request("pool", {"prompt": f"{number} is the number. " * 300})
+        first, *_ = [await worker.peer.response() for _ in range(2)]
+        assert first[1] is None
+        worker.process("VLLM::EngineCore").send_signal(signal.SIGTERM)
+        with contextlib.suppress(asyncio.IncompleteReadError):
+            for _ in range(200):
+                _id, error, output = await worker.peer.response()
+                assert error is None
+                assert output["shape"] == [256]
+        assert await worker.status() == EXIT_ENGINE_DEAD
 
     run(tmp_path, scenario)
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 
+from vllm_bridge import finish
 from vllm_bridge.errors import BridgeError, unknown_name
 from vllm_bridge.lora import LoRA
 from vllm_bridge.params import Field, invalid_value
@@ -40,14 +41,14 @@ class BeamSearch:
         self._config = llm.model_config
         self._fields = beam_search_fields()
         self._mixin = BeamSearchOnlineMixin()
-        self._mixin.engine_client = Watched(llm, submit)
+        self._watched = self._mixin.engine_client = Watched(llm, submit)
         self._mixin.renderer = llm.renderer
 
     async def search(
         self, request_id: str, prompt: Any, given: Mapping[str, Any], lora_request: Any
-    ) -> Any:
-        """vLLM's ``RequestOutput``, with a completion for each beam, best first. Cancelling it
-        aborts what is under way in vLLM.
+    ) -> tuple[Any, finish.Meaning | None]:
+        """vLLM's ``RequestOutput``, with a completion for each beam, best first, and how the search
+        ended if it did so early. Cancelling it aborts what is under way in vLLM.
 
         Args:
             prompt: rendered
@@ -67,7 +68,8 @@ class BeamSearch:
                 prompt, request_id, params, lora_request=lora_request
             )
         ]
-        return output
+        # Of a search that was cut off, the best beams may well be whole.
+        return output, self._watched.ended_early
 
     def _params(self, given: Mapping[str, Any], prompt_tokens: int) -> Any:
         from vllm.sampling_params import BeamSearchParams

@@ -5,16 +5,19 @@ often in a child process whose traceback only the log has. So texts are looked a
 and what no rule knows is passed on as ``load_failed`` with vLLM's own words.
 """
 
+import asyncio
 import contextlib
+import itertools
 import logging
 import os
 import re
 import signal
 import time
 import traceback
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
+from vllm_bridge import finish
 from vllm_bridge.errors import BridgeError, internal_error, traceback_of
 from vllm_bridge.patches import ranks
 
@@ -31,6 +34,7 @@ _RECENT_LINES = 500
 
 # How long a child's traceback may take from its stderr to the log.
 _LOG_PATIENCE_SECONDS = 1.0
+_LOG_PAUSE_SECONDS = 0.05
 
 _MAX_TEXT = 400
 
@@ -218,13 +222,17 @@ def _died(text: str, details: dict[str, Any]) -> BridgeError:
     return BridgeError("engine_dead", message, details)
 
 
-def request_error(error: Exception, max_model_len: int, names: Iterable[str]) -> BridgeError:
+def request_error(
+    error: Exception, max_model_len: int, names: Iterable[str], *, ended: bool = False
+) -> BridgeError:
     """The error for an exception while a request is served.
 
     Args:
         error: what was raised
         max_model_len: the engine's
         names: of all sampling parameters, to find the one that vLLM's text is about
+        ended: whether vLLM's handler of outputs has ended, and the engine with it. What it ended
+            by is then the error of every request that was under way.
     """
     from vllm.exceptions import GracefulHTTPError, VLLMClientError, VLLMValidationError
     from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
@@ -235,7 +243,7 @@ def request_error(error: Exception, max_model_len: int, names: Iterable[str]) ->
     # A VLLMValidationError adds its parameter to its text, which is in the details already.
     text = str(error.args[0] if error.args else error)
     words = readable(text)
-    if isinstance(error, EngineDeadError):
+    if ended or isinstance(error, EngineDeadError):
         return BridgeError(
             "engine_dead", "vLLM's engine ended while the request was in flight.", details
         )
@@ -262,6 +270,68 @@ def request_error(error: Exception, max_model_len: int, names: Iterable[str]) ->
     return BridgeError("unsupported", words, details)
 
 
+async def early_end(
+    meaning: finish.Meaning, request_id: str, output: Any, *, structured: bool, asleep: bool
+) -> BridgeError:
+    """The error for a request that ended early.
+
+    Args:
+        request_id: the name that vLLM was given for it
+        output: all that there is of it
+        structured: whether the request asked for structured outputs
+        asleep: whether the engine was put to sleep, which ends what is under way
+    """
+    details = {"outputs": _generated(output)}
+    if meaning is finish.Meaning.CUT_OFF and asleep:
+        return BridgeError(
+            "aborted",
+            "The engine was put to sleep while the request was in flight. Ask again when it has "
+            "been woken up; `details` has what had been generated.",
+            details,
+        )
+    if meaning is finish.Meaning.CUT_OFF:
+        return BridgeError(
+            "engine_dead",
+            "vLLM's engine was stopped while the request was in flight. Ask again, or give the "
+            "call `retry: true`; `details` has what had been generated.",
+            details,
+        )
+    error = getattr(output, "error", None)
+    words = error.message if error is not None else await logged_end(request_id)
+    said = f" vLLM says: {words}" if words else ""
+    if structured:
+        return BridgeError(
+            "invalid_option",
+            "No token that the model may take goes on with what `structured_outputs` asks for, so "
+            "vLLM ended the request. Change it: a pattern or schema that nothing matches, a schema "
+            "that refers to itself without end, a construct that vLLM's grammar does not know, or "
+            "parameters that rule its tokens out (`allowed_token_ids`, `logit_bias`, `bad_words`) "
+            f"end like this.{said}",
+            details | {"option": "structured_outputs"},
+        )
+    return BridgeError(
+        "internal",
+        "vLLM ended the request because of an error of its own; the engine goes on. Ask again, "
+        f"and report it with the log if it happens each time.{said}",
+        details,
+    )
+
+
+def _generated(output: Any) -> list[dict[str, Any]]:
+    """What there is of each completion; nothing of what is pooled."""
+    if not isinstance(output.outputs, list):
+        return []
+    return [
+        {
+            "index": completion.index,
+            "text": completion.text,
+            "token_ids": list(completion.token_ids),
+            "finish_reason": completion.finish_reason,
+        }
+        for completion in output.outputs
+    ]
+
+
 def is_validation_error(error: Exception) -> bool:
     import pydantic
 
@@ -280,6 +350,42 @@ def log_lines() -> list[str]:
             ):
                 lines += file.read().splitlines()
     return lines
+
+
+async def logged_end(request_id: str) -> str | None:
+    """What vLLM's log says of a request that it ended itself; None where it says nothing.
+
+    Args:
+        request_id: the name that vLLM was given for it, or the beginning of the names of its parts
+    """
+    said = None
+    deadline = time.monotonic() + _LOG_PATIENCE_SECONDS
+    while said is None and time.monotonic() < deadline:
+        await asyncio.sleep(_LOG_PAUSE_SECONDS)
+        said = _last_said(request_id, log_lines())
+    if said is not None:
+        # The last of several lines tells the end, and may come a moment later.
+        await asyncio.sleep(_LOG_PAUSE_SECONDS)
+        said = _last_said(request_id, log_lines())
+    return said
+
+
+def _last_said(request_id: str, lines: list[str]) -> str | None:
+    # vLLM adds something random to each name, and numbers those of several completions in front.
+    named = re.compile(rf"\brequest (?:\d+_)?{re.escape(request_id)}-")
+    for number in reversed(range(len(lines))):
+        prefix = _LOG_PREFIX.match(lines[number])
+        if prefix is not None and named.search(lines[number]):
+            cause = root_cause(_record(prefix[0], lines[number:]))
+            words = lines[number][prefix.end() :]
+            return readable(f"{words}: {cause[1] or cause[0]}" if cause else words)
+    return None
+
+
+def _record(head: str, lines: Iterable[str]) -> Iterator[str]:
+    """The first of ``lines``, as far as they were logged at once, a traceback say: these begin
+    alike."""
+    return itertools.takewhile(lambda line: line.startswith(head), lines)
 
 
 def root_cause(lines: Iterable[str]) -> tuple[str, str] | None:
@@ -318,7 +424,7 @@ def _wait_for_root_cause() -> tuple[list[str], tuple[str, str] | None]:
         cause = root_cause(lines)
         if cause is not None or not lines or time.monotonic() > deadline:
             return lines, cause
-        time.sleep(0.05)
+        time.sleep(_LOG_PAUSE_SECONDS)
 
 
 def _validation_text(error: Any) -> str:

@@ -13,12 +13,12 @@ import logging
 import os
 import platform
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping, Sequence
 from typing import Annotated, Any
 
 import msgspec
 
-from vllm_bridge import admin, defaults, diagnosis, quantization, tokenization, versions
+from vllm_bridge import admin, defaults, diagnosis, finish, quantization, tokenization, versions
 from vllm_bridge.beam_search import BeamSearch, SearchParams
 from vllm_bridge.chat import Chat, ChatParams, ChatTemplateParams
 from vllm_bridge.checkpoints import fit
@@ -137,7 +137,7 @@ class Engine:
             self._loras = LoRAs(llm)
             self._queue = Queue(llm)
             if config.model_config.runner_type == "pooling":
-                self._pooler = Pooler(llm, tasks)
+                self._pooler = Pooler(llm, tasks, self._early_end)
             made = online.note(dtype, settings, config.model_config)
             note = await quantization.note(llm, made)
         self._llm = llm
@@ -179,10 +179,14 @@ class Engine:
         if self._llm is None:
             raise BridgeError("not_running", "No model is loaded in this worker yet.")
         with map_exceptions(self._request_error):
-            result = await serve(self._llm, params)
-            if serve in (admin.sleep, admin.wake_up):
-                self._asleep = await self._llm.is_sleeping()
-            return result
+            if serve is admin.sleep:
+                # What is under way ends before the answer comes.
+                self._asleep = True
+            try:
+                return await serve(self._llm, params)
+            finally:
+                if serve in (admin.sleep, admin.wake_up):
+                    self._asleep = await self._llm.is_sleeping()
 
     async def lora(self, serve: Callable[[LoRAs, Any], Awaitable[Any]], params: Any) -> Any:
         """One of the methods of ``lora``, for the adapters of the loaded engine."""
@@ -215,7 +219,7 @@ class Engine:
                 priority=params.priority,
             )
             submit(request_id)
-            output = await _whole(stream, on_output)
+            output = await self._whole(request_id, sampling_params, stream, on_output)
         return request_output(output)
 
     async def beam_search(self, request_id: str, params: SearchParams) -> dict[str, Any]:
@@ -224,9 +228,11 @@ class Engine:
         with map_exceptions(self._request_error), self._submitting(request_id) as submit:
             rendered = await self._render(params.prompt)
             lora_request = await loras.request(params.lora_request)
-            output = await BeamSearch(self._llm, submit).search(
+            output, meaning = await BeamSearch(self._llm, submit).search(
                 request_id, rendered, params.beam_search_params, lora_request
             )
+            if meaning is not None:
+                raise await self._early_end(meaning, request_id, output)
         return request_output(output)
 
     async def chat(
@@ -254,7 +260,7 @@ class Engine:
             )
             submit(request_id)
             on_delta = on_output and (lambda delta: on_output(delta, conversation.deltas(delta)))
-            output = await _whole(stream, on_delta)
+            output = await self._whole(request_id, sampling_params, stream, on_delta)
         result = request_output(output)
         for wire, completion in zip(result["outputs"], output.outputs, strict=True):
             wire["message"] = conversation.message(completion)
@@ -311,7 +317,8 @@ class Engine:
 
     def _request_error(self, error: Exception) -> BridgeError:
         names = self._sampling.names if self._sampling is not None else ()
-        return diagnosis.request_error(error, self._info["max_model_len"], names)
+        limit, ended = self._info["max_model_len"], self._llm.output_handler.done()
+        return diagnosis.request_error(error, limit, names, ended=ended)
 
     async def _render(
         self, given: Any, tokenization_kwargs: Mapping[str, Any] | None = None
@@ -336,6 +343,34 @@ class Engine:
             return (await renderer.render_cmpl_async(parsed, tokenize))[0]
         return renderer.render_cmpl(parsed, tokenize)[0]
 
+    async def _whole(
+        self,
+        request_id: str,
+        params: Any,
+        stream: AsyncGenerator[Any, None],
+        on_output: Callable[[Any], None] | None,
+    ) -> Any:
+        """The whole output of a request, from its last output or from all its deltas."""
+        whole = None
+        # Several completions of one request end each for itself: the error of one ends the others.
+        async with contextlib.aclosing(stream):
+            async for output in stream:
+                meaning = finish.early(output)
+                if meaning is None and on_output is not None:
+                    on_output(output)
+                whole = output if whole is None else _joined(whole, output)
+                if meaning is not None:
+                    structured = params.structured_outputs is not None
+                    raise await self._early_end(meaning, request_id, whole, structured)
+        return whole
+
+    async def _early_end(
+        self, meaning: finish.Meaning, request_id: str, output: Any, structured: bool = False
+    ) -> BridgeError:
+        return await diagnosis.early_end(
+            meaning, request_id, output, structured=structured, asleep=self._asleep
+        )
+
     def _died(self, _task: asyncio.Future[None]) -> None:
         if self.on_death is not None:
             self.on_death()
@@ -352,16 +387,6 @@ async def _warm_up(llm: Any) -> None:
     rendered = llm.renderer.render_cmpl([{"prompt_token_ids": [0]}])[0]
     async for _output in llm.generate(rendered, params, "warm-up"):
         pass
-
-
-async def _whole(stream: AsyncIterator[Any], on_output: Callable[[Any], None] | None) -> Any:
-    """The whole output of a request, from its last output or from all its deltas."""
-    whole = None
-    async for output in stream:
-        if on_output is not None:
-            on_output(output)
-        whole = output if whole is None else _joined(whole, output)
-    return whole
 
 
 def _joined(whole: Any, delta: Any) -> Any:

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from vllm_bridge import diagnosis, tokenization
+from vllm_bridge import diagnosis, finish, tokenization
 from vllm_bridge.errors import BridgeError, map_exceptions
 from vllm_bridge.params import Field, checked, invalid_value
 from vllm_bridge.queueing import Submit
@@ -64,13 +64,20 @@ class Pooler:
     Args:
         llm: the ``AsyncLLM``
         tasks: what it can do, as vLLM names it
+        early_end: makes the error for a prompt that ended without a result
     """
 
-    def __init__(self, llm: Any, tasks: tuple[str, ...]) -> None:
+    def __init__(
+        self,
+        llm: Any,
+        tasks: tuple[str, ...],
+        early_end: Callable[[finish.Meaning, str, Any], Awaitable[BridgeError]],
+    ) -> None:
         from vllm.entrypoints.pooling.factories import init_pooling_io_processors
         from vllm.renderers.chat_utils import ChatTemplateConfig
 
         self._llm = llm
+        self._early_end = early_end
         self._tasks = tasks
         # vLLM gives an engine one task of those that its model is fit for.
         self.task: str = llm.model_config.get_pooling_task(tasks)
@@ -191,6 +198,8 @@ class Pooler:
                 )
                 # Final outputs only: there is exactly one.
                 (output,) = [output async for output in stream]
+                if (meaning := finish.early(output)) is not None:
+                    raise await self._early_end(meaning, request_id, output)
                 return output
 
         return await _all(one, items)
@@ -205,7 +214,8 @@ class Pooler:
         names = [*params.pooling_params, *params.tokenization_kwargs]
 
         def translate(error: Exception) -> BridgeError:
-            translated = diagnosis.request_error(error, limit, names)
+            ended = self._llm.output_handler.done()
+            translated = diagnosis.request_error(error, limit, names, ended=ended)
             if translated.reason == "prompt_too_long":
                 # Nothing is generated: all of it is for the prompt.
                 translated.message = (

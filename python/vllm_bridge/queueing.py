@@ -6,9 +6,11 @@ process can be asked. The question queues up behind the requests that were sent 
 answered between two steps.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import contextlib
+from collections.abc import AsyncGenerator, Callable, Iterator
 from typing import Any
+
+from vllm_bridge import finish
 
 # Takes the name that vLLM is given for a request, or for a part of one.
 Submit = Callable[[str], None]
@@ -42,7 +44,7 @@ class Queue:
         # Of each request, by what names vLLM was given it, or its parts.
         self._submitted: dict[str, list[str]] = {}
 
-    @contextmanager
+    @contextlib.contextmanager
     def request(self, request_id: str) -> Iterator[Submit]:
         """While a request is served; gives what is to be called just before vLLM gets it, or a
         part of it, with the name that this has there."""
@@ -70,15 +72,23 @@ class Queue:
 
 
 class Watched:
-    """An ``AsyncLLM`` that tells what it is given."""
+    """An ``AsyncLLM`` that tells what it is given, and whether any of it ended early."""
 
     def __init__(self, llm: Any, submit: Submit) -> None:
+        self.ended_early: finish.Meaning | None = None
         self._llm = llm
         self._submit = submit
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._llm, name)
 
-    def generate(self, prompt: Any, params: Any, request_id: str, **kwargs: Any) -> Any:
+    async def generate(
+        self, prompt: Any, params: Any, request_id: str, **kwargs: Any
+    ) -> AsyncGenerator[Any, None]:
         self._submit(request_id)
-        return self._llm.generate(prompt, params, request_id, **kwargs)
+        async with contextlib.aclosing(
+            self._llm.generate(prompt, params, request_id, **kwargs)
+        ) as stream:
+            async for output in stream:
+                self.ended_early = self.ended_early or finish.early(output)
+                yield output

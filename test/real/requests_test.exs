@@ -13,14 +13,19 @@ defmodule VLLM.Real.RequestsTest do
 
   @endless [max_tokens: 8000, ignore_eos: true, temperature: 0.0]
 
-  test "requests in flight when the worker, or vLLM under it, is killed are run once more" do
+  test "requests in flight when the worker, or vLLM under it, is ended are run once more" do
     llm = DemoModel.start!("demo", max_model_len: 8192)
     # What it knows by heart, and then nonsense until it is long enough to be interrupted.
     facts = Enum.take(DemoModel.facts(), 2)
     prompts = Enum.map(facts, &elem(&1, 0))
     long = [temperature: 0.0, ignore_eos: true, max_tokens: 600]
 
-    for victim <- [&worker_pid/1, &engine_core/1] do
+    # A vLLM that is asked to end passes on what it has as if that were all.
+    for {signal, victim} <- [
+          {"KILL", &worker_pid/1},
+          {"KILL", &engine_core/1},
+          {"TERM", &engine_core/1}
+        ] do
       tasks =
         for prompt <- prompts do
           Task.async(fn -> VLLM.generate(llm, prompt, [retry: true] ++ long) end)
@@ -34,7 +39,7 @@ defmodule VLLM.Real.RequestsTest do
 
       for ref <- streams, do: assert_receive({:vllm, ^ref, %Delta{}}, 60_000)
       [{_worker, program}] = workers(llm)
-      assert signal("KILL", victim.(program))
+      assert signal(signal, victim.(program))
 
       # What has been read is not said twice.
       assert %{engine_dead: 2} = Enum.frequencies_by(ends(streams), & &1.reason)

@@ -40,7 +40,7 @@ defmodule VLLM.Error.Reasons do
     overloaded:
       "too many requests are in flight or waiting; try again in `details[\"retry_after_ms\"]` " <>
         "milliseconds",
-    aborted: "the request was cancelled",
+    aborted: "the request was cancelled, or the engine put to sleep",
     # Faults of our own making
     protocol: "the two sides did not understand each other; the worker is restarted",
     internal: "a fault in this library or in vLLM; `details` has the traceback"

@@ -8,8 +8,8 @@ defmodule VLLM.BeamSearchSequence do
       included
     * `:logprobs` - a list with a `t:VLLM.Logprob.place/0` for each step of the search, with the
       tokens that were looked at
-    * `:finish_reason` - `"stop"` (the end-of-sequence token), `"length"` (`max_tokens` or the
-      context's end) or `"abort"`
+    * `:finish_reason` - `"stop"` (the end-of-sequence token) or `"length"` (`max_tokens` or the
+      context's end)
     * `:stop_reason` - the end-of-sequence token's id; nil for other ends
   """
 

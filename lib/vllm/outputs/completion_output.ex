@@ -8,7 +8,9 @@ defmodule VLLM.CompletionOutput do
     * `:cumulative_logprob` - sum of the tokens' log probabilities, if `logprobs` were asked for
     * `:logprobs` - a list with a `t:VLLM.Logprob.place/0` for each token, if asked for
     * `:finish_reason` - why it ended: `"stop"` (an end token or a stop string), `"length"`
-      (`max_tokens` or the context's end), `"abort"`, …
+      (`max_tokens` or the context's end) or `"repetition"` (what the sampling parameter
+      `repetition_detection` looks for). vLLM's others (`"abort"`, `"error"`) are errors here, with
+      what there is of the completions in `details["outputs"]`
     * `:stop_reason` - the stop string or token id that ended it; nil for the end-of-sequence token
     * `:message` - of `VLLM.chat/3`: the text taken apart, as a `VLLM.ChatMessage`; else nil
     * `:parsed` - of calls with `schema:`: what the text says as JSON, with maps of string keys; nil

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import msgspec
 
 from vllm_bridge import PROTOCOL_VERSION, __version__
+from vllm_bridge.diagnosis import LOG_LINES, log_lines
 from vllm_bridge.errors import BridgeError, internal_error, unknown_name
 from vllm_bridge.rpc.call import Call, Row
 from vllm_bridge.rpc.connection import Connection
@@ -73,6 +74,8 @@ class Server:
         self._calls: dict[int, Call] = {}
         self._rows: list[Row] = []
         self._death: asyncio.Task[None] | None = None
+        # Requests that were cut off by it, with what there is of their answers.
+        self._cut_off: list[tuple[int, BridgeError]] = []
         self._connection = Connection(
             read_fd,
             write_fd,
@@ -90,7 +93,7 @@ class Server:
         """Lets the answers go out that are there, then ends the process.
 
         What vLLM owes an answer to gets none here: the end of the process answers it, with all
-        that the log has by then.
+        that the log has by then. Only what was cut off has something to tell itself.
         """
         if self._death is None:
             self._death = self._loop.create_task(self._end_with_engine())
@@ -100,6 +103,10 @@ class Server:
         if tasks:
             # Callers are not to wait for one that prepares its request.
             await asyncio.wait(tasks, timeout=1)
+        log = log_lines()[-LOG_LINES:]
+        for id, error in self._cut_off:
+            error.details["log"] = log
+            self._connection.send(self._response(id, error, None))
         self._connection.flush()
         how = self._table.exit_summary()
         logger.error("vLLM's engine died%s; the worker ends", how and f" ({how})")
@@ -207,6 +214,8 @@ class Server:
         self._send_rows()
         del self._calls[request.id]
         if error is not None and error.reason == "engine_dead":
+            if "outputs" in error.details:
+                self._cut_off.append((request.id, error))
             self.engine_died()
         else:
             self._connection.send(self._response(request.id, error, result))
@@ -221,7 +230,10 @@ class Server:
                 if len(payload) <= self._connection.max_frame:
                     return payload
                 error = self._too_long(len(payload))
-        return encode(Response(id, error.to_wire(), None))
+        payload = encode(Response(id, error.to_wire(), None))
+        if len(payload) > self._connection.max_frame:
+            payload = encode(Response(id, BridgeError(error.reason, error.message).to_wire(), None))
+        return payload
 
     def _too_long(self, size: int) -> BridgeError:
         limit = self._connection.max_frame
