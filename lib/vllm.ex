@@ -134,7 +134,7 @@ defmodule VLLM do
       MyApp.LLM
   """
   @spec child_spec(keyword() | map()) :: Supervisor.child_spec()
-  def child_spec(options), do: bang!(Lifecycle.child_spec(options))
+  def child_spec(options), do: bang!(Lifecycle.child_spec(options, __MODULE__))
 
   @doc """
   Waits until the engine serves requests, for at most `timeout` milliseconds.
@@ -658,12 +658,12 @@ defmodule VLLM do
   @spec lora_request(String.t(), pos_integer(), String.t()) ::
           {:ok, LoRARequest.t()} | {:error, Error.t()}
   def lora_request(name, path_or_id, options_or_path \\ []),
-    do: LoRARequest.new(name, path_or_id, options_or_path)
+    do: LoRA.request(name, path_or_id, options_or_path)
 
   @doc "Like `lora_request/3`, with the id second and the path third."
   @spec lora_request(String.t(), pos_integer(), String.t(), keyword() | map()) ::
           {:ok, LoRARequest.t()} | {:error, Error.t()}
-  def lora_request(name, id, path, options), do: LoRARequest.new(name, id, path, options)
+  def lora_request(name, id, path, options), do: LoRA.request(name, id, path, options)
 
   @doc """
   Like `lora_request/3`, but returns the adapter or raises `VLLM.Error`.

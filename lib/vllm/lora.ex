@@ -6,6 +6,36 @@ defmodule VLLM.LoRA do
   alias VLLM.Engine.{Call, Router, Table}
   alias VLLM.{Error, LoRARequest, Options}
 
+  # vLLM's ids are positive integers of 32 bits.
+  @ids 0x7FFFFFFF
+
+  @doc "See `VLLM.lora_request/4`."
+  @spec request(String.t(), pos_integer(), String.t(), keyword() | map()) ::
+          {:ok, LoRARequest.t()} | {:error, Error.t()}
+  def request(name, id, path, options) do
+    with {:ok, options} <- Options.to_map(options),
+         do: request(name, path, Map.put(options, "lora_int_id", id))
+  end
+
+  @doc "See `VLLM.lora_request/3`."
+  @spec request(String.t(), String.t(), keyword() | map()) ::
+          {:ok, LoRARequest.t()} | {:error, Error.t()}
+  @spec request(String.t(), pos_integer(), String.t()) ::
+          {:ok, LoRARequest.t()} | {:error, Error.t()}
+  def request(name, id, path) when is_integer(id), do: request(name, id, path, [])
+
+  def request(name, path, options) do
+    with {:ok, name} <- Options.check(:string, :lora_name, name),
+         {:ok, path} <- Options.check(:string, :lora_path, path),
+         {:ok, options} <- Options.only(options, Options.lora_request()) do
+      path = Options.expand(path)
+      # The same in every worker and after every restart, without anybody who hands ids out.
+      id = options.lora_int_id || :erlang.phash2({name, path}, @ids) + 1
+      given = Map.merge(options, %{lora_name: name, lora_path: path, lora_int_id: id})
+      {:ok, struct!(LoRARequest, given)}
+    end
+  end
+
   @doc "See `VLLM.load_lora/3`."
   @spec load(VLLM.engine(), LoRARequest.t(), keyword() | map()) :: :ok | {:error, Error.t()}
   def load(engine, request, options) do

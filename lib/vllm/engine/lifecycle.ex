@@ -34,13 +34,14 @@ defmodule VLLM.Engine.Lifecycle do
     end
   end
 
-  @doc "See `VLLM.child_spec/1`, which raises the error."
-  @spec child_spec(keyword() | map()) :: {:ok, Supervisor.child_spec()} | {:error, Error.t()}
-  def child_spec(options) do
+  @doc "See `VLLM.child_spec/1`; `id` is that of an engine without a name."
+  @spec child_spec(keyword() | map(), term()) ::
+          {:ok, Supervisor.child_spec()} | {:error, Error.t()}
+  def child_spec(options, id) do
     with {:ok, config} <- Config.new(options) do
       {:ok,
        %{
-         id: config.name || VLLM,
+         id: config.name || id,
          start: {VLLM.Engine, :start_link, [config]},
          type: :supervisor,
          # An engine that `stop/1` has ended stays so.

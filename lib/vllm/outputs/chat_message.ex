@@ -45,4 +45,18 @@ defmodule VLLM.ChatMessage do
       tool_calls: Enum.map(wire["tool_calls"], &ToolCall.from_wire/1)
     }
   end
+
+  defimpl VLLM.Wire.Struct do
+    # What a message does not have is not sent, but for its content.
+    def to_term(message) do
+      calls = if message.tool_calls != [], do: message.tool_calls
+
+      optional =
+        for {name, value} <- [reasoning: message.reasoning, tool_calls: calls],
+            value != nil,
+            do: {name, value}
+
+      [role: message.role, content: message.content] ++ optional
+    end
+  end
 end

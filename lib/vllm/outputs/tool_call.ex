@@ -28,4 +28,10 @@ defmodule VLLM.ToolCall do
       parsed: wire["parsed"]
     }
   end
+
+  defimpl VLLM.Wire.Struct do
+    def to_term(call) do
+      %{id: call.id, type: "function", function: %{name: call.name, arguments: call.arguments}}
+    end
+  end
 end

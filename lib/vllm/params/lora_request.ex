@@ -10,8 +10,6 @@ defmodule VLLM.LoRARequest do
     * `:is_3d_lora_weight` - its experts' weights are fused
   """
 
-  alias VLLM.{Error, Options}
-
   @enforce_keys [:lora_name, :lora_int_id, :lora_path]
   defstruct [
     :lora_name,
@@ -31,34 +29,6 @@ defmodule VLLM.LoRARequest do
           is_3d_lora_weight: boolean()
         }
 
-  # vLLM's ids are positive integers of 32 bits.
-  @ids 0x7FFFFFFF
-
-  @doc false
-  @spec new(String.t(), pos_integer(), String.t(), keyword() | map()) ::
-          {:ok, t()} | {:error, Error.t()}
-  def new(name, id, path, options) do
-    with {:ok, options} <- Options.to_map(options),
-         do: new(name, path, Map.put(options, "lora_int_id", id))
-  end
-
-  @doc false
-  @spec new(String.t(), String.t(), keyword() | map()) :: {:ok, t()} | {:error, Error.t()}
-  @spec new(String.t(), pos_integer(), String.t()) :: {:ok, t()} | {:error, Error.t()}
-  def new(name, id, path) when is_integer(id), do: new(name, id, path, [])
-
-  def new(name, path, options) do
-    with {:ok, name} <- Options.check(:string, :lora_name, name),
-         {:ok, path} <- Options.check(:string, :lora_path, path),
-         {:ok, options} <- Options.only(options, Options.lora_request()) do
-      path = Options.expand(path)
-      # The same in every worker and after every restart, without anybody who hands ids out.
-      id = options.lora_int_id || :erlang.phash2({name, path}, @ids) + 1
-      given = Map.merge(options, %{lora_name: name, lora_path: path, lora_int_id: id})
-      {:ok, struct!(__MODULE__, given)}
-    end
-  end
-
   @doc false
   @spec from_wire(map()) :: t()
   def from_wire(wire) do
@@ -70,5 +40,9 @@ defmodule VLLM.LoRARequest do
       load_inplace: wire["load_inplace"],
       is_3d_lora_weight: wire["is_3d_lora_weight"]
     }
+  end
+
+  defimpl VLLM.Wire.Struct do
+    def to_term(request), do: Map.from_struct(request)
   end
 end

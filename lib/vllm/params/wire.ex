@@ -144,27 +144,3 @@ defmodule VLLM.Wire do
   @spec fault(String.t(), path()) :: no_return()
   defp fault(what, path), do: throw({:fault, what, path})
 end
-
-defimpl VLLM.Wire.Struct, for: VLLM.ChatMessage do
-  # What a message does not have is not sent, but for its content.
-  def to_term(message) do
-    calls = if message.tool_calls != [], do: message.tool_calls
-    others = [reasoning: message.reasoning, tool_calls: calls]
-
-    for {name, value} <- others,
-        value != nil,
-        into: %{role: message.role, content: message.content} do
-      {name, value}
-    end
-  end
-end
-
-defimpl VLLM.Wire.Struct, for: VLLM.ToolCall do
-  def to_term(call) do
-    %{id: call.id, type: "function", function: %{name: call.name, arguments: call.arguments}}
-  end
-end
-
-defimpl VLLM.Wire.Struct, for: VLLM.LoRARequest do
-  def to_term(request), do: Map.from_struct(request)
-end
