@@ -4,7 +4,7 @@ defmodule VLLM.Bridge do
   # program and its guard), Connection (requests and answers), Writer (writing
   # to a full pipe), Log (what workers print) and MessagePack (the format).
 
-  alias VLLM.Bridge.{Connection, Log, Program}
+  alias VLLM.Bridge.{Connection, Deadline, Inbox, Log, Program}
   alias VLLM.Error
 
   @max_frame 1024 * 1024
@@ -24,14 +24,14 @@ defmodule VLLM.Bridge do
 
   defp shake_hands(opts) do
     Process.flag(:trap_exit, true)
-    deadline = Connection.deadline(Keyword.get(opts, :timeout, 30_000))
+    deadline = Deadline.new(Keyword.get(opts, :timeout, 30_000))
 
     with {:ok, program} <- Program.start(["-m", "vllm_bridge"], Keyword.take(opts, [:python])) do
       conn = Connection.new(program.port, @max_frame)
       hello = %{"protocol" => 1, "max_frame" => @max_frame}
 
       result =
-        with {:ok, _request} <- Connection.request(conn, "hello", hello) do
+        with {:ok, _request} <- Connection.request(conn, Inbox.new(), "hello", hello) do
           answer(program, deadline)
         end
 
@@ -57,7 +57,7 @@ defmodule VLLM.Bridge do
         {_, log} = Log.read(Log.new(program.run_dir))
         {:error, ended(status, Log.recent(log))}
     after
-      Connection.remaining(deadline) ->
+      Deadline.remaining(deadline) ->
         {:error, Error.new(:timeout, "The worker did not answer in time.")}
     end
   end

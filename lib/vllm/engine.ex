@@ -8,6 +8,7 @@ defmodule VLLM.Engine do
   #     ├─ workers (a supervisor)
   #     │  ├─ VLLM.Engine.Worker 1
   #     │  └─ VLLM.Engine.Worker 2 …
+  #     ├─ VLLM.Engine.Turns
   #     └─ VLLM.Engine.Control
   #
   # OTP's own supervisor rather than Elixir's, for `auto_shutdown`: the control
@@ -15,7 +16,7 @@ defmodule VLLM.Engine do
 
   @behaviour :supervisor
 
-  alias VLLM.Engine.{Config, Control, Suspects, Table, Worker}
+  alias VLLM.Engine.{Config, Control, Table, Turns, Worker}
   alias VLLM.Error
 
   @doc """
@@ -130,7 +131,7 @@ defmodule VLLM.Engine do
 
         # The last to be started is the first to be stopped: it has the workers
         # finish what they have, all at once.
-        children = [workers, Suspects.child_spec(table), Control.child_spec(table)]
+        children = [workers, Turns.child_spec(table), Control.child_spec(table)]
         {:ok, {%{strategy: :one_for_one, auto_shutdown: :any_significant}, children}}
 
       {:error, {:already_registered, _pid}} ->

@@ -2,7 +2,8 @@ defmodule VLLM.Streaming do
   @moduledoc false
   # Streams of deltas as lazy enumerables, and many prompts as a pipeline.
 
-  alias VLLM.Engine.{Call, Flights, Router, Table}
+  alias VLLM.Bridge.Inbox
+  alias VLLM.Engine.{Call, Dispatch, InFlight, Table}
   alias VLLM.Error
   alias VLLM.Streaming.Reader
 
@@ -14,17 +15,19 @@ defmodule VLLM.Streaming do
   @spec deltas((() -> {:ok, {Table.t(), String.t(), map(), Call.t()}} | {:error, Error.t()})) ::
           Enumerable.t()
   def deltas(prepare) do
-    Stream.resource(
-      fn ->
-        with {:ok, {table, method, params, call}} <- prepare.(),
-             do: Reader.open(table, method, params, call)
-      end,
-      &next/1,
-      fn
-        {:ok, reader} -> Reader.close(reader)
-        _ended -> :ok
-      end
-    )
+    Inbox.stream(fn inbox ->
+      Stream.resource(
+        fn ->
+          with {:ok, {table, method, params, call}} <- prepare.(),
+               do: Reader.open(table, method, params, call, inbox)
+        end,
+        &next/1,
+        fn
+          {:ok, reader} -> Reader.close(reader)
+          _ended -> :ok
+        end
+      )
+    end)
   end
 
   defp next({:ok, reader}) do
@@ -55,28 +58,27 @@ defmodule VLLM.Streaming do
   def pipeline(table, prompts, request, result, call) do
     job = %{request: request, result: result, call: call}
 
-    Stream.resource(
-      fn ->
-        %{
-          input:
-            &Enumerable.reduce(prompts, &1, fn prompt, _ -> {:suspend, {:prompt, prompt}} end),
-          # The params and the index of the prompt that is to be sent next.
-          waiting: nil,
-          next: 0,
-          flights: Flights.new(table, "generate")
-        }
-      end,
-      &step(&1, job),
-      fn state ->
-        Flights.cancel(state.flights)
-        if state.input, do: state.input.({:halt, :none})
-      end
-    )
+    input = &Enumerable.reduce(prompts, &1, fn prompt, _ -> {:suspend, {:prompt, prompt}} end)
+
+    Inbox.stream(fn inbox ->
+      Stream.resource(
+        # The params and the index of the prompt that waits to be sent, and the index of the next.
+        fn ->
+          in_flight = InFlight.new(table, "generate", inbox)
+          %{input: input, waiting: nil, next: 0, in_flight: in_flight}
+        end,
+        &step(&1, job),
+        fn state ->
+          InFlight.cancel(state.in_flight)
+          if state.input, do: state.input.({:halt, :none})
+        end
+      )
+    end)
   end
 
   # What fits is sent, a prompt a step; then one answer is waited for.
   defp step(%{waiting: nil, input: nil} = state, job) do
-    if Flights.count(state.flights) == 0, do: {:halt, state}, else: collect(state, job)
+    if InFlight.count(state.in_flight) == 0, do: {:halt, state}, else: collect(state, job)
   end
 
   defp step(%{waiting: nil, input: input} = state, job) do
@@ -88,16 +90,16 @@ defmodule VLLM.Streaming do
     end
   end
 
-  defp step(%{waiting: {params, index}, flights: flights} = state, job) do
-    none? = Flights.count(flights) == 0
+  defp step(%{waiting: {params, index}, in_flight: in_flight} = state, job) do
+    none? = InFlight.count(in_flight) == 0
     call = Call.begin(job.call)
 
-    case Flights.submit(flights, index, params, call) do
-      {:ok, flights} ->
-        {[], %{state | waiting: nil, flights: flights}}
+    case InFlight.submit(in_flight, index, params, call) do
+      {:ok, in_flight} ->
+        {[], %{state | waiting: nil, in_flight: in_flight}}
 
       :none_ready when none? ->
-        case Router.await_ready(flights.table, call) do
+        case Dispatch.await_ready(in_flight.table, call) do
           :ok -> {[], state}
           {:error, error} -> {[{index, {:error, error}}], %{state | waiting: nil}}
         end
@@ -120,8 +122,8 @@ defmodule VLLM.Streaming do
   end
 
   defp collect(state, job) do
-    {index, answer, flights} = Flights.next(state.flights)
+    {index, answer, in_flight} = InFlight.next(state.in_flight)
     answer = with {:ok, value} <- answer, do: {:ok, job.result.(value)}
-    {[{index, answer}], %{state | flights: flights}}
+    {[{index, answer}], %{state | in_flight: in_flight}}
   end
 end

@@ -114,7 +114,7 @@ defmodule VLLM.Real.RequestsTest do
     {:ok, table, _pid} = VLLM.Engine.Table.lookup(llm)
     workers = VLLM.Engine.Table.workers(table)
     call = VLLM.Engine.Call.new(%{timeout: :infinity})
-    choose = &VLLM.Engine.Affinity.choose(workers, %{"prompt" => &1}, call).index
+    choose = &VLLM.Engine.Balancer.choose(workers, %{"prompt" => &1}, call).index
     sessions = for n <- 1..20, do: "session #{n}"
     assert sessions |> Enum.map(choose) |> Enum.uniq() |> Enum.sort() == [1, 2]
     VLLM.stop(llm)

@@ -180,13 +180,18 @@ defmodule VLLM.Real.StreamTest do
     [%{conn: conn}] = VLLM.Engine.Table.workers(table)
     params = %{"prompt" => "Count:", "sampling_params" => %{"max_tokens" => 1000}, "credit" => 1}
 
-    requests =
-      for _ <- 1..1000 do
-        {:ok, request} = VLLM.Bridge.Connection.request(conn, "generate", params, 2000, :many)
-        request
-      end
+    VLLM.Bridge.Inbox.run(fn inbox ->
+      requests =
+        for _ <- 1..1000 do
+          {:ok, request} =
+            VLLM.Bridge.Connection.request(conn, inbox, "generate", params, 2000, :many)
 
-    Enum.each(requests, &VLLM.Bridge.Connection.cancel/1)
+          request
+        end
+
+      Enum.each(requests, &VLLM.Bridge.Connection.cancel/1)
+    end)
+
     assert eventually(fn -> FakeEngine.in_flight(llm) == 0 end)
     assert :ets.info(conn.routes, :size) == 0
     assert Process.info(self(), :message_queue_len) == {:message_queue_len, 0}

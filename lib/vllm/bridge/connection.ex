@@ -9,12 +9,12 @@ defmodule VLLM.Bridge.Connection do
   # port itself; no process stands in between. The owner (VLLM.Engine.Worker)
   # receives the answers, finds the caller in `routes` and hands on the bytes,
   # which the caller decodes. Answers go to a process alias that ends with the
-  # call: a late one is dropped by the VM.
+  # call (see VLLM.Bridge.Inbox): a late one is dropped by the VM.
 
-  alias VLLM.Bridge.{MessagePack, Shape, Writer}
+  alias VLLM.Bridge.{Admission, Deadline, Inbox, MessagePack, Shape, Writer}
   alias VLLM.{Error, Telemetry}
 
-  @enforce_keys [:owner, :port, :writer, :routes, :counters, :max_frame]
+  @enforce_keys [:owner, :port, :writer, :routes, :last_id, :admission, :max_frame]
   defstruct @enforce_keys
 
   @type t :: %__MODULE__{
@@ -22,47 +22,22 @@ defmodule VLLM.Bridge.Connection do
           port: port() | pid(),
           writer: Writer.t(),
           routes: :ets.table(),
-          counters: :atomics.atomics_ref(),
+          last_id: :atomics.atomics_ref(),
+          admission: Admission.t(),
           max_frame: pos_integer()
         }
 
   @typedoc """
-  A request under way: its id on the wire, the alias that its answer comes to,
-  and what events about it need (nil for none).
+  A request under way: its id on the wire, the address that its answer comes to, and what events
+  about it need (nil for none).
   """
   @type request :: %{
           id: non_neg_integer(),
-          ref: reference(),
+          address: Inbox.address(),
           conn: t(),
           method: String.t(),
           span: Telemetry.span() | nil
         }
-
-  @typedoc "Absolute, in milliseconds of `:erlang.monotonic_time/1`."
-  @type deadline :: integer() | :infinity
-
-  # Slots of `counters`.
-  @last_id 1
-  # 1 in a connection that lets no request in any more.
-  @sealed 2
-  # How many requests have ended, when the last one did, and how many had, and
-  # when, at two marks: the rate at which they end is measured from the older
-  # one. Times are moved on by those in which there was nothing to do.
-  @ended 3
-  @last_end 4
-  @older_count 5
-  @older_time 6
-  @newer_count 7
-  @newer_time 8
-  # How many were refused since the newer mark.
-  @refused 9
-
-  # A mark is set after so many ends.
-  @mark_every 16
-
-  # What is advised while nothing has ended yet, and at most; in ms.
-  @unknown_wait 1000
-  @longest_wait 60_000
 
   # Bytes that may wait for a worker that does not read.
   @max_unsent 256 * 1024 * 1024
@@ -78,7 +53,8 @@ defmodule VLLM.Bridge.Connection do
       port: port,
       writer: Writer.start_link(port, max_unsent),
       routes: :ets.new(:routes, [:public, write_concurrency: true]),
-      counters: :atomics.new(9, signed: true),
+      last_id: :atomics.new(1, signed: false),
+      admission: Admission.new(),
       max_frame: max_frame
     }
   end
@@ -99,38 +75,31 @@ defmodule VLLM.Bridge.Connection do
   Whoever comes later is told that this run is over, and has sent nothing.
   """
   @spec seal(t()) :: boolean()
-  def seal(%__MODULE__{counters: counters} = conn) do
+  def seal(%__MODULE__{admission: admission} = conn) do
     # First the seal and then the look; those who come make their note first and
     # then look for the seal.
-    :atomics.put(counters, @sealed, 1)
-
-    if in_flight(conn) == 0 do
-      true
-    else
-      :atomics.put(counters, @sealed, 0)
-      false
-    end
+    Admission.seal(admission)
+    idle? = in_flight(conn) == 0
+    unless idle?, do: Admission.unseal(admission)
+    idle?
   end
 
   @doc """
   Sends a request from the calling process, unless `limit` are under way.
 
-  The answer comes as `{ref, answer}`, to be read with `answer/2`; should the
-  owner end first, `{:DOWN, ref, :process, _, reason}` comes instead (see
-  `down/2`). Whoever stops waiting calls `cancel/2`. With an error nothing was
-  sent.
+  The answer comes to `inbox`; see `result/2`. Whoever stops waiting calls
+  `cancel/1`. With an error nothing was sent.
 
   A stream is a request with `:many` answers: before the last come deltas, as
-  `{ref, {:delta, row}}`. After the last one, or the owner's end, its reader
-  calls `finish/1`.
+  `{:delta, row}`. After the last one its reader calls `finish/1`.
   """
-  @spec request(t(), String.t(), map(), pos_integer() | :infinity, :once | :many) ::
+  @spec request(t(), Inbox.t(), String.t(), map(), pos_integer() | :infinity, :once | :many) ::
           {:ok, request()} | {:error, Error.t()}
-  def request(%__MODULE__{} = conn, method, params, limit \\ :infinity, answers \\ :once) do
-    id = :atomics.add_get(conn.counters, @last_id, 1)
+  def request(%__MODULE__{} = conn, inbox, method, params, limit \\ :infinity, answers \\ :once) do
+    id = next_id(conn)
 
-    with {:ok, ref} <- note(conn, id, answers) do
-      request = %{id: id, ref: ref, conn: conn, method: method, span: nil}
+    with {:ok, address} <- note(conn, id, inbox, answers) do
+      request = %{id: id, address: address, conn: conn, method: method, span: nil}
 
       with :ok <- admit(conn, limit),
            {:ok, frame} <- encode(conn, [0, id, method, params]),
@@ -145,75 +114,25 @@ defmodule VLLM.Bridge.Connection do
     end
   end
 
+  defp next_id(conn), do: :atomics.add_get(conn.last_id, 1, 1)
+
   # The note is the place that a request takes, and there is nothing else to
   # give back: however a caller ends, one who looks through the notes sees it.
   defp admit(conn, limit) do
-    sealed = :atomics.get(conn.counters, @sealed) == 1
-
-    case in_flight(conn) do
-      _any when sealed ->
-        {:error, dead()}
-
-      1 ->
-        skip_idle_time(conn)
-
-      in_flight when in_flight <= limit ->
-        :ok
-
-      _more ->
-        {:error,
-         overloaded(
-           conn,
-           "#{limit} requests are in flight or waiting already. Try again later, or start the " <>
-             "engine with more `max_queue:` or `replicas:`.",
-           %{"limit" => limit}
-         )}
-    end
-  end
-
-  defp skip_idle_time(%{counters: counters}) do
-    now = System.monotonic_time()
-
-    if :atomics.get(counters, @ended) == 0 do
-      :atomics.put(counters, @older_time, now)
-      :atomics.put(counters, @newer_time, now)
-    else
-      idle = max(now - :atomics.get(counters, @last_end), 0)
-      :atomics.add(counters, @older_time, idle)
-      :atomics.add(counters, @newer_time, idle)
-    end
-  end
-
-  defp overloaded(conn, message, details \\ %{}) do
-    Error.new(:overloaded, message, Map.put(details, "retry_after_ms", retry_after(conn)))
-  end
-
-  # In how many ms there is a place for the caller, if requests go on to end as
-  # they lately did and those who were refused before come again first.
-  defp retry_after(%{counters: counters}) do
-    refused = :atomics.add_get(counters, @refused, 1)
-    ended = :atomics.get(counters, @ended) - :atomics.get(counters, @older_count)
-
-    if ended > 0 do
-      since = System.monotonic_time() - :atomics.get(counters, @older_time)
-      milliseconds = System.convert_time_unit(since * refused, :native, :millisecond)
-      milliseconds |> div(ended) |> max(1) |> min(@longest_wait)
-    else
-      @unknown_wait
-    end
+    with :sealed <- Admission.admit(conn.admission, in_flight(conn), limit), do: {:error, dead()}
   end
 
   # The note comes before the bytes: an answer, however fast, finds it. A run
   # that has ended has no table any more.
-  defp note(conn, id, answers) do
-    ref = alias_for(conn.owner, answers)
+  defp note(conn, id, inbox, answers) do
+    address = Inbox.open(inbox, conn.owner, answers)
 
     try do
-      :ets.insert(conn.routes, {id, ref, self(), nil, answers})
-      {:ok, ref}
+      :ets.insert(conn.routes, {id, address, self(), nil, answers})
+      {:ok, address}
     rescue
       ArgumentError ->
-        Process.demonitor(ref, [:flush])
+        Inbox.close(address)
         {:error, dead()}
     end
   end
@@ -221,56 +140,45 @@ defmodule VLLM.Bridge.Connection do
   # The owner's watch over this process may come after the answer; it looks
   # whether the note is still there. A run that ended after the note was made has
   # another port than the one that the watch names.
-  defp ask_to_watch(%{id: id, ref: ref, conn: conn}) do
-    send(conn.owner, {:watch, conn.port, id, ref, self()})
+  defp ask_to_watch(%{id: id, address: address, conn: conn}) do
+    send(conn.owner, {:watch, conn.port, id, address, self()})
     :ok
   end
 
-  # The owner, too, makes requests; nobody can monitor himself.
-  defp alias_for(owner, :once) when owner == self(), do: :erlang.alias([:reply])
-  defp alias_for(owner, :once), do: :erlang.monitor(:process, owner, alias: :reply_demonitor)
-  defp alias_for(owner, :many), do: :erlang.monitor(:process, owner, alias: :demonitor)
-
-  @doc "Waits for the answer to `request` until the deadline; then the request is cancelled."
-  @spec await(request(), deadline()) :: {:ok, term()} | {:error, Error.t()}
-  def await(%{ref: ref} = request, deadline) do
-    receive do
-      {^ref, _answer} = last -> answer(request, last)
-      {:DOWN, ^ref, :process, _pid, _reason} = last -> answer(request, last)
-    after
-      remaining(deadline) ->
-        cancel(request)
-        {:error, timeout()}
-    end
-  end
-
-  @doc "Sends a request and waits for its answer."
-  @spec call(t(), String.t(), map(), deadline()) :: {:ok, term()} | {:error, Error.t()}
+  @doc "Sends a request and waits for its answer until the deadline."
+  @spec call(t(), String.t(), map(), Deadline.t()) :: {:ok, term()} | {:error, Error.t()}
   def call(conn, method, params, deadline) do
-    with {:ok, request} <- request(conn, method, params) do
-      await(request, deadline)
-    end
+    Inbox.run(fn inbox ->
+      with {:ok, request} <- request(conn, inbox, method, params) do
+        case Inbox.next(inbox, Deadline.remaining(deadline)) do
+          {_ref, last} ->
+            answer(request, last)
+
+          :timeout ->
+            cancel(request)
+            {:error, timeout()}
+        end
+      end
+    end)
   end
 
-  @typedoc "What comes to a caller at the end of a request; see `request/5`."
-  @type last ::
-          {reference(), {:response, binary()} | {:error, Error.t()}}
-          | {:DOWN, reference(), :process, pid(), term()}
+  @typedoc "The last message of a request."
+  @type last :: {:response, binary()} | {:error, Error.t()} | {:down, term()}
 
   @doc """
   What the last message of `request` says. It is `:lost` when its worker died
   with it, so that another run may give it what this one did not.
   """
   @spec result(request(), last()) :: {:ok, term()} | {:error, Error.t()} | {:lost, Error.t()}
-  def result(_request, {:DOWN, _ref, :process, _pid, reason}) do
+  def result(_request, {:down, reason}) do
     if stop?(reason), do: {:error, stopped()}, else: {:lost, dead()}
   end
 
   # The owner has no other errors than the reason why the run ended.
-  def result(_request, {_ref, {:error, %Error{reason: :shutdown} = error}}), do: {:error, error}
-  def result(_request, {_ref, {:error, %Error{} = error}}), do: {:lost, error}
+  def result(_request, {:error, %Error{reason: :shutdown} = error}), do: {:error, error}
+  def result(_request, {:error, %Error{} = error}), do: {:lost, error}
 
-  def result(%{method: method} = request, {_ref, {:response, body}}) do
+  def result(%{method: method} = request, {:response, body}) do
     case decode_response(body) do
       {:error, {:malformed, reason}} ->
         {:error, malformed(request, reason)}
@@ -290,8 +198,9 @@ defmodule VLLM.Bridge.Connection do
   end
 
   @doc """
-  Has the run ended whose worker sent `request` something that makes no sense,
-  which only its reader sees; the error that the request ends with.
+  Tells the owner that the worker answered `request` with something that makes no
+  sense, which only the caller can see and which ends the run. Returns the error
+  that the request ends with.
   """
   @spec malformed(request(), String.t()) :: Error.t()
   def malformed(%{conn: conn}, reason) do
@@ -311,26 +220,26 @@ defmodule VLLM.Bridge.Connection do
   end
 
   @doc "Waits until the run is over that `request` was lost with."
-  @spec await_end(request(), deadline()) :: :ok | {:error, Error.t()}
+  @spec await_end(request(), Deadline.t()) :: :ok | {:error, Error.t()}
   def await_end(%{conn: conn} = lost, deadline) do
-    id = :atomics.add_get(conn.counters, @last_id, 1)
+    id = next_id(conn)
 
-    # What waits in `routes` is told of the end, sent or not.
-    with {:ok, ref} <- note(conn, id, :once) do
-      request = %{lost | id: id, ref: ref, span: nil}
-      :ok = ask_to_watch(request)
+    Inbox.run(fn inbox ->
+      # What has a note is told of the end, sent or not.
+      with {:ok, address} <- note(conn, id, inbox, :once) do
+        request = %{lost | id: id, address: address, span: nil}
+        :ok = ask_to_watch(request)
 
-      receive do
-        {^ref, _} -> :ok
-        {:DOWN, ^ref, :process, _pid, _reason} -> :ok
-      after
-        remaining(deadline) ->
+        with :timeout <- Inbox.next(inbox, Deadline.remaining(deadline)) do
           forget(request)
           {:error, timeout()}
+        else
+          {_ref, _end} -> :ok
+        end
+      else
+        {:error, _dead} -> :ok
       end
-    else
-      {:error, _dead} -> :ok
-    end
+    end)
   end
 
   @doc "The error of a request that was under way when its engine was stopped."
@@ -361,20 +270,9 @@ defmodule VLLM.Bridge.Connection do
     notify(conn, "cancel", %{"id" => id})
   end
 
-  @doc "Closes the way by which answers to `request` come, and drops those that are here."
+  @doc "Nothing comes for `request` any more; what has come stays in its inbox."
   @spec finish(request()) :: :ok
-  def finish(%{ref: ref}) do
-    Process.demonitor(ref, [:flush])
-    flush(ref)
-  end
-
-  defp flush(ref) do
-    receive do
-      {^ref, _} -> flush(ref)
-    after
-      0 -> :ok
-    end
-  end
+  def finish(%{address: address}), do: Inbox.close(address)
 
   @doc """
   Sends a notification, however much waits to be sent already: requests in
@@ -414,17 +312,17 @@ defmodule VLLM.Bridge.Connection do
   defp write(conn, frame) do
     with :full <- Writer.write(conn.writer, frame) do
       {:error,
-       overloaded(
-         conn,
+       Admission.overloaded(
+         conn.admission,
          "The worker does not read and too much waits for it already (`max_unsent:`)."
        )}
     end
   end
 
-  # Takes back what `note/3` did, of a request that was not sent.
+  # Takes back what `note/4` did, of a request that was not sent.
   defp forget(%{id: id, conn: conn} = request) do
     case take(conn, id) do
-      [{^id, _ref, _pid, monitor, _answers}] when monitor != nil ->
+      [{^id, _address, _pid, monitor, _answers}] when monitor != nil ->
         send(conn.owner, {:unwatch, monitor})
 
       # A watch that has not begun finds no note, and does not begin.
@@ -434,16 +332,6 @@ defmodule VLLM.Bridge.Connection do
 
     finish(request)
   end
-
-  @doc "Milliseconds until the deadline, for a receive."
-  @spec remaining(deadline()) :: timeout()
-  def remaining(:infinity), do: :infinity
-  def remaining(deadline), do: max(deadline - :erlang.monotonic_time(:millisecond), 0)
-
-  @doc "The deadline that is `timeout` milliseconds away."
-  @spec deadline(timeout()) :: deadline()
-  def deadline(:infinity), do: :infinity
-  def deadline(timeout), do: :erlang.monotonic_time(:millisecond) + timeout
 
   ## The owner's side
 
@@ -527,9 +415,10 @@ defmodule VLLM.Bridge.Connection do
   @spec deliver(t(), non_neg_integer(), {:response, binary()} | {:error, Error.t()}) :: boolean()
   def deliver(conn, id, answer) do
     case release(conn, id) do
-      [{^id, ref, pid, _monitor, _answers}] ->
-        count_end(conn, pid)
-        send(ref, {ref, answer})
+      [{^id, address, pid, _monitor, _answers}] ->
+        # The owner's own requests are none of the engine's work.
+        if pid != conn.owner, do: Admission.count_end(conn.admission)
+        Inbox.send(address, answer)
         true
 
       [] ->
@@ -539,7 +428,7 @@ defmodule VLLM.Bridge.Connection do
 
   # The note is gone, and the watch with it.
   defp release(conn, id) do
-    with [{^id, _ref, _pid, monitor, _answers}] = taken <- take(conn, id) do
+    with [{^id, _address, _pid, monitor, _answers}] = taken <- take(conn, id) do
       if monitor, do: unwatch(monitor)
       taken
     end
@@ -559,23 +448,6 @@ defmodule VLLM.Bridge.Connection do
     :ok
   end
 
-  # The owner's own requests are none of the engine's work.
-  defp count_end(%{owner: owner}, owner), do: :ok
-
-  defp count_end(%{counters: counters}, _caller) do
-    now = System.monotonic_time()
-    :atomics.put(counters, @last_end, now)
-    ended = :atomics.add_get(counters, @ended, 1)
-
-    if rem(ended, @mark_every) == 0 do
-      :atomics.put(counters, @older_count, :atomics.get(counters, @newer_count))
-      :atomics.put(counters, @older_time, :atomics.get(counters, @newer_time))
-      :atomics.put(counters, @newer_count, ended)
-      :atomics.put(counters, @newer_time, now)
-      :atomics.put(counters, @refused, 0)
-    end
-  end
-
   @doc "Hands deltas to the readers of their streams, where there still are any."
   @spec deliver_deltas(t(), [term()]) :: :ok | {:malformed, String.t()}
   def deliver_deltas(_conn, []), do: :ok
@@ -584,8 +456,8 @@ defmodule VLLM.Bridge.Connection do
       when is_integer(index) and is_binary(text) and rem(byte_size(token_ids), 4) == 0 and
              (is_map(logprobs) or logprobs == nil) do
     case :ets.lookup(conn.routes, id) do
-      [{^id, ref, _pid, _monitor, :many}] ->
-        send(ref, {ref, {:delta, row}})
+      [{^id, address, _pid, _monitor, :many}] ->
+        Inbox.send(address, {:delta, row})
         deliver_deltas(conn, rows)
 
       [] ->

@@ -4,7 +4,7 @@ defmodule VLLM.Engine.Call do
   # when its worker dies. Times are absolute once the call has begun, so that
   # waiting, queueing, a second run and generating all draw on the same.
 
-  alias VLLM.Bridge.Connection
+  alias VLLM.Bridge.Deadline
   alias VLLM.Error
 
   @enforce_keys [:timeout, :deadline]
@@ -20,11 +20,11 @@ defmodule VLLM.Engine.Call do
 
   @type t :: %__MODULE__{
           timeout: timeout(),
-          deadline: Connection.deadline(),
+          deadline: Deadline.t(),
           session: term(),
           retry: boolean(),
           queue_timeout: timeout(),
-          queue_deadline: Connection.deadline(),
+          queue_deadline: Deadline.t(),
           inter_token_timeout: timeout()
         }
 
@@ -37,11 +37,11 @@ defmodule VLLM.Engine.Call do
 
   @doc "The same call, begun now: for one of many prompts that has a deadline of its own."
   @spec begin(t()) :: t()
-  def begin(call), do: queue(%{call | deadline: Connection.deadline(call.timeout)})
+  def begin(call), do: queue(%{call | deadline: Deadline.new(call.timeout)})
 
   @doc "The same call, whose wait to be scheduled begins now."
   @spec queue(t()) :: t()
-  def queue(call), do: %{call | queue_deadline: Connection.deadline(call.queue_timeout)}
+  def queue(call), do: %{call | queue_deadline: Deadline.new(call.queue_timeout)}
 
   @doc "The error of a request that waited for a starting engine for too long."
   @spec queue_timeout(t()) :: Error.t()

@@ -10,7 +10,7 @@ defmodule VLLM.Engine.Control do
 
   use GenServer
 
-  alias VLLM.Bridge.Connection
+  alias VLLM.Bridge.Deadline
   alias VLLM.Engine.{Replicas, Table}
   alias VLLM.Error
 
@@ -32,7 +32,7 @@ defmodule VLLM.Engine.Control do
 
   `on_progress` is called in the waiting process with each step of loading.
   """
-  @spec await(Table.t(), :any | :all, Connection.deadline(), (map() -> term())) ::
+  @spec await(Table.t(), :any | :all, Deadline.t(), (map() -> term())) ::
           :ok | {:error, Error.t()}
   def await(table, how_many, deadline, on_progress \\ fn _ -> :ok end) do
     ask(table, fn ref -> {:await, ref, how_many} end, deadline, on_progress, fn ->
@@ -82,10 +82,10 @@ defmodule VLLM.Engine.Control do
   defp again(table, message, deadline, on_progress, late) do
     receive do
     after
-      min(10, Connection.remaining(deadline)) -> :ok
+      min(10, Deadline.remaining(deadline)) -> :ok
     end
 
-    if Connection.remaining(deadline) == 0,
+    if Deadline.passed?(deadline),
       do: {:error, late.()},
       else: ask(table, message, deadline, on_progress, late)
   end
@@ -102,7 +102,7 @@ defmodule VLLM.Engine.Control do
       {:DOWN, ^ref, :process, _pid, reason} ->
         if stopped?(reason), do: {:error, not_running()}, else: :again
     after
-      Connection.remaining(deadline) -> {:error, late.()}
+      Deadline.remaining(deadline) -> {:error, late.()}
     end
   end
 

@@ -2,7 +2,7 @@ defmodule VLLM.Engine.Lifecycle do
   @moduledoc false
   # An engine from the outside: started, waited for, asked what it is, stopped.
 
-  alias VLLM.Bridge.Connection
+  alias VLLM.Bridge.Deadline
   alias VLLM.Engine.{Config, Control, Progress, Table}
   alias VLLM.{EngineInfo, Error, LLM, Options}
 
@@ -54,7 +54,7 @@ defmodule VLLM.Engine.Lifecycle do
   @spec await_ready(VLLM.engine(), timeout()) :: :ok | {:error, Error.t()}
   def await_ready(engine, timeout) do
     with :ok <- Options.check_timeout(timeout),
-         do: await(engine, :any, Connection.deadline(timeout), fn _ -> :ok end)
+         do: await(engine, :any, Deadline.new(timeout), fn _ -> :ok end)
   end
 
   defp await(engine, how_many, deadline, on_progress) do

@@ -1,14 +1,14 @@
 defmodule VLLM.Engine.Run do
   @moduledoc false
   # One run of a worker's program, from its start until nothing of it is left:
-  # the program, the connection to it, its log, and whether it hangs. Belongs to
+  # the program, the connection to it, its log, and its heartbeat. Belongs to
   # the process of the worker, which owns the port.
 
-  alias VLLM.Bridge.{Connection, Log, Program}
-  alias VLLM.Engine.{Config, Hang, Table}
+  alias VLLM.Bridge.{Connection, Inbox, Log, Program}
+  alias VLLM.Engine.{Config, Heartbeat, Table}
   alias VLLM.Error
 
-  @enforce_keys [:table, :index, :port, :program, :conn, :log, :hang]
+  @enforce_keys [:table, :index, :port, :program, :conn, :log, :heartbeat]
   defstruct @enforce_keys
 
   @type t :: %__MODULE__{
@@ -18,7 +18,7 @@ defmodule VLLM.Engine.Run do
           program: Program.t(),
           conn: Connection.t(),
           log: Log.t(),
-          hang: Hang.t() | nil
+          heartbeat: Heartbeat.t() | nil
         }
 
   @doc """
@@ -39,7 +39,7 @@ defmodule VLLM.Engine.Run do
          program: program,
          conn: conn,
          log: Log.new(program.run_dir),
-         hang: Hang.new(config.options.hang_timeout)
+         heartbeat: Heartbeat.new(config.options.hang_timeout)
        }}
     end
   end
@@ -78,8 +78,10 @@ defmodule VLLM.Engine.Run do
 
   @doc "Sends one of the requests of a start; its answer comes to the calling process."
   @spec ask(t(), :hello | :load, Config.t()) :: {:ok, Connection.request()} | {:error, Error.t()}
-  def ask(run, step, config),
-    do: Connection.request(run.conn, Atom.to_string(step), params(run, step, config))
+  def ask(run, step, config) do
+    params = params(run, step, config)
+    Connection.request(run.conn, Inbox.new(), Atom.to_string(step), params)
+  end
 
   defp params(run, :hello, _config), do: %{"protocol" => 1, "max_frame" => run.conn.max_frame}
 
@@ -136,13 +138,13 @@ defmodule VLLM.Engine.Run do
   @doc "Looks whether the program hangs, and pings it if that cannot be said yet."
   @spec tick(t()) :: {:ok, t()} | {:hung, :worker | :engine}
   def tick(run) do
-    case Hang.tick(run.hang, Connection.in_flight(run.conn)) do
-      {:idle, hang} ->
-        {:ok, %{run | hang: hang}}
+    case Heartbeat.tick(run.heartbeat, Connection.in_flight(run.conn)) do
+      {:idle, heartbeat} ->
+        {:ok, %{run | heartbeat: heartbeat}}
 
-      {:ping, n, hang} ->
+      {:ping, n, heartbeat} ->
         Connection.notify(run.conn, "ping", %{"n" => n})
-        {:ok, %{run | hang: hang}}
+        {:ok, %{run | heartbeat: heartbeat}}
 
       hung ->
         hung
@@ -151,8 +153,12 @@ defmodule VLLM.Engine.Run do
 
   @doc "Takes in the answer to a ping."
   @spec pong(t(), map()) :: {:ok, t()} | {:malformed, String.t()}
-  def pong(%{hang: nil} = run, _params), do: {:ok, run}
+  def pong(%{heartbeat: nil} = run, _params), do: {:ok, run}
 
   def pong(run, params),
-    do: with({:ok, hang} <- Hang.pong(run.hang, params), do: {:ok, %{run | hang: hang}})
+    do:
+      with(
+        {:ok, heartbeat} <- Heartbeat.pong(run.heartbeat, params),
+        do: {:ok, %{run | heartbeat: heartbeat}}
+      )
 end

@@ -101,11 +101,12 @@ defmodule VLLM.Engine.Table do
   @spec stopping?(t()) :: boolean()
   def stopping?(table), do: :ets.member(table, :stopping)
 
-  @spec put_suspects(t(), pid()) :: true
-  def put_suspects(table, pid), do: :ets.insert(table, {:suspects, pid})
+  @doc "Notes the process that gives turns to lost requests."
+  @spec put_turns(t(), pid()) :: true
+  def put_turns(table, pid), do: :ets.insert(table, {:turns, pid})
 
-  @spec suspects(t()) :: pid()
-  def suspects(table), do: :ets.lookup_element(table, :suspects, 2)
+  @spec turns(t()) :: pid()
+  def turns(table), do: :ets.lookup_element(table, :turns, 2)
 
   @doc "Notes what events say of the engine."
   @spec put_about(t(), VLLM.Telemetry.about()) :: true

@@ -25,8 +25,8 @@ defmodule VLLM.Engine.Worker do
 
   @behaviour :gen_statem
 
-  alias VLLM.Bridge.Connection
-  alias VLLM.Engine.{Config, Hang, Progress, Report, Run, Table}
+  alias VLLM.Bridge.{Connection, Inbox}
+  alias VLLM.Engine.{Config, Heartbeat, Progress, Report, Run, Table}
   alias VLLM.{Error, Options}
 
   # How often the log is looked at, in ms: often while people watch it load.
@@ -192,9 +192,9 @@ defmodule VLLM.Engine.Worker do
 
   def handle_event(
         :info,
-        {ref, _answer} = last,
+        {inbox, ref, last},
         :starting,
-        %{request: {step, %{ref: ref} = request}} = data
+        %{request: {step, %{address: {inbox, ref}} = request}} = data
       ) do
     case {step, Connection.answer(request, last)} do
       {:hello, {:ok, _hello}} ->
@@ -352,7 +352,7 @@ defmodule VLLM.Engine.Worker do
 
       {:hung, who} ->
         data = Report.follow_log(data)
-        error = Hang.error(data.run.hang, who, Run.recent(data.run))
+        error = Heartbeat.error(data.run.heartbeat, who, Run.recent(data.run))
         died(state, kill(data, error), error)
     end
   end
@@ -361,7 +361,7 @@ defmodule VLLM.Engine.Worker do
 
   ## What callers do
 
-  def handle_event(:info, {:watch, port, id, _ref, pid}, _state, %{run: %{port: port}} = data) do
+  def handle_event(:info, {:watch, port, id, _address, pid}, _state, %{run: %{port: port}} = data) do
     Connection.watch(data.run.conn, id, pid)
     :keep_state_and_data
   end
@@ -372,11 +372,11 @@ defmodule VLLM.Engine.Worker do
   end
 
   # The caller wrote to a run that is over.
-  def handle_event(:info, {:watch, _port, _id, ref, _pid}, _state, data) do
+  def handle_event(:info, {:watch, _port, _id, address, _pid}, _state, data) do
     error =
       data.error || Error.new(:engine_dead, "The worker ended before the request reached it.")
 
-    send(ref, {ref, {:error, error}})
+    Inbox.send(address, {:error, error})
     :keep_state_and_data
   end
 
@@ -527,8 +527,10 @@ defmodule VLLM.Engine.Worker do
   defp drained, do: Error.new(:shutdown, "The replica was drained; see `VLLM.restart/3`.")
 
   # No ticks where `hang_timeout` is infinite.
-  defp next_tick(%{hang: nil}), do: []
-  defp next_tick(%{hang: hang}), do: [{{:timeout, :tick}, Hang.interval(hang), :tick}]
+  defp next_tick(%{heartbeat: nil}), do: []
+
+  defp next_tick(%{heartbeat: heartbeat}),
+    do: [{{:timeout, :tick}, Heartbeat.interval(heartbeat), :tick}]
 
   # A little off the beat, so that replicas do not restart all at once.
   defp pause(deaths) do

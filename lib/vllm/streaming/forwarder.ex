@@ -9,7 +9,7 @@ defmodule VLLM.Streaming.Forwarder do
 
   use GenServer, restart: :temporary
 
-  alias VLLM.Bridge.Connection
+  alias VLLM.Bridge.{Connection, Deadline, Inbox}
   alias VLLM.Error
   alias VLLM.Streaming.Reader
 
@@ -73,6 +73,7 @@ defmodule VLLM.Streaming.Forwarder do
       ref: ref,
       pid: pid,
       monitor: monitor,
+      inbox: Inbox.new(),
       reader: nil,
       # Messages of the stream that the receiver is not given yet.
       held: :queue.new(),
@@ -86,7 +87,7 @@ defmodule VLLM.Streaming.Forwarder do
   @impl true
   def handle_continue(prepare, state) do
     with {:ok, {table, method, params, call}} <- prepare.(),
-         {:ok, reader} <- Reader.open(table, method, params, call) do
+         {:ok, reader} <- Reader.open(table, method, params, call, state.inbox) do
       {:noreply, wait(%{state | reader: reader})}
     else
       {:error, error} -> forward({:error, error}, state)
@@ -107,9 +108,8 @@ defmodule VLLM.Streaming.Forwarder do
 
   def handle_info(:look_again, state), do: drain(%{state | looking?: false})
 
-  def handle_info(message, %{reader: %{request: %{ref: ref}}} = state)
-      when elem(message, 0) == ref or elem(message, 1) == ref do
-    drain(%{state | held: :queue.in(message, state.held)})
+  def handle_info(message, %{inbox: inbox} = state) when elem(message, 0) == inbox do
+    drain(%{state | held: :queue.in(Inbox.read(message), state.held)})
   end
 
   def handle_info(_message, state), do: {:noreply, state}
@@ -141,7 +141,7 @@ defmodule VLLM.Streaming.Forwarder do
       :queue.is_empty(state.held) ->
         {:noreply, wait(state)}
 
-      busy?(state.pid) and Connection.remaining(state.reader.call.deadline) > 0 ->
+      hold_back?(state) ->
         {:noreply, look_again(state)}
 
       true ->
@@ -151,6 +151,12 @@ defmodule VLLM.Streaming.Forwarder do
     end
   end
 
+  # A turn is for the request and not for the receiver, and others wait for it.
+  defp hold_back?(%{pid: pid, reader: reader}) do
+    busy?(pid) and not Reader.waits_for_turn?(reader) and
+      not Deadline.passed?(reader.call.deadline)
+  end
+
   defp look_again(%{looking?: true} = state), do: state
 
   defp look_again(state) do
@@ -158,8 +164,8 @@ defmodule VLLM.Streaming.Forwarder do
     %{state | looking?: true}
   end
 
-  # The stream has begun anew; what was held was of the lost request.
-  defp forward(:again, state), do: {:noreply, wait(%{state | held: :queue.new()})}
+  # The request was lost, or runs again.
+  defp forward(:none, state), do: drain(state)
 
   defp forward({:delta, delta}, state) do
     send(state.pid, {:vllm, state.ref, delta})

@@ -1,7 +1,7 @@
 defmodule VLLM.Bridge.ConnectionTest do
   use ExUnit.Case, async: true
 
-  alias VLLM.Bridge.{Connection, MessagePack}
+  alias VLLM.Bridge.{Connection, Inbox, MessagePack}
   alias VLLM.Error
 
   defp frame(message), do: IO.iodata_to_binary(MessagePack.encode!(message))
@@ -85,13 +85,18 @@ defmodule VLLM.Bridge.ConnectionTest do
 
   test "a connection is sealed only while nothing is under way, and then takes nothing" do
     conn = Connection.new(self(), 1_000)
-    assert {:ok, %{id: id}} = Connection.request(conn, "generate", %{})
+    assert {:ok, %{id: id}} = Connection.request(conn, Inbox.new(), "generate", %{})
     refute Connection.seal(conn)
     assert Connection.in_flight(conn) == 1
     assert Connection.deliver(conn, id, {:error, Error.new(:aborted, "Over.")})
     assert Connection.seal(conn)
-    assert {:error, %Error{reason: :engine_dead}} = Connection.request(conn, "generate", %{}, 10)
-    assert {:error, %Error{reason: :engine_dead}} = Connection.request(conn, "generate", %{})
+
+    assert {:error, %Error{reason: :engine_dead}} =
+             Connection.request(conn, Inbox.new(), "generate", %{}, 10)
+
+    assert {:error, %Error{reason: :engine_dead}} =
+             Connection.request(conn, Inbox.new(), "generate", %{})
+
     assert Connection.in_flight(conn) == 0
     assert Connection.seal(conn)
   end
@@ -104,7 +109,7 @@ defmodule VLLM.Bridge.ConnectionTest do
       {:ok, client} = Agent.start_link(fn -> nil end)
 
       request = fn limit ->
-        Agent.get(client, fn _ -> Connection.request(conn, "x", %{}, limit) end)
+        Agent.get(client, fn _ -> Connection.request(conn, Inbox.new(), "x", %{}, limit) end)
       end
 
       finish = fn %{id: id} ->

@@ -1,4 +1,4 @@
-defmodule VLLM.Engine.Affinity do
+defmodule VLLM.Engine.Balancer do
   @moduledoc false
   # Which of several workers a request goes to. What belongs together (a
   # session, or prompts that begin alike) goes to the same one, where vLLM then

@@ -1,4 +1,4 @@
-defmodule VLLM.Engine.Hang do
+defmodule VLLM.Engine.Heartbeat do
   @moduledoc false
   # Tells a worker that hangs from one that has much to do. A value, and pure.
   #
@@ -42,40 +42,42 @@ defmodule VLLM.Engine.Hang do
 
   @doc "Milliseconds from one tick to the next."
   @spec interval(t()) :: pos_integer()
-  def interval(hang), do: max(div(hang.timeout, @ticks), 1)
+  def interval(heartbeat), do: max(div(heartbeat.timeout, @ticks), 1)
 
   @doc "What to do now, with so many requests under way: nothing, ping with a number, or give up."
   @spec tick(t(), non_neg_integer()) ::
           {:idle, t()} | {:ping, pos_integer(), t()} | {:hung, :worker | :engine}
-  def tick(hang, 0), do: {:idle, %{hang | answered: hang.asked, silent: 0, still: 0, stepless: 0}}
+  def tick(heartbeat, 0),
+    do: {:idle, %{heartbeat | answered: heartbeat.asked, silent: 0, still: 0, stepless: 0}}
 
-  def tick(%{asked: asked, answered: answered} = hang, _in_flight) when asked > answered do
-    if hang.silent + 1 >= @ticks,
+  def tick(%{asked: asked, answered: answered} = heartbeat, _in_flight) when asked > answered do
+    if heartbeat.silent + 1 >= @ticks,
       do: {:hung, :worker},
-      else: {:idle, %{hang | silent: hang.silent + 1}}
+      else: {:idle, %{heartbeat | silent: heartbeat.silent + 1}}
   end
 
   def tick(%{still: still, stepless: stepless}, _in_flight)
       when still >= @ticks or stepless >= @ticks * @patience,
       do: {:hung, :engine}
 
-  def tick(hang, _in_flight), do: {:ping, hang.asked + 1, %{hang | asked: hang.asked + 1}}
+  def tick(heartbeat, _in_flight),
+    do: {:ping, heartbeat.asked + 1, %{heartbeat | asked: heartbeat.asked + 1}}
 
   @doc "Takes an answer in."
   @spec pong(t(), map()) :: {:ok, t()} | {:malformed, String.t()}
-  def pong(hang, %{"n" => n, "steps" => steps, "beats" => beats, "unfinished" => unfinished})
+  def pong(heartbeat, %{"n" => n, "steps" => steps, "beats" => beats, "unfinished" => unfinished})
       when is_integer(n) and is_integer(steps) and is_integer(beats) and is_integer(unfinished) do
     {still, stepless} =
       cond do
-        unfinished == 0 or steps != hang.steps -> {0, 0}
-        beats != hang.beats -> {0, hang.stepless + 1}
-        true -> {hang.still + 1, hang.stepless + 1}
+        unfinished == 0 or steps != heartbeat.steps -> {0, 0}
+        beats != heartbeat.beats -> {0, heartbeat.stepless + 1}
+        true -> {heartbeat.still + 1, heartbeat.stepless + 1}
       end
 
     {:ok,
      %{
-       hang
-       | answered: max(hang.answered, n),
+       heartbeat
+       | answered: max(heartbeat.answered, n),
          silent: 0,
          steps: steps,
          beats: beats,
@@ -85,21 +87,24 @@ defmodule VLLM.Engine.Hang do
      }}
   end
 
-  def pong(_hang, _params), do: {:malformed, "a pong without figures"}
+  def pong(_heartbeat, _params), do: {:malformed, "a pong without figures"}
 
   @doc "What a worker that hangs leaves to its callers, with the last lines of its log."
   @spec error(t(), :worker | :engine, [String.t()]) :: Error.t()
-  def error(hang, who, log) do
+  def error(heartbeat, who, log) do
     seen =
       case who do
-        :worker -> "it had requests and did not answer"
-        :engine -> "#{hang.unfinished} requests were unfinished and vLLM's engine stood still"
+        :worker ->
+          "it had requests and did not answer"
+
+        :engine ->
+          "#{heartbeat.unfinished} requests were unfinished and vLLM's engine stood still"
       end
 
     Error.new(
       :engine_dead,
-      "The worker hung: #{seen} for #{hang.timeout} ms (`hang_timeout:`). It was killed.",
-      %{"hung" => Atom.to_string(who), "unfinished" => hang.unfinished, "log" => log}
+      "The worker hung: #{seen} for #{heartbeat.timeout} ms (`hang_timeout:`). It was killed.",
+      %{"hung" => Atom.to_string(who), "unfinished" => heartbeat.unfinished, "log" => log}
     )
   end
 end

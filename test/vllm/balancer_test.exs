@@ -1,11 +1,11 @@
-defmodule VLLM.AffinityTest do
+defmodule VLLM.BalancerTest do
   # Which of several replicas a request goes to.
   use ExUnit.Case
 
   import VLLM.FakeEngine
 
   alias VLLM.Bridge.{Connection, MessagePack}
-  alias VLLM.Engine.{Affinity, Call, Table}
+  alias VLLM.Engine.{Balancer, Call, Table}
 
   @call Call.new(%{timeout: :infinity})
 
@@ -50,11 +50,11 @@ defmodule VLLM.AffinityTest do
     test "are the requests of a session, whatever they say" do
       session = %{@call | session: {:user, 7}}
 
-      assert Affinity.key(%{"prompt" => "a"}, session) ==
-               Affinity.key(%{"prompt" => "b"}, session)
+      assert Balancer.key(%{"prompt" => "a"}, session) ==
+               Balancer.key(%{"prompt" => "b"}, session)
 
       other = %{@call | session: {:user, 8}}
-      refute Affinity.key(%{"prompt" => "a"}, session) == Affinity.key(%{"prompt" => "a"}, other)
+      refute Balancer.key(%{"prompt" => "a"}, session) == Balancer.key(%{"prompt" => "a"}, other)
     end
 
     test "is nothing where no prompt is" do
@@ -105,7 +105,7 @@ defmodule VLLM.AffinityTest do
     end
 
     test "is the least busy one for what belongs nowhere" do
-      assert Affinity.choose(workers_with([2, 1, 3]), %{}, @call).index == 2
+      assert Balancer.choose(workers_with([2, 1, 3]), %{}, @call).index == 2
     end
   end
 
@@ -150,16 +150,19 @@ defmodule VLLM.AffinityTest do
     assert Enum.max(loads) <= 1.25 * 20 + 2
   end
 
-  defp key(params), do: Affinity.key(params, @call)
+  defp key(params), do: Balancer.key(params, @call)
 
   defp choose(workers, key) do
-    Affinity.choose(workers, %{"prompt" => "x"}, %{@call | session: key}).index
+    Balancer.choose(workers, %{"prompt" => "x"}, %{@call | session: key}).index
   end
 
   defp workers_with(loads) do
     for {load, index} <- Enum.with_index(loads, 1) do
       conn = Connection.new(self(), 1_000)
-      for _ <- 1..load//1, do: {:ok, _} = Connection.request(conn, "x", %{})
+
+      for _ <- 1..load//1,
+          do: {:ok, _} = Connection.request(conn, VLLM.Bridge.Inbox.new(), "x", %{})
+
       %{index: index, conn: conn, window: 100, limit: 200}
     end
   end
