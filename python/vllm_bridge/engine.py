@@ -18,7 +18,16 @@ from typing import Annotated, Any
 
 import msgspec
 
-from vllm_bridge import admin, defaults, diagnosis, finish, quantization, tokenization, versions
+from vllm_bridge import (
+    admin,
+    defaults,
+    diagnosis,
+    finish,
+    generation_config,
+    quantization,
+    tokenization,
+    versions,
+)
 from vllm_bridge.beam_search import BeamSearch, SearchParams
 from vllm_bridge.chat import Chat, ChatParams, ChatTemplateParams
 from vllm_bridge.checkpoints import fit
@@ -117,11 +126,14 @@ class Engine:
                 arguments["load_format"] = checkpoint.load_format
             checkpoint = quantization.as_loaded(checkpoint)
             fit.check_device_memory(checkpoint, arguments)
+            generation_config.check(checkpoint.folder, arguments)
             defaults.before_config(arguments)
             with _offline(checkpoint.folder is not None):
                 config, kernel = preflight.engine_config(
                     model, checkpoint, arguments, unknown_dtype
                 )
+                if checkpoint.folder is None:
+                    generation_config.check_downloaded(config.model_config)
                 defaults.after_config(config, arguments, checkpoint)
                 notify("load_progress", {"phase": "engine"})
                 llm = AsyncLLM.from_vllm_config(
