@@ -165,6 +165,19 @@ defmodule VLLM.Python do
     |> Enum.join(" and ")
   end
 
+  @doc "The version of an interpreter: `\"3.11.7\"`; `nil` for what is none, or does not run."
+  @spec version(Path.t()) :: String.t() | nil
+  def version(python) do
+    script = "import sys; print('%d.%d.%d' % sys.version_info[:3])"
+
+    with {output, 0} <- System.cmd(python, ["-I", "-c", script], stderr_to_stdout: true),
+         [version] <- Regex.run(~r/^\d+\.\d+\.\d+$/m, output) do
+      version
+    else
+      _ -> nil
+    end
+  end
+
   @doc """
   The shared libraries that vLLM takes from the system and that `python` does not find.
 

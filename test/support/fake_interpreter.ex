@@ -2,7 +2,7 @@ defmodule VLLM.FakeInterpreter do
   @moduledoc """
   A program that stands for Python in the tests of the set-up: it tells a version,
   makes environments that hold only itself, notes how it is called, and lets pip
-  do what a fragment of shell says.
+  do what a fragment of shell says. The guard it runs as a Python does.
   """
 
   @doc """
@@ -15,11 +15,13 @@ defmodule VLLM.FakeInterpreter do
   @spec write!(Path.t(), keyword()) :: Path.t()
   def write!(folder, opts \\ []) do
     path = Path.join(folder, "python")
+    {:ok, python} = VLLM.Python.executable()
 
     File.write!(path, """
     #!/bin/sh
     echo "$*" >> "#{calls_file(folder)}"
     case "$*" in
+      "-I -S "*guard.py*) exec "#{python}" "$@" ;;
       *ctypes*) #{Keyword.get(opts, :libraries, ":")} ;;
       *sys.version_info*) echo #{Keyword.get(opts, :version, "3.12.4")} ;;
       "-m venv "*)

@@ -19,7 +19,7 @@ defmodule Mix.Tasks.Vllm.Setup do
   Takes a few minutes and about 3.5 GB for the CPU, more for CUDA. Every package
   has the version that this release of the library was tested with. Run it again
   after an interruption, and after an upgrade of the library; where everything
-  is in place it returns at once.
+  is in place it returns at once. A set-up that is killed takes its pip with it.
 
   The environment goes into the user's cache folder, into the folder that the
   variable VLLM_VENV names, or into `--venv`. The library looks in the first two.

@@ -7,7 +7,7 @@ defmodule VLLM.Python.Setup do
   # another lock is made anew, so that nothing of the old one stays behind.
 
   alias VLLM.{Error, Python}
-  alias VLLM.Python.{Pip, Stamp}
+  alias VLLM.Python.{Command, Pip, Stamp}
 
   # What the environment takes, with room for the downloads.
   @gib 1024 * 1024 * 1024
@@ -15,12 +15,6 @@ defmodule VLLM.Python.Setup do
 
   # PyPI does not hold torch's builds for CPUs; PyTorch's own index does.
   @torch_cpu_index "https://download.pytorch.org/whl/cpu"
-
-  # pip is silent for minutes while it downloads or unpacks something large.
-  @heartbeat_ms 10_000
-
-  # What the caller's shell may have set for another Python.
-  @environment [{'PYTHONPATH', false}, {'PYTHONHOME', false}, {'PIP_USER', 'no'}]
 
   @type option ::
           {:device, Python.device()}
@@ -162,7 +156,9 @@ defmodule VLLM.Python.Setup do
             Port.open({:spawn_executable, flock}, [:binary, :exit_status, args: [parent, cat]])
 
           Port.command(port, "\n")
-          await_lock(port, plan, 1_000)
+
+          # What ran in a BEAM that was killed may be ending still.
+          if await_lock(port, plan, 1_000) == :locked, do: Command.end_leftovers(plan.venv)
           result = fun.()
           Port.close(port)
           result
@@ -175,9 +171,9 @@ defmodule VLLM.Python.Setup do
 
   defp await_lock(port, plan, patience) do
     receive do
-      {^port, {:data, _}} -> :ok
+      {^port, {:data, _}} -> :locked
       # A file system without locks.
-      {^port, {:exit_status, _}} -> :ok
+      {^port, {:exit_status, _}} -> :unlocked
     after
       patience ->
         plan.report.({:phase, "Waiting for another set-up in #{Path.dirname(plan.venv)}"})
@@ -313,7 +309,7 @@ defmodule VLLM.Python.Setup do
     with {:ok, _} <- File.rm_rf(plan.venv),
          :ok <- make_folder(plan.venv),
          :ok <- write_stamp(plan, beginning(plan.want)) do
-      case run_program(python, ["-m", "venv", plan.venv], fn _ -> :ok end) do
+      case Command.run(plan.venv, python, ["-m", "venv", plan.venv]) do
         {:ok, _} -> :ok
         {:error, lines} -> {:error, venv_failed(lines)}
       end
@@ -350,7 +346,7 @@ defmodule VLLM.Python.Setup do
     python = Path.join(venv, "bin/python")
 
     System.find_executable(python) != nil and
-      match?({:ok, _}, run_program(python, ["-c", "import pip"], fn _ -> :ok end))
+      match?({_, 0}, System.cmd(python, ["-I", "-c", "import pip"], stderr_to_stdout: true))
   end
 
   @candidates ["python3", "python3.13", "python3.12", "python3.11", "python3.14"]
@@ -368,9 +364,7 @@ defmodule VLLM.Python.Setup do
 
   defp version(name) do
     with path when path != nil <- System.find_executable(name),
-         script = "import sys; print('%d.%d.%d' % sys.version_info[:3])",
-         {:ok, lines} <- run_program(path, ["-I", "-c", script], fn _ -> :ok end),
-         [version | _] <- Enum.filter(lines, &(&1 =~ ~r/^\d+\.\d+\.\d+$/)) do
+         version when version != nil <- Python.version(path) do
       {path, version}
     else
       _ -> nil
@@ -468,7 +462,7 @@ defmodule VLLM.Python.Setup do
       line -> progress(plan, Pip.event(line), done, total)
     end
 
-    case run_program(Path.join(plan.venv, "bin/python"), pip ++ args, on_line) do
+    case Command.run(plan.venv, Path.join(plan.venv, "bin/python"), pip ++ args, on_line) do
       {:ok, _} -> :ok
       {:error, lines} -> {:error, pip_failed(lines)}
     end
@@ -544,40 +538,6 @@ defmodule VLLM.Python.Setup do
     case Stamp.write(plan.venv, stamp) do
       :ok -> :ok
       {:error, reason} -> {:error, not_writable(plan.venv, reason)}
-    end
-  end
-
-  # Runs a program and gives every line that it prints to `on_line`, with a
-  # `:heartbeat` where it has been silent for long.
-  defp run_program(path, args, on_line) do
-    port =
-      Port.open({:spawn_executable, path}, [
-        :binary,
-        :exit_status,
-        :stderr_to_stdout,
-        {:line, 16_384},
-        {:args, args},
-        {:env, @environment}
-      ])
-
-    collect(port, on_line, [])
-  end
-
-  defp collect(port, on_line, lines) do
-    receive do
-      {^port, {:data, {_, line}}} ->
-        on_line.(line)
-        collect(port, on_line, [line | lines])
-
-      {^port, {:exit_status, 0}} ->
-        {:ok, Enum.reverse(lines)}
-
-      {^port, {:exit_status, status}} ->
-        {:error, Enum.reverse(["exit status #{status}" | lines])}
-    after
-      @heartbeat_ms ->
-        on_line.(:heartbeat)
-        collect(port, on_line, lines)
     end
   end
 end

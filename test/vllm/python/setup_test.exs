@@ -1,7 +1,9 @@
 defmodule VLLM.Python.SetupTest do
   use ExUnit.Case, async: true
 
-  alias VLLM.{Error, FakeInterpreter, Python}
+  import VLLM.OSProcess
+
+  alias VLLM.{Error, FakeInterpreter, Python, SecondBeam}
   alias VLLM.Python.{Setup, Stamp}
 
   @moduletag :tmp_dir
@@ -156,6 +158,34 @@ defmodule VLLM.Python.SetupTest do
     results = for {:ok, result, _} <- Task.await_many(tasks), do: result
     assert Enum.sort(results) == [:installed, :unchanged]
     assert length(installs(context)) == 2
+  end
+
+  describe "a set-up that was killed" do
+    # A pip that does not end, and says that it runs.
+    defp endless(context), do: ~s(touch "#{context.tmp_dir}/pip runs"; exec sleep 600)
+
+    test "leaves no pip behind", context do
+      python = FakeInterpreter.write!(context.tmp_dir, pip: endless(context))
+      beam = SecondBeam.start()
+      opts = [device: :cpu, venv: context.venv, python: python]
+      SecondBeam.cast(beam, "VLLM.Python.Setup.run(#{inspect(opts)})")
+      assert eventually(fn -> File.exists?(Path.join(context.tmp_dir, "pip runs")) end, 60_000)
+      assert Enum.any?(SecondBeam.processes(beam), &(command(&1) =~ "sleep"))
+      signal("KILL", beam.os_pid)
+      assert eventually(fn -> SecondBeam.leftovers(beam) == [] end, 30_000)
+    end
+
+    test "has lost its guard too: the next one ends what is left", context do
+      port =
+        Port.open({:spawn_executable, "/bin/sleep"}, [
+          :exit_status,
+          args: ["600"],
+          env: [{'EX_VLLM_SETUP', to_charlist(context.venv)}]
+        ])
+
+      assert setup_with(context, []) == {:ok, :installed, context.venv}
+      assert_received {^port, {:exit_status, 143}}
+    end
   end
 
   test "leaves alone what it did not make, unless forced to replace an environment", context do

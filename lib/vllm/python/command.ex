@@ -1,0 +1,115 @@
+defmodule VLLM.Python.Command do
+  @moduledoc false
+  # Runs the programs of a set-up, which take minutes and start others, under a
+  # guard: they end with the BEAM, however it ends. And ends what is left where
+  # the guard was killed too.
+
+  alias VLLM.Bridge.{Log, Program}
+
+  # Every process of a set-up has this variable, with the environment that it makes.
+  @mark "EX_VLLM_SETUP"
+
+  # How often the output is looked at.
+  @look_ms 100
+
+  # pip is silent for minutes while it downloads or unpacks something large.
+  @heartbeat_ms 10_000
+
+  # How long a process may take to end by itself.
+  @patience_ms 5_000
+
+  @doc """
+  Runs `python` with `args` for the virtual environment in `venv`.
+
+  Gives every line that it prints to `on_line`, and `:heartbeat` where it has
+  been silent for long. Returns all lines, with the exit status as the last one
+  where that is not 0.
+  """
+  @spec run(Path.t(), Path.t(), [String.t()], (String.t() | :heartbeat -> term())) ::
+          {:ok | :error, [String.t()]}
+  def run(venv, python, args, on_line \\ fn _ -> :ok end) do
+    # What the caller's shell may have set for another Python does not count.
+    env = %{"PYTHONPATH" => nil, "PIP_USER" => "no", @mark => venv}
+
+    case Program.start(args, python: python, env: env) do
+      {:ok, program} ->
+        result = follow(program.port, Log.new(program.run_dir), on_line, [], now())
+        Program.clean_up(program)
+        result
+
+      {:error, error} ->
+        {:error, [error.message]}
+    end
+  end
+
+  defp follow(port, log, on_line, lines, spoke) do
+    receive do
+      {^port, {:exit_status, status}} ->
+        {_log, lines, _} = read(log, on_line, lines, spoke)
+        lines = if status == 0, do: lines, else: ["exit status #{status}" | lines]
+        {if(status == 0, do: :ok, else: :error), Enum.reverse(lines)}
+    after
+      @look_ms ->
+        {log, lines, spoke} = read(log, on_line, lines, spoke)
+
+        if now() - spoke > @heartbeat_ms do
+          on_line.(:heartbeat)
+          follow(port, log, on_line, lines, now())
+        else
+          follow(port, log, on_line, lines, spoke)
+        end
+    end
+  end
+
+  defp read(log, on_line, lines, spoke) do
+    {new, log} = Log.read(log)
+    Enum.each(new, on_line)
+    {log, Enum.reverse(new, lines), if(new == [], do: spoke, else: now())}
+  end
+
+  defp now, do: System.monotonic_time(:millisecond)
+
+  @doc """
+  Ends what another set-up of the environment has left, and returns when it is
+  gone. For who knows that no other one runs.
+  """
+  @spec end_leftovers(Path.t()) :: :ok
+  def end_leftovers(venv) do
+    # A guard that is told to end clears away all that is below it.
+    unless gone?(venv, "TERM", now() + @patience_ms) do
+      gone?(venv, "KILL", now() + @patience_ms)
+    end
+
+    :ok
+  end
+
+  defp gone?(venv, signal, deadline) do
+    pids = leftovers(venv)
+
+    for pid <- pids do
+      System.cmd("kill", ["-" <> signal, pid], stderr_to_stdout: true)
+    end
+
+    cond do
+      pids == [] ->
+        true
+
+      now() > deadline ->
+        false
+
+      true ->
+        Process.sleep(@look_ms)
+        gone?(venv, signal, deadline)
+    end
+  end
+
+  defp leftovers(venv) do
+    mark = "#{@mark}=#{venv}"
+
+    for pid <- File.ls!("/proc"),
+        pid =~ ~r/^\d+$/,
+        {:ok, environ} <- [File.read("/proc/#{pid}/environ")],
+        mark in String.split(environ, <<0>>),
+        do: pid
+  end
+end
