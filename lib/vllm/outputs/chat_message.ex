@@ -24,6 +24,8 @@ defmodule VLLM.ChatMessage do
 
   alias VLLM.ToolCall
 
+  @behaviour VLLM.Wire
+
   defstruct [:role, :content, :reasoning, tool_calls: []]
 
   @type t :: %__MODULE__{
@@ -46,17 +48,17 @@ defmodule VLLM.ChatMessage do
     }
   end
 
-  defimpl VLLM.Wire.Struct do
-    # What a message does not have is not sent, but for its content.
-    def to_term(message) do
-      calls = if message.tool_calls != [], do: message.tool_calls
+  @doc false
+  @impl VLLM.Wire
+  # What a message does not have is not sent, but for its content.
+  def __wire__(message) do
+    calls = if message.tool_calls != [], do: message.tool_calls
 
-      optional =
-        for {name, value} <- [reasoning: message.reasoning, tool_calls: calls],
-            value != nil,
-            do: {name, value}
+    optional =
+      for {name, value} <- [reasoning: message.reasoning, tool_calls: calls],
+          value != nil,
+          do: {name, value}
 
-      [role: message.role, content: message.content] ++ optional
-    end
+    [role: message.role, content: message.content] ++ optional
   end
 end

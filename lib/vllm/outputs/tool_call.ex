@@ -9,6 +9,8 @@ defmodule VLLM.ToolCall do
       make mistakes), or one that is nested more than 64 deep or has integers of more than 64 bits
   """
 
+  @behaviour VLLM.Wire
+
   defstruct [:id, :name, :arguments, :parsed]
 
   @type t :: %__MODULE__{
@@ -29,9 +31,9 @@ defmodule VLLM.ToolCall do
     }
   end
 
-  defimpl VLLM.Wire.Struct do
-    def to_term(call) do
-      %{id: call.id, type: "function", function: %{name: call.name, arguments: call.arguments}}
-    end
+  @doc false
+  @impl VLLM.Wire
+  def __wire__(call) do
+    %{id: call.id, type: "function", function: %{name: call.name, arguments: call.arguments}}
   end
 end

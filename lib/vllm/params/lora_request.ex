@@ -10,6 +10,8 @@ defmodule VLLM.LoRARequest do
     * `:is_3d_lora_weight` - its experts' weights are fused
   """
 
+  @behaviour VLLM.Wire
+
   @enforce_keys [:lora_name, :lora_int_id, :lora_path]
   defstruct [
     :lora_name,
@@ -42,7 +44,7 @@ defmodule VLLM.LoRARequest do
     }
   end
 
-  defimpl VLLM.Wire.Struct do
-    def to_term(request), do: Map.from_struct(request)
-  end
+  @doc false
+  @impl VLLM.Wire
+  def __wire__(request), do: Map.from_struct(request)
 end

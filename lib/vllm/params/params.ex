@@ -21,6 +21,7 @@ defmodule VLLM.Params do
   defmacro __using__(options) do
     quote do
       @behaviour VLLM.Params
+      @behaviour VLLM.Wire
       @options unquote(options)
       @fields for {name, _doc} <- @options[:parameters], into: %{}, do: {to_string(name), name}
       @elsewhere Keyword.get(@options, :elsewhere, %{})
@@ -41,13 +42,13 @@ defmodule VLLM.Params do
       @spec new(t() | keyword() | map()) :: {:ok, t()} | {:error, VLLM.Error.t()}
       def new(given), do: VLLM.Params.new(__MODULE__, given)
 
+      @doc false
+      @impl VLLM.Wire
+      def __wire__(params), do: VLLM.Params.given(params)
+
       defimpl Inspect do
         def inspect(params, opts),
           do: VLLM.Params.inspect(params, unquote(options[:made_by]), opts)
-      end
-
-      defimpl VLLM.Wire.Struct do
-        def to_term(params), do: VLLM.Params.given(params)
       end
     end
   end

@@ -1,22 +1,15 @@
-defprotocol VLLM.Wire.Struct do
-  @moduledoc false
-  # The structs of this library that may stand where a user gives a value for
-  # vLLM. The term that is returned may hold such structs itself.
-
-  @spec to_term(t()) :: term()
-  def to_term(struct)
-end
-
 defmodule VLLM.Wire do
   @moduledoc false
   # What users give as values for vLLM, in the terms that the wire has: maps with
   # strings (or integers) as keys, lists, strings, numbers, booleans and nil.
   # Users may also write atoms for strings and, at any depth, keyword lists for
   # maps. All that goes to a worker and is not made by this library passes
-  # through here, once.
+  # through here, once. Of structs, those pass whose module has this behaviour.
 
   alias VLLM.Bridge.MessagePack
-  alias VLLM.Wire.Struct
+
+  @doc "What a struct of the module stands for; the term may hold other such structs."
+  @callback __wire__(struct()) :: term()
 
   @typedoc "The keys and indexes that lead to a value."
   @type path :: [String.t() | integer()]
@@ -93,9 +86,9 @@ defmodule VLLM.Wire do
   defp convert(list, path) when is_list(list), do: elements(list, path, 0)
   defp convert(%MessagePack.Bin{} = bytes, _path), do: bytes
 
-  defp convert(struct, path) when is_struct(struct) do
-    if impl = Struct.impl_for(struct),
-      do: struct |> impl.to_term() |> convert(path),
+  defp convert(%module{} = struct, path) do
+    if Code.ensure_loaded?(module) and function_exported?(module, :__wire__, 1),
+      do: struct |> module.__wire__() |> convert(path),
       else: fault(kind(struct), path)
   end
 
