@@ -47,6 +47,7 @@ defmodule VLLM do
   alias VLLM.Engine.{Lifecycle, Replicas}
 
   alias VLLM.{
+    Admin,
     BeamSearch,
     BeamSearchOutput,
     BeamSearchParams,
@@ -69,7 +70,7 @@ defmodule VLLM do
     SamplingParams,
     Score,
     StructuredOutputsParams,
-    Upkeep,
+    Tokenizer,
     Usage
   }
 
@@ -964,7 +965,7 @@ defmodule VLLM do
   """
   @spec tokenize(engine(), String.t() | [String.t()], keyword() | map()) ::
           {:ok, [non_neg_integer()] | [[non_neg_integer()]]} | {:error, Error.t()}
-  def tokenize(engine, text, options \\ []), do: Upkeep.tokenize(engine, text, options)
+  def tokenize(engine, text, options \\ []), do: Tokenizer.tokenize(engine, text, options)
 
   @doc "Like `tokenize/3`, but returns the tokens or raises `VLLM.Error`."
   @spec tokenize!(engine(), String.t() | [String.t()], keyword() | map()) ::
@@ -982,7 +983,7 @@ defmodule VLLM do
   @spec detokenize(engine(), [non_neg_integer()], keyword() | map()) ::
           {:ok, String.t()} | {:error, Error.t()}
   def detokenize(engine, token_ids, options \\ []) do
-    Upkeep.detokenize(engine, token_ids, options)
+    Tokenizer.detokenize(engine, token_ids, options)
   end
 
   @doc "Like `detokenize/3`, but returns the text or raises `VLLM.Error`."
@@ -998,7 +999,7 @@ defmodule VLLM do
       :ok = VLLM.health(llm, timeout: 10_000)
   """
   @spec health(engine(), keyword() | map()) :: :ok | {:error, Error.t()}
-  def health(engine, options \\ []), do: Upkeep.tell(engine, "health", options)
+  def health(engine, options \\ []), do: Admin.tell(engine, "health", options)
 
   @doc "Like `health/2`, but raises `VLLM.Error`."
   @spec health!(engine(), keyword() | map()) :: :ok
@@ -1018,10 +1019,7 @@ defmodule VLLM do
   """
   @spec metrics(engine(), keyword() | map()) ::
           {:ok, %{String.t() => number() | %{String.t() => number()}}} | {:error, Error.t()}
-  def metrics(engine, options \\ []) do
-    with {:ok, figures} <- Upkeep.each(engine, "metrics", options),
-         do: {:ok, Upkeep.merge(figures)}
-  end
+  def metrics(engine, options \\ []), do: Admin.metrics(engine, options)
 
   @doc "Like `metrics/2`, but returns the figures or raises `VLLM.Error`."
   @spec metrics!(engine(), keyword() | map()) :: %{
@@ -1036,7 +1034,7 @@ defmodule VLLM do
   """
   @spec reset_prefix_cache(engine(), keyword() | map()) :: :ok | {:error, Error.t()}
   def reset_prefix_cache(engine, options \\ []) do
-    Upkeep.tell(engine, "reset_prefix_cache", options)
+    Admin.tell(engine, "reset_prefix_cache", options)
   end
 
   @doc "Like `reset_prefix_cache/2`, but raises `VLLM.Error`."
@@ -1049,7 +1047,7 @@ defmodule VLLM do
       :ok = VLLM.reset_mm_cache(llm)
   """
   @spec reset_mm_cache(engine(), keyword() | map()) :: :ok | {:error, Error.t()}
-  def reset_mm_cache(engine, options \\ []), do: Upkeep.tell(engine, "reset_mm_cache", options)
+  def reset_mm_cache(engine, options \\ []), do: Admin.tell(engine, "reset_mm_cache", options)
 
   @doc "Like `reset_mm_cache/2`, but raises `VLLM.Error`."
   @spec reset_mm_cache!(engine(), keyword() | map()) :: :ok
@@ -1062,7 +1060,7 @@ defmodule VLLM do
   """
   @spec reset_encoder_cache(engine(), keyword() | map()) :: :ok | {:error, Error.t()}
   def reset_encoder_cache(engine, options \\ []) do
-    Upkeep.tell(engine, "reset_encoder_cache", options)
+    Admin.tell(engine, "reset_encoder_cache", options)
   end
 
   @doc "Like `reset_encoder_cache/2`, but raises `VLLM.Error`."
@@ -1079,7 +1077,7 @@ defmodule VLLM do
       :ok = VLLM.sleep(llm, level: 2)
   """
   @spec sleep(engine(), keyword() | map()) :: :ok | {:error, Error.t()}
-  def sleep(engine, options \\ []), do: Upkeep.tell(engine, "sleep", options, Options.sleep())
+  def sleep(engine, options \\ []), do: Admin.tell(engine, "sleep", options, Options.sleep())
 
   @doc "Like `sleep/2`, but raises `VLLM.Error`."
   @spec sleep!(engine(), keyword() | map()) :: :ok
@@ -1091,7 +1089,7 @@ defmodule VLLM do
       :ok = VLLM.wake_up(llm)
   """
   @spec wake_up(engine(), keyword() | map()) :: :ok | {:error, Error.t()}
-  def wake_up(engine, options \\ []), do: Upkeep.tell(engine, "wake_up", options)
+  def wake_up(engine, options \\ []), do: Admin.tell(engine, "wake_up", options)
 
   @doc "Like `wake_up/2`, but raises `VLLM.Error`."
   @spec wake_up!(engine(), keyword() | map()) :: :ok

@@ -117,7 +117,7 @@ defmodule VLLM.Engine do
   @impl true
   def init({%Config{} = config, keeper}) do
     table = Table.new()
-    note(table, config)
+    Table.put_config(table, config)
     Table.put_keeper(table, keeper)
     Table.put_replicas(table, config.options.replicas)
 
@@ -139,18 +139,6 @@ defmodule VLLM.Engine do
     end
   end
 
-  @doc "Notes the config of the engine, and what events say of it."
-  @spec note(Table.t(), Config.t()) :: true
-  def note(table, config) do
-    Table.put_config(table, config)
-
-    Table.put_about(table, %{
-      engine: config.name,
-      model: config.model,
-      payloads: config.options.telemetry_payloads
-    })
-  end
-
   @doc false
   def start_workers(table) do
     workers = for index <- 1..Table.replicas(table), do: Worker.child_spec({table, index})
@@ -162,9 +150,4 @@ defmodule VLLM.Engine do
       {:ok, pid}
     end
   end
-
-  @doc "What logs call the engine."
-  @spec display_name(Config.t()) :: String.t()
-  def display_name(%Config{name: nil, model: model}), do: Path.basename(model)
-  def display_name(%Config{name: name}), do: inspect(name)
 end

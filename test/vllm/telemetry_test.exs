@@ -3,7 +3,7 @@ defmodule VLLM.TelemetryTest do
   use ExUnit.Case
 
   alias VLLM.{Error, FakeEngine, Telemetry}
-  alias VLLM.Engine.Table
+  alias VLLM.Engine.{Config, Table}
 
   setup do
     Application.put_env(:ex_vllm, :telemetry_listeners, test: self())
@@ -152,7 +152,8 @@ defmodule VLLM.TelemetryTest do
 
   defp figures(metrics) do
     table = Table.new()
-    Table.put_about(table, %{engine: nil, model: "m", payloads: false})
+    {:ok, config} = Config.new(model: "m")
+    Table.put_config(table, config)
 
     table
     |> Telemetry.request_start("generate", %{}, System.monotonic_time())

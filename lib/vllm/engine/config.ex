@@ -119,6 +119,11 @@ defmodule VLLM.Engine.Config do
 
   defp replicas(options), do: {:ok, options}
 
+  @doc "What logs call the engine."
+  @spec display_name(t()) :: String.t()
+  def display_name(%__MODULE__{name: nil, model: model}), do: Path.basename(model)
+  def display_name(%__MODULE__{name: name}), do: inspect(name)
+
   @doc "The devices of a replica; nil where the engine takes what it finds."
   @spec devices(t(), pos_integer()) :: [non_neg_integer() | String.t()] | nil
   def devices(%__MODULE__{options: %{devices: nil}}, _index), do: nil

@@ -11,7 +11,7 @@ defmodule VLLM.Engine.Control do
   use GenServer
 
   alias VLLM.Bridge.Deadline
-  alias VLLM.Engine.{Replicas, Table}
+  alias VLLM.Engine.{Table, Worker}
   alias VLLM.Error
 
   @spec child_spec(Table.t()) :: map()
@@ -21,7 +21,7 @@ defmodule VLLM.Engine.Control do
       start: {GenServer, :start_link, [__MODULE__, table]},
       restart: :transient,
       significant: true,
-      # See Replicas.stop/2, which takes no longer than it may.
+      # See stop_workers/2, which takes no longer than it may.
       shutdown: :infinity
     }
   end
@@ -172,8 +172,15 @@ defmodule VLLM.Engine.Control do
       Table.put_stopping(state.table)
       for ref <- end_operations(state), do: send(ref, {ref, {:error, not_running()}})
       for {ref, _} <- state.waiting, do: send(ref, {ref, {:error, not_running()}})
-      Replicas.stop(state.table, Table.config(state.table).options.shutdown_timeout)
+      stop_workers(state.table, Table.config(state.table).options.shutdown_timeout)
     end
+  end
+
+  # Each as soon as nothing is in flight, or after `timeout` ms.
+  defp stop_workers(table, timeout) do
+    indexes = Enum.to_list(1..Table.replicas(table))
+    # To end the processes takes some time too.
+    Worker.each(table, indexes, &Worker.drain(&1, timeout), timeout + 15_000)
   end
 
   defp next_operation(%{running: nil} = state) do

@@ -3,6 +3,8 @@ defmodule VLLM.Engine.Progress do
   # The phases of loading, from the worker's notifications and from what vLLM's
   # processes log.
 
+  alias VLLM.Engine.Config
+
   @type t :: %{
           required(:phase) => phase(),
           optional(:done) => pos_integer(),
@@ -63,11 +65,11 @@ defmodule VLLM.Engine.Progress do
   that overwrites itself. Unless told so or not, it does in iex and in mix tasks
   that have a terminal.
   """
-  @spec printer(VLLM.Engine.Config.t()) :: (t() -> :ok)
+  @spec printer(Config.t()) :: (t() -> :ok)
   def printer(config) do
     shown = config.options.progress
     shown = if is_nil(shown), do: terminal?() and interactive?(), else: shown
-    name = VLLM.Engine.display_name(config)
+    name = Config.display_name(config)
     if shown, do: &print(name, &1), else: fn _ -> :ok end
   end
 

@@ -65,14 +65,14 @@ defmodule VLLM.Engine.Replicas do
     Table.put_replicas(table, List.last(indexes))
 
     # Of what was asked for, all or nothing.
-    with {:error, error} <- each(table, indexes, &Worker.await/1) do
+    with {:error, error} <- Worker.each(table, indexes, &Worker.await/1) do
       _ = shrink(table, indexes, timeout)
       {:error, error}
     end
   end
 
   defp shrink(table, indexes, timeout) do
-    result = each(table, indexes, &Worker.drain(&1, timeout))
+    result = Worker.each(table, indexes, &Worker.drain(&1, timeout))
     supervisor = Table.workers_supervisor(table)
 
     for index <- indexes do
@@ -89,7 +89,7 @@ defmodule VLLM.Engine.Replicas do
   def drain(engine, index, options) do
     operate(engine, options, fn table, timeout ->
       with :ok <- check_index(table, index),
-           do: each(table, [index], &Worker.drain(&1, timeout))
+           do: Worker.each(table, [index], &Worker.drain(&1, timeout))
     end)
   end
 
@@ -99,8 +99,11 @@ defmodule VLLM.Engine.Replicas do
       {serving, others} =
         Enum.split_with(1..Table.replicas(table), &(Table.status(table, &1) == :ready))
 
-      with :ok <- each(table, others, &Worker.restart(&1, timeout)) do
-        one_by_one(serving, &each(table, [&1], fn worker -> Worker.restart(worker, timeout) end))
+      with :ok <- Worker.each(table, others, &Worker.restart(&1, timeout)) do
+        one_by_one(
+          serving,
+          &Worker.each(table, [&1], fn worker -> Worker.restart(worker, timeout) end)
+        )
       end
     end)
   end
@@ -108,7 +111,7 @@ defmodule VLLM.Engine.Replicas do
   def restart(engine, index, options) do
     operate(engine, options, fn table, timeout ->
       with :ok <- check_index(table, index),
-           do: each(table, [index], &Worker.restart(&1, timeout))
+           do: Worker.each(table, [index], &Worker.restart(&1, timeout))
     end)
   end
 
@@ -120,7 +123,7 @@ defmodule VLLM.Engine.Replicas do
       with {:ok, new} <- Config.merge(Table.config(table), new_options),
            :ok <- Config.check_replicas(new, replicas),
            :ok <- reload_each(table, Enum.to_list(1..replicas), [], new, timeout) do
-        VLLM.Engine.note(table, new)
+        Table.put_config(table, new)
         :ok
       end
     end)
@@ -144,16 +147,8 @@ defmodule VLLM.Engine.Replicas do
   # A replica that rests does so on, and starts with them one day.
   defp reload_one(table, index, config, timeout) do
     if Table.status(table, index) == :drained,
-      do: each(table, [index], &Worker.configure(&1, config)),
-      else: each(table, [index], &Worker.restart(&1, timeout, config))
-  end
-
-  @doc "Ends all replicas, each as soon as nothing is in flight or after `timeout` ms."
-  @spec stop(Table.t(), timeout()) :: :ok | {:error, Error.t()}
-  def stop(table, timeout) do
-    indexes = Enum.to_list(1..Table.replicas(table))
-    # To end the processes takes some time too. No receive waits longer than this.
-    each(table, indexes, &Worker.drain(&1, timeout), min(timeout + 15_000, 0xFFFF_FFFF))
+      do: Worker.each(table, [index], &Worker.configure(&1, config)),
+      else: Worker.each(table, [index], &Worker.restart(&1, timeout, config))
   end
 
   defp operate(engine, options, operation) do
@@ -180,24 +175,6 @@ defmodule VLLM.Engine.Replicas do
 
   defp invalid(option, message),
     do: {:error, Error.new(:invalid_option, message, %{"option" => option})}
-
-  # Asks these workers at once; the first error that one answers with.
-  defp each(table, indexes, ask, timeout \\ :infinity) do
-    requests = for index <- indexes, worker = Table.process(table, index), do: ask.(worker)
-
-    requests
-    |> Enum.map(fn request ->
-      case :gen_statem.receive_response(request, timeout) do
-        {:reply, answer} -> answer
-        {:error, {reason, _worker}} -> {:error, ended(reason)}
-        :timeout -> {:error, Error.new(:timeout, "A worker did not end in time.")}
-      end
-    end)
-    |> Enum.find(:ok, &(&1 != :ok))
-  end
-
-  defp ended(:shutdown), do: Connection.stopped()
-  defp ended(_fault), do: Error.new(:internal, "A worker's process ended meanwhile.")
 
   defp one_by_one(indexes, function) do
     Enum.reduce_while(indexes, :ok, fn index, :ok ->

@@ -64,7 +64,7 @@ defmodule VLLM.Engine.Report do
   end
 
   @spec name(worker()) :: String.t()
-  def name(worker), do: VLLM.Engine.display_name(worker.config)
+  def name(worker), do: Config.display_name(worker.config)
 
   defp metadata(%{config: config} = worker),
     do: %{engine: config.name, model: config.model, worker: worker.index}

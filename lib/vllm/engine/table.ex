@@ -108,10 +108,7 @@ defmodule VLLM.Engine.Table do
   @spec turns(t()) :: pid()
   def turns(table), do: :ets.lookup_element(table, :turns, 2)
 
-  @doc "Notes what events say of the engine."
-  @spec put_about(t(), VLLM.Telemetry.about()) :: true
-  def put_about(table, about), do: :ets.insert(table, {:about, about})
-
+  @doc "What events say of the engine."
   @spec about(t()) :: VLLM.Telemetry.about()
   def about(table), do: :ets.lookup_element(table, :about, 2)
 
@@ -122,9 +119,13 @@ defmodule VLLM.Engine.Table do
   @spec info(t()) :: map()
   def info(table), do: :ets.lookup_element(table, :info, 2)
 
-  @doc "Notes the config that new replicas start with."
+  @doc "Notes the config that new replicas start with, and what events say of the engine."
   @spec put_config(t(), Config.t()) :: true
-  def put_config(table, config), do: :ets.insert(table, {:config, config})
+  def put_config(table, config) do
+    payloads = config.options.telemetry_payloads
+    about = %{engine: config.name, model: config.model, payloads: payloads}
+    :ets.insert(table, [{:config, config}, {:about, about}])
+  end
 
   @spec config(t()) :: Config.t()
   def config(table), do: :ets.lookup_element(table, :config, 2)

@@ -93,6 +93,26 @@ defmodule VLLM.Engine.Worker do
   @spec await(pid()) :: :gen_statem.request_id()
   def await(worker), do: :gen_statem.send_request(worker, :await)
 
+  @doc "Asks these workers at once, and waits for their answers: the first error among them, or `:ok`."
+  @spec each(Table.t(), [pos_integer()], (pid() -> :gen_statem.request_id()), timeout()) ::
+          :ok | {:error, Error.t()}
+  def each(table, indexes, ask, timeout \\ :infinity) do
+    requests = for index <- indexes, worker = Table.process(table, index), do: ask.(worker)
+
+    requests
+    |> Enum.map(fn request ->
+      case :gen_statem.receive_response(request, timeout) do
+        {:reply, answer} -> answer
+        {:error, {reason, _worker}} -> {:error, ended(reason)}
+        :timeout -> {:error, Error.new(:timeout, "A worker did not end in time.")}
+      end
+    end)
+    |> Enum.find(:ok, &(&1 != :ok))
+  end
+
+  defp ended(:shutdown), do: Connection.stopped()
+  defp ended(_fault), do: Error.new(:internal, "A worker's process ended meanwhile.")
+
   @impl true
   def callback_mode, do: [:handle_event_function, :state_enter]
 

@@ -4,7 +4,18 @@ defmodule VLLM.Chat do
   # conversations become.
 
   alias VLLM.Engine.{Call, Table}
-  alias VLLM.{Completions, Conversation, Error, Inference, Options, RequestOutput, Streaming}
+
+  alias VLLM.{
+    Completions,
+    Conversation,
+    Error,
+    Inference,
+    Options,
+    RequestOutput,
+    Streaming,
+    TokenIds
+  }
+
   alias VLLM.Streaming.Forwarder
 
   @doc "See `VLLM.chat/3`."
@@ -71,7 +82,7 @@ defmodule VLLM.Chat do
         for prompt <- prompts do
           %{
             prompt: prompt["prompt"],
-            prompt_token_ids: RequestOutput.token_ids(prompt["prompt_token_ids"])
+            prompt_token_ids: TokenIds.unpack(prompt["prompt_token_ids"])
           }
         end
 

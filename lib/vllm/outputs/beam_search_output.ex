@@ -7,7 +7,7 @@ defmodule VLLM.BeamSearchOutput do
     * `:prompt_token_ids` - the prompt's tokens
   """
 
-  alias VLLM.{BeamSearchSequence, RequestOutput}
+  alias VLLM.{BeamSearchSequence, TokenIds}
 
   defstruct [:sequences, :prompt, :prompt_token_ids]
 
@@ -23,7 +23,7 @@ defmodule VLLM.BeamSearchOutput do
     %__MODULE__{
       sequences: Enum.map(wire["outputs"], &BeamSearchSequence.from_wire/1),
       prompt: wire["prompt"],
-      prompt_token_ids: RequestOutput.token_ids(wire["prompt_token_ids"])
+      prompt_token_ids: TokenIds.unpack(wire["prompt_token_ids"])
     }
   end
 end

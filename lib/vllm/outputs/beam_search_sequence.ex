@@ -13,7 +13,7 @@ defmodule VLLM.BeamSearchSequence do
     * `:stop_reason` - the end-of-sequence token's id; nil for other ends
   """
 
-  alias VLLM.{Logprob, RequestOutput}
+  alias VLLM.{Logprob, TokenIds}
 
   defstruct [:text, :tokens, :cum_logprob, :logprobs, :finish_reason, :stop_reason]
 
@@ -31,7 +31,7 @@ defmodule VLLM.BeamSearchSequence do
   def from_wire(wire) do
     %__MODULE__{
       text: wire["text"],
-      tokens: RequestOutput.token_ids(wire["token_ids"]),
+      tokens: TokenIds.unpack(wire["token_ids"]),
       cum_logprob: wire["cumulative_logprob"],
       logprobs: Logprob.from_wire(wire["logprobs"]),
       finish_reason: wire["finish_reason"],

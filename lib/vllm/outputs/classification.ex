@@ -12,7 +12,7 @@ defmodule VLLM.Classification do
     * `:num_cached_tokens` - how many of them were in the prefix cache
   """
 
-  alias VLLM.{RequestOutput, Tensor}
+  alias VLLM.{Tensor, TokenIds}
 
   defstruct [:request_id, :probs, :labels, :label, :prompt_token_ids, :num_cached_tokens]
 
@@ -36,7 +36,7 @@ defmodule VLLM.Classification do
       probs: probs,
       labels: labels,
       label: labels && likeliest(probs, labels),
-      prompt_token_ids: RequestOutput.token_ids(wire["prompt_token_ids"]),
+      prompt_token_ids: TokenIds.unpack(wire["prompt_token_ids"]),
       num_cached_tokens: wire["num_cached_tokens"]
     }
   end

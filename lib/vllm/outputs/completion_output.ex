@@ -47,7 +47,7 @@ defmodule VLLM.CompletionOutput do
     %__MODULE__{
       index: wire["index"],
       text: wire["text"],
-      token_ids: VLLM.RequestOutput.token_ids(wire["token_ids"]),
+      token_ids: VLLM.TokenIds.unpack(wire["token_ids"]),
       cumulative_logprob: wire["cumulative_logprob"],
       logprobs: VLLM.Logprob.from_wire(wire["logprobs"]),
       finish_reason: wire["finish_reason"],

@@ -33,7 +33,7 @@ defmodule VLLM.Delta do
     %__MODULE__{
       index: index,
       text: text,
-      token_ids: VLLM.RequestOutput.token_ids(token_ids),
+      token_ids: VLLM.TokenIds.unpack(token_ids),
       logprobs: VLLM.Logprob.from_wire(logprobs),
       finish_reason: finish_reason,
       stop_reason: stop_reason,

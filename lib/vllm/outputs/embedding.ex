@@ -12,7 +12,7 @@ defmodule VLLM.Embedding do
   their cosine.
   """
 
-  alias VLLM.{RequestOutput, Tensor}
+  alias VLLM.{Tensor, TokenIds}
 
   defstruct [:request_id, :data, :dimensions, :prompt_token_ids, :num_cached_tokens]
 
@@ -49,7 +49,7 @@ defmodule VLLM.Embedding do
       request_id: wire["request_id"],
       data: wire["data"],
       dimensions: dimensions,
-      prompt_token_ids: RequestOutput.token_ids(wire["prompt_token_ids"]),
+      prompt_token_ids: TokenIds.unpack(wire["prompt_token_ids"]),
       num_cached_tokens: wire["num_cached_tokens"]
     }
   end

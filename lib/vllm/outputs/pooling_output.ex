@@ -11,7 +11,7 @@ defmodule VLLM.PoolingOutput do
     * `:num_cached_tokens` - how many of them were in the prefix cache
   """
 
-  alias VLLM.{RequestOutput, Tensor}
+  alias VLLM.{Tensor, TokenIds}
 
   defstruct [:request_id, :shape, :data, :prompt_token_ids, :num_cached_tokens]
 
@@ -52,7 +52,7 @@ defmodule VLLM.PoolingOutput do
       request_id: wire["request_id"],
       shape: wire["shape"],
       data: wire["data"],
-      prompt_token_ids: RequestOutput.token_ids(wire["prompt_token_ids"]),
+      prompt_token_ids: TokenIds.unpack(wire["prompt_token_ids"]),
       num_cached_tokens: wire["num_cached_tokens"]
     }
   end

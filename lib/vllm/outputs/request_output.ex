@@ -40,7 +40,7 @@ defmodule VLLM.RequestOutput do
     %__MODULE__{
       request_id: wire["request_id"],
       prompt: wire["prompt"],
-      prompt_token_ids: token_ids(wire["prompt_token_ids"]),
+      prompt_token_ids: VLLM.TokenIds.unpack(wire["prompt_token_ids"]),
       prompt_logprobs: VLLM.Logprob.from_wire(wire["prompt_logprobs"]),
       outputs: Enum.map(wire["outputs"], &VLLM.CompletionOutput.from_wire/1),
       finished: wire["finished"],
@@ -54,9 +54,4 @@ defmodule VLLM.RequestOutput do
   @spec text([t()]) :: [String.t()]
   def text(%__MODULE__{outputs: [first | _]}), do: first.text
   def text(outputs) when is_list(outputs), do: Enum.map(outputs, &text/1)
-
-  @doc false
-  @spec token_ids(binary() | nil) :: [non_neg_integer()] | nil
-  def token_ids(nil), do: nil
-  def token_ids(bytes), do: for(<<id::32-little <- bytes>>, do: id)
 end

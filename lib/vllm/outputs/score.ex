@@ -10,7 +10,7 @@ defmodule VLLM.Score do
     * `:num_cached_tokens` - how many of them were in the prefix cache
   """
 
-  alias VLLM.{RequestOutput, Tensor}
+  alias VLLM.{Tensor, TokenIds}
 
   defstruct [:request_id, :index, :score, :prompt_token_ids, :num_cached_tokens]
 
@@ -30,7 +30,7 @@ defmodule VLLM.Score do
       index: index,
       # A vector of one number comes from a cross-encoder, a bare one from vectors.
       score: Tensor.to_list(wire["data"], []),
-      prompt_token_ids: RequestOutput.token_ids(wire["prompt_token_ids"]),
+      prompt_token_ids: TokenIds.unpack(wire["prompt_token_ids"]),
       num_cached_tokens: wire["num_cached_tokens"]
     }
   end

@@ -11,12 +11,12 @@ defmodule VLLM.Test.Program do
   use GenServer
 
   alias VLLM.Bridge.{MessagePack, Program}
-  alias VLLM.{ChatMessage, EngineInfo, Error, Test}
+  alias VLLM.{ChatMessage, EngineInfo, Error, Test, TokenIds}
   alias VLLM.Engine.Table
   alias VLLM.Test.{Reply, Request}
 
   # What is not answered by the script.
-  @upkeep ~w(hello load engine_info apply_chat_template tokenize detokenize reset_prefix_cache
+  @unscripted ~w(hello load engine_info apply_chat_template tokenize detokenize reset_prefix_cache
              reset_mm_cache reset_encoder_cache sleep wake_up health metrics list_loras)
 
   @doc "Starts a program for the calling process, which is its owner."
@@ -94,8 +94,8 @@ defmodule VLLM.Test.Program do
     {:noreply, update_in(state.loras, &Map.delete(&1, name))}
   end
 
-  defp receive_message([0, id, method, params], state) when method in @upkeep do
-    respond(state, id, upkeep(method, params, state))
+  defp receive_message([0, id, method, params], state) when method in @unscripted do
+    respond(state, id, unscripted(method, params, state))
     {:noreply, state}
   end
 
@@ -351,29 +351,30 @@ defmodule VLLM.Test.Program do
     )
   end
 
-  defp upkeep("hello", _params, _state), do: {:ok, %{"protocol" => 1}}
-  defp upkeep("engine_info", _params, state), do: {:ok, state.info}
-  defp upkeep("list_loras", _params, state), do: {:ok, Map.values(state.loras)}
+  defp unscripted("hello", _params, _state), do: {:ok, %{"protocol" => 1}}
+  defp unscripted("engine_info", _params, state), do: {:ok, state.info}
+  defp unscripted("list_loras", _params, state), do: {:ok, Map.values(state.loras)}
 
-  defp upkeep("apply_chat_template", %{"messages" => messages}, _state) do
+  defp unscripted("apply_chat_template", %{"messages" => messages}, _state) do
     text = render(messages)
     {:ok, %{"prompt" => text, "prompt_token_ids" => tokens(text)}}
   end
 
-  defp upkeep("tokenize", %{"text" => text}, _state), do: {:ok, %{"token_ids" => tokens(text)}}
+  defp unscripted("tokenize", %{"text" => text}, _state),
+    do: {:ok, %{"token_ids" => tokens(text)}}
 
-  defp upkeep("detokenize", %{"token_ids" => bytes}, _state) do
-    case :unicode.characters_to_binary(VLLM.RequestOutput.token_ids(bytes)) do
+  defp unscripted("detokenize", %{"token_ids" => bytes}, _state) do
+    case :unicode.characters_to_binary(TokenIds.unpack(bytes)) do
       text when is_binary(text) -> {:ok, %{"text" => text}}
       _ -> {:error, Error.new(:invalid_option, "A token id is no character's code point.")}
     end
   end
 
-  defp upkeep("metrics", _params, state) do
+  defp unscripted("metrics", _params, state) do
     {:ok, %{"num_requests_running" => map_size(state.jobs), "num_requests_waiting" => 0}}
   end
 
-  defp upkeep(_nothing_to_say, _params, _state), do: {:ok, nil}
+  defp unscripted(_nothing_to_say, _params, _state), do: {:ok, nil}
 
   defp render(messages) do
     Enum.map_join(messages, "\n", fn %{"role" => role} = message ->

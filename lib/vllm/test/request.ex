@@ -14,7 +14,7 @@ defmodule VLLM.Test.Request do
       `"data_1"` and `"data_2"` (the texts to score), …
   """
 
-  alias VLLM.RequestOutput
+  alias VLLM.TokenIds
 
   @enforce_keys [:method, :params]
   defstruct [
@@ -56,7 +56,7 @@ defmodule VLLM.Test.Request do
   defp prompt(%{"prompt" => text}) when is_binary(text), do: {text, nil}
 
   defp prompt(%{"prompt" => %{} = prompt}),
-    do: {prompt["prompt"], RequestOutput.token_ids(prompt["prompt_token_ids"])}
+    do: {prompt["prompt"], TokenIds.unpack(prompt["prompt_token_ids"])}
 
   defp prompt(%{"messages" => messages}), do: {List.last(messages)["content"], nil}
   defp prompt(_params), do: {nil, nil}

@@ -1,6 +1,8 @@
 defmodule VLLM.RequestOutputTest do
   use ExUnit.Case, async: true
 
+  doctest VLLM.TokenIds
+
   alias VLLM.{CompletionOutput, Logprob, RequestOutput}
 
   @none 0xFFFFFFFF
