@@ -13,11 +13,11 @@ from typing import Any
 from vllm_bridge.patches import replace
 
 SEEN = ("0.31.", "0.32.")
-TOUCHES = tuple(
-    f"vllm.lora.{module}.{name}"
-    for module in ("ops.torch_ops.lora_ops", "ops.torch_ops", "punica_wrapper.punica_cpu")
-    for name in ("bgmv_expand", "bgmv_expand_slice")
-)
+TOUCHES = {
+    "vllm.lora.ops.torch_ops.lora_ops": ("bgmv_expand", "bgmv_expand_slice"),
+    "vllm.lora.ops.torch_ops": ("bgmv_expand", "bgmv_expand_slice"),
+    "vllm.lora.punica_wrapper.punica_cpu": ("bgmv_expand", "bgmv_expand_slice"),
+}
 
 
 def apply() -> None:

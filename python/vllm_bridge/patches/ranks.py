@@ -24,10 +24,12 @@ from vllm_bridge.patches import replace
 logger = logging.getLogger(__name__)
 
 SEEN = ("0.31.", "0.32.")
-TOUCHES = (
-    "vllm.v1.executor.multiproc_executor.MultiprocExecutor.start_worker_monitor",
-    "vllm.v1.executor.multiproc_executor.WorkerProc.wait_for_ready",
-)
+TOUCHES = {
+    "vllm.v1.executor.multiproc_executor": (
+        "MultiprocExecutor.start_worker_monitor",
+        "WorkerProc.wait_for_ready",
+    )
+}
 
 # How long a process that is dying may take to be dead.
 PATIENCE_SECONDS = 1.0

@@ -9,7 +9,7 @@ from vllm_bridge import queueing
 from vllm_bridge.patches import add
 
 SEEN = ("0.31.", "0.32.")
-TOUCHES = ("vllm.v1.engine.core.EngineCore",)
+TOUCHES = {"vllm.v1.engine.core": ("EngineCore",)}
 
 
 def apply() -> None:

@@ -15,7 +15,7 @@ from vllm_bridge.machine import few_cores
 from vllm_bridge.patches import replace
 
 SEEN = ("0.31.", "0.32.")
-TOUCHES = ("vllm.distributed.device_communicators.shm_broadcast.SpinCondition.wait",)
+TOUCHES = {"vllm.distributed.device_communicators.shm_broadcast": ("SpinCondition.wait",)}
 
 # How long a reader sleeps before it looks again.
 NAP_SECONDS = 20e-6

@@ -36,33 +36,52 @@ from vllm_bridge.patches import add, replace
 from vllm_bridge.patches.cpu.fp8 import dequantize
 
 SEEN = ("0.31.", "0.32.")
-_QUANTIZATION = "vllm.model_executor.layers.quantization"
-_COMPRESSED = f"{_QUANTIZATION}.compressed_tensors.compressed_tensors_moe"
-TOUCHES = (
-    f"{_QUANTIZATION}.fp8.select_fp8_moe_backend",
-    f"{_QUANTIZATION}.online.fp8.select_fp8_moe_backend",
-    f"{_QUANTIZATION}.online.fp8._Fp8OnlineMoEBase._setup_kernel",
-    f"{_QUANTIZATION}.auto_awq.select_wna16_moe_backend",
-    f"{_QUANTIZATION}.auto_gptq.select_wna16_moe_backend",
-    f"{_QUANTIZATION}.inc.schemes.inc_wna16_scheme.INCWna16Scheme.get_moe_method",
-    f"{_COMPRESSED}.compressed_tensors_moe_w8a8_fp8.select_fp8_moe_backend",
-    f"{_COMPRESSED}.compressed_tensors_moe_w8a8_int8.select_int8_moe_backend",
-    f"{_COMPRESSED}.compressed_tensors_moe_wna16.select_wna16_moe_backend",
-    *(
-        f"{method}.{name}"
-        for name in ("create_weights", "process_weights_after_loading")
-        for method in (
-            f"{_QUANTIZATION}.fp8.Fp8MoEMethod",
-            f"{_QUANTIZATION}.auto_awq.AutoAWQMoEMethod",
-            f"{_QUANTIZATION}.auto_gptq.AutoGPTQMoEMethod",
-            f"{_COMPRESSED}.compressed_tensors_moe_w8a8_fp8.CompressedTensorsW8A8Fp8MoEMethod",
-            f"{_COMPRESSED}.compressed_tensors_moe_w8a8_int8.CompressedTensorsW8A8Int8MoEMethod",
-            f"{_COMPRESSED}.compressed_tensors_moe_wna16.CompressedTensorsWNA16MoEMethod",
-        )
+TOUCHES = {
+    "vllm.model_executor.layers.quantization.fp8": (
+        "select_fp8_moe_backend",
+        "Fp8MoEMethod.create_weights",
+        "Fp8MoEMethod.process_weights_after_loading",
     ),
-    "vllm.v1.worker.worker_base.WorkerBase",
-    "vllm_bnb_plugin.quantization.fused_moe.BitsAndBytesMoEMethod.process_weights_after_loading",
-)
+    "vllm.model_executor.layers.quantization.online.fp8": (
+        "select_fp8_moe_backend",
+        "_Fp8OnlineMoEBase._setup_kernel",
+    ),
+    "vllm.model_executor.layers.quantization.auto_awq": (
+        "select_wna16_moe_backend",
+        "AutoAWQMoEMethod.create_weights",
+        "AutoAWQMoEMethod.process_weights_after_loading",
+    ),
+    "vllm.model_executor.layers.quantization.auto_gptq": (
+        "select_wna16_moe_backend",
+        "AutoGPTQMoEMethod.create_weights",
+        "AutoGPTQMoEMethod.process_weights_after_loading",
+    ),
+    "vllm.model_executor.layers.quantization.inc.schemes.inc_wna16_scheme": (
+        "INCWna16Scheme.get_moe_method",
+    ),
+    "vllm.model_executor.layers.quantization.compressed_tensors.compressed_tensors_moe"
+    ".compressed_tensors_moe_w8a8_fp8": (
+        "select_fp8_moe_backend",
+        "CompressedTensorsW8A8Fp8MoEMethod.create_weights",
+        "CompressedTensorsW8A8Fp8MoEMethod.process_weights_after_loading",
+    ),
+    "vllm.model_executor.layers.quantization.compressed_tensors.compressed_tensors_moe"
+    ".compressed_tensors_moe_w8a8_int8": (
+        "select_int8_moe_backend",
+        "CompressedTensorsW8A8Int8MoEMethod.create_weights",
+        "CompressedTensorsW8A8Int8MoEMethod.process_weights_after_loading",
+    ),
+    "vllm.model_executor.layers.quantization.compressed_tensors.compressed_tensors_moe"
+    ".compressed_tensors_moe_wna16": (
+        "select_wna16_moe_backend",
+        "CompressedTensorsWNA16MoEMethod.create_weights",
+        "CompressedTensorsWNA16MoEMethod.process_weights_after_loading",
+    ),
+    "vllm.v1.worker.worker_base": ("WorkerBase",),
+    "vllm_bnb_plugin.quantization.fused_moe": (
+        "BitsAndBytesMoEMethod.process_weights_after_loading",
+    ),
+}
 
 # What experts are marked with whose weights were dequantized.
 MARK = "vllm_bridge_dequantized_experts"

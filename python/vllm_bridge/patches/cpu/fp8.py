@@ -32,11 +32,11 @@ from vllm.v1.worker.worker_base import WorkerBase
 from vllm_bridge.patches import add, replace
 
 SEEN = ("0.31.", "0.32.")
-TOUCHES = (
-    "vllm._custom_ops.scaled_fp8_quant",
-    "vllm.model_executor.layers.quantization.utils.w8a8_utils.requantize_with_max_scale",
-    "vllm.v1.worker.worker_base.WorkerBase",
-)
+TOUCHES = {
+    "vllm._custom_ops": ("scaled_fp8_quant",),
+    "vllm.model_executor.layers.quantization.utils.w8a8_utils": ("requantize_with_max_scale",),
+    "vllm.v1.worker.worker_base": ("WorkerBase",),
+}
 
 # Weights are dequantized in parts of so many rows, which bounds the float32 copy of a part.
 ROWS = 1024

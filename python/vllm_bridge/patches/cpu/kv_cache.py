@@ -11,7 +11,7 @@ from typing import Any
 from vllm_bridge.patches import replace
 
 SEEN = ("0.31.", "0.32.")
-TOUCHES = ("vllm._custom_ops.cpu_attn_reshape_and_cache",)
+TOUCHES = {"vllm._custom_ops": ("cpu_attn_reshape_and_cache",)}
 
 
 def apply() -> None:

@@ -13,7 +13,7 @@ from typing import Any
 from vllm_bridge.patches import replace
 
 SEEN = ("0.31.", "0.32.")
-TOUCHES = ("vllm.v1.worker.cpu_model_runner.CPUModelRunner._get_prompt_logprobs_dict",)
+TOUCHES = {"vllm.v1.worker.cpu_model_runner": ("CPUModelRunner._get_prompt_logprobs_dict",)}
 
 
 def apply() -> None:
