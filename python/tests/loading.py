@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from vllm_bridge import diagnosis, loaded_weights, patches, quantization
+from vllm_bridge import diagnosis, patches, quantization
 from vllm_bridge.checkpoints.models import check_model
 from vllm_bridge.errors import BridgeError, map_exceptions
 from vllm_bridge.params import engine_options
@@ -75,7 +75,6 @@ def worker(folder: Path) -> Iterator[None]:
     with environment(), pytest.MonkeyPatch.context() as patch, torch.no_grad():
         # As vLLM's workers have it on CPUs.
         patch.setattr(torch.accelerator, "empty_cache", lambda: None)
-        loaded_weights.install()
         patches.apply()
         threads = torch.get_num_threads()
         torch.set_num_threads(1)  # two would wait for each other where others work too

@@ -18,7 +18,7 @@ import mixtures
 import pooling_models
 from checkpoints import WEIGHTS, Tensors
 from loading import load, refused
-from vllm_bridge import loaded_weights
+from vllm_bridge.patches import loaded_weights
 
 LAYER = "model.layers.3."
 
@@ -359,5 +359,5 @@ def test_loaders_are_watched_once() -> None:
     from vllm.model_executor.model_loader.base_loader import BaseModelLoader
 
     before = BaseModelLoader.load_model
-    loaded_weights.install()
+    loaded_weights.apply()
     assert BaseModelLoader.load_model is before

@@ -1,6 +1,6 @@
 """Runs in every process that vLLM starts, through the entry point ``vllm.general_plugins``."""
 
-from vllm_bridge import heartbeat, loaded_weights, patches
+from vllm_bridge import heartbeat, patches
 from vllm_bridge.quantization import registry
 
 
@@ -8,6 +8,5 @@ def register() -> None:
     """Called by vLLM, possibly more than once in a process."""
     heartbeat.start()
     patches.apply()
-    loaded_weights.install()
     for method in registry.every():
         method.install()

@@ -15,28 +15,32 @@ from vllm_bridge.patches import replace
 SEEN = ("0.31.", "0.32.")
 
 _FILTER = "filter_duplicate_safetensors_files"
-_ITERATORS = (
-    "safetensors_weights_iterator",
-    "multi_thread_safetensors_weights_iterator",
-    "fastsafetensors_weights_iterator",
-    "instanttensor_weights_iterator",
-)
 
 # Where they come from, and who has them under names of its own. Plugins, which import them too, are
 # loaded after this one: it comes from PYTHONPATH.
-_OWNERS = (
-    "vllm.model_executor.model_loader.weight_utils",
-    "vllm.model_executor.model_loader.default_loader",
-)
-
-TOUCHES = tuple(f"{owner}.{name}" for owner in _OWNERS for name in (_FILTER, *_ITERATORS))
+TOUCHES = {
+    "vllm.model_executor.model_loader.weight_utils": (
+        "filter_duplicate_safetensors_files",
+        "safetensors_weights_iterator",
+        "multi_thread_safetensors_weights_iterator",
+        "fastsafetensors_weights_iterator",
+        "instanttensor_weights_iterator",
+    ),
+    "vllm.model_executor.model_loader.default_loader": (
+        "filter_duplicate_safetensors_files",
+        "safetensors_weights_iterator",
+        "multi_thread_safetensors_weights_iterator",
+        "fastsafetensors_weights_iterator",
+        "instanttensor_weights_iterator",
+    ),
+}
 
 
 def apply() -> None:
-    for owner in map(importlib.import_module, _OWNERS):
-        for name in (_FILTER, *_ITERATORS):
-            if hasattr(owner, name):
-                replace(owner, name, of_the_model if name == _FILTER else without_strays)
+    for module, names in TOUCHES.items():
+        owner = importlib.import_module(module)
+        for name in names:
+            replace(owner, name, of_the_model if name == _FILTER else without_strays)
 
 
 def of_the_model(original: Callable[..., list[str]]) -> Callable[..., list[str]]:

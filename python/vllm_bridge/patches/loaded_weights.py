@@ -3,7 +3,7 @@
 vLLM looks at few of the weights, and of a quantized model at none: what is missing stays what the
 memory held, and the model answers nonsense. So it is watched what the model's parameters are
 given while it loads: of several tensors that become one parameter (queries, keys and values;
-the matrices of experts) one may be missing. Runs in vLLM's processes.
+the matrices of experts) one may be missing.
 """
 
 import functools
@@ -11,11 +11,16 @@ import math
 import re
 import traceback
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from vllm_bridge.patches import replace
+
+SEEN = ("0.32.",)
+TOUCHES = {"vllm.model_executor.model_loader.base_loader": ("BaseModelLoader.load_model",)}
 
 _INDEX = re.compile(r"(?<=\.)\d+(?=\.)")
 
@@ -30,14 +35,13 @@ _MISFITS = (AssertionError, LookupError, RuntimeError, TypeError, ValueError)
 _NO_MISFITS = (NotImplementedError, torch.OutOfMemoryError)
 
 
-def install() -> None:
-    """Called in every process of vLLM, possibly more than once."""
+def apply() -> None:
     from vllm.model_executor.model_loader.base_loader import BaseModelLoader
 
-    original = BaseModelLoader.load_model
-    if original.__module__ == __name__:
-        return
+    replace(BaseModelLoader, "load_model", watching)
 
+
+def watching(original: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(original)
     def load_model(
         self: Any, vllm_config: Any, model_config: Any, *args: Any, **keywords: Any
@@ -51,8 +55,7 @@ def install() -> None:
         finally:
             vars(self).pop("load_weights", None)
 
-    load_model.__module__ = __name__
-    BaseModelLoader.load_model = load_model
+    return load_model
 
 
 def _load_weights(of_loader: Any, model: Any, model_config: Any) -> None:
