@@ -46,7 +46,7 @@ class RoundedConfig(QuantizationConfig):  # type: ignore[misc]
 class MadeUp(Method):
     name = "made-up"
     other_names = ("invented",)
-    online = Online(bytes=1.0)
+    online = Online(bytes=1.0, words="whole numbers of 8 bits")
 
     def install(self) -> None:
         register_quantization_config(self.name)(RoundedConfig)

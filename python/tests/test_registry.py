@@ -2,6 +2,7 @@
 
 import math
 import re
+import runpy
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -104,6 +105,12 @@ def test_extras_are_the_locks_of_the_set_up_and_their_packages() -> None:
         assert set(extras[name].modules) == set(re.findall(r"^([\w.-]+)==", lock, re.MULTILINE))
         assert (LOCKS / f"{name}.in").exists()
     assert set(registry.distributions()) <= set(versions._DISTRIBUTIONS)
+
+
+def test_the_guide_has_the_methods() -> None:
+    guide = (ROOT / "guides" / "quantization.md").read_text(encoding="utf-8")
+    script = runpy.run_path(str(ROOT / "scripts" / "quantization_methods.py"))
+    assert guide == script["written"](guide)
 
 
 @pytest.mark.parametrize("folder", STORED, ids=lambda folder: str(folder.name))

@@ -43,13 +43,13 @@ class Online(NamedTuple):
     Args:
         bytes: what a weight takes at least, at the moment when that is most
         dtype: the ``dtype`` that means the method; None where it has none
-        words: what is said of an engine that was started with that dtype
+        words: what it makes of the weights; it is said of an engine that has such a dtype
         as_read: whether each weight is quantized as it is read, not the whole model at the end
     """
 
     bytes: float
+    words: str
     dtype: str | None = None
-    words: str = ""
     as_read: bool = False
 
 
@@ -79,6 +79,9 @@ class Method:
 
     # The usual formats of its checkpoints.
     formats: ClassVar[tuple[Format, ...]] = ()
+
+    # What users should know of it before they choose it; it is in guides/quantization.md.
+    note: ClassVar[str] = ""
 
     # None for methods that only load checkpoints, and those of which only vLLM knows.
     online: ClassVar[Online | None] = None

@@ -30,6 +30,7 @@ class BitsAndBytes(Method):
         words="4-bit weights (NF4), by bitsandbytes",
         as_read=True,
     )
+    note = "quantizes each weight as it is read"
     load_format = "bitsandbytes"
     has_final_shapes = False
     # Its loader looks for experts where older versions of vLLM had them.

@@ -16,7 +16,11 @@ class FP8(Method):
     name = "fp8"
     other_names = ("float8",)
     formats = (Format("fp8", {"activation_scheme": "dynamic"}),)
-    online = Online(bytes=1.0)
+    online = Online(bytes=1.0, words="8-bit floats with a scale per matrix")
+    note = (
+        "on CPUs whose vLLM has no kernel for it, weights are dequantized while they are loaded, "
+        "and take 2 bytes in memory"
+    )
     experts = "FP8"
 
     def is_named(self, name: str) -> bool:

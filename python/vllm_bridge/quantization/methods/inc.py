@@ -11,6 +11,10 @@ class AutoRound(Method):
     name = "inc"
     other_names = ("autoround", "auto-round", "intel-auto-round")
 
+    note = (
+        "auto-round by the name of Intel's tools; its checkpoints are laid out as GPTQ's or AWQ's"
+    )
+
     def bytes_per_weight(self, config: Mapping[str, Any]) -> Bytes:
         bits, group = config.get("bits", 4), config.get("group_size", 128)
         return Grouped(bits, group, 16 + bits).bytes()

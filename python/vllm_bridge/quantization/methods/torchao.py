@@ -20,6 +20,10 @@ class TorchAO(Method):
         bytes=2.0, dtype="int8", words="8-bit weights with a scale per channel, by torchao"
     )
 
+    note = (
+        "the whole model is loaded before it is quantized, so that there must be room for it in 16 "
+        "bits; `quantization_config:` takes the name of any of torchao's configs"
+    )
     # vLLM does not have torchao quantize them.
     experts_note = "Its experts are left as they are."
 
