@@ -18,7 +18,7 @@ from vllm.outputs import (
 from vllm.v1.engine import FinishReason
 
 from vllm_bridge import diagnosis
-from vllm_bridge.engine import Engine
+from vllm_bridge.engine import Engine, _warm_up
 from vllm_bridge.errors import BridgeError
 from vllm_bridge.finish import MEANINGS, Meaning, early
 from vllm_bridge.queueing import Watched
@@ -177,3 +177,30 @@ def test_the_parts_of_a_search_are_watched() -> None:
 
     assert asyncio.run(ask("length", "stop")) is None
     assert asyncio.run(ask("length", "abort", "stop")) is Meaning.CUT_OFF
+
+
+class Warming:
+    """An ``AsyncLLM`` that is asked for one token, which ends as it is told."""
+
+    def __init__(self, end: str, max_logprobs: int = 20) -> None:
+        self.model_config = SimpleNamespace(is_encoder_decoder=False, max_logprobs=max_logprobs)
+        self.renderer = SimpleNamespace(render_cmpl=lambda prompts: prompts)
+        self.end = end
+        self.asked: list[Any] = []
+
+    def generate(self, prompt: Any, params: Any, request_id: str) -> AsyncIterator[Any]:
+        self.asked.append(params.logprobs)
+        return steps(output(("", self.end)), closed=[])
+
+
+def test_log_probabilities_are_part_of_the_warm_up_where_an_engine_has_them() -> None:
+    for max_logprobs, asked in [(20, 1), (-1, 1), (0, None)]:
+        llm = Warming("length", max_logprobs)
+        asyncio.run(_warm_up(llm))
+        assert llm.asked == [asked]
+
+
+def test_a_warm_up_that_is_cut_off_is_no_start() -> None:
+    with pytest.raises(BridgeError) as caught:
+        asyncio.run(_warm_up(Warming("abort")))
+    assert caught.value.reason == "engine_dead"

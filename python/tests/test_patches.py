@@ -13,7 +13,7 @@ from vllm.platforms import current_platform
 
 from vllm_bridge import VLLM_VERSIONS, patches
 from vllm_bridge.patches import adapterless, spinning
-from vllm_bridge.patches.cpu import prompt_logprobs
+from vllm_bridge.patches.cpu import logprobs, prompt_logprobs
 
 
 class Theirs:
@@ -153,6 +153,16 @@ def test_tokens_without_an_adapter_get_none() -> None:
     lengths = torch.ones(3, dtype=torch.long)
     lora_ops.sgmv_expand(inputs, weights, output, None, lengths, indices, 3, 1, 3, True)
     assert output[:, 0].tolist() == [3, 1, 4]
+
+
+def test_ranks_are_counted_without_a_compiler() -> None:
+    from vllm.v1.sample import sampler
+
+    logprobs.apply()
+    count = sampler.batched_count_greater_than
+    assert not hasattr(count, "_torchdynamo_orig_callable")
+    rows = torch.tensor([[-1.0, -2.0, -3.0], [-3.0, -1.0, -3.0]])
+    assert count(rows, torch.tensor([[-2.0], [-3.0]])).tolist() == [2, 3]
 
 
 def test_each_prompt_is_scored_with_its_own_adapter() -> None:

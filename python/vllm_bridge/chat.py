@@ -6,6 +6,7 @@ call constrains the output, say); what the model wrote goes through the same par
 see as much of the request as they need: how to sample is the caller's ``SamplingParams``.
 """
 
+import contextlib
 from typing import Annotated, Any
 
 import msgspec
@@ -181,6 +182,14 @@ class Chat:
     def __init__(self, llm: Any) -> None:
         self._llm = llm
         self._renderers: dict[tuple[str | None, str | None], Any] = {}
+
+    async def warm_up(self) -> None:
+        """Renders a conversation, so that what the first one imports and compiles is part of the
+        start."""
+        # A model without a template has nothing to warm, and one whose template does not take this
+        # is none the worse for it.
+        with contextlib.suppress(Exception):
+            await self.render(ChatParams(messages=[{"role": "user", "content": "Hello!"}]))
 
     async def render(self, params: ChatTemplateParams, sampling_params: Any = None) -> Conversation:
         """The conversation of one request, ready for the engine.

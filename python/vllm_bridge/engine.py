@@ -146,6 +146,8 @@ class Engine:
                 await _warm_up(llm)
             self._sampling = SamplingParamsFactory(config.model_config.get_diff_sampling_param())
             self._chat = Chat(llm)
+            if config.model_config.runner_type == "generate":
+                await self._chat.warm_up()
             self._loras = LoRAs(llm)
             self._queue = Queue(llm)
             if config.model_config.runner_type == "pooling":
@@ -389,16 +391,25 @@ class Engine:
 
 
 async def _warm_up(llm: Any) -> None:
-    """Generates one token, so that what vLLM compiles at the first request, and what it finds out
-    only then (a kernel that this device does not have), is part of the start."""
+    """Generates one token, so that what vLLM compiles at the first request, or the first with log
+    probabilities, and what it finds out only then (a kernel that this device does not have), is
+    part of the start."""
     from vllm.sampling_params import RequestOutputKind, SamplingParams
 
-    if llm.model_config.is_encoder_decoder:
+    config = llm.model_config
+    if config.is_encoder_decoder:
         return  # its prompts need more than tokens
-    params = SamplingParams(max_tokens=1, output_kind=RequestOutputKind.FINAL_ONLY)
+    params = SamplingParams(
+        max_tokens=1,
+        logprobs=1 if config.max_logprobs else None,
+        output_kind=RequestOutputKind.FINAL_ONLY,
+    )
     rendered = llm.renderer.render_cmpl([{"prompt_token_ids": [0]}])[0]
-    async for _output in llm.generate(rendered, params, "warm-up"):
-        pass
+    async for output in llm.generate(rendered, params, "warm-up"):
+        if (meaning := finish.early(output)) is not None:
+            raise await diagnosis.early_end(
+                meaning, "warm-up", output, structured=False, asleep=False
+            )
 
 
 def _joined(whole: Any, delta: Any) -> Any:
