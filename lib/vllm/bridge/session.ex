@@ -1,0 +1,205 @@
+defmodule VLLM.Bridge.Session do
+  @moduledoc false
+  # A worker that lives for a few questions: started, greeted, asked, and ended
+  # with whoever opened it. (The workers of an engine are VLLM.Engine.Worker's:
+  # those are restarted, and serve many.)
+  #
+  # A process owns the port and hands on the answers; who asks encodes, writes
+  # and waits in its own process, by VLLM.Bridge.Connection.
+
+  use GenServer, restart: :temporary
+
+  alias VLLM.Bridge.{Connection, Deadline, Log, Program}
+  alias VLLM.Error
+
+  @enforce_keys [:pid, :conn]
+  defstruct [:pid, :conn, :hello]
+
+  @typedoc "`:hello` is what the worker says of itself (guides/protocol.md, `hello`)."
+  @type t :: %__MODULE__{pid: pid(), conn: Connection.t(), hello: map() | nil}
+
+  @type kind :: :engine | :tools
+
+  @max_frame 64 * 1024 * 1024
+  @start_timeout 30_000
+
+  @doc """
+  Gives a session to `fun` and ends it; returns what `fun` does, or the error
+  with which it could not be opened. Options are those of `open/2`.
+  """
+  @spec run(kind(), keyword(), (t() -> result)) :: result | {:error, Error.t()}
+        when result: term()
+  def run(kind, opts \\ [], fun) do
+    with {:ok, session} <- open(kind, opts) do
+      try do
+        fun.(session)
+      after
+        close(session)
+      end
+    end
+  end
+
+  @doc """
+  Starts a worker and shakes hands with it. It ends with the calling process.
+
+  Options: `:timeout` in milliseconds until it has answered, default 30,000;
+  `:python`, the path of the interpreter.
+  """
+  @spec open(kind(), keyword()) :: {:ok, t()} | {:error, Error.t()}
+  def open(kind, opts \\ []) do
+    timeout = Keyword.get(opts, :timeout, @start_timeout)
+
+    case GenServer.start(__MODULE__, {self(), kind, Keyword.take(opts, [:python])}) do
+      {:ok, pid} -> greet(%__MODULE__{pid: pid, conn: GenServer.call(pid, :conn)}, timeout)
+      {:error, {:shutdown, error}} -> {:error, error}
+    end
+  end
+
+  defp greet(session, timeout) do
+    params = %{"protocol" => 1, "max_frame" => @max_frame}
+
+    with {:error, error} <- call(session, "hello", params, timeout) do
+      close(session)
+      {:error, error}
+    else
+      {:ok, hello} -> {:ok, %{session | hello: hello}}
+    end
+  end
+
+  @doc """
+  The worker's answer to a request. Any process may ask, and several at once.
+
+  After `timeout` milliseconds the request is cancelled and the error is
+  `:timeout`. A worker that has died, or broke the protocol and was ended, is the
+  error of this request and of all that follow.
+  """
+  @spec call(t(), String.t(), map(), timeout()) :: {:ok, term()} | {:error, Error.t()}
+  def call(%__MODULE__{pid: pid, conn: conn}, method, params, timeout) do
+    case Connection.call(conn, method, params, Deadline.new(timeout)) do
+      {:error, %Error{reason: :timeout}} -> {:error, late(method, timeout)}
+      {:error, %Error{reason: :engine_dead} = error} -> {:error, cause(pid) || error}
+      result -> result
+    end
+  end
+
+  defp late(method, timeout) do
+    Error.new(
+      :timeout,
+      "The worker did not answer `#{method}` within #{timeout / 1000} seconds. The machine may " <>
+        "be busy: try again.",
+      %{"method" => method}
+    )
+  end
+
+  # Who comes after the worker's end is told no more than that.
+  defp cause(pid) do
+    GenServer.call(pid, :error)
+  catch
+    :exit, _closed -> nil
+  end
+
+  @doc "Ends the session and returns when nothing of its worker is left."
+  @spec close(t()) :: :ok
+  def close(%__MODULE__{pid: pid}), do: GenServer.stop(pid, :normal, :infinity)
+
+  @impl true
+  def init({owner, kind, opts}) do
+    Process.flag(:trap_exit, true)
+    Process.monitor(owner)
+
+    case Program.start(program(kind), opts) do
+      {:ok, program} ->
+        conn = Connection.new(program.port, @max_frame)
+        {:ok, %{program: program, conn: conn, error: nil}}
+
+      {:error, error} ->
+        {:stop, {:shutdown, error}}
+    end
+  end
+
+  defp program(:engine), do: ["-m", "vllm_bridge"]
+  defp program(kind), do: ["-m", "vllm_bridge", Atom.to_string(kind)]
+
+  @impl true
+  def handle_call(:conn, _from, state), do: {:reply, state.conn, state}
+  def handle_call(:error, _from, state), do: {:reply, state.error, state}
+
+  @impl true
+  def handle_info({port, {:data, frame}}, %{program: %{port: port}} = state)
+      when byte_size(frame) > @max_frame do
+    malformed(state, "too long")
+  end
+
+  def handle_info({port, {:data, frame}}, %{program: %{port: port}} = state) do
+    case Connection.parse(frame) do
+      {:response, id, body} ->
+        # Nobody waits for the answer to a request that was cancelled.
+        _ = Connection.deliver(state.conn, id, {:response, body})
+        {:noreply, state}
+
+      # None of these kinds of worker tells anything that nobody asked for.
+      {:notification, _method, _params} ->
+        {:noreply, state}
+
+      {:malformed, reason} ->
+        malformed(state, reason)
+    end
+  end
+
+  def handle_info({:malformed, port, reason}, %{program: %{port: port}} = state) do
+    malformed(state, reason)
+  end
+
+  def handle_info({port, {:exit_status, status}}, %{program: %{port: port}} = state) do
+    {_lines, log} = Log.read(Log.new(state.program.run_dir))
+    ended(state, VLLM.Bridge.ended(status, Log.recent(log)))
+  end
+
+  # The guard ended before it could tell a status.
+  def handle_info({:EXIT, port, _reason}, %{program: %{port: port}} = state) do
+    Program.kill(state.program)
+    ended(state, Error.new(:engine_dead, "The worker and its guard ended."))
+  end
+
+  def handle_info({:watch, _port, id, _address, pid}, %{error: nil} = state) do
+    Connection.watch(state.conn, id, pid)
+    {:noreply, state}
+  end
+
+  def handle_info({:unwatch, monitor}, state) do
+    Connection.unwatch(monitor)
+    {:noreply, state}
+  end
+
+  def handle_info({{:caller_down, id}, _, :process, _, _}, %{error: nil} = state) do
+    Connection.caller_down(state.conn, id)
+    {:noreply, state}
+  end
+
+  # The process that opened it.
+  def handle_info({:DOWN, _monitor, :process, _pid, _reason}, state), do: {:stop, :normal, state}
+
+  # Of the worker that has ended, or the end of its port.
+  def handle_info(_message, state), do: {:noreply, state}
+
+  defp malformed(state, reason) do
+    Program.kill(state.program)
+    ended(state, Error.new(:protocol, "The worker broke the protocol (#{reason})."))
+  end
+
+  # Nothing is left of the worker but its run folder.
+  defp ended(state, error) do
+    Connection.close(state.conn, error)
+    Program.clean_up(state.program)
+    {:noreply, %{state | program: nil, error: error}}
+  end
+
+  @impl true
+  def terminate(_reason, %{program: nil}), do: :ok
+
+  def terminate(_reason, %{program: program, conn: conn}) do
+    Program.stop(program, fn -> Connection.notify(conn, "shutdown", %{}) end)
+    Connection.close(conn, Error.new(:shutdown, "The worker was ended during the request."))
+    Program.clean_up(program)
+  end
+end

@@ -1,0 +1,136 @@
+defmodule VLLM.Bridge.SessionTest do
+  use ExUnit.Case, async: true
+
+  import VLLM.OSProcess
+
+  alias VLLM.Bridge.Session
+  alias VLLM.Error
+
+  # It speaks as the worker of an engine does, and `load` has it do what the model's name says.
+  @python Path.expand("../../support/fake_python", __DIR__)
+
+  defp open!(opts \\ []) do
+    {:ok, session} = Session.open(:engine, [python: @python] ++ opts)
+    session
+  end
+
+  defp load(session, model, timeout \\ 60_000) do
+    Session.call(session, "load", %{"model" => model}, timeout)
+  end
+
+  # The guard, and the folder of its run.
+  defp program(session), do: :sys.get_state(session.pid).program
+
+  defp gone?(program) do
+    eventually(fn -> not alive?(program.os_pid) and not File.exists?(program.run_dir) end, 30_000)
+  end
+
+  test "a worker is greeted, asked and ended" do
+    session = open!()
+    assert %{"protocol" => 1} = session.hello
+    program = program(session)
+    assert {:ok, %{"model" => _}} = load(session, "ready")
+    assert Session.close(session) == :ok
+    assert not alive?(program.os_pid) and not File.exists?(program.run_dir)
+  end
+
+  test "a session is given to a function, and ends with it" do
+    assert {:raised, program} =
+             (try do
+                Session.run(:engine, [python: @python], &throw({:raised, program(&1)}))
+              catch
+                thrown -> thrown
+              end)
+
+    assert gone?(program)
+  end
+
+  test "several processes may ask at once" do
+    session = open!()
+    tasks = for _ <- 1..20, do: Task.async(fn -> Session.call(session, "hello", %{}, 60_000) end)
+    answers = Task.await_many(tasks, 60_000)
+    assert Enum.all?(answers, &match?({:ok, %{"protocol" => 1}}, &1))
+    Session.close(session)
+  end
+
+  test "a refusal is an error, and the session goes on" do
+    session = open!()
+    assert {:error, %Error{reason: :model_not_found}} = load(session, "refuse:model_not_found")
+    assert {:ok, _} = Session.call(session, "hello", %{}, 60_000)
+    Session.close(session)
+  end
+
+  test "the worker ends with the process that opened it" do
+    test = self()
+
+    {pid, monitor} =
+      spawn_monitor(fn ->
+        session = open!()
+        send(test, {:program, program(session)})
+        Process.sleep(:infinity)
+      end)
+
+    assert_receive {:program, program}, 60_000
+    Process.exit(pid, :kill)
+    assert_receive {:DOWN, ^monitor, :process, _, _}
+    assert gone?(program)
+  end
+
+  test "a worker that dies is the error of what it was asked, and of all that follows" do
+    session = open!()
+    program = program(session)
+    assert {:error, %Error{reason: :engine_dead} = error} = load(session, "print:Farewell;exit:3")
+    assert error.message =~ "ended with status 3"
+    assert "Farewell" in error.details["log"]
+    assert load(session, "ready") == {:error, error}
+    assert gone?(program)
+    Session.close(session)
+  end
+
+  test "a worker that breaks the protocol is ended" do
+    session = open!()
+    program = program(session)
+    assert {:error, %Error{reason: reason}} = load(session, "garbage")
+    assert reason in [:protocol, :engine_dead]
+    assert gone?(program)
+    Session.close(session)
+  end
+
+  test "a request that takes too long is an error that names it, and the session goes on" do
+    session = open!()
+    assert {:error, %Error{reason: :timeout, message: message}} = load(session, "sleep:1", 50)
+    assert message =~ "`load` within 0.05 seconds"
+    assert {:ok, _} = Session.call(session, "hello", %{}, 60_000)
+    Session.close(session)
+  end
+
+  @tag :tmp_dir
+  test "a Python without the packages says so, however soon it ends", %{tmp_dir: folder} do
+    python = Path.join(folder, "python")
+
+    File.write!(python, """
+    #!/bin/sh
+    case "$1" in
+      -m) echo "No module named 'msgspec'"; exit 78 ;;
+      *) exec "#{VLLM.TestPython.executable!()}" "$@" ;;
+    esac
+    """)
+
+    File.chmod!(python, 0o755)
+    assert {:error, %Error{} = error} = Session.open(:tools, python: python)
+    assert error.reason == :vllm_not_installed
+    assert error.details["log"] == ["No module named 'msgspec'"]
+
+    assert {:error, %Error{reason: :python_not_found}} =
+             Session.open(:tools, python: "/no/python")
+  end
+
+  test "tools tell of packages" do
+    names = ["msgspec", "no-such-package"]
+
+    assert {:ok, %{"msgspec" => _} = versions} =
+             Session.run(:tools, &Session.call(&1, "packages", %{"names" => names}, 60_000))
+
+    assert Map.keys(versions) == ["msgspec"]
+  end
+end
