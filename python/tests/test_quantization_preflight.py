@@ -12,6 +12,7 @@ import pytest
 import torch
 from vllm.config.cache import CacheDType
 
+import checkpoints
 import loading
 import mixtures
 from conftest import MODELS
@@ -370,6 +371,26 @@ def test_an_fp8_cache_that_this_cpu_cannot_compute_with(monkeypatch: pytest.Monk
         monkeypatch.setattr(torch.cpu, name, lambda: False)
     assert refused(MODELS / "demo", kv_cache_dtype="fp8").reason == "unsupported"
     assert load(MODELS / "demo", kv_cache_dtype="float16")[0].cache_config.cache_dtype == "float16"
+
+
+def test_an_fp8_cache_that_the_checkpoint_asks_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoints.make("w4a16", tmp_path / "made")
+    config = checkpoints.read_config(tmp_path / "made")
+    scheme = {"num_bits": 8, "type": "float", "strategy": "tensor", "symmetric": True}
+    config["quantization_config"]["kv_cache_scheme"] = scheme | {"dynamic": False}
+    (tmp_path / "made" / "config.json").write_text(json.dumps(config))
+    if torch.cpu._is_avx512_supported():
+        load(tmp_path / "made")
+    for name in ("_is_avx512_supported", "_is_amx_tile_supported"):
+        monkeypatch.setattr(torch.cpu, name, lambda: False)
+    for options in ({}, {"kv_cache_dtype": "auto"}):
+        error = refused(tmp_path / "made", **options)
+        assert error.reason == "unsupported"
+        assert "The checkpoint's config asks for a KV cache of fp8" in error.message
+        assert error.details["allowed"] == ["float16", "bfloat16"]
+    load(tmp_path / "made", kv_cache_dtype="bfloat16")
 
 
 @pytest.mark.parametrize(

@@ -37,14 +37,16 @@ def take_dtype(options: dict[str, Any]) -> str | None:
     return asked
 
 
-def check(config: Any, unknown: str | None = None) -> None:
-    """Refuses a dtype that no attention backend of this device has for the model.
+def check(config: Any, asked: str | None = None, unknown: str | None = None) -> None:
+    """Refuses a dtype that no attention backend of this device has for the model, be it the user's
+    or the checkpoint's.
 
     On a GPU vLLM chooses the backend by the dtype. On a CPU there is one backend, which takes any
     dtype and answers nonsense. Imports vLLM.
 
     Args:
         config: vLLM's config of the engine
+        asked: the user's dtype
         unknown: what ``take_dtype`` returned
 
     Raises:
@@ -53,12 +55,22 @@ def check(config: Any, unknown: str | None = None) -> None:
     if config.model_config.is_attention_free:
         return
     dtype = str(config.cache_config.cache_dtype)
+    if dtype == "auto" and getattr(config.quant_config, "kv_cache_scheme", None) is not None:
+        dtype = "fp8"  # what vLLM takes such a scheme for, once it makes the layers
     if unknown is None and (dtype == "auto" or _runs(config, dtype)):
         return
     allowed = list(_allowed(config))
     value = unknown or dtype
+    if is_checkpoints := unknown is None and asked in (None, "auto"):
+        allowed.remove("auto")
     details: dict[str, Any] = {"option": "kv_cache_dtype", "value": value, "allowed": allowed}
-    if unknown is None:
+    if is_checkpoints:
+        reason = "unsupported"
+        text = (
+            f"The checkpoint's config asks for a KV cache of {value}, which does not run here. "
+            "Name another as `kv_cache_dtype`."
+        )
+    elif unknown is None:
         reason, text = "unsupported", f'`kv_cache_dtype: "{value}"` does not run here.'
     else:
         reason, text = "invalid_option", f"There is no `kv_cache_dtype` `{value}`."

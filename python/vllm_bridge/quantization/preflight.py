@@ -51,7 +51,7 @@ def engine_config(
 
     with availability.refusals(checkpoint, arguments.get("quantization")):
         config = AsyncEngineArgs(model=model, **arguments).create_engine_config()
-        kv_cache.check(config, unknown_kv_cache_dtype)
+        kv_cache.check(config, arguments.get("kv_cache_dtype"), unknown_kv_cache_dtype)
         return config, _check_layers(config, checkpoint)
 
 
