@@ -130,6 +130,45 @@ def test_each_tensor_of_an_expert_is_missed(tmp_path: Path, method: str) -> None
         assert named in error.message
 
 
+@pytest.mark.parametrize(
+    ("name", "part"),
+    [
+        ("bf16", "self_attn.k_proj.weight"),
+        ("bf16", "mlp.up_proj.weight"),
+        ("demo-awq", "self_attn.v_proj.qweight"),
+        ("demo-awq", "mlp.gate_proj.qzeros"),
+        pytest.param("demo-gptq", "self_attn.q_proj.qweight", marks=SLOW),
+        pytest.param("w4a16", "mlp.up_proj.weight_packed", marks=SLOW),
+        pytest.param("fp8-tensor", "self_attn.k_proj.weight_scale", marks=SLOW),
+        pytest.param("bnb-online", "mlp.gate_proj.weight", marks=SLOW),
+    ],
+)
+def test_a_tensor_that_all_layers_lack_is_missed(
+    made: Callable[[str], Path], tmp_path: Path, name: str, part: str
+) -> None:
+    def change(tensors: Tensors) -> None:
+        for tensor in [tensor for tensor in tensors if tensor.endswith(part)]:
+            del tensors[tensor]
+
+    variant = VARIANTS[name]
+    model = changed(made(variant.checkpoint), tmp_path / "model", change)
+    error = refused(model, **variant.options)
+    assert error.reason == "invalid_checkpoint"
+    assert f"model.layers.0.{part}" in error.message
+
+
+def test_a_matrix_that_all_experts_lack_is_missed(tmp_path: Path) -> None:
+    whole = mixtures.write(tmp_path / "whole", *mixtures.mixtral())
+
+    def change(tensors: Tensors) -> None:
+        for tensor in [tensor for tensor in tensors if tensor.endswith(".w3.weight")]:
+            del tensors[tensor]
+
+    error = refused(changed(whole, tmp_path / "torn", change))
+    assert error.reason == "invalid_checkpoint"
+    assert "w13_weight (expert 0)" in error.message
+
+
 @SLOW
 @pytest.mark.parametrize("name", list(mixtures.VARIANTS))
 def test_each_tensor_of_a_quantized_expert_is_missed(tmp_path: Path, name: str) -> None:

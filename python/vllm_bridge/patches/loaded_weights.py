@@ -196,7 +196,7 @@ class Watch(TorchDispatchMode):  # type: ignore[misc]
         """The tensors that are missing of parameters which several tensors of a checkpoint become.
 
         Some parameters have room that nothing is for: what none of its kind has is not missed,
-        unless it is the only one."""
+        unless it is the only one, or the checkpoint has the tensors for the rest of it."""
         kinds: dict[Any, dict[tuple[str, int | None], int]] = defaultdict(dict)
         for name, parameter in self._parameters.items():
             if self._is_layer(name) and self._is_needed(name) and self._count(name):
@@ -206,23 +206,59 @@ class Watch(TorchDispatchMode):  # type: ignore[misc]
         for counts in kinds.values():
             most = max(counts.values())
             for (name, row), count in counts.items():
-                if count < (most if len(counts) > 1 else _size(self._parameters[name])):
-                    yield from self._lacking(name, row)
+                room = _size(self._parameters[name])
+                if row is not None:
+                    room //= len(self._parameters[name])
+                torn = count < (most if len(counts) > 1 else room)
+                lacking = self._unread(name, row) if torn or count < room else []
+                if row is not None and (torn or lacking):
+                    yield f"{name} (expert {row})"
+                elif torn or lacking:
+                    yield from lacking or [name]
 
-    def _lacking(self, name: str, expert: int | None) -> list[str]:
-        """The tensors that a torn parameter lacks, or its own name."""
-        if expert is not None:
-            return [f"{name} (expert {expert})"]
+    def _unread(self, name: str, expert: int | None) -> list[str]:
+        """The tensors of a parameter, or of one expert's part of it, that the checkpoint does not
+        have, where it has others."""
+        module, _, last = name.rpartition(".")
+        if expert is None:
+            parent, _, module = module.rpartition(".")
+            tensors = [f"{parent}.{part}.{last}" for part in self._packed.get(module, [])]
+        else:
+            parent = module.partition(".experts.")[0]
+            prefix, _, last = last.partition("_")
+            parts = self._experts.get((prefix, expert), [])
+            tensors = [f"{parent}.{part}{last}" for part in parts]
+        # A checkpoint may have another name for what the layers are in.
+        lacking = [tensor for tensor in tensors if _OF_LAYER.sub("", tensor) not in self._tails]
+        return lacking if 0 < len(lacking) < len(tensors) else []
+
+    @functools.cached_property
+    def _tails(self) -> set[str]:
+        """The names of the tensors that were read, from the number of their layer on."""
+        return {_OF_LAYER.sub("", name) for name in self._read}
+
+    @functools.cached_property
+    def _packed(self) -> dict[str, list[str]]:
+        """The modules of a checkpoint that become one of vLLM's, by its name."""
         from vllm.model_executor.utils import get_packed_modules_mapping
 
-        module, _, last = name.rpartition(".")
-        parent, _, module = module.rpartition(".")
-        parts = get_packed_modules_mapping(self._model).get(module, [])
-        tensors = [f"{parent}.{part}.{last}" for part in parts]
-        # A checkpoint may have another name for what the layers are in.
-        ends = {tensor: _OF_LAYER.sub("", tensor) for tensor in tensors}
-        lacking = [t for t in tensors if not any(read.endswith(ends[t]) for read in self._read)]
-        return lacking if 0 < len(lacking) < len(tensors) else [name]
+        return dict(get_packed_modules_mapping(self._model))
+
+    @functools.cached_property
+    def _experts(self) -> dict[tuple[str, int], list[str]]:
+        """The modules of a checkpoint that become one expert's part of ``w13`` or ``w2``."""
+        from vllm.model_executor.utils import get_moe_expert_mapping
+
+        found: dict[tuple[str, int], list[str]] = defaultdict(list)
+        try:
+            mapping = get_moe_expert_mapping(self._model)
+        except (ValueError, NotImplementedError):  # models with a way of their own
+            return found
+        for parameter, part, expert, _shard in mapping:
+            kind = re.search(r"w13(?=_)|w2(?=_)", parameter)
+            if kind is not None and part.endswith("."):
+                found[kind[0], expert].append(part)
+        return found
 
     def _is_layer(self, name: str) -> bool:
         """Whether a parameter belongs to linear layers or experts, which have tensors for numbers
