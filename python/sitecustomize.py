@@ -24,27 +24,42 @@ from importlib.machinery import PathFinder
 
 _SIGKILL = 9  # As everywhere on Linux; the signal module would take longer than all else here.
 
-
-def _join(run: str) -> None:
-    fd = _hold_lifeline(run)
-
-    def after_fork() -> None:
-        # The signal goes to the process that asked for it only: a child asks for its own.
-        nonlocal fd
-        inherited, fd = fd, _hold_lifeline(run)
-        try:
-            # By now the number may be another file's.
-            if os.path.samestat(os.fstat(inherited), os.fstat(fd)):
-                os.close(inherited)
-        except OSError:
-            pass
-
-    os.register_at_fork(after_in_child=after_fork)
+# The run that this process belongs to, and the descriptor by which it holds the lifeline.
+run: str | None = None
+lifeline: int | None = None
 
 
-def _hold_lifeline(run: str) -> int:
+def join(new_run: str) -> None:
+    """Ties this process, and what it forks from now on, to the guard of a run."""
+    global run, lifeline
+    run, lifeline = new_run, _hold_lifeline(new_run)
+
+
+def leave() -> None:
+    """Unties this process: it becomes a guard itself."""
+    global run, lifeline
+    if lifeline is not None:
+        os.close(lifeline)
+    run = lifeline = None
+
+
+def _after_fork() -> None:
+    # The signal goes to the process that asked for it only: a child asks for its own.
+    if run is None or lifeline is None:
+        return
+    inherited = lifeline
+    join(run)
     try:
-        fd = os.open(os.path.join(run, "alive"), os.O_RDONLY | os.O_NONBLOCK)
+        # By now the number may be another file's.
+        if os.path.samestat(os.fstat(inherited), os.fstat(lifeline)):
+            os.close(inherited)
+    except OSError:
+        pass
+
+
+def _hold_lifeline(of: str) -> int:
+    try:
+        fd = os.open(os.path.join(of, "alive"), os.O_RDONLY | os.O_NONBLOCK)
         fcntl.fcntl(fd, fcntl.F_SETOWN, os.getpid())
         fcntl.fcntl(fd, fcntl.F_SETSIG, _SIGKILL)
         fcntl.fcntl(fd, fcntl.F_SETFL, os.O_NONBLOCK | os.O_ASYNC)
@@ -55,7 +70,7 @@ def _hold_lifeline(run: str) -> int:
         return fd  # Nothing to read, and someone is there who could write: the guard lives.
     except OSError as error:
         reason = str(error)
-    os.write(2, f"sitecustomize: no guard for {run}: {reason}\n".encode(errors="replace"))
+    os.write(2, f"sitecustomize: no guard for {of}: {reason}\n".encode(errors="replace"))
     os._exit(1)
 
 
@@ -70,6 +85,7 @@ def _run_next() -> None:
         spec.loader.exec_module(module)
 
 
-if _run := os.environ.get("EX_VLLM_RUN"):
-    _join(_run)
+if "EX_VLLM_RUN" in os.environ:
+    join(os.environ["EX_VLLM_RUN"])
+os.register_at_fork(after_in_child=_after_fork)
 _run_next()

@@ -48,6 +48,11 @@ defmodule VLLM.Options do
        "do not show in logs"},
     {:python, :string, nil,
      "path of the Python interpreter that has vLLM; by default the one that `mix vllm.setup` made"},
+    {:nursery, :boolean, true,
+     "start workers by forking a process that has imported vLLM already, which takes seconds off " <>
+       "all starts but the first. It is kept for five minutes after the last engine and holds " <>
+       "about half a gigabyte, most of it shared with the workers. Workers with an `env` of their " <>
+       "own are started without it"},
     {:load_timeout, :timeout, 900_000,
      "milliseconds until a worker must be ready, downloads included"},
     {:max_in_flight, :pos_integer, nil,

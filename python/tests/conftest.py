@@ -6,8 +6,21 @@ from pathlib import Path
 
 import pytest
 
+from vllm_bridge import forking
+
 ROOT = Path(__file__).resolve().parents[2]
 MODELS = ROOT / "priv" / "models"
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Engines of this process are forked, as those of workers are: the seed must be there before
+    any test has run an operator or left a thread behind."""
+    if any(item.get_closest_marker("engine") for item in session.items):
+        os.environ.update(forking.environment())
+        import vllm_bridge.nursery
+
+        vllm_bridge.nursery.load()
+        assert forking.start()
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from multiprocessing import resource_tracker, shared_memory
 from pathlib import Path
 
@@ -55,7 +55,9 @@ def has_ended(process: int) -> bool:
 class Run:
     """A guard started as a port program, and the VM's ends of its two pipes."""
 
-    def __init__(self, folder: Path, command: list[str], env: dict[str, str]) -> None:
+    def __init__(
+        self, folder: Path, command: list[str], env: dict[str, str], mode: Sequence[str] = ()
+    ) -> None:
         self.folder = folder
         self.received = b""
         self.family: dict[int, int] = {}
@@ -64,7 +66,7 @@ class Run:
         error_read, error_write = high_pipe()
         self.pid = os.posix_spawn(
             sys.executable,
-            [sys.executable, "-I", "-S", GUARD, str(folder), "--", *command],
+            [sys.executable, "-I", "-S", GUARD, *mode, str(folder), "--", *command],
             env,
             file_actions=[
                 (os.POSIX_SPAWN_DUP2, request_read, 3),
@@ -115,6 +117,18 @@ class Run:
             self.status = os.waitpid(self.pid, 0)[1]
         return os.waitstatus_to_exitcode(self.status)
 
+    def await_lock(self) -> None:
+        """Waits until the guard has begun."""
+        deadline = time.monotonic() + DEADLINE_S
+        while not (self.folder / "lock").exists():
+            assert time.monotonic() < deadline, "the guard did not begin"
+            time.sleep(0.01)
+
+    @property
+    def guard(self) -> int:
+        """The guard's pid; a nursery's is not the program that was started."""
+        return int((self.folder / "lock").read_text().split()[1])
+
     def witness(self) -> int:
         """The pid of the guard's witness."""
         deadline = time.monotonic() + DEADLINE_S
@@ -129,7 +143,7 @@ class Run:
     def kill_guard_and_witness(self) -> None:
         """As a power cut does, nearly: nobody is left who could clean up."""
         os.kill(self.witness(), signal.SIGKILL)
-        os.kill(self.pid, signal.SIGKILL)
+        os.kill(self.guard, signal.SIGKILL)
         self.end()
 
     def log(self) -> str:
@@ -166,15 +180,42 @@ def base() -> Iterator[Path]:
 
 Start = Callable[..., Run]
 
+# The exit codes of a guard that was killed, and of a port program whose guard was.
+KILLED = (-signal.SIGKILL, 128 + signal.SIGKILL)
 
-@pytest.fixture
-def start(base: Path) -> Iterator[Start]:
+
+# A nursery whose workers run the Python program in their environment.
+NURSERY = """
+import os
+from vllm_bridge import nursery
+nursery.MODULES = ()
+nursery.main(lambda: exec(os.environ["PROGRAM"], {"__name__": "__main__"}))
+"""
+
+
+@pytest.fixture(scope="module")
+def nursery() -> Iterator[Run]:
+    folder = Path(tempfile.mkdtemp(prefix="guard-"))
+    env = {"PATH": os.environ["PATH"], "PYTHONPATH": str(PYTHON_DIR)}
+    run = Run(folder / "nursery", [sys.executable, "-c", NURSERY], env, ["--alone"])
+    run.await_lock()
+    yield run
+    run.dispose()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(params=["started", "forked"])
+def start(request: pytest.FixtureRequest, base: Path, nursery: Run) -> Iterator[Start]:
+    """Starts a worker under a guard, both by themselves or both forked by a nursery."""
     runs: list[Run] = []
+    socket = nursery.folder / "tmp" / "nursery"
+    mode = ["--nursery", str(socket)] if request.param == "forked" else []
 
     def begin(worker: str, *, name: str = "run", env: dict[str, str] | None = None) -> Run:
+        program = PRELUDE + worker
         tree_env = {"PATH": os.environ["PATH"], "PYTHONPATH": str(PYTHON_DIR), **(env or {})}
-        command = [sys.executable, "-c", PRELUDE + worker]
-        runs.append(Run(base / name, command, tree_env))
+        command = [sys.executable, "-c", program]
+        runs.append(Run(base / name, command, tree_env | {"PROGRAM": program}, mode))
         return runs[-1]
 
     yield begin
@@ -394,7 +435,7 @@ def test_a_signal_to_the_guard_counts_as_a_hang_up(start: Start, number: signal.
     run = start("say(os.getpid())\nwait_for_ever()")
     run.pids(1)
 
-    os.kill(run.pid, number)
+    os.kill(run.guard, number)
 
     assert run.end() == 0
     assert run.all_gone()
@@ -404,7 +445,7 @@ def test_a_signal_to_the_guard_counts_as_a_hang_up(start: Start, number: signal.
 def test_a_run_is_ended_on_request_though_the_guard_was_stopped(start: Start) -> None:
     run = start("say(os.getpid()); os.kill(os.getpid(), signal.SIGSTOP)")
     run.pids(1)
-    os.kill(run.pid, signal.SIGSTOP)
+    os.kill(run.guard, signal.SIGSTOP)
     arguments = [sys.executable, "-I", "-S", GUARD, "--end", str(run.folder)]
     assert subprocess.run(arguments, check=False).returncode == 0
     assert run.end() == 0
@@ -501,9 +542,9 @@ wait_for_ever()
     )
     run.pids(4)
 
-    os.kill(run.pid, signal.SIGKILL)
+    os.kill(run.guard, signal.SIGKILL)
 
-    assert run.end() == -signal.SIGKILL
+    assert run.end() in KILLED
     run.wait_until_gone()
 
 
@@ -548,9 +589,9 @@ def test_a_witness_finishes_the_work_of_a_killed_guard(
     witness = os.pidfd_open(run.witness())
     assert shm_path(name).exists()
 
-    os.kill(run.pid, signal.SIGKILL)
+    os.kill(run.guard, signal.SIGKILL)
 
-    assert run.end() == -signal.SIGKILL
+    assert run.end() in KILLED
     run.wait_until_gone()
     # The owner lives and is to read the log.
     while not (run.folder / "clean").exists():
@@ -609,7 +650,7 @@ def test_a_killed_guard_takes_a_worker_that_is_not_python_with_it(base: Path) ->
     run = Run(base / "run", ["/bin/sh", "-c", "echo $$ >&4; read forever <&3"], {})
     run.pids(1)
 
-    os.kill(run.pid, signal.SIGKILL)
+    os.kill(run.guard, signal.SIGKILL)
 
     run.wait_until_gone()
     run.dispose()
@@ -834,7 +875,7 @@ def test_wrong_arguments_are_refused(arguments: list[str]) -> None:
     )
 
     assert done.returncode == 2
-    assert done.stderr.startswith("guard: usage: guard.py RUN_DIR -- PROGRAM")
+    assert done.stderr.startswith("guard: usage: guard.py [--alone | --nursery SOCKET] RUN_DIR")
 
 
 def test_a_run_without_its_descriptors_is_refused(base: Path) -> None:

@@ -1,6 +1,7 @@
 """``python -m vllm_bridge [KIND]``: a worker that speaks the protocol on file descriptors 3 and 4.
 
-The kinds are ``engine``, which is meant without a word, and ``tools``; see ``KINDS``.
+The kinds are ``engine``, which is meant without a word, and ``tools``; see ``KINDS``. The word
+``nursery`` makes a process that forks workers of the first kind.
 
 vLLM's processes are spawned and import this module again, so that nothing happens on import.
 """
@@ -11,6 +12,8 @@ import logging
 import os
 import sys
 from typing import TYPE_CHECKING
+
+from vllm_bridge import forking, nursery
 
 if TYPE_CHECKING:
     from vllm_bridge.rpc.table import Table
@@ -60,9 +63,10 @@ async def serve(table: "Table") -> None:
     await asyncio.Event().wait()
 
 
-def main(kind: str = "engine") -> None:
-    if kind not in KINDS:
-        sys.exit(f"vllm_bridge: there is no kind of worker `{kind}`, only {', '.join(KINDS)}")
+def work(kind: str = "engine") -> None:
+    """What a worker does, in a process that was started for it or forked."""
+    if kind == "engine":
+        os.environ.update(forking.environment())
     for fd in (READ_FD, WRITE_FD):
         try:
             os.set_inheritable(fd, False)
@@ -73,17 +77,38 @@ def main(kind: str = "engine") -> None:
     except ModuleNotFoundError as error:
         print(f"vllm_bridge: {error}", file=sys.stderr)
         sys.exit(NOT_INSTALLED)
-    for name, value in ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
-    # Whatever prints to standard output prints to the log.
-    os.dup2(2, 1)
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    prepare()
     try:
         import uvloop
     except ImportError:
         asyncio.run(serve(table))
     else:
         uvloop.run(serve(table))
+
+
+def prepare() -> None:
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    # Whatever prints to standard output prints to the log.
+    os.dup2(2, 1)
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+
+
+def main(kind: str = "engine") -> None:
+    if kind == "tools":
+        work(kind)
+        return
+    if kind not in (*KINDS, "nursery"):
+        sys.exit(f"vllm_bridge: there is no kind of worker `{kind}`, only {', '.join(KINDS)}")
+    # Libraries are preloaded by the system's loader, at the start of a program.
+    if "LD_PRELOAD" in (missing := forking.environment()):
+        os.execve(sys.executable, sys.orig_argv, {**os.environ, **missing})  # noqa: S606
+    if kind == "nursery":
+        os.environ.update(missing)
+        prepare()
+        nursery.main(work)
+    else:
+        work()
 
 
 if __name__ == "__main__":

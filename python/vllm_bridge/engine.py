@@ -23,6 +23,7 @@ from vllm_bridge import (
     defaults,
     diagnosis,
     finish,
+    forking,
     generation_config,
     quantization,
     tokenization,
@@ -114,6 +115,8 @@ class Engine:
             if devices is not None:
                 defaults.use_devices(devices)
             from vllm.v1.engine.async_llm import AsyncLLM
+
+            forking.start()
 
             notify("load_progress", {"phase": "config"})
             settings = None

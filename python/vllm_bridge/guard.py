@@ -1,6 +1,6 @@
 """The port program: parent, watcher and undertaker of one worker. Linux, standard library only.
 
-    python3 -I -S guard.py RUN_DIR -- PROGRAM ARGS...
+    python3 -I -S guard.py [--alone | --nursery SOCKET] RUN_DIR -- PROGRAM ARGS...
     python3 -I -S guard.py --end RUN_DIR
     python3 -I -S guard.py --sweep BASE_DIR
     python3 -I -S guard.py --witness RUN_DIR OWNER_PID
@@ -38,8 +38,9 @@ How a run ends:
 - Descriptor 3 hangs up, or the guard gets SIGTERM, SIGINT or SIGHUP. The tree is killed at once,
   RUN_DIR is removed with all the rest, and the guard exits with 0. The same happens to RUN_DIR
   when the owner disappears while a worker that ended is being cleared away.
-- ``--end RUN_DIR`` has the guard of that run do the same, also one that was stopped: for a VM whose
-  descriptor stays open until data is read that a stopped worker will never read.
+- ``--end RUN_DIR`` has the guard of that run do the same, also one that was stopped, and waits for
+  it: for a VM whose descriptor stays open until data is read that a stopped worker will never read,
+  and for one whose port program was killed while its guard is another process (see below).
 - PROGRAM cannot be executed: the log says why, and the exit code is 127 (an end like any other).
 - The arguments, the platform, RUN_DIR or the descriptors are unusable: exit code 2 and a line on
   stderr; nothing was started.
@@ -50,6 +51,15 @@ The witness. A guard starts a second process of this program that waits for the 
 for nothing else: the guard ends it with the tree. Should the guard be killed, the witness does as
 a sweep does with this one run and writes ``clean``. It removes RUN_DIR when the owner is gone or
 has not done so in a minute. Should it be killed as well, a sweep does that work.
+
+Nurseries. A *nursery* (see ``vllm_bridge.nursery``) is a program that has imported what a worker
+needs and forks workers. With ``--nursery SOCKET`` this process hands its descriptors, its folder
+and its environment to the one that listens there, which forks a guard that forks the worker; what
+is said here of a guard is that one's doing. This process passes on its exit code, and is a plain
+guard where there is no nursery. If it is killed, the guard ends the run as if descriptor 3 had hung
+up.
+With ``--alone`` the worker is all that the guard watches over: what it forks are runs of their own,
+which survive it. That is how a nursery itself is run.
 
 Sweeping. ``--sweep BASE_DIR`` finishes the work of guards that were killed: for every run folder
 in BASE_DIR whose lock nobody holds, it kills the processes that carry this folder's
@@ -76,10 +86,11 @@ import fcntl
 import os
 import select
 import signal
+import socket
 import stat
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 FROM_VM, TO_VM = 3, 4
 
@@ -88,11 +99,15 @@ PIPE_SIZE = 1024 * 1024
 CLEAN_GRACE_S = 60.0
 FREEZE_LIMIT_S = 1.0
 SWEEP_LIMIT_S = 10.0
+NURSERY_LIMIT_S = 30.0
 
 # A socket in RUN_DIR/tmp is named by a UUID (vLLM's are), and sun_path holds 107 bytes.
 RUN_DIR_LIMIT = 107 - len("/tmp/") - 36  # noqa: S108
 
 RUN_VARIABLE = "EX_VLLM_RUN"
+
+# Of the length of what a nursery is told.
+LENGTH_BYTES = 4
 LOCK_MARK = b"vllm_bridge "
 
 SHM = "/dev/shm"  # noqa: S108
@@ -145,14 +160,25 @@ def read_proc(pid: int, name: str) -> bytes:
         return b""
 
 
-def descendants() -> dict[int, str]:
-    """The processes below this one, each with its state letter."""
-    children: dict[int, list[tuple[int, str]]] = {}
+def families() -> dict[int, list[tuple[int, str]]]:
+    """The children of every process that has any, each with its state letter."""
+    found: dict[int, list[tuple[int, str]]] = {}
     for pid in pids():
         # The command's name, in parentheses, may hold anything: the last one closes it.
         fields = read_proc(pid, "stat").rpartition(b")")[2].split()
         if fields:
-            children.setdefault(int(fields[1]), []).append((pid, fields[0].decode()))
+            found.setdefault(int(fields[1]), []).append((pid, fields[0].decode()))
+    return found
+
+
+def children() -> dict[int, str]:
+    """The children of this process, each with its state letter."""
+    return dict(families().get(os.getpid(), ()))
+
+
+def descendants() -> dict[int, str]:
+    """The processes below this one, each with its state letter."""
+    children = families()
     found: dict[int, str] = {}
     generation = [os.getpid()]
     while generation:
@@ -308,9 +334,15 @@ class Log:
 
 
 class Guard:
-    """One run, from the run folder to the end of everything in it."""
+    """One run, from the run folder to the end of everything in it.
 
-    def __init__(self, run: str) -> None:
+    Args:
+        run: its folder
+        alone: whether what the worker forks is left alone
+        starter: a pidfd of the port program, where that is another process
+    """
+
+    def __init__(self, run: str, *, alone: bool = False, starter: int | None = None) -> None:
         for fd in (FROM_VM, TO_VM):
             try:
                 os.fstat(fd)
@@ -318,9 +350,12 @@ class Guard:
                 raise Refused(f"file descriptor {fd} is not open") from None
         self.run = run
         self.tmp = os.path.join(run, "tmp")
+        self.alone = alone
+        self.starter = starter
         self.worker: int | None = None
         self.status: int | None = None
-        prctl(PR_SET_CHILD_SUBREAPER, 1)
+        if not alone:
+            prctl(PR_SET_CHILD_SUBREAPER, 1)
         self._occupy()
         self.log = Log(run)
         self.foreign = set(segments())
@@ -335,6 +370,8 @@ class Guard:
         self.poller.register(FROM_VM, 0)
         self.poller.register(self.signals, select.POLLIN)
         self.poller.register(self.output, select.POLLIN)
+        if starter is not None:
+            self.poller.register(starter, select.POLLIN)
 
     def _occupy(self) -> None:
         try:
@@ -371,8 +408,14 @@ class Guard:
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
         return read
 
-    def execute(self, command: list[str]) -> int:
-        """Run the command to its end, clear away everything, and return the exit code."""
+    def execute(self, program: "Program", environment: dict[str, str], owner: int) -> int:
+        """Run the program to its end, clear away everything, and return the exit code.
+
+        Args:
+            program: what the worker's process becomes
+            environment: of the worker, but for what says which run it belongs to
+            owner: the process that started the port program: the VM's own starter
+        """
         ended = False
         try:
             if self.hung_up():
@@ -384,13 +427,13 @@ class Guard:
                 "PYTHONUNBUFFERED": "1",
             }
             # Told by its process, and not by a pipe: who holds one open for longer than the worker
-            # hides from the VM that nobody reads. The parent is the VM's starter of programs.
-            witness = self._again("--witness", self.run, str(os.getppid()))
-            self._spawn(witness, dict(os.environ), (), dies=False)
-            self.worker = self._spawn(command, {**os.environ, **tags}, (FROM_VM, TO_VM))
+            # hides from the VM that nobody reads.
+            witness = self._again("--witness", self.run, str(owner))
+            self._spawn(executed(witness), environment, (), dies=False)
+            self.worker = self._spawn(program, {**environment, **tags}, (FROM_VM, TO_VM))
             os.close(TO_VM)
             protect_from_oom_killer()
-            self._sweep_neighbours()
+            self._sweep_neighbours(environment)
             os.close(self.output_in)
             ended = self._watch()
         finally:
@@ -412,6 +455,8 @@ class Guard:
     def hung_up(self) -> bool:
         poller = select.poll()
         poller.register(FROM_VM, 0)
+        if self.starter is not None:
+            poller.register(self.starter, select.POLLIN)
         return bool(poller.poll(0))
 
     def _again(self, *arguments: str) -> list[str]:
@@ -419,7 +464,7 @@ class Guard:
         return [sys.executable, "-I", "-S", os.path.abspath(__file__), *arguments]
 
     def _spawn(
-        self, command: list[str], env: dict[str, str], keep: tuple[int, ...], *, dies: bool = True
+        self, program: "Program", env: dict[str, str], keep: tuple[int, ...], *, dies: bool = True
     ) -> int:
         """Start a process; unless told otherwise it dies with the guard."""
         guard = os.getpid()
@@ -439,23 +484,20 @@ class Guard:
             os.dup2(self.output_in, 2)
             for fd in {FROM_VM, TO_VM}.difference(keep):
                 os.close(fd)
-            os.execvpe(command[0], command, env)  # noqa: S606
-        except OSError as error:
-            line = f"guard: cannot execute {command[0]}: {error.strerror}\n"
-            os.write(2, line.encode(errors="surrogateescape"))
+            program(env)
         finally:
             os._exit(127)
 
-    def _sweep_neighbours(self) -> None:
+    def _sweep_neighbours(self, environment: dict[str, str]) -> None:
         base, own = os.path.split(self.run)
         if any(name != own and os.path.exists(lock_path(base, name)) for name in os.listdir(base)):
-            self._spawn(self._again("--sweep", base), dict(os.environ), ())
+            self._spawn(executed(self._again("--sweep", base)), environment, ())
 
     def _watch(self) -> bool:
         """Return when the worker has ended (True) or the VM has hung up (False)."""
         while True:
             ready = {fd for fd, _event in self.poller.poll()}
-            if FROM_VM in ready:
+            if FROM_VM in ready or self.starter in ready:
                 return False
             if self.output in ready and not self._read_output():
                 self.poller.unregister(self.output)
@@ -494,11 +536,11 @@ class Guard:
         All of them become children of this process in the end, because it is their subreaper: no
         child left means no descendant left.
         """
-        family = freeze()
+        family = [] if self.alone else freeze()
         ours = held(segments().keys() - self.foreign, family)
         patience = 0.05
         while True:
-            for pid in descendants():
+            for pid in self._family():
                 send(pid, signal.SIGKILL)
             if not self._reap():
                 break
@@ -509,7 +551,7 @@ class Guard:
                 continue
             patience = min(patience * 2, 5.0)
             if patience == 5.0:
-                left = ", ".join(f"{pid} ({state})" for pid, state in descendants().items())
+                left = ", ".join(f"{pid} ({state})" for pid, state in self._family().items())
                 self.log.remark(f"waiting for the end of {left}")
         remove_segments(
             {
@@ -519,6 +561,27 @@ class Guard:
             }
         )
 
+    def _family(self) -> dict[int, str]:
+        """The processes of the run, each with its state letter."""
+        return children() if self.alone else descendants()
+
+
+# What a forked process does, given its environment; it does not return.
+Program = Callable[[dict[str, str]], None]
+
+
+def executed(command: list[str]) -> Program:
+    """The program that a command names."""
+
+    def program(environment: dict[str, str]) -> None:
+        try:
+            os.execvpe(command[0], command, environment)  # noqa: S606
+        except OSError as error:
+            line = f"guard: cannot execute {command[0]}: {error.strerror}\n"
+            os.write(2, line.encode(errors="surrogateescape"))
+
+    return program
+
 
 def protect_from_oom_killer() -> None:
     """Make this process a worse victim than its worker, where we may."""
@@ -527,7 +590,7 @@ def protect_from_oom_killer() -> None:
 
 
 def end(run: str) -> None:
-    """Tell the guard of a run, if there is one, to end it."""
+    """Have the guard of a run, if there is one, end it, and wait for that."""
     try:
         lock = os.open(os.path.join(run, "lock"), os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError:
@@ -535,10 +598,21 @@ def end(run: str) -> None:
     try:
         # Whoever holds the lock is still the process that wrote its number there.
         if not is_dead(lock) and (guard := os.pread(lock, 64, len(LOCK_MARK)).strip()).isdigit():
-            send(int(guard), signal.SIGTERM)
-            send(int(guard), signal.SIGCONT)
+            with contextlib.suppress(ProcessLookupError):
+                process = os.pidfd_open(int(guard))
+                send(int(guard), signal.SIGTERM)
+                send(int(guard), signal.SIGCONT)
+                await_end(process, SWEEP_LIMIT_S)
     finally:
         os.close(lock)
+
+
+def await_end(process: int, seconds: float) -> None:
+    """Wait for the end of the process that a pidfd stands for, and close that."""
+    poller = select.poll()
+    poller.register(process, select.POLLIN)
+    poller.poll(max(0.0, seconds) * 1000)
+    os.close(process)
 
 
 # Sweeping
@@ -646,13 +720,8 @@ def kill_and_wait(pid: int, deadline: float) -> None:
         process = os.pidfd_open(pid)
     except ProcessLookupError:
         return
-    try:
-        send(pid, signal.SIGKILL)
-        poller = select.poll()
-        poller.register(process, select.POLLIN)
-        poller.poll(max(0.0, deadline - time.monotonic()) * 1000)
-    finally:
-        os.close(process)
+    send(pid, signal.SIGKILL)
+    await_end(process, deadline - time.monotonic())
 
 
 def await_released(run: str, deadline: float) -> bool:
@@ -719,6 +788,60 @@ def await_death(run: str) -> None:
         os.close(lifeline)  # Whoever holds it is waited for.
 
 
+# Nurseries
+
+
+def through(path: str, run: str) -> int | None:
+    """Have a nursery fork the guard of a run, and wait for its end.
+
+    Returns:
+        its exit code; None where no nursery has taken the run
+    """
+    connection = reach(path)
+    if connection is None:
+        return None
+    words = [run, os.getcwd(), str(os.getppid())]
+    words += [f"{name}={value}" for name, value in os.environ.items()]
+    message = os.fsencode("\0".join(words))
+    with connection:
+        try:
+            socket.send_fds(
+                connection, [len(message).to_bytes(LENGTH_BYTES, "big")], [0, 1, 2, FROM_VM, TO_VM]
+            )
+            connection.sendall(message)
+            waiting = select.poll()
+            waiting.register(FROM_VM, 0)
+            waiting.register(connection, select.POLLIN)
+            if FROM_VM in dict(waiting.poll()):
+                return 0  # What the nursery may be forking sees it, too.
+            if not connection.recv(1):
+                return None
+        except OSError:
+            return None
+        # Nobody is to take this process for one that reads the pipe.
+        os.close(TO_VM)
+        code = connection.recv(1)
+        return code[0] if code else 128 + signal.SIGKILL
+
+
+def reach(path: str) -> socket.socket | None:
+    """A connection to a nursery, which may not listen yet; None where there is none."""
+    run = os.path.dirname(os.path.dirname(path))
+    waiting = select.poll()
+    waiting.register(FROM_VM, 0)
+    deadline = time.monotonic() + NURSERY_LIMIT_S
+    while os.path.exists(os.path.join(run, "lock")) and time.monotonic() < deadline:
+        connection = socket.socket(socket.AF_UNIX)
+        try:
+            connection.connect(path)
+            return connection
+        except OSError:
+            connection.close()
+        if os.path.exists(os.path.join(run, "clean")) or waiting.poll(20):
+            break
+    return None
+
+
 def main(arguments: list[str]) -> int:
     try:
         if sys.platform != "linux":
@@ -735,21 +858,35 @@ def main(arguments: list[str]) -> int:
                 with contextlib.suppress(FileNotFoundError):  # All is done.
                     witness(run, int(owner))
                 return 0
+            case ["--nursery", path, run, "--", _program, *_]:
+                run = checked(run)
+                code = through(path, run)
+                return guard(run, arguments[4:]) if code is None else code
+            case ["--alone", run, "--", _program, *_]:
+                return guard(checked(run), arguments[3:], alone=True)
             case [run, "--", _program, *_]:
-                run = os.path.realpath(run)
-                if len(os.fsencode(run)) > RUN_DIR_LIMIT:
-                    raise Refused(
-                        f"{run} is too long: sockets need a run folder of at most "
-                        f"{RUN_DIR_LIMIT} bytes"
-                    )
-                return Guard(run).execute(arguments[2:])
+                return guard(checked(run), arguments[2:])
             case _:
                 raise Refused(
-                    "usage: guard.py RUN_DIR -- PROGRAM ARGS... | --end RUN_DIR | --sweep BASE_DIR"
+                    "usage: guard.py [--alone | --nursery SOCKET] RUN_DIR -- PROGRAM ARGS... "
+                    "| --end RUN_DIR | --sweep BASE_DIR"
                 )
     except Refused as error:
         print(f"guard: {error}", file=sys.stderr)
         return 2
+
+
+def checked(run: str) -> str:
+    run = os.path.realpath(run)
+    if len(os.fsencode(run)) > RUN_DIR_LIMIT:
+        raise Refused(
+            f"{run} is too long: sockets need a run folder of at most {RUN_DIR_LIMIT} bytes"
+        )
+    return run
+
+
+def guard(run: str, command: list[str], *, alone: bool = False) -> int:
+    return Guard(run, alone=alone).execute(executed(command), dict(os.environ), os.getppid())
 
 
 if __name__ == "__main__":

@@ -130,9 +130,8 @@ defmodule VLLM.Real.RequestsTest do
   end
 
   # vLLM names its processes.
-  defp engine_core(%{os_pid: guard}) do
-    Enum.find(descendants(guard), &(command(&1) =~ "EngineCore")) ||
-      Enum.find(descendants(guard), &(command(&1) =~ "spawn_main"))
+  defp engine_core(%{run_dir: run_dir}) do
+    Enum.find(descendants(VLLM.Footprint.guard(run_dir)), &(command(&1) =~ "EngineCore"))
   end
 
   # The errors that streams end with. All that comes is read: a receiver with a full mailbox is

@@ -7,12 +7,14 @@ defmodule VLLM.FakeEngine do
   @python Path.expand("fake_python", __DIR__)
 
   @doc "Starts one for the calling process, by default ready at once."
-  def start(model \\ "ready", options \\ []), do: VLLM.llm(model, [python: @python] ++ options)
+  def start(model \\ "ready", options \\ []),
+    do: VLLM.llm(model, [python: @python, nursery: false] ++ options)
 
-  def start!(model \\ "ready", options \\ []), do: VLLM.llm!(model, [python: @python] ++ options)
+  def start!(model \\ "ready", options \\ []),
+    do: VLLM.llm!(model, [python: @python, nursery: false] ++ options)
 
   @doc "The child spec of one for a supervision tree."
-  def child_spec(options), do: VLLM.child_spec([python: @python] ++ options)
+  def child_spec(options), do: VLLM.child_spec([python: @python, nursery: false] ++ options)
 
   @doc "What the fake worker answers to a prompt."
   def ask(llm, prompt, options \\ []) do
@@ -65,7 +67,7 @@ defmodule VLLM.FakeEngine do
 
     Enum.find(descendants(guard), fn pid ->
       command = command(pid)
-      command =~ ~r/fake_worker|vllm_bridge\0/ and not (command =~ "guard.py")
+      command =~ ~r/fake_worker|-m\0vllm_bridge\0/ and not (command =~ "guard.py")
     end)
   end
 

@@ -50,8 +50,25 @@ defmodule VLLM.Footprint do
   def guards do
     for pid <- Enum.sort(descendants(beam())),
         command = command(pid),
-        command =~ "guard.py\0" and not (command =~ "\0--witness\0"),
+        command =~ "guard.py\0" and not (command =~ ~r/\0--(witness|alone|sweep)\0/),
+        folder = run_folder(command),
+        guard(folder) == pid,
         do: pid
+  end
+
+  defp run_folder(command) do
+    Enum.find(
+      String.split(command, "\0"),
+      &String.starts_with?(&1, VLLM.Bridge.Program.base_dir())
+    )
+  end
+
+  @doc "The guard of a run; a nursery's is another process than the port's. 0 where there is none."
+  def guard(run_dir) do
+    case read(Path.join(run_dir, "lock")) do
+      "vllm_bridge " <> pid -> pid |> String.trim() |> String.to_integer()
+      "" -> 0
+    end
   end
 
   @doc "The processes of a run by what they are: `:guard`, `:worker`, `:engine_core`, `:rank`, `:helper`."
@@ -66,7 +83,7 @@ defmodule VLLM.Footprint do
       title =~ "EngineCore" or title =~ "VLLM::EngineCor" -> :engine_core
       title =~ "VLLM::Worker" -> :rank
       # Also what the guard has forked and not yet become another program.
-      command(pid) =~ "guard.py\0" -> :helper
+      command(pid) =~ ~r/guard.py\0|^vllm_bridge\0/ -> :helper
       command(pid) =~ ~r/-m\0vllm_bridge\0|fake_worker/ -> :worker
       true -> :helper
     end

@@ -25,16 +25,18 @@ defmodule VLLM.OSProcess do
     end
   end
 
-  @doc "All descendants of a process."
-  def descendants(pid) do
-    parents =
-      for entry <- File.ls!("/proc"),
-          {child, ""} <- [Integer.parse(entry)],
-          {:ok, stat} <- [File.read("/proc/#{entry}/stat")] do
-        {child, parent(stat)}
-      end
+  @doc "The children of a process."
+  def children(pid), do: for({child, ^pid} <- parents(), do: child)
 
-    collect([pid], parents, [])
+  @doc "All descendants of a process."
+  def descendants(pid), do: collect([pid], parents(), [])
+
+  defp parents do
+    for entry <- File.ls!("/proc"),
+        {child, ""} <- [Integer.parse(entry)],
+        {:ok, stat} <- [File.read("/proc/#{entry}/stat")] do
+      {child, parent(stat)}
+    end
   end
 
   defp collect([], _parents, found), do: found

@@ -6,6 +6,9 @@ defmodule VLLM.RealEngine do
   alias VLLM.{DemoModel, FakeEngine, Footprint}
   alias VLLM.Engine.Table
 
+  # What vLLM has just started, or had forked.
+  @started ~r/spawn_main|^vllm_bridge\0(EngineCore|VllmWorker)/
+
   # How long anything may take on a machine that is slow and busy, in ms.
   @patience 600_000
 
@@ -14,7 +17,7 @@ defmodule VLLM.RealEngine do
   @doc "The processes of a replica by what they are, see `VLLM.Footprint.roles/1`."
   def processes(llm, replica \\ 1) do
     {_worker, program} = Enum.at(FakeEngine.workers(llm), replica - 1)
-    Footprint.roles(program.os_pid)
+    Footprint.roles(Footprint.guard(program.run_dir))
   end
 
   @doc """
@@ -26,9 +29,9 @@ defmodule VLLM.RealEngine do
 
     find = fn ->
       with {program, _conn} <- Table.run(table, 1),
-           processes = Footprint.roles(program.os_pid),
+           processes = Footprint.roles(Footprint.guard(program.run_dir)),
            # They have no name of their own yet.
-           spawned = for({_, pid} <- processes, command(pid) =~ "spawn_main", do: pid),
+           spawned = for({_, pid} <- processes, command(pid) =~ @started, do: pid),
            victim when victim != nil <- Enum.at(Enum.sort(spawned), n - 1),
            do: send(self(), {:starting, processes, victim})
     end

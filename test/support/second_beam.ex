@@ -10,6 +10,8 @@ defmodule VLLM.SecondBeam do
   import ExUnit.Assertions
   import VLLM.OSProcess
 
+  alias VLLM.Footprint
+
   @enforce_keys [:port, :os_pid, :folder, :shared_memory]
   defstruct @enforce_keys
 
@@ -108,12 +110,18 @@ defmodule VLLM.SecondBeam do
     Enum.filter(pids(), &carries?(&1, base))
   end
 
-  @doc "The guard of its only engine."
+  @doc "The guard of its only engine; nil before it has begun."
   def guard(beam) do
-    # Its witness and its sweeps are below it, and for a moment look like it.
-    guards = for pid <- engine_processes(beam), command(pid) =~ ~r/guard\.py\0/, do: pid
-    [guard] = guards -- Enum.flat_map(guards, &descendants/1)
-    guard
+    case runs(beam) -- nurseries(beam) do
+      [run] -> Footprint.guard(run)
+      [] -> nil
+    end
+  end
+
+  defp runs(beam), do: Path.wildcard(Path.join(beam.folder, "ex_vllm-*/*"))
+
+  defp nurseries(beam) do
+    Enum.filter(runs(beam), &(command(Footprint.guard(&1)) =~ "\0--alone\0"))
   end
 
   defp pids do
@@ -178,11 +186,18 @@ defmodule VLLM.SecondBeam do
     Enum.map(mapped, fn [inode] -> String.to_integer(inode) end) ++ opened
   end
 
-  @doc "What is left of its engines, and of itself unless it `:lives`."
-  def leftovers(beam, beam_is \\ :gone) do
-    processes = if beam_is == :lives, do: engine_processes(beam), else: processes(beam)
-    Enum.map(processes, &{&1, command(&1)}) ++ files(beam) ++ segments(beam)
+  @doc "What is left of its engines, and of itself and its nurseries unless it `:lives`."
+  def leftovers(beam, :lives) do
+    nurseries = nurseries(beam)
+    guards = Enum.map(nurseries, &Footprint.guard/1)
+    processes = engine_processes(beam) -- (guards ++ Enum.flat_map(guards, &children/1))
+    files = Enum.reject(files(beam), &String.starts_with?(&1, nurseries))
+    described(processes) ++ files ++ segments(beam)
   end
+
+  def leftovers(beam, :gone), do: described(processes(beam)) ++ files(beam) ++ segments(beam)
+
+  defp described(processes), do: Enum.map(processes, &{&1, command(&1)})
 
   @doc "Waits until nothing is left and returns after how many ms since `since` that was seen."
   def gone_after(beam, since, beam_is \\ :gone) do

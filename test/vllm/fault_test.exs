@@ -390,7 +390,7 @@ defmodule VLLM.FaultTest do
     end
 
     test "also happens while it loads" do
-      {:ok, config} = VLLM.Engine.Config.new(model: "hang", python: fake_python())
+      {:ok, config} = VLLM.Engine.Config.new(model: "hang", python: fake_python(), nursery: false)
       {:ok, pid} = VLLM.Engine.start(config)
       assert eventually(fn -> match?([{_, %{os_pid: _}}], workers(pid)) end)
       [{_worker, program}] = workers(pid)

@@ -17,7 +17,7 @@ defmodule VLLM.OrphanTest do
   # A child of a supervisor of its own, which tells how far it is.
   @start """
   start = fn model, options ->
-    child = {VLLM, [name: Orphan, model: model, python: #{inspect(@fake)}, shutdown_timeout: 0] ++ options}
+    child = {VLLM, [name: Orphan, model: model, python: #{inspect(@fake)}, nursery: false, shutdown_timeout: 0] ++ options}
     {:ok, supervisor} = Supervisor.start_link([child], strategy: :one_for_one)
     Process.register(supervisor, Orphan.Supervisor)
     IO.puts("loading")
@@ -158,7 +158,7 @@ defmodule VLLM.OrphanTest do
       test "#{how} leaves nothing", %{beam: beam} do
         cast(beam, """
         spawn(fn ->
-          llm = VLLM.llm!("litter;ready", python: #{inspect(@fake)}, shutdown_timeout: 0)
+          llm = VLLM.llm!("litter;ready", python: #{inspect(@fake)}, nursery: false, shutdown_timeout: 0)
           Process.register(self(), Owner)
           for {:ok, _delta} <- VLLM.stream(llm, "delta:a;hold"), do: IO.puts("serving")
         end)

@@ -26,13 +26,15 @@ defmodule VLLM.Bridge.Program do
 
   Options: `:python` (path of the interpreter; default: the one that
   `VLLM.Python.executable/0` finds), `:env` (map of environment variables, on
-  top of the BEAM's).
+  top of the BEAM's), `:mode` (options of the guard, see there), `:nursery` (true
+  to have the program forked by a nursery, where it can be).
   """
   @spec start([String.t()], keyword()) :: {:ok, t()} | {:error, Error.t()}
   def start(program \\ ["-m", "vllm_bridge"], opts \\ []) do
     with {:ok, python} <- interpreter(opts[:python]) do
       run_dir = Path.join(base_dir(), Base.url_encode64(:rand.bytes(9)))
-      args = ["-I", "-S", guard(), run_dir, "--", python | program]
+      mode = opts[:mode] || nursery(python, opts)
+      args = ["-I", "-S", guard()] ++ mode ++ [run_dir, "--", python | program]
 
       port =
         Port.open({:spawn_executable, python}, [
@@ -59,6 +61,14 @@ defmodule VLLM.Bridge.Program do
 
   defp interpreter(nil), do: Python.executable()
   defp interpreter(python) when is_binary(python), do: {:ok, python}
+
+  # A fork has the environment of the nursery, which is the BEAM's own.
+  defp nursery(python, opts) do
+    socket =
+      if opts[:nursery] && Enum.empty?(opts[:env] || %{}), do: VLLM.Bridge.Nursery.socket(python)
+
+    if socket, do: ["--nursery", socket], else: []
+  end
 
   defp environment(env) do
     %{
@@ -96,7 +106,10 @@ defmodule VLLM.Bridge.Program do
   """
   @spec clean_up(t()) :: :ok
   def clean_up(%__MODULE__{run_dir: run_dir} = program) do
-    if File.dir?(run_dir) and not File.exists?(Path.join(run_dir, "clean")), do: sweep(program)
+    if File.dir?(run_dir) and not File.exists?(Path.join(run_dir, "clean")) do
+      finish(program)
+      sweep(program)
+    end
 
     # The lock last: without it, no sweep could go on where a BEAM that is killed here has ended.
     with {:ok, names} <- File.ls(run_dir) do
@@ -140,12 +153,17 @@ defmodule VLLM.Bridge.Program do
     # A port with frames that a stopped worker will never read stays open, and
     # a guard that was stopped does not hear of it: then it is told.
     unless ended?(program.os_pid, 300) do
-      args = ["-I", "-S", guard(), "--end", program.run_dir]
-      System.cmd(program.python, args, stderr_to_stdout: true)
+      finish(program)
       ended?(program.os_pid, 10_000)
     end
 
     :ok
+  end
+
+  # Has whatever guard the run has end it.
+  defp finish(program) do
+    args = ["-I", "-S", guard(), "--end", program.run_dir]
+    System.cmd(program.python, args, stderr_to_stdout: true)
   end
 
   defp close(port) when is_port(port) do

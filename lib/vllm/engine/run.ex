@@ -62,7 +62,8 @@ defmodule VLLM.Engine.Run do
       else:
         Program.start(["-m", "vllm_bridge"],
           python: config.options.python,
-          env: Config.env(config, index)
+          env: Config.env(config, index),
+          nursery: config.options.nursery
         )
   rescue
     # Without its message, which may hold what is to stay secret.
