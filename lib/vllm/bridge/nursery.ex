@@ -12,7 +12,7 @@ defmodule VLLM.Bridge.Nursery do
 
   require Logger
 
-  alias VLLM.Bridge.{Connection, Log, Program}
+  alias VLLM.Bridge.{Deadline, Log, Program}
 
   # How long one is kept for whoever comes next, in ms.
   @linger 300_000
@@ -59,7 +59,7 @@ defmodule VLLM.Bridge.Nursery do
 
     case Program.start(["-m", "vllm_bridge", "nursery"], python: python, mode: ["--alone"]) do
       {:ok, program} ->
-        await_lock(program, Connection.deadline(@patience))
+        await_lock(program, Deadline.new(@patience))
         {:ok, %{program: program, users: MapSet.new(), timer: nil}}
 
       {:error, error} ->
@@ -70,7 +70,7 @@ defmodule VLLM.Bridge.Nursery do
   # Where the folder of a run has no lock, a guard takes the run for over.
   defp await_lock(program, deadline) do
     unless File.exists?(Path.join(program.run_dir, "lock")) or
-             Connection.remaining(deadline) == 0 do
+             Deadline.passed?(deadline) do
       receive do
       after
         5 -> await_lock(program, deadline)
