@@ -92,6 +92,11 @@ defmodule VLLM.FaultTest do
       assert {:error, %Error{reason: :invalid_option}} = ask(Unsent, "reply:x")
       assert [{worker, nil}] = workers(Unsent)
       assert {:failed, %{deaths: []}} = :sys.get_state(worker)
+
+      # Nor does a reload with it end what runs.
+      llm = start!()
+      assert {:error, %Error{reason: :invalid_option}} = VLLM.reload(llm, max_frame: 1)
+      assert {:ok, "here"} = ask(llm, "reply:here")
     end
 
     test "a start that raises has failed, and tells no more than what it raised" do

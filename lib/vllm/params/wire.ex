@@ -84,7 +84,6 @@ defmodule VLLM.Wire do
   end
 
   defp convert(list, path) when is_list(list), do: elements(list, path, 0)
-  defp convert(%MessagePack.Bin{} = bytes, _path), do: bytes
 
   defp convert(%module{} = struct, path) do
     if Code.ensure_loaded?(module) and function_exported?(module, :__wire__, 1),
