@@ -8,8 +8,9 @@ defmodule VLLM.Error do
     * `:reason` - an atom of the table below, to match on
     * `:message` - a sentence for people: what happened and what to do
     * `:details` - a map with string keys, for programs and bug reports: the
-      option's name, the nearest known name, the last log lines, a Python
-      traceback. Its keys depend on the reason and may grow.
+      option's name, the nearest known name, the last log lines, and of a fault
+      that is not the caller's a Python traceback (`"traceback"`, which `inspect`
+      leaves out). Its keys depend on the reason and may grow.
 
   ## Reasons
 
@@ -48,5 +49,17 @@ defmodule VLLM.Error do
 
   def from_wire(other) do
     new(:protocol, "The worker answered with an error that is not one.", %{"error" => other})
+  end
+
+  # Thirty lines of Python are for logs and bug reports, and not for iex.
+  defimpl Inspect do
+    def inspect(%{details: %{"traceback" => traceback} = details} = error, opts)
+        when is_binary(traceback) do
+      lines = traceback |> String.split("\n", trim: true) |> length()
+      details = %{details | "traceback" => "(#{lines} lines)"}
+      Inspect.Any.inspect(%{error | details: details}, opts)
+    end
+
+    def inspect(error, opts), do: Inspect.Any.inspect(error, opts)
   end
 end

@@ -82,6 +82,9 @@ def test_causes_in_child_processes(log: Path, cause: str, reason: str) -> None:
     log.write_text(f"INFO before\n{PREFIX}Traceback (most recent call last):\n{PREFIX}{cause}\n")
     error = load_error(MESSENGER)
     assert error.reason == reason
+    assert ("traceback" in error.details) == (
+        cause == "RuntimeError: something that nobody foresaw"
+    )
     assert error.details["exception"].split(":")[0] == cause.split(":")[0].rpartition(".")[2]
     assert error.details["log"][0] == "INFO before"
     assert "Traceback" not in error.message
@@ -279,6 +282,24 @@ def test_what_goes_wrong_with_a_request(
     error = request_error(exception, 8192, NAMES)
     assert error.reason == reason
     assert error.details.get("option") == option
+    # A traceback is of use where a fault is not the caller's.
+    ours = reason in ("internal", "engine_dead") or exception.args == ("of something else",)
+    assert ("traceback" in error.details) == ours
+
+
+def test_what_an_engine_has_ended_by_is_no_fault_of_the_request() -> None:
+    error = request_error(AssertionError(), 8192, NAMES, ended=True)
+    assert error.reason == "engine_dead"
+
+
+def test_a_structure_that_cannot_be_read_is_the_callers() -> None:
+    def validate_structured_outputs() -> None:
+        raise VLLMValidationError("Failed to convert the stop of it.")
+
+    with pytest.raises(VLLMValidationError) as caught:
+        validate_structured_outputs()
+    error = request_error(caught.value, 8192, NAMES)
+    assert (error.reason, error.details) == ("invalid_option", {"option": "structured_outputs"})
 
 
 def test_the_cause_of_a_wrapped_error_counts() -> None:

@@ -205,17 +205,18 @@ def test_a_prompt_that_is_too_long(running: Running, prompt: Any) -> None:
         ({"logit_bias": {99_999: 1.0}}, "logit_bias"),
         ({"allowed_token_ids": [99_999]}, "allowed_token_ids"),
         ({"stop": [""]}, "stop"),
-        ({"structured_outputs": {"json": "{"}}, None),
-        ({"structured_outputs": {"regex": "("}}, None),
+        ({"structured_outputs": {"json": "{"}}, "structured_outputs"),
+        ({"structured_outputs": {"json": {"type": "nonsense"}}}, "structured_outputs"),
+        ({"structured_outputs": {"regex": "("}}, "structured_outputs"),
     ],
 )
 def test_parameters_that_are_out_of_range(
-    running: Running, params: dict[str, Any], option: str | None
+    running: Running, params: dict[str, Any], option: str
 ) -> None:
     error = running.refused("The capital of France is", **params)
     assert error.reason == "invalid_option"
-    if option is not None:
-        assert error.details["option"] == option
+    assert error.details["option"] == option
+    assert "traceback" not in error.details
 
 
 def test_embeddings_need_an_engine_that_takes_them(running: Running) -> None:

@@ -155,6 +155,10 @@ def test_structured_outputs_come_as_a_map(factory: SamplingParamsFactory) -> Non
     ("given", "option", "words"),
     [
         ({"temprature": 1}, "temprature", "Did you mean `temperature`?"),
+        ({"regex": "a+"}, "regex", "as `structured_outputs: [regex: …]`"),
+        ({"json": {}}, "json", "`structured_outputs`"),
+        ({"choice": ["a"]}, "choice", "`structured_outputs`"),
+        ({"grammar": "root ::= 'a'"}, "grammar", "`structured_outputs`"),
         ({"output_kind": 1}, "output_kind", "Unknown sampling parameter"),
         ({"skip_clone": True}, "skip_clone", "Unknown sampling parameter"),
         ({"_all_stop_token_ids": []}, "_all_stop_token_ids", "Unknown sampling parameter"),

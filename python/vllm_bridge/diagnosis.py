@@ -154,7 +154,7 @@ _RULES = (
 
 def load_error(error: Exception) -> BridgeError:
     """The error for an exception at the start of an engine."""
-    details: dict[str, Any] = {"traceback": traceback_of(error)}
+    details: dict[str, Any] = {}
     type_name, text = type(error).__name__, str(error)
     loading = False
     if _MESSENGERS.search(text):
@@ -204,6 +204,7 @@ def load_error(error: Exception) -> BridgeError:
         if option := _mentioned(text, engine_fields()):
             details["option"] = option
         return BridgeError("invalid_option", f"vLLM refuses these options: {words}", details)
+    details["traceback"] = traceback_of(error)
     return BridgeError("load_failed", f"vLLM could not start the engine: {words}", details)
 
 
@@ -237,7 +238,7 @@ def request_error(
     from vllm.exceptions import GracefulHTTPError, VLLMClientError, VLLMValidationError
     from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
-    details: dict[str, Any] = {"traceback": traceback_of(error)}
+    trace = {"traceback": traceback_of(error)}  # of what is no fault of the caller's
     if isinstance(error, EngineGenerateError) and isinstance(error.__cause__, Exception):
         error = error.__cause__
     # A VLLMValidationError adds its parameter to its text, which is in the details already.
@@ -245,29 +246,33 @@ def request_error(
     words = readable(text)
     if ended or isinstance(error, EngineDeadError):
         return BridgeError(
-            "engine_dead", "vLLM's engine ended while the request was in flight.", details
+            "engine_dead", "vLLM's engine ended while the request was in flight.", trace
         )
     if isinstance(error, GracefulHTTPError):
-        return BridgeError("overloaded", words, details)
+        return BridgeError("overloaded", words)
+    if _is_of_structured_outputs(error):
+        return BridgeError(
+            "invalid_option",
+            f"vLLM cannot do what `structured_outputs` asks for: {words}",
+            {"option": "structured_outputs"},
+        )
     if not isinstance(error, VLLMClientError | ValueError | TypeError | OverflowError):
         return internal_error(error)
     if re.search(r"maximum context length|longer than the maximum model length", text) or (
         "maximum" in text and "model length of" in text
     ):
-        details["max_model_len"] = max_model_len
         return BridgeError(
             "prompt_too_long",
             f"The prompt does not fit into `max_model_len` ({max_model_len} tokens, of which at "
             f"least one is for the output). vLLM says: {words}",
-            details,
+            {"max_model_len": max_model_len},
         )
     if re.search(r"out of vocabulary|prompt cannot be empty|prompt is empty", text):
-        return BridgeError("invalid_prompt", words, details)
+        return BridgeError("invalid_prompt", words)
     parameter = getattr(error, "parameter", None) or _mentioned(text, names)
     if isinstance(error, VLLMValidationError) or parameter:
-        details["option"] = parameter
-        return BridgeError("invalid_option", words, details)
-    return BridgeError("unsupported", words, details)
+        return BridgeError("invalid_option", words, {"option": parameter})
+    return BridgeError("unsupported", words, {} if isinstance(error, VLLMClientError) else trace)
 
 
 async def early_end(
@@ -409,6 +414,12 @@ def root_cause(lines: Iterable[str]) -> tuple[str, str] | None:
         elif text.strip(" ^~"):
             source = text.strip() if text.startswith("    ") else ""
     return cause
+
+
+def _is_of_structured_outputs(error: Exception) -> bool:
+    """Whether something that reads the structure that an output is to have raised an error."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return any("structured_output" in frame.name + frame.filename for frame in frames)
 
 
 def _is_of_tokenizer(error: Exception) -> bool:

@@ -1,7 +1,8 @@
 """What a worker with an engine can do: the table of its methods."""
 
+import contextlib
 import functools
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Annotated, Any, Protocol, TypeVar
 
 import msgspec
@@ -10,6 +11,7 @@ from vllm_bridge import admin, lora, tokenizer
 from vllm_bridge.beam_search import SearchParams
 from vllm_bridge.chat import ChatParams, ChatTemplateParams
 from vllm_bridge.engine import Engine, GenerateParams
+from vllm_bridge.errors import BridgeError
 from vllm_bridge.outputs import add_parsed
 from vllm_bridge.pooling import PoolParams, ScoreParams
 from vllm_bridge.rpc.call import Call, Limits
@@ -66,7 +68,8 @@ def table(engine: Engine) -> Table:
             if params.credit is not None:
                 deltas = DeltaStream(call.id, params.credit, call.emit)
                 call.on_credit = deltas.grant
-            with call.limited(params, functools.partial(engine.waits, call.name)):
+            waits = functools.partial(engine.waits, call.name)
+            with call.limited(params, waits), _as_given(params):
                 result = await serve(call.name, params, deltas.put if deltas else None)
             if deltas is not None:
                 deltas.finish()
@@ -89,6 +92,19 @@ def table(engine: Engine) -> Table:
     for name, (params_type, serve) in lora.METHODS.items():
         methods[name] = Method(params_type, functools.partial(_asked, engine.lora, serve))
     return Table(methods, engine.progress, engine.exit_summary)
+
+
+@contextlib.contextmanager
+def _as_given(params: Streamed) -> Iterator[None]:
+    """Has an error name the option that the caller gave: structured outputs whose text is to be
+    parsed are made of Elixir's ``schema:``."""
+    try:
+        yield
+    except BridgeError as error:
+        if params.parse and error.details.get("option") == "structured_outputs":
+            error.details["option"] = "schema"
+            error.message = error.message.replace("`structured_outputs`", "`schema`")
+        raise
 
 
 async def _asked(ask: Any, serve: Any, _call: Call, params: Any) -> Any:

@@ -1,12 +1,12 @@
 """The one error that leaves this package, and how other people's exceptions become it."""
 
 import difflib
-import os
-import re
 import traceback
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, Final
+
+from vllm_bridge.redaction import redact, redact_all
 
 # The same names as in lib/vllm/error/reasons.ex; a test compares the two.
 REASONS: Final = frozenset(
@@ -47,9 +47,6 @@ REASONS: Final = frozenset(
     }
 )
 
-_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{8,}")
-_SECRET_VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HUGGINGFACE_HUB_TOKEN")
-
 
 class BridgeError(Exception):
     """An error as the other side gets it.
@@ -74,30 +71,6 @@ class BridgeError(Exception):
             "message": redact(self.message),
             "details": redact_all(self.details),
         }
-
-
-def redact(text: str) -> str:
-    """``text`` without access tokens."""
-    for variable in _SECRET_VARIABLES:
-        if secret := os.environ.get(variable):
-            text = text.replace(secret, "[redacted]")
-    return _TOKEN.sub("[redacted]", text)
-
-
-def redact_all(value: Any) -> Any:
-    """``value`` with every string in it redacted and everything that is not plain data as its
-    ``repr``, so that it can always be encoded."""
-    match value:
-        case None | bool() | int() | float():
-            return value
-        case str():
-            return redact(value)
-        case dict():
-            return {redact(str(key)): redact_all(item) for key, item in value.items()}
-        case list() | tuple() | set() | frozenset():
-            return [redact_all(item) for item in value]
-        case _:
-            return redact(repr(value))
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:

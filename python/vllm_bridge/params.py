@@ -16,7 +16,8 @@ from typing import Any
 import msgspec
 import pydantic
 
-from vllm_bridge.errors import BridgeError, redact_all, unknown_name
+from vllm_bridge.errors import BridgeError, unknown_name
+from vllm_bridge.redaction import HIDDEN, is_secret, redact_all
 
 # Fields of SamplingParams that vLLM, or this package, sets itself: how outputs are delivered,
 # and what vLLM derives from the other fields.
@@ -188,16 +189,30 @@ class SamplingParamsFactory:
         for name, value in given.items():
             field = self._fields.get(name)
             if field is None:
-                raise unknown_name("sampling parameter", name, self._fields)
+                raise self._unknown(name)
             values[name] = field.check(value)
         return self._make(output_kind=self._kinds[stream], **values)
+
+    def _unknown(self, name: str) -> BridgeError:
+        from vllm.sampling_params import StructuredOutputsParams
+
+        # What vLLM's own parameters had at their top, and other servers still have.
+        inner = {field.name for field in dataclasses.fields(StructuredOutputsParams) if field.init}
+        if name not in inner:
+            return unknown_name("sampling parameter", name, self._fields)
+        return BridgeError(
+            "invalid_option",
+            f"Unknown sampling parameter `{name}`. It goes into `structured_outputs`, as "
+            f"`structured_outputs: [{name}: …]`.",
+            {"option": name, "nearest": "structured_outputs"},
+        )
 
 
 def invalid_value(
     option: str, value: Any, reasons: list[str], allowed: list[Any] | None = None
 ) -> BridgeError:
     """The error for a value that an option cannot have."""
-    came = "[redacted]" if option == "hf_token" else value
+    came = HIDDEN if is_secret(option) else value
     details = {"option": option, "value": came, "errors": reasons}
     if allowed:
         expected = "Allowed: " + ", ".join(str(item) for item in allowed) + "."

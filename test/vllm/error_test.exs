@@ -27,4 +27,16 @@ defmodule VLLM.ErrorTest do
     names = Keyword.keys(Error.Reasons.all())
     assert names == Enum.uniq(names)
   end
+
+  test "a traceback is for logs, and not for iex" do
+    traceback = "Traceback:\n  File /home/me/x.py\n"
+    details = %{"exception" => "KeyError", "traceback" => traceback}
+    error = Error.new(:internal, "A fault.", details)
+    shown = inspect(error)
+    refute shown =~ "/home/me"
+    assert shown =~ ~s|"traceback" => "(2 lines)"|
+    assert shown =~ ~s("exception" => "KeyError")
+    assert error.details == details
+    assert inspect(Error.new(:internal, "A fault.")) =~ "%VLLM.Error{"
+  end
 end
