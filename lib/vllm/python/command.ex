@@ -5,6 +5,7 @@ defmodule VLLM.Python.Command do
   # the guard was killed too.
 
   alias VLLM.Bridge.{Log, Program}
+  alias VLLM.Error
 
   # Every process of a set-up has this variable, with the environment that it makes.
   @mark "EX_VLLM_SETUP"
@@ -73,33 +74,33 @@ defmodule VLLM.Python.Command do
   Ends what another set-up of the environment has left, and returns when it is
   gone. For who knows that no other one runs.
   """
-  @spec end_leftovers(Path.t()) :: :ok
+  @spec end_leftovers(Path.t()) :: :ok | {:error, Error.t()}
   def end_leftovers(venv) do
     # A guard that is told to end clears away all that is below it.
-    unless gone?(venv, "TERM", now() + @patience_ms) do
-      gone?(venv, "KILL", now() + @patience_ms)
+    with [_ | _] <- signalled(venv, "TERM", now() + @patience_ms),
+         [_ | _] = pids <- signalled(venv, "KILL", now() + @patience_ms) do
+      {:error,
+       Error.new(
+         :vllm_not_installed,
+         "An earlier set-up of #{venv} was killed, and what it has left does not end " <>
+           "(processes #{Enum.join(pids, ", ")}). A disk may be stuck. Try again when they are gone.",
+         %{"venv" => venv, "processes" => pids}
+       )}
+    else
+      [] -> :ok
     end
-
-    :ok
   end
 
-  defp gone?(venv, signal, deadline) do
+  # Those that are there still at the deadline.
+  defp signalled(venv, signal, deadline) do
     pids = leftovers(venv)
 
-    for pid <- pids do
-      System.cmd("kill", ["-" <> signal, pid], stderr_to_stdout: true)
-    end
-
-    cond do
-      pids == [] ->
-        true
-
-      now() > deadline ->
-        false
-
-      true ->
-        Process.sleep(@look_ms)
-        gone?(venv, signal, deadline)
+    if pids == [] or now() > deadline do
+      pids
+    else
+      System.cmd("kill", ["-" <> signal | pids], stderr_to_stdout: true)
+      Process.sleep(@look_ms)
+      signalled(venv, signal, deadline)
     end
   end
 

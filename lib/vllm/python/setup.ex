@@ -158,8 +158,9 @@ defmodule VLLM.Python.Setup do
           Port.command(port, "\n")
 
           # What ran in a BEAM that was killed may be ending still.
-          if await_lock(port, plan, 1_000) == :locked, do: Command.end_leftovers(plan.venv)
-          result = fun.()
+          locked = await_lock(port, plan, 1_000)
+          cleared = if locked == :locked, do: Command.end_leftovers(plan.venv), else: :ok
+          result = with :ok <- cleared, do: fun.()
           Port.close(port)
           result
 

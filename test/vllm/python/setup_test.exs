@@ -186,6 +186,23 @@ defmodule VLLM.Python.SetupTest do
       assert setup_with(context, []) == {:ok, :installed, context.venv}
       assert_received {^port, {:exit_status, 143}}
     end
+
+    # It is given time to end by itself.
+    @tag :slow
+    test "has left what ends only when it is killed", context do
+      script = ~s(trap "" TERM; echo up; while :; do sleep 600; done)
+
+      port =
+        Port.open({:spawn_executable, "/bin/sh"}, [
+          :exit_status,
+          args: ["-c", script],
+          env: [{'EX_VLLM_SETUP', to_charlist(context.venv)}]
+        ])
+
+      assert_receive {^port, {:data, 'up\n'}}, 10_000
+      assert setup_with(context, []) == {:ok, :installed, context.venv}
+      assert_received {^port, {:exit_status, 137}}
+    end
   end
 
   test "leaves alone what it did not make, unless forced to replace an environment", context do
