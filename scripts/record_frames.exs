@@ -8,32 +8,41 @@
 Logger.configure(level: :error)
 
 defmodule Recorder do
+  alias VLLM.Bridge.Frames
+
+  @max_frame 64 * 1024 * 1024
+
   # What the owner of a port receives, and what anybody writes to it.
   def start do
     {:ok, pid} = Agent.start_link(fn -> [] end)
-    recorder = spawn_link(fn -> loop(pid) end)
+    recorder = spawn_link(fn -> loop(pid, %{}) end)
     :erlang.trace_pattern({:erlang, :port_command, 3}, true, [])
     :erlang.trace(:new_processes, true, [:receive, :call, {:tracer, recorder}])
     :erlang.trace(self(), true, [:call, {:tracer, recorder}])
     pid
   end
 
-  defp loop(agent) do
+  # `ports` has what is left of each one's last read.
+  defp loop(agent, ports) do
     receive do
-      {:trace, _, :receive, {port, {:data, frame}}} when is_port(port) ->
-        Agent.update(agent, &["< " <> hex(frame) | &1])
+      {:trace, _, :receive, {port, {:data, bytes}}} when is_port(port) ->
+        rest = Map.get(ports, port, Frames.new(@max_frame))
+        {frames, rest} = Frames.cut(rest, bytes)
+        for frame <- frames, do: record(agent, "< ", frame)
+        loop(agent, Map.put(ports, port, rest))
 
-      {:trace, _, :call, {:erlang, :port_command, [_port, frame, _options]}} ->
-        Agent.update(agent, &["> " <> hex(frame) | &1])
+      {:trace, _, :call, {:erlang, :port_command, [_port, bytes, _options]}} ->
+        <<_length::32, frame::binary>> = IO.iodata_to_binary(bytes)
+        record(agent, "> ", frame)
+        loop(agent, ports)
 
       _other ->
-        :ok
+        loop(agent, ports)
     end
-
-    loop(agent)
   end
 
-  defp hex(frame), do: Base.encode16(IO.iodata_to_binary(frame), case: :lower)
+  defp record(agent, direction, frame),
+    do: Agent.update(agent, &[direction <> Base.encode16(frame, case: :lower) | &1])
 end
 
 recorder = Recorder.start()

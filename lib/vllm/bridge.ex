@@ -1,9 +1,10 @@
 defmodule VLLM.Bridge do
   @moduledoc false
   # The bridge between Elixir and Python workers. Its parts: Program (the port
-  # program and its guard), Connection (requests and answers), Writer (writing
-  # to a full pipe), Log (what workers print), MessagePack (the format) and
-  # Session (a worker for a few questions).
+  # program and its guard), Connection (requests and answers), Inbox (where
+  # answers come to), Frames (cuts what the port reads), Writer (writing to a
+  # full pipe), Log (what workers print), MessagePack (the format) and Session (a
+  # worker for a few questions).
 
   alias VLLM.Bridge.Session
   alias VLLM.Error

@@ -4,7 +4,7 @@ defmodule VLLM.Puppet do
   does, tells the test what it is asked, and does what the test tells it.
   """
 
-  alias VLLM.Bridge.{MessagePack, Program}
+  alias VLLM.Bridge.{Frames, MessagePack, Program}
 
   @doc "For `start_program` of an engine's config; `test` gets `{:puppet, pid, what}`."
   def start(test) do
@@ -37,7 +37,7 @@ defmodule VLLM.Puppet do
         loop(%{state | held: held})
 
       :garbage ->
-        send(state.owner, {self(), {:data, <<0xC1>>}})
+        write(state, <<0xC1>>)
         loop(state)
 
       :exit ->
@@ -80,8 +80,11 @@ defmodule VLLM.Puppet do
   end
 
   defp respond(state, id, error, result) do
-    frame = IO.iodata_to_binary(MessagePack.encode!([1, id, error, result]))
-    send(state.owner, {self(), {:data, frame}})
+    write(state, MessagePack.encode!([1, id, error, result]))
+  end
+
+  defp write(state, frame) do
+    send(state.owner, {self(), {:data, frame |> Frames.wrap() |> IO.iodata_to_binary()}})
   end
 
   defp error(reason), do: %{"reason" => reason, "message" => "So be it.", "details" => %{}}

@@ -151,8 +151,8 @@ defmodule VLLM.FramesTest do
     test "and never ends is its own affair: the calls reach their deadlines", context do
       %{llm: llm} = context
       before = resident()
-      # A length of 2 GiB, and a byte.
-      assert {:error, %Error{reason: :timeout}} = ask(llm, "raw:7fffffff94", timeout: 500)
+      # A length of 64 MiB, the most that there may be, and a byte.
+      assert {:error, %Error{reason: :timeout}} = ask(llm, "raw:0400000094", timeout: 500)
       assert {:error, %Error{reason: :timeout}} = ask(llm, "reply:x", timeout: 500)
       # What it announces is not what it takes: that comes with the bytes.
       assert resident() < before + 500_000
@@ -160,6 +160,17 @@ defmodule VLLM.FramesTest do
       other = context.other
       assert {:ok, "released"} = ask(other, "release")
     end
+  end
+
+  test "a length beyond max_frame ends the run before any more comes, and takes no memory",
+       context do
+    before = resident()
+    prompt = "raw:ffffffff;hold"
+    assert {:error, %Error{} = error} = ask(context.llm, prompt, timeout: 60_000)
+    assert error.reason == :protocol
+    assert error.message =~ "a frame that is too long"
+    assert resident() < before + 500_000
+    assert_unharmed(context)
   end
 
   # In kB.

@@ -41,7 +41,6 @@ defmodule VLLM.Bridge.Program do
           :binary,
           :nouse_stdio,
           :exit_status,
-          {:packet, 4},
           {:args, args},
           {:env, environment(opts[:env] || %{})}
         ])

@@ -9,7 +9,7 @@ defmodule VLLM.Bridge.Session do
 
   use GenServer, restart: :temporary
 
-  alias VLLM.Bridge.{Connection, Deadline, Log, Program}
+  alias VLLM.Bridge.{Connection, Deadline, Frames, Log, Program}
   alias VLLM.Error
 
   @enforce_keys [:pid, :conn]
@@ -110,7 +110,7 @@ defmodule VLLM.Bridge.Session do
     case Program.start(program(kind), opts) do
       {:ok, program} ->
         conn = Connection.new(program.port, @max_frame)
-        {:ok, %{program: program, conn: conn, error: nil}}
+        {:ok, %{program: program, conn: conn, frames: Frames.new(@max_frame), error: nil}}
 
       {:error, error} ->
         {:stop, {:shutdown, error}}
@@ -125,24 +125,13 @@ defmodule VLLM.Bridge.Session do
   def handle_call(:error, _from, state), do: {:reply, state.error, state}
 
   @impl true
-  def handle_info({port, {:data, frame}}, %{program: %{port: port}} = state)
-      when byte_size(frame) > @max_frame do
-    malformed(state, "too long")
-  end
+  def handle_info({port, {:data, bytes}}, %{program: %{port: port}} = state) do
+    {whole, rest} = Frames.cut(state.frames, bytes)
 
-  def handle_info({port, {:data, frame}}, %{program: %{port: port}} = state) do
-    case Connection.parse(frame) do
-      {:response, id, body} ->
-        # Nobody waits for the answer to a request that was cancelled.
-        _ = Connection.deliver(state.conn, id, {:response, body})
-        {:noreply, state}
-
-      # None of these kinds of worker tells anything that nobody asked for.
-      {:notification, _method, _params} ->
-        {:noreply, state}
-
-      {:malformed, reason} ->
-        malformed(state, reason)
+    case receive_frames(whole, state.conn) do
+      {:malformed, reason} -> malformed(state, reason)
+      :ok when rest == :too_long -> malformed(state, "a frame that is too long")
+      :ok -> {:noreply, %{state | frames: rest}}
     end
   end
 
@@ -181,6 +170,24 @@ defmodule VLLM.Bridge.Session do
 
   # Of the worker that has ended, or the end of its port.
   def handle_info(_message, state), do: {:noreply, state}
+
+  defp receive_frames([], _conn), do: :ok
+
+  defp receive_frames([frame | frames], conn) do
+    case Connection.parse(frame) do
+      {:response, id, body} ->
+        # Nobody waits for the answer to a request that was cancelled.
+        _ = Connection.deliver(conn, id, {:response, body})
+        receive_frames(frames, conn)
+
+      # None of these kinds of worker tells anything that nobody asked for.
+      {:notification, _method, _params} ->
+        receive_frames(frames, conn)
+
+      {:malformed, reason} ->
+        {:malformed, reason}
+    end
+  end
 
   defp malformed(state, reason) do
     Program.kill(state.program)

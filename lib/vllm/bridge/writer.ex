@@ -11,6 +11,8 @@ defmodule VLLM.Bridge.Writer do
   # A process may stand in for the port (see VLLM.Test): frames come to it as
   # `{:frame, iodata}`.
 
+  alias VLLM.Bridge.Frames
+
   @enforce_keys [:pid, :port, :queued, :max_queued]
   defstruct @enforce_keys
 
@@ -48,7 +50,7 @@ defmodule VLLM.Bridge.Writer do
     # Behind queued frames only the queue keeps the order (a cancel must not
     # overtake its request).
     if :atomics.get(writer.queued, 1) == 0 and
-         :erlang.port_command(writer.port, frame, [:nosuspend]) do
+         :erlang.port_command(writer.port, Frames.wrap(frame), [:nosuspend]) do
       :ok
     else
       enqueue(writer, frame, max_queued)
@@ -78,7 +80,7 @@ defmodule VLLM.Bridge.Writer do
     receive do
       {:write, frame, size} ->
         try do
-          :erlang.port_command(port, frame)
+          :erlang.port_command(port, Frames.wrap(frame))
         rescue
           ArgumentError -> :closed
         end

@@ -4,11 +4,11 @@ defmodule VLLM.Engine.Run do
   # the program, the connection to it, its log, and its heartbeat. Belongs to
   # the process of the worker, which owns the port.
 
-  alias VLLM.Bridge.{Connection, Inbox, Log, Program}
+  alias VLLM.Bridge.{Connection, Frames, Inbox, Log, Program}
   alias VLLM.Engine.{Config, Heartbeat, Table}
   alias VLLM.Error
 
-  @enforce_keys [:table, :index, :port, :program, :conn, :log, :heartbeat]
+  @enforce_keys [:table, :index, :port, :program, :conn, :frames, :log, :heartbeat]
   defstruct @enforce_keys
 
   @type t :: %__MODULE__{
@@ -17,6 +17,7 @@ defmodule VLLM.Engine.Run do
           port: port() | pid(),
           program: Program.t(),
           conn: Connection.t(),
+          frames: Frames.t(),
           log: Log.t(),
           heartbeat: Heartbeat.t() | nil
         }
@@ -38,6 +39,7 @@ defmodule VLLM.Engine.Run do
          port: program.port,
          program: program,
          conn: conn,
+         frames: Frames.new(config.options.max_frame),
          log: Log.new(program.run_dir),
          heartbeat: Heartbeat.new(config.options.hang_timeout)
        }}
@@ -135,6 +137,15 @@ defmodule VLLM.Engine.Run do
   @doc "The last lines of the log."
   @spec recent(t()) :: [String.t()]
   def recent(run), do: Log.recent(run.log)
+
+  @doc "The frames that are whole with what the port has read; `:too_long` after the last of a broken run."
+  @spec frames(t(), binary()) :: {[binary() | :too_long], t()}
+  def frames(run, bytes) do
+    case Frames.cut(run.frames, bytes) do
+      {whole, :too_long} -> {whole ++ [:too_long], run}
+      {whole, frames} -> {whole, %{run | frames: frames}}
+    end
+  end
 
   @doc "Looks whether the program hangs, and pings it if that cannot be said yet."
   @spec tick(t()) :: {:ok, t()} | {:hung, :worker | :engine}

@@ -320,12 +320,12 @@ defmodule VLLM.Engine.Worker do
 
   ## What the program says
 
-  def handle_event(:info, {port, {:data, frame}}, state, %{run: %{port: port}} = data) do
-    with true <- byte_size(frame) <= data.run.conn.max_frame || {:malformed, "too long"},
-         {:ok, data} <- receive_message(Connection.parse(frame), data) do
-      {:keep_state, data}
-    else
-      {:malformed, reason} -> malformed(state, data, reason)
+  def handle_event(:info, {port, {:data, bytes}}, state, %{run: %{port: port}} = data) do
+    {frames, run} = Run.frames(data.run, bytes)
+
+    case receive_frames(frames, %{data | run: run}) do
+      {:ok, data} -> {:keep_state, data}
+      {{:malformed, reason}, data} -> malformed(state, data, reason)
     end
   end
 
@@ -436,6 +436,16 @@ defmodule VLLM.Engine.Worker do
       {:ok, request} -> {:keep_state, %{data | request: {step, request}}, actions}
       # What cannot be sent now cannot be sent later.
       {:error, error} -> refused(kill(data, error), error)
+    end
+  end
+
+  defp receive_frames([], data), do: {:ok, data}
+  defp receive_frames([:too_long], data), do: {{:malformed, "a frame that is too long"}, data}
+
+  defp receive_frames([frame | frames], data) do
+    case receive_message(Connection.parse(frame), data) do
+      {:ok, data} -> receive_frames(frames, data)
+      malformed -> {malformed, data}
     end
   end
 

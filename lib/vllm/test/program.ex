@@ -10,7 +10,7 @@ defmodule VLLM.Test.Program do
 
   use GenServer
 
-  alias VLLM.Bridge.{MessagePack, Program}
+  alias VLLM.Bridge.{Frames, MessagePack, Program}
   alias VLLM.{ChatMessage, EngineInfo, Error, Test, TokenIds}
   alias VLLM.Engine.Table
   alias VLLM.Test.{Reply, Request}
@@ -442,5 +442,7 @@ defmodule VLLM.Test.Program do
     [1, id, Map.put(details, "reason", Atom.to_string(error.reason)), nil]
   end
 
-  defp write(state, frame), do: send(state.owner, {self(), {:data, IO.iodata_to_binary(frame)}})
+  defp write(state, frame) do
+    send(state.owner, {self(), {:data, frame |> Frames.wrap() |> IO.iodata_to_binary()}})
+  end
 end
