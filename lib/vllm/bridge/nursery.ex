@@ -21,11 +21,18 @@ defmodule VLLM.Bridge.Nursery do
   @patience 5_000
 
   @doc """
-  The socket of the nursery for workers of this interpreter; nil where there is
-  none. It is kept for as long as the calling process lives.
+  The options that have a guard ask the nursery for a worker of this interpreter;
+  none where it has to start the worker itself. The nursery is kept for as long as
+  the calling process lives.
   """
-  @spec socket(Path.t()) :: Path.t() | nil
-  def socket(python) do
+  @spec mode(Path.t(), Enumerable.t()) :: [String.t()]
+  def mode(python, env) do
+    # A fork has the environment of the nursery, which is the BEAM's own.
+    socket = if Enum.empty?(env), do: socket(python)
+    if socket, do: ["--nursery", socket], else: []
+  end
+
+  defp socket(python) do
     # What a library reads while it is loaded cannot be changed in a fork.
     key = {:nursery, python, :erlang.md5(:erlang.term_to_binary(System.get_env()))}
 
@@ -57,7 +64,10 @@ defmodule VLLM.Bridge.Nursery do
   def init(python) do
     Process.flag(:trap_exit, true)
 
-    case Program.start(["-m", "vllm_bridge", "nursery"], python: python, mode: ["--alone"]) do
+    case Program.start(["-m", "vllm_bridge", "nursery"],
+           python: python,
+           mode: fn _ -> ["--alone"] end
+         ) do
       {:ok, program} ->
         await_lock(program, Deadline.new(@patience))
         {:ok, %{program: program, users: MapSet.new(), timer: nil}}

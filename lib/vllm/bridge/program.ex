@@ -26,14 +26,14 @@ defmodule VLLM.Bridge.Program do
 
   Options: `:python` (path of the interpreter; default: the one that
   `VLLM.Python.executable/0` finds), `:env` (map of environment variables, on
-  top of the BEAM's), `:mode` (options of the guard, see there), `:nursery` (true
-  to have the program forked by a nursery, where it can be).
+  top of the BEAM's), `:mode` (a function from the interpreter's path to options of
+  the guard, see there).
   """
   @spec start([String.t()], keyword()) :: {:ok, t()} | {:error, Error.t()}
   def start(program \\ ["-m", "vllm_bridge"], opts \\ []) do
     with {:ok, python} <- interpreter(opts[:python]) do
       run_dir = Path.join(base_dir(), Base.url_encode64(:rand.bytes(9)))
-      mode = opts[:mode] || nursery(python, opts)
+      mode = if opts[:mode], do: opts[:mode].(python), else: []
       args = ["-I", "-S", guard()] ++ mode ++ [run_dir, "--", python | program]
 
       port =
@@ -60,14 +60,6 @@ defmodule VLLM.Bridge.Program do
 
   defp interpreter(nil), do: Python.executable()
   defp interpreter(python) when is_binary(python), do: {:ok, python}
-
-  # A fork has the environment of the nursery, which is the BEAM's own.
-  defp nursery(python, opts) do
-    socket =
-      if opts[:nursery] && Enum.empty?(opts[:env] || %{}), do: VLLM.Bridge.Nursery.socket(python)
-
-    if socket, do: ["--nursery", socket], else: []
-  end
 
   defp environment(env) do
     %{

@@ -9,7 +9,7 @@ defmodule VLLM.Bridge.Session do
 
   use GenServer, restart: :temporary
 
-  alias VLLM.Bridge.{Connection, Deadline, Frames, Log, Program}
+  alias VLLM.Bridge.{Connection, Deadline, ExitStatus, Frames, Log, Program}
   alias VLLM.Error
 
   @enforce_keys [:pid, :conn]
@@ -141,7 +141,7 @@ defmodule VLLM.Bridge.Session do
 
   def handle_info({port, {:exit_status, status}}, %{program: %{port: port}} = state) do
     {_lines, log} = Log.read(Log.new(state.program.run_dir))
-    ended(state, VLLM.Bridge.ended(status, Log.recent(log)))
+    ended(state, ExitStatus.error(status, Log.recent(log)))
   end
 
   # The guard ended before it could tell a status.

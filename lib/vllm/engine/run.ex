@@ -4,7 +4,7 @@ defmodule VLLM.Engine.Run do
   # the program, the connection to it, its log, and its heartbeat. Belongs to
   # the process of the worker, which owns the port.
 
-  alias VLLM.Bridge.{Connection, Frames, Inbox, Log, Program}
+  alias VLLM.Bridge.{Connection, Frames, Inbox, Log, Nursery, Program}
   alias VLLM.Engine.{Config, Heartbeat, Table}
   alias VLLM.Error
 
@@ -59,14 +59,13 @@ defmodule VLLM.Engine.Run do
   defp start_program(table, index, config) do
     leave_nothing_behind(table, index)
 
-    if config.start_program,
-      do: config.start_program.(table),
-      else:
-        Program.start(["-m", "vllm_bridge"],
-          python: config.options.python,
-          env: Config.env(config, index),
-          nursery: config.options.nursery
-        )
+    if config.start_program do
+      config.start_program.(table)
+    else
+      env = Config.env(config, index)
+      mode = if config.options.nursery, do: &Nursery.mode(&1, env)
+      Program.start(["-m", "vllm_bridge"], python: config.options.python, env: env, mode: mode)
+    end
   rescue
     # Without its message, which may hold what is to stay secret.
     error ->

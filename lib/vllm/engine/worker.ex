@@ -25,7 +25,7 @@ defmodule VLLM.Engine.Worker do
 
   @behaviour :gen_statem
 
-  alias VLLM.Bridge.{Connection, Inbox}
+  alias VLLM.Bridge.{Connection, ExitStatus, Inbox}
   alias VLLM.Engine.{Config, Heartbeat, Progress, Report, Run, Table}
   alias VLLM.{Error, Options}
 
@@ -342,7 +342,7 @@ defmodule VLLM.Engine.Worker do
     # The guard has spoken: every process of this run is gone.
     data = Report.follow_log(data)
 
-    case VLLM.Bridge.ended(status, Run.recent(data.run)) do
+    case ExitStatus.error(status, Run.recent(data.run)) do
       %Error{reason: :engine_dead} = error -> died(state, data, error)
       # To try again would change nothing.
       error when state == :draining -> died(state, data, error)
