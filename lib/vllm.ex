@@ -23,6 +23,9 @@ defmodule VLLM do
 
   ## Engine options
 
+  Options are a keyword list or a map. Of one that a keyword list has twice, the first counts, as with
+  `Keyword.get/2`: `mine ++ defaults`.
+
   Of this library:
 
   #{VLLM.Options.docs(VLLM.Options.engine())}

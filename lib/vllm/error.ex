@@ -8,9 +8,10 @@ defmodule VLLM.Error do
     * `:reason` - an atom of the table below, to match on
     * `:message` - a sentence for people: what happened and what to do
     * `:details` - a map with string keys, for programs and bug reports: the
-      option's name, the nearest known name, the last log lines, and of a fault
-      that is not the caller's a Python traceback (`"traceback"`, which `inspect`
-      leaves out). Its keys depend on the reason and may grow.
+      option's name, the path to what is wrong in its value, the nearest known
+      name, the last log lines, and of a fault that is not the caller's a Python
+      traceback (`"traceback"`, which `inspect` leaves out). Its keys depend on the
+      reason and may grow.
 
   ## Reasons
 

@@ -487,11 +487,12 @@ defmodule VLLM.Options do
      )}
   end
 
-  defp valid?(:name, name) do
-    (is_atom(name) and name not in [true, false, :undefined]) or match?({:global, _}, name) or
-      match?({:via, module, _} when is_atom(module), name)
-  end
+  defp valid?(:name, {:global, _name}), do: true
 
+  defp valid?(:name, {:via, module, _name}) when is_atom(module),
+    do: Code.ensure_loaded?(module) and function_exported?(module, :register_name, 2)
+
+  defp valid?(:name, name), do: is_atom(name) and name not in [true, false, :undefined]
   defp valid?(:pos_integer, value), do: is_integer(value) and value > 0
   defp valid?(:non_neg_integer, value), do: is_integer(value) and value >= 0
   defp valid?(:timeout, value), do: value == :infinity or (valid?(:grace, value) and value > 0)
@@ -543,7 +544,9 @@ defmodule VLLM.Options do
 
   defp device_name?(name), do: is_binary(name) and name =~ ~r/\A[\w.:-]+\z/
 
-  defp expected(:name), do: "an atom, `{:global, term}` or `{:via, module, term}`"
+  defp expected(:name),
+    do: "an atom, `{:global, term}` or `{:via, module, term}` with a module that registers names"
+
   defp expected(:pos_integer), do: "a positive integer"
   defp expected(:non_neg_integer), do: "an integer of at least 0"
 

@@ -121,6 +121,8 @@ defmodule VLLM.OptionsTest do
             devices: [[0] | :end],
             devices: [[0 | 1]],
             name: :undefined,
+            name: {:via, NoSuchModule, :name},
+            name: {:via, Enum, :name},
             python: <<255>>
           ] do
         assert invalid(VLLM.llm("m", [{name, value}])).details["option"] == to_string(name)
