@@ -73,6 +73,7 @@ def test_each_patch_says_what_it_mends_and_touches() -> None:
     for patch in every:
         assert patch.__doc__
         assert set(VLLM_VERSIONS) <= set(patch.SEEN), patch
+        assert isinstance(patch.TOUCHES, dict), patch
         assert all(isinstance(names, tuple) for names in patch.TOUCHES.values()), patch
 
 
