@@ -455,7 +455,7 @@ defmodule VLLM.Options do
   def check(:map, name, value) do
     case check(:wire, name, value) do
       {:ok, wire} when wire == [] -> {:ok, %{}}
-      {:ok, wire} when is_map(wire) and not is_struct(wire) -> {:ok, wire}
+      {:ok, wire} when is_map(wire) -> {:ok, wire}
       {:ok, _other} -> wrong(name, :map, value)
       error -> error
     end

@@ -20,6 +20,9 @@ defmodule VLLM.Wire do
   # MessagePack lets lists and maps be nested 512 deep; the frame has some of them.
   @max_depth 500
 
+  # Of a longer path, a message shows so much.
+  @shown 20
+
   # MessagePack has floats for these.
   @numbers [:nan, :infinity, :neg_infinity]
 
@@ -49,13 +52,16 @@ defmodule VLLM.Wire do
   def describe({what, []}), do: "cannot be sent: it is #{what}"
 
   def describe({what, path}) do
+    {shown, rest} = Enum.split(path, @shown)
+
     at =
-      Enum.map_join(path, fn
+      Enum.map_join(shown, fn
         index when is_integer(index) -> "[#{index}]"
         key -> ".#{key}"
       end)
 
-    "cannot be sent: it holds #{what} at `#{String.trim_leading(at, ".")}`"
+    more = if rest == [], do: "", else: "…"
+    "cannot be sent: it holds #{what} at `#{String.trim_leading(at, ".")}#{more}`"
   end
 
   defp convert(atom, _path) when atom in [nil, true, false] or atom in @numbers, do: atom

@@ -93,5 +93,6 @@ defmodule VLLM.WireTest do
     assert {:ok, _} = MessagePack.encode([0, 1, "load", %{"options" => %{"x" => term}}])
     assert {:error, {"a list, nested more than 500 deep,", path}} = Wire.encode(nested.(600))
     assert length(path) == 501
+    assert Wire.describe({"a list", path}) =~ ~r/ at `(\[0\]){20}…`$/
   end
 end
