@@ -5,9 +5,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from vllm.platforms import current_platform
 
 from conftest import MODELS
 from running import Running
+from vllm_bridge import admin
 from vllm_bridge.engine import Engine, GenerateParams
 from vllm_bridge.errors import BridgeError
 from vllm_bridge.rpc.protocol import NO_LOGPROBS, pack_u32, unpack_u32
@@ -278,3 +280,28 @@ def test_before_load_there_is_nothing() -> None:
     with pytest.raises(BridgeError) as caught:
         asyncio.run(engine.generate("1", GenerateParams("Hi")))
     assert caught.value.reason == "not_running"
+
+
+def test_what_is_under_way_when_an_engine_is_put_to_sleep_is_no_answer(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A CPU takes the call, and does nothing but end the requests.
+    monkeypatch.setattr(current_platform, "is_sleep_mode_available", lambda: True)
+    monkeypatch.setattr(running.engine._llm.model_config, "enable_sleep_mode", True)
+
+    async def scenario() -> None:
+        begun = asyncio.Event()
+        params = {"max_tokens": 8000, "ignore_eos": True}
+        request = asyncio.ensure_future(
+            running.engine.generate("asleep", GenerateParams("The", params), lambda *_: begun.set())
+        )
+        await begun.wait()
+        await running.engine.asked(admin.sleep, admin.SleepParams())
+        with pytest.raises(BridgeError) as caught:
+            await request
+        assert caught.value.reason == "aborted"
+        assert caught.value.details["outputs"][0]["token_ids"]
+        await running.engine.asked(admin.wake_up, admin.WakeUpParams())
+
+    running.run(scenario())
+    assert running.complete("The capital of France is")["text"] == " Paris."

@@ -13,9 +13,11 @@ import pytest
 import torch
 from transformers import AutoModel, AutoTokenizer, LlamaForSequenceClassification
 from vllm import PoolingParams
+from vllm.platforms import current_platform
 
 from conftest import MODELS
 from pooling_models import LABELS, make_classifier
+from vllm_bridge import admin
 from vllm_bridge.engine import Engine, GenerateParams
 from vllm_bridge.errors import BridgeError
 from vllm_bridge.pooling import PoolParams, ScoreParams, pooling_fields, wrong_task
@@ -241,6 +243,29 @@ def test_a_cancelled_request_leaves_vllm(embedder: Running) -> None:
         assert llm.get_num_unfinished_requests() == 0
 
     embedder.run(scenario())
+
+
+@pytest.mark.engine
+def test_scores_that_a_sleep_has_ended_are_none(
+    embedder: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A CPU takes the call, and does nothing but end the requests.
+    llm = embedder.engine._llm
+    monkeypatch.setattr(current_platform, "is_sleep_mode_available", lambda: True)
+    monkeypatch.setattr(llm.model_config, "enable_sleep_mode", True)
+
+    async def scenario() -> None:
+        task = asyncio.ensure_future(embedder.score(["The"], TEXTS * 100))
+        while llm.get_num_unfinished_requests() == 0:
+            await asyncio.sleep(0)
+        await embedder.engine.asked(admin.sleep, admin.SleepParams())
+        with pytest.raises(BridgeError) as caught:
+            await task
+        assert caught.value.reason == "aborted"
+        await embedder.engine.asked(admin.wake_up, admin.WakeUpParams())
+
+    embedder.run(scenario())
+    assert len(embedder.run(embedder.score(["The"], TEXTS))) == len(TEXTS)
 
 
 def logits(model: Path, ids: list[int]) -> torch.Tensor:

@@ -28,6 +28,7 @@ class LoadParams(msgspec.Struct, forbid_unknown_fields=True):
 class Streamed(Limits, Protocol):
     """The params of a request that may want deltas."""
 
+    sampling_params: dict[str, Any]
     credit: Annotated[int, msgspec.Meta(ge=1)] | None
     parse: bool
 
@@ -97,13 +98,16 @@ def table(engine: Engine) -> Table:
 @contextlib.contextmanager
 def _as_given(params: Streamed) -> Iterator[None]:
     """Has an error name the option that the caller gave: structured outputs whose text is to be
-    parsed are made of Elixir's ``schema:``."""
+    parsed are made of Elixir's ``schema:``, and others may be of the tools of a chat."""
     try:
         yield
     except BridgeError as error:
-        if params.parse and error.details.get("option") == "structured_outputs":
-            error.details["option"] = "schema"
-            error.message = error.message.replace("`structured_outputs`", "`schema`")
+        if error.details.get("option") == "structured_outputs":
+            given = (
+                "structured_outputs" if "structured_outputs" in params.sampling_params else "tools"
+            )
+            error.details["option"] = option = "schema" if params.parse else given
+            error.message = error.message.replace("`structured_outputs`", f"`{option}`")
         raise
 
 
