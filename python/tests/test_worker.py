@@ -328,7 +328,11 @@ def test_what_vllm_ends_is_no_answer(tmp_path: Path) -> None:
             assert error["details"]["option"] == "structured_outputs"
             assert "error" in [kept["finish_reason"] for kept in error["details"]["outputs"]]
             assert words in error["message"].partition("vLLM says:")[2]
-        impossible: list[dict[str, Any]] = [{"regex": r"[^\s\S]"}, {"json": {"$ref": "#"}}]
+        impossible: list[dict[str, Any]] = [
+            {"regex": r"[^\s\S]"},
+            {"regex": r"\p{L}+"},
+            {"json": {"$ref": "#"}},
+        ]
         for structure in impossible:
             params = GREEDY | {"structured_outputs": structure}
             error = await peer.call("generate", {"prompt": "The", "sampling_params": params})
