@@ -1,9 +1,9 @@
 """Changes of vLLM, one in each file, made in every process that vLLM starts.
 
 The text of a file says what it mends. Its ``SEEN`` has the versions of vLLM that it was tried with,
-as prefixes; its ``TOUCHES`` the names that it replaces or adds to, by vLLM's modules: literals,
-which ``scripts/vllm_names.py`` looks up in other versions; its ``apply`` makes the change, and may be
-called again. What is in ``cpu`` is for CPUs.
+as prefixes; its ``TOUCHES``, a literal, the names that it replaces or adds to, by vLLM's modules:
+``scripts/vllm_names.py`` looks them up in other versions. Its ``apply`` makes the change, and may
+be called again. What is in ``cpu`` is for CPUs.
 """
 
 import functools
