@@ -7,7 +7,12 @@
 defmodule Phases do
   @behaviour :gen_event
 
-  @phases ["starting Python", "importing vLLM", "reading the model's config", "starting the engine"] ++
+  @phases [
+            "starting Python",
+            "importing vLLM",
+            "reading the model's config",
+            "starting the engine"
+          ] ++
             ["loading weights", "warming up", "ready"]
 
   def init(pid), do: {:ok, pid}
@@ -25,7 +30,10 @@ defmodule Phases do
 
   def of_start(options) do
     began = now()
-    options = [enforce_eager: true, kv_cache_memory_bytes: 268_435_456, progress: false] ++ options
+
+    options =
+      [enforce_eager: true, kv_cache_memory_bytes: 268_435_456, progress: false] ++ options
+
     llm = VLLM.llm!(Application.app_dir(:ex_vllm, "priv/models/demo"), options)
     Logger.flush()
     VLLM.stop(llm)
@@ -55,5 +63,8 @@ starts = [{"first", []}, {"next", []}, {"next", []}, {"alone", [nursery: false]}
 for {name, options} <- starts do
   phases = Phases.of_start(options)
   total = phases |> Enum.map(&elem(&1, 1)) |> Enum.sum()
-  IO.puts("| #{name} | #{total} ms | #{Enum.map_join(phases, ", ", fn {p, t} -> "#{p} #{t}" end)} |")
+
+  IO.puts(
+    "| #{name} | #{total} ms | #{Enum.map_join(phases, ", ", fn {p, t} -> "#{p} #{t}" end)} |"
+  )
 end

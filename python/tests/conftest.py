@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from vllm_bridge import forking
+from vllm_bridge import forking, preload
 
 ROOT = Path(__file__).resolve().parents[2]
 MODELS = ROOT / "priv" / "models"
@@ -16,7 +16,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     """Engines of this process are forked, as those of workers are: the seed must be there before
     any test has run an operator or left a thread behind."""
     if any(item.get_closest_marker("engine") for item in session.items):
-        os.environ.update(forking.environment())
+        os.environ.update(preload.environment())
         import vllm_bridge.nursery
 
         vllm_bridge.nursery.load()

@@ -197,7 +197,7 @@ if __name__ == "__main__":
 
 @pytest.mark.engine
 def test_vllm_changes_nothing_that_libraries_have_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What ``environment`` says is what vLLM's config would set."""
+    """What ``preload.environment`` says is what vLLM's config would set."""
     from vllm.engine.arg_utils import AsyncEngineArgs
 
     before: dict[str, Any] = dict(os.environ)

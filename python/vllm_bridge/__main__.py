@@ -13,7 +13,7 @@ import os
 import sys
 from typing import TYPE_CHECKING
 
-from vllm_bridge import forking, nursery
+from vllm_bridge import preload
 
 if TYPE_CHECKING:
     from vllm_bridge.rpc.table import Table
@@ -66,7 +66,7 @@ async def serve(table: "Table") -> None:
 def work(kind: str = "engine") -> None:
     """What a worker does, in a process that was started for it or forked."""
     if kind == "engine":
-        os.environ.update(forking.environment())
+        os.environ.update(preload.environment())
     for fd in (READ_FD, WRITE_FD):
         try:
             os.set_inheritable(fd, False)
@@ -101,9 +101,11 @@ def main(kind: str = "engine") -> None:
     if kind not in (*KINDS, "nursery"):
         sys.exit(f"vllm_bridge: there is no kind of worker `{kind}`, only {', '.join(KINDS)}")
     # Libraries are preloaded by the system's loader, at the start of a program.
-    if "LD_PRELOAD" in (missing := forking.environment()):
+    if "LD_PRELOAD" in (missing := preload.environment()):
         os.execve(sys.executable, sys.orig_argv, {**os.environ, **missing})  # noqa: S606
     if kind == "nursery":
+        from vllm_bridge import nursery
+
         os.environ.update(missing)
         prepare()
         nursery.main(work)

@@ -13,8 +13,6 @@ threads, say). A process whose environment differs in such a variable is spawned
 import asyncio
 import contextlib
 import ctypes
-import glob
-import importlib.util
 import io
 import logging
 import os
@@ -38,7 +36,7 @@ from multiprocessing import (
 from multiprocessing.process import BaseProcess
 from typing import Any
 
-from vllm_bridge import guard, versions
+from vllm_bridge import guard
 
 logger = logging.getLogger(__name__)
 
@@ -58,42 +56,6 @@ _MAX_FDS = 250
 
 # A process id or an exit code on its way from the seed.
 _NUMBER_BYTES = 8
-
-
-def environment() -> dict[str, str]:
-    """What vLLM puts into the environment of its processes on a CPU for libraries to read while
-    they are loaded, as far as it is not there: a process that forks must have been started with it.
-
-    Source: ``check_and_update_config`` in vLLM's ``platforms/cpu.py``; a test compares.
-    """
-    if not versions.is_cpu_build():
-        return {}
-    wanted = {"TORCHINDUCTOR_COMPILE_THREADS": "1", "TORCHINDUCTOR_CPP_DYNAMIC_THREADS": "1"}
-    libraries = os.environ.get("LD_PRELOAD", "")
-    if not any(name in libraries for name in ("libomp", "libgomp", "libiomp")):
-        libraries = _joined(
-            libraries, _bundled("torch", "../torch.libs/libgomp*.so*", "lib/libgomp*.so*")
-        )
-    if "libtcmalloc" not in libraries:
-        found = _bundled("vllm", "libs/libtcmalloc_minimal*.so*", "libs/libtcmalloc.so*")
-        libraries = _joined(found, libraries)
-    if libraries:
-        wanted["LD_PRELOAD"] = libraries
-    return {name: value for name, value in wanted.items() if os.environ.get(name) != value}
-
-
-def _joined(*paths: str) -> str:
-    return ":".join(path for path in paths if path)
-
-
-def _bundled(package: str, *patterns: str) -> str:
-    """The first file of a package that fits one of the patterns; the package is not imported."""
-    spec = importlib.util.find_spec(package)
-    for folder in (spec and spec.submodule_search_locations) or ():
-        for pattern in patterns:
-            if found := glob.glob(os.path.normpath(os.path.join(folder, pattern))):
-                return found[0]
-    return ""
 
 
 class Seed:
@@ -342,9 +304,14 @@ def rename(arguments: Sequence[str], variables: Mapping[str, str] | None = None)
         _overwrite(fields[47:49], strings)
 
 
-def _overwrite(region: Sequence[bytes], strings: Sequence[str]) -> None:
+def _overwrite(region: Sequence[bytes], strings: Iterable[str]) -> None:
     start, end = map(int, region)
-    text = b"".join(os.fsencode(string) + b"\0" for string in strings)[: end - start - 1]
+    text = b""
+    for string in strings:
+        added = text + os.fsencode(string) + b"\0"
+        if len(added) > end - start:
+            break
+        text = added
     ctypes.memmove(start, text.ljust(end - start, b"\0"), end - start)
 
 

@@ -103,7 +103,7 @@ defmodule VLLM.Real.OrphanTest do
 
   # Nil until there is one.
   defp worker(beam) do
-    if guard = guard(beam), do: FakeEngine.worker_pid(%{os_pid: guard})
+    if guard = guard(beam), do: FakeEngine.worker_pid(guard)
   end
 
   defp kill(beam, pid, beam_is \\ :gone) do

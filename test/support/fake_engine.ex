@@ -59,10 +59,12 @@ defmodule VLLM.FakeEngine do
   end
 
   @doc """
-  The worker's process among those of a program; the guard has others, such as its
+  The worker's process among those of a program, or of a guard, which has others, such as its
   witness and for a moment its sweep, which look like the guard until they begin.
   """
-  def worker_pid(%{os_pid: guard}) do
+  def worker_pid(%{run_dir: run_dir}), do: worker_pid(VLLM.Footprint.guard(run_dir))
+
+  def worker_pid(guard) do
     import VLLM.OSProcess, only: [descendants: 1, command: 1]
 
     Enum.find(descendants(guard), fn pid ->

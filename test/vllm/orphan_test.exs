@@ -235,7 +235,7 @@ defmodule VLLM.OrphanTest do
     end
   end
 
-  defp worker(beam), do: VLLM.FakeEngine.worker_pid(%{os_pid: guard(beam)})
+  defp worker(beam), do: VLLM.FakeEngine.worker_pid(guard(beam))
 
   # The figures of guides/reliability.md.
   defp told(milliseconds, how) do
