@@ -243,9 +243,10 @@ defmodule VLLM do
   @doc """
   Gives an engine new options while it serves, also another `model:`; those that are not given stay.
 
-  One replica after another finishes what it has and starts with them, so that no request is lost;
-  with a single replica calls wait meanwhile. If one does not start, it and all before it go back to
-  the options that they had, and its error is returned. `name` and `replicas` stay (see `scale/3`).
+  One replica after another finishes what it has and starts with them, so that no request is lost.
+  A single replica serves on until another is ready beside it; where the memory does not hold both,
+  it ends first, and calls wait. If one does not start, it and all before it go back to the options
+  that they had, and its error is returned. `name` and `replicas` stay (see `scale/3`).
   An engine in a supervision tree has the options of its child spec again when its supervisor
   restarts it.
 

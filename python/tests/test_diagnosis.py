@@ -38,6 +38,10 @@ def log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ),
         ("torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB", "out_of_memory"),
         (
+            "RuntimeError: CUDA error: all CUDA-capable devices are busy or unavailable",
+            "out_of_memory",
+        ),
+        (
             "ValueError: Free memory on device cuda:0 (10/80 GiB) on startup is less than desired "
             "GPU memory utilization (0.9, 72.0 GiB).",
             "out_of_memory",

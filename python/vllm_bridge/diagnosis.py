@@ -105,6 +105,12 @@ _RULES = (
         "lower `gpu_memory_utilization`, `max_model_len` or `max_num_seqs`.",
     ),
     _rule(
+        r"busy or unavailable",
+        "out_of_memory",
+        "Another process has the device for itself. End that one, or start the engine on another "
+        "device (`devices`).",
+    ),
+    _rule(
         r"InvalidCxxCompiler|CppCompileError",
         "load_failed",
         "The model could not be compiled. Install a C++ compiler (g++), or set "

@@ -5,7 +5,7 @@ defmodule VLLM.ReplicasTest do
   import VLLM.FakeEngine
   import VLLM.OSProcess
 
-  alias VLLM.{Error, Replica}
+  alias VLLM.{Error, Puppet, Replica}
 
   @moduletag :tmp_dir
 
@@ -372,6 +372,91 @@ defmodule VLLM.ReplicasTest do
       assert :ok = VLLM.restart(llm, 1)
       assert :ok = VLLM.drain(llm, 2)
       assert {:ok, "new"} = ask(llm, "env:VLLM_TEST_A")
+    end
+
+    # An engine of one replica, whose programs do what the test tells them.
+    defp start_puppet! do
+      test = self()
+      {:ok, config} = VLLM.Engine.Config.new(model: "puppet", shutdown_timeout: 0)
+      config = %{config | owner: test, start_program: fn _ -> Puppet.start(test) end}
+      {:ok, llm} = VLLM.Engine.start(config)
+      puppet = loading()
+      Puppet.tell(puppet, {:load, :ok})
+      :ok = VLLM.await_ready(llm)
+      {llm, puppet}
+    end
+
+    defp loading do
+      assert_receive {:puppet, puppet, :loading}
+      puppet
+    end
+
+    defp assert_answers(llm, puppet, prompt) do
+      ask_in_background(llm, prompt)
+      assert_receive {:puppet, ^puppet, {:asked, ^prompt}}
+      Puppet.tell(puppet, {:answer, prompt})
+      assert_receive {:answer, {:ok, ^prompt}}
+    end
+
+    test "of the only replica has it serve until the new one is ready, and for good if that refuses" do
+      {llm, old} = start_puppet!()
+      in_background(:reloaded, fn -> VLLM.reload(llm, max_queue: 1) end)
+      refused = loading()
+      assert_answers(llm, old, "meanwhile")
+      assert states(llm) == [:ready]
+      Puppet.tell(refused, {:load, "not_a_model"})
+      assert_receive {:reloaded, {:error, %Error{reason: :not_a_model}}}
+      assert_answers(llm, old, "after")
+      assert states(llm) == [:ready]
+      assert [_one] = Supervisor.which_children(workers_supervisor(llm))
+    end
+
+    test "of the only replica loses nothing, and the new one is the replica then" do
+      {llm, first} = start_puppet!()
+
+      # What a reload leaves must do for the next.
+      Enum.reduce(1..2, first, fn n, old ->
+        ask_in_background(llm, "old")
+        assert_receive {:puppet, ^old, {:asked, "old"}}
+        in_background(:reloaded, fn -> VLLM.reload(llm, max_queue: n) end)
+        new = loading()
+        Puppet.tell(new, {:load, :ok})
+        assert eventually(fn -> states(llm) == [:draining] end)
+        assert_answers(llm, new, "new")
+        refute_received {:reloaded, _}
+        Puppet.tell(old, {:answer, "old"})
+        assert_receive {:answer, {:ok, "old"}}
+        assert_receive {:reloaded, :ok}
+        assert [%Replica{index: 1, state: :ready}] = VLLM.replicas!(llm)
+
+        # Its process begins anew in the same place.
+        [{worker, %{port: ^new}}] = workers(llm)
+        Process.exit(worker, :kill)
+        again = loading()
+        Puppet.tell(again, {:load, :ok})
+        assert eventually(fn -> states(llm) == [:ready] end)
+        assert_answers(llm, again, "again")
+        again
+      end)
+
+      assert [_one] = Supervisor.which_children(workers_supervisor(llm))
+    end
+
+    test "of the only replica has it make room where there is none for two" do
+      {llm, old} = start_puppet!()
+      monitor = Process.monitor(old)
+      in_background(:reloaded, fn -> VLLM.reload(llm, max_queue: 1) end)
+      Puppet.tell(loading(), {:load, "out_of_memory"})
+      new = loading()
+      assert_receive {:DOWN, ^monitor, :process, _, _}
+      Puppet.tell(new, {:load, :ok})
+      assert_receive {:reloaded, :ok}
+      assert_answers(llm, new, "x")
+    end
+
+    defp workers_supervisor(llm) do
+      {:ok, table, _pid} = VLLM.Engine.Table.lookup(llm)
+      VLLM.Engine.Table.workers_supervisor(table)
     end
 
     test "refuses what it cannot change, and what is wrong, and changes nothing" do

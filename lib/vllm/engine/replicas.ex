@@ -73,14 +73,7 @@ defmodule VLLM.Engine.Replicas do
 
   defp shrink(table, indexes, timeout) do
     result = Worker.each(table, indexes, &Worker.drain(&1, timeout))
-    supervisor = Table.workers_supervisor(table)
-
-    for index <- indexes do
-      _ = Supervisor.terminate_child(supervisor, index)
-      _ = Supervisor.delete_child(supervisor, index)
-      Table.forget(table, index)
-    end
-
+    for index <- indexes, do: remove(table, index)
     Table.put_replicas(table, hd(indexes) - 1)
     result
   end
@@ -144,11 +137,59 @@ defmodule VLLM.Engine.Replicas do
     end
   end
 
-  # A replica that rests does so on, and starts with them one day.
   defp reload_one(table, index, config, timeout) do
-    if Table.status(table, index) == :drained,
-      do: Worker.each(table, [index], &Worker.configure(&1, config)),
-      else: Worker.each(table, [index], &Worker.restart(&1, timeout, config))
+    case Table.status(table, index) do
+      # It goes on resting, and starts with them one day.
+      :drained -> Worker.each(table, [index], &Worker.configure(&1, config))
+      :ready -> reload_serving(table, index, config, timeout)
+      _serves_nobody -> begin_anew(table, index, config, timeout)
+    end
+  end
+
+  defp begin_anew(table, index, config, timeout),
+    do: Worker.each(table, [index], &Worker.restart(&1, timeout, config))
+
+  # The only replica serves on until another is ready beside it, or has refused.
+  # Where there is no room for both, it has to make some first.
+  defp reload_serving(table, index, config, timeout) do
+    with 1 <- Table.replicas(table),
+         {:error, %Error{reason: reason} = error} when reason != :out_of_memory <-
+           replace(table, index, config, timeout) do
+      {:error, error}
+    else
+      :ok -> :ok
+      _others_serve_or_no_room -> begin_anew(table, index, config, timeout)
+    end
+  end
+
+  defp replace(table, index, config, timeout) do
+    beside = {:beside, index}
+    # One whose operation was cut short.
+    remove(table, beside)
+    child = make_ref()
+    Table.put_child(table, beside, child)
+    Table.put_config(table, beside, config)
+    spec = Worker.child_spec({table, child})
+    {:ok, _} = Supervisor.start_child(Table.workers_supervisor(table), spec)
+
+    case Worker.each(table, [beside], &Worker.await/1) do
+      :ok ->
+        _ = Worker.each(table, [index], &Worker.drain(&1, timeout))
+        remove(table, index)
+        Worker.each(table, [beside], &Worker.take_place/1)
+
+      {:error, error} ->
+        remove(table, beside)
+        {:error, error}
+    end
+  end
+
+  defp remove(table, slot) do
+    supervisor = Table.workers_supervisor(table)
+    child = Table.child(table, slot)
+    _ = Supervisor.terminate_child(supervisor, child)
+    _ = Supervisor.delete_child(supervisor, child)
+    Table.forget(table, slot)
   end
 
   defp operate(engine, options, operation) do

@@ -12,7 +12,7 @@ defmodule VLLM.Engine.Report do
   @typedoc "The data of a worker."
   @type worker :: %{
           :table => Table.t(),
-          :index => pos_integer(),
+          :slot => Table.slot(),
           :config => Config.t(),
           :run => Run.t() | nil,
           :started_at => integer() | nil,
@@ -21,7 +21,11 @@ defmodule VLLM.Engine.Report do
 
   @spec log(worker(), Logger.level(), (() -> String.t())) :: :ok
   def log(worker, level, text) do
-    meta = [vllm_engine: worker.config.name || worker.config.model, vllm_worker: worker.index]
+    meta = [
+      vllm_engine: worker.config.name || worker.config.model,
+      vllm_worker: Table.index(worker.slot)
+    ]
+
     Logger.log(level, fn -> "#{name(worker)}: #{text.()}" end, meta)
   end
 
@@ -39,7 +43,7 @@ defmodule VLLM.Engine.Report do
 
   @spec progress(worker(), Progress.t()) :: :ok
   def progress(worker, progress) do
-    Table.put_progress(worker.table, worker.index, progress)
+    Table.put_progress(worker.table, Table.index(worker.slot), progress)
     Telemetry.load_progress(worker.started_at, Map.merge(metadata(worker), progress))
     log(worker, :info, fn -> Progress.describe(progress) end)
   end
@@ -67,5 +71,5 @@ defmodule VLLM.Engine.Report do
   def name(worker), do: Config.display_name(worker.config)
 
   defp metadata(%{config: config} = worker),
-    do: %{engine: config.name, model: config.model, worker: worker.index}
+    do: %{engine: config.name, model: config.model, worker: Table.index(worker.slot)}
 end

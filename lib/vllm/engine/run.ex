@@ -8,12 +8,12 @@ defmodule VLLM.Engine.Run do
   alias VLLM.Engine.{Config, Heartbeat, Table}
   alias VLLM.Error
 
-  @enforce_keys [:table, :index, :port, :program, :conn, :frames, :log, :heartbeat]
+  @enforce_keys [:table, :slot, :port, :program, :conn, :frames, :log, :heartbeat]
   defstruct @enforce_keys
 
   @type t :: %__MODULE__{
           table: Table.t(),
-          index: pos_integer(),
+          slot: Table.slot(),
           port: port() | pid(),
           program: Program.t(),
           conn: Connection.t(),
@@ -26,16 +26,16 @@ defmodule VLLM.Engine.Run do
   Starts the program of a worker for the calling process. Whatever stands in the way,
   expected or not, is an error of this start.
   """
-  @spec start(Table.t(), pos_integer(), Config.t()) :: {:ok, t()} | {:error, Error.t()}
-  def start(table, index, config) do
-    with {:ok, program} <- start_program(table, index, config) do
+  @spec start(Table.t(), Table.slot(), Config.t()) :: {:ok, t()} | {:error, Error.t()}
+  def start(table, slot, config) do
+    with {:ok, program} <- start_program(table, slot, config) do
       conn = Connection.new(program.port, config.options.max_frame, config.options.max_unsent)
-      Table.put_run(table, index, program, conn)
+      Table.put_run(table, slot, program, conn)
 
       {:ok,
        %__MODULE__{
          table: table,
-         index: index,
+         slot: slot,
          port: program.port,
          program: program,
          conn: conn,
@@ -48,21 +48,21 @@ defmodule VLLM.Engine.Run do
 
   # The program of a worker process that was killed ends by itself, as its port
   # has been closed; only then may there be another.
-  defp leave_nothing_behind(table, index) do
-    with {program, _conn} <- Table.run(table, index) do
+  defp leave_nothing_behind(table, slot) do
+    with {program, _conn} <- Table.run(table, slot) do
       Program.kill(program)
       Program.clean_up(program)
-      Table.delete_run(table, index)
+      Table.delete_run(table, slot)
     end
   end
 
-  defp start_program(table, index, config) do
-    leave_nothing_behind(table, index)
+  defp start_program(table, slot, config) do
+    leave_nothing_behind(table, slot)
 
     if config.start_program do
       config.start_program.(table)
     else
-      env = Config.env(config, index)
+      env = Config.env(config, Table.index(slot))
       mode = if config.options.nursery, do: &Nursery.mode(&1, env)
       Program.start(["-m", "vllm_bridge"], python: config.options.python, env: env, mode: mode)
     end
@@ -90,7 +90,7 @@ defmodule VLLM.Engine.Run do
   defp params(run, :load, config) do
     options = Map.merge(config.engine_options, config.secrets.().engine_options)
     params = %{"model" => config.model, "options" => options}
-    devices = Config.devices(config, run.index)
+    devices = Config.devices(config, Table.index(run.slot))
     if devices, do: Map.put(params, "devices", Enum.map(devices, &to_string/1)), else: params
   end
 
@@ -99,7 +99,7 @@ defmodule VLLM.Engine.Run do
   def stop(nil, _error), do: nil
 
   def stop(run, error) do
-    Table.delete_worker(run.table, run.index)
+    Table.delete_worker(run.table, run.slot)
     Program.stop(run.program, fn -> Connection.notify(run.conn, "shutdown", %{}) end)
     close(run, error)
   end
@@ -109,7 +109,7 @@ defmodule VLLM.Engine.Run do
   def kill(nil, _error), do: nil
 
   def kill(run, error) do
-    Table.delete_worker(run.table, run.index)
+    Table.delete_worker(run.table, run.slot)
     Program.kill(run.program)
     close(run, error)
   end
@@ -119,10 +119,10 @@ defmodule VLLM.Engine.Run do
   def close(nil, _error), do: nil
 
   def close(run, error) do
-    Table.delete_worker(run.table, run.index)
+    Table.delete_worker(run.table, run.slot)
     Connection.close(run.conn, error)
     Program.clean_up(run.program)
-    Table.delete_run(run.table, run.index)
+    Table.delete_run(run.table, run.slot)
     nil
   end
 

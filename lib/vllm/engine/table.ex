@@ -12,6 +12,15 @@ defmodule VLLM.Engine.Table do
   @type status ::
           :starting | :ready | :draining | :drained | :dead | {:failed, Error.t()}
 
+  @typedoc """
+  What a worker is noted under: the index of its replica, or, as long as another one serves there,
+  `{:beside, index}`.
+  """
+  @type slot :: pos_integer() | {:beside, pos_integer()}
+
+  # What is noted of each worker.
+  @noted [:worker, :status, :config, :process, :run, :child]
+
   @typedoc "A ready worker; `window` requests run at once, `limit` may be under way."
   @type worker :: %{
           index: pos_integer(),
@@ -147,64 +156,94 @@ defmodule VLLM.Engine.Table do
   ## Each of its workers
 
   @doc "Makes a worker known to callers."
-  @spec put_worker(t(), pos_integer(), worker()) :: true
-  def put_worker(table, index, worker), do: :ets.insert(table, {{:worker, index}, worker})
+  @spec put_worker(t(), slot(), worker()) :: true
+  def put_worker(table, slot, worker), do: :ets.insert(table, {{:worker, slot}, worker})
 
-  @spec delete_worker(t(), pos_integer()) :: true
-  def delete_worker(table, index), do: :ets.delete(table, {:worker, index})
+  @spec delete_worker(t(), slot()) :: true
+  def delete_worker(table, slot), do: :ets.delete(table, {:worker, slot})
 
   @doc "The workers that take requests now."
   @spec workers(t()) :: [worker()]
   def workers(table), do: all(table, :worker)
 
   @doc "Notes a worker's state and tells whoever waits for the engine."
-  @spec put_status(t(), pos_integer(), status()) :: :ok
-  def put_status(table, index, status) do
-    :ets.insert(table, {{:status, index}, status})
+  @spec put_status(t(), slot(), status()) :: :ok
+  def put_status(table, slot, status) do
+    :ets.insert(table, {{:status, slot}, status})
     tell(table, :status)
   end
 
-  @spec status(t(), pos_integer()) :: status() | nil
-  def status(table, index), do: get(table, {:status, index})
+  @spec status(t(), slot()) :: status() | nil
+  def status(table, slot), do: get(table, {:status, slot})
 
   @spec statuses(t()) :: [status()]
   def statuses(table), do: all(table, :status)
 
   @doc "Notes the config that a worker serves with, for when its process has to begin anew."
-  @spec put_config(t(), pos_integer(), Config.t()) :: true
-  def put_config(table, index, config), do: :ets.insert(table, {{:config, index}, config})
+  @spec put_config(t(), slot(), Config.t()) :: true
+  def put_config(table, slot, config), do: :ets.insert(table, {{:config, slot}, config})
 
   @doc "The config of a worker; that of the engine where it has none of its own yet."
-  @spec config(t(), pos_integer()) :: Config.t()
-  def config(table, index), do: get(table, {:config, index}) || config(table)
+  @spec config(t(), slot()) :: Config.t()
+  def config(table, slot), do: get(table, {:config, slot}) || config(table)
 
   @doc "Notes the process of a worker."
-  @spec put_process(t(), pos_integer(), pid()) :: true
-  def put_process(table, index, pid), do: :ets.insert(table, {{:process, index}, pid})
+  @spec put_process(t(), slot(), pid()) :: true
+  def put_process(table, slot, pid), do: :ets.insert(table, {{:process, slot}, pid})
 
-  @spec process(t(), pos_integer()) :: pid() | nil
-  def process(table, index), do: get(table, {:process, index})
+  @spec process(t(), slot()) :: pid() | nil
+  def process(table, slot), do: get(table, {:process, slot})
 
   @doc "Notes the program that a worker runs, and its connection."
-  @spec put_run(t(), pos_integer(), Program.t(), Connection.t()) :: true
-  def put_run(table, index, program, conn),
-    do: :ets.insert(table, {{:run, index}, {program, conn}})
+  @spec put_run(t(), slot(), Program.t(), Connection.t()) :: true
+  def put_run(table, slot, program, conn),
+    do: :ets.insert(table, {{:run, slot}, {program, conn}})
 
-  @spec delete_run(t(), pos_integer()) :: true
-  def delete_run(table, index), do: :ets.delete(table, {:run, index})
+  @spec delete_run(t(), slot()) :: true
+  def delete_run(table, slot), do: :ets.delete(table, {:run, slot})
 
-  @spec run(t(), pos_integer()) :: {Program.t(), Connection.t()} | nil
-  def run(table, index), do: get(table, {:run, index})
+  @spec run(t(), slot()) :: {Program.t(), Connection.t()} | nil
+  def run(table, slot), do: get(table, {:run, slot})
 
   @doc "Forgets a worker that the engine has no more."
-  @spec forget(t(), pos_integer()) :: :ok
-  def forget(table, index) do
-    for key <- [:worker, :status, :config, :process, :run], do: :ets.delete(table, {key, index})
+  @spec forget(t(), slot()) :: :ok
+  def forget(table, slot) do
+    :ets.delete(table, {:slot, child(table, slot)})
+    for key <- @noted, do: :ets.delete(table, {key, slot})
+    tell(table, :status)
+  end
+
+  @doc "The place of a worker's replica among those of the engine."
+  @spec index(slot()) :: pos_integer()
+  def index({:beside, index}), do: index
+  def index(index), do: index
+
+  @doc "Notes which child of the workers' supervisor has a slot; without a note, its id is the slot."
+  @spec put_child(t(), slot(), reference()) :: true
+  def put_child(table, slot, child),
+    do: :ets.insert(table, [{{:child, slot}, child}, {{:slot, child}, slot}])
+
+  @spec child(t(), slot()) :: slot() | reference()
+  def child(table, slot), do: get(table, {:child, slot}) || slot
+
+  @spec slot(t(), slot() | reference()) :: slot()
+  def slot(table, child), do: get(table, {:slot, child}) || child
+
+  @doc "Notes what is known of a worker under another slot, which is free."
+  @spec move(t(), slot(), slot()) :: :ok
+  def move(table, from, to) do
+    :ets.insert(table, {{:slot, child(table, from)}, to})
+
+    for key <- @noted, value = get(table, {key, from}), value != nil do
+      :ets.insert(table, {{key, to}, value})
+      :ets.delete(table, {key, from})
+    end
+
     tell(table, :status)
   end
 
   @doc "Tells whoever waits for the engine how far a worker has come."
-  @spec put_progress(t(), pos_integer(), map()) :: :ok
+  @spec put_progress(t(), slot(), map()) :: :ok
   def put_progress(table, index, progress), do: tell(table, {:progress, index, progress})
 
   defp all(table, key), do: :ets.select(table, [{{{key, :_}, :"$1"}, [], [:"$1"]}])

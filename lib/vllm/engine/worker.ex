@@ -41,7 +41,7 @@ defmodule VLLM.Engine.Worker do
 
   defstruct [
     :table,
-    :index,
+    :slot,
     :config,
     :run,
     :started_at,
@@ -59,18 +59,20 @@ defmodule VLLM.Engine.Worker do
     deaths: []
   ]
 
-  @spec child_spec({Table.t(), pos_integer()}) :: Supervisor.child_spec()
-  def child_spec({table, index}) do
+  @doc "The worker of a slot; `child` is another id for it, see `Table.put_child/3`."
+  @spec child_spec({Table.t(), Table.slot() | reference()}) :: Supervisor.child_spec()
+  def child_spec({table, child}) do
     %{
-      id: index,
-      start: {__MODULE__, :start_link, [table, index]},
+      id: child,
+      start: {__MODULE__, :start_link, [table, child]},
       # To end a worker takes as long as its processes take to be gone.
       shutdown: 15_000
     }
   end
 
-  @spec start_link(Table.t(), pos_integer()) :: :gen_statem.start_ret()
-  def start_link(table, index), do: :gen_statem.start_link(__MODULE__, {table, index}, [])
+  @spec start_link(Table.t(), Table.slot() | reference()) :: :gen_statem.start_ret()
+  def start_link(table, child),
+    do: :gen_statem.start_link(__MODULE__, {table, Table.slot(table, child)}, [])
 
   @doc "Asks a worker to end when nothing is in flight, or after `timeout` ms; for `receive_response`."
   @spec drain(pid(), timeout()) :: :gen_statem.request_id()
@@ -89,15 +91,19 @@ defmodule VLLM.Engine.Worker do
   @spec configure(pid(), Config.t()) :: :gen_statem.request_id()
   def configure(worker, config), do: :gen_statem.send_request(worker, {:configure, config})
 
+  @doc "Has a worker that was started beside another take the place that the other has left."
+  @spec take_place(pid()) :: :gen_statem.request_id()
+  def take_place(worker), do: :gen_statem.send_request(worker, :take_place)
+
   @doc "Asks for the end of a start, good or bad."
   @spec await(pid()) :: :gen_statem.request_id()
   def await(worker), do: :gen_statem.send_request(worker, :await)
 
   @doc "Asks these workers at once, and waits for their answers: the first error among them, or `:ok`."
-  @spec each(Table.t(), [pos_integer()], (pid() -> :gen_statem.request_id()), timeout()) ::
+  @spec each(Table.t(), [Table.slot()], (pid() -> :gen_statem.request_id()), timeout()) ::
           :ok | {:error, Error.t()}
-  def each(table, indexes, ask, timeout \\ :infinity) do
-    requests = for index <- indexes, worker = Table.process(table, index), do: ask.(worker)
+  def each(table, slots, ask, timeout \\ :infinity) do
+    requests = for slot <- slots, worker = Table.process(table, slot), do: ask.(worker)
 
     requests
     |> Enum.map(fn request ->
@@ -117,14 +123,14 @@ defmodule VLLM.Engine.Worker do
   def callback_mode, do: [:handle_event_function, :state_enter]
 
   @impl true
-  def init({table, index}) do
+  def init({table, slot}) do
     Process.flag(:trap_exit, true)
     # Of a worker process that ended before this one.
-    Table.delete_worker(table, index)
-    Table.put_process(table, index, self())
-    data = %__MODULE__{table: table, index: index, config: Table.config(table, index)}
+    Table.delete_worker(table, slot)
+    Table.put_process(table, slot, self())
+    data = %__MODULE__{table: table, slot: slot, config: Table.config(table, slot)}
 
-    case Table.status(table, index) do
+    case Table.status(table, slot) do
       :drained ->
         {:ok, :drained, data}
 
@@ -132,7 +138,7 @@ defmodule VLLM.Engine.Worker do
         {:ok, :failed, %{data | error: error}}
 
       _none_or_over ->
-        Table.put_status(table, index, :starting)
+        Table.put_status(table, slot, :starting)
         {:ok, :starting, data}
     end
   end
@@ -142,19 +148,19 @@ defmodule VLLM.Engine.Worker do
   @impl true
   def handle_event(:enter, _old, :starting, data) do
     # One that was killed has left its entry.
-    Table.delete_worker(data.table, data.index)
-    Table.put_status(data.table, data.index, :starting)
+    Table.delete_worker(data.table, data.slot)
+    Table.put_status(data.table, data.slot, :starting)
     data = %{data | started_at: System.monotonic_time(), info: nil, next: nil}
     Report.load_start(data)
     {:keep_state, data, [{:state_timeout, 0, :start}]}
   end
 
   def handle_event(:enter, _old, :ready, data) do
-    Table.put_config(data.table, data.index, data.config)
-    Table.put_worker(data.table, data.index, worker_row(data))
+    Table.put_config(data.table, data.slot, data.config)
+    Table.put_worker(data.table, data.slot, worker_row(data))
     Table.put_info(data.table, data.info)
     Report.progress(data, %{phase: :ready})
-    Table.put_status(data.table, data.index, :ready)
+    Table.put_status(data.table, data.slot, :ready)
     Report.load_stop(data)
     data = %{data | fallback: nil}
     {data, replies} = answer(data, :ready, outcome(data.reload_error))
@@ -162,21 +168,21 @@ defmodule VLLM.Engine.Worker do
   end
 
   def handle_event(:enter, _old, :draining, data) do
-    Table.delete_worker(data.table, data.index)
-    Table.put_status(data.table, data.index, :draining)
+    Table.delete_worker(data.table, data.slot)
+    Table.put_status(data.table, data.slot, :draining)
     {:keep_state_and_data, [{{:timeout, :drain}, 0, :look}]}
   end
 
   def handle_event(:enter, _old, :drained, data) do
-    Table.put_status(data.table, data.index, :drained)
-    Report.log(data, :debug, fn -> "worker #{data.index} is drained" end)
+    Table.put_status(data.table, data.slot, :drained)
+    Report.log(data, :debug, fn -> "worker #{Table.index(data.slot)} is drained" end)
     {data, drained} = answer(data, :drained, :ok)
     {data, ready} = answer(data, :ready, {:error, drained()})
     {:keep_state, %{data | next: nil, error: nil}, drained ++ ready}
   end
 
   def handle_event(:enter, _old, :dead, data) do
-    Table.put_status(data.table, data.index, :dead)
+    Table.put_status(data.table, data.slot, :dead)
     pause = pause(length(data.deaths))
     Report.log(data, :warning, fn -> "#{data.error.message} Restart in #{pause} ms." end)
     {:keep_state_and_data, [{:state_timeout, pause, :restart}]}
@@ -185,7 +191,7 @@ defmodule VLLM.Engine.Worker do
   def handle_event(:enter, old, :failed, data) do
     # A worker process that begins anew in this state has told it already.
     if old != :failed do
-      Table.put_status(data.table, data.index, {:failed, data.error})
+      Table.put_status(data.table, data.slot, {:failed, data.error})
       Report.failed(data, data.error)
     end
 
@@ -198,7 +204,7 @@ defmodule VLLM.Engine.Worker do
   def handle_event(:state_timeout, :start, :starting, data) do
     Report.progress(data, %{phase: :python})
 
-    case Run.start(data.table, data.index, data.config) do
+    case Run.start(data.table, data.slot, data.config) do
       {:ok, run} ->
         ask(%{data | run: run}, :hello, [
           {:state_timeout, option(data, :load_timeout), :load_timeout},
@@ -292,8 +298,14 @@ defmodule VLLM.Engine.Worker do
   end
 
   def handle_event({:call, from}, {:configure, config}, :drained, data) do
-    Table.put_config(data.table, data.index, config)
+    Table.put_config(data.table, data.slot, config)
     {:keep_state, %{data | config: config}, [{:reply, from, :ok}]}
+  end
+
+  def handle_event({:call, from}, :take_place, _state, %{slot: {:beside, index}} = data) do
+    Table.move(data.table, data.slot, index)
+    run = data.run && %{data.run | slot: index}
+    {:keep_state, %{data | slot: index, run: run}, [{:reply, from, :ok}]}
   end
 
   def handle_event({:call, from}, :await, state, data) do
@@ -420,7 +432,7 @@ defmodule VLLM.Engine.Worker do
   @impl true
   def terminate(_reason, _state, data) do
     _ = stop(data, Connection.stopped())
-    Table.delete_worker(data.table, data.index)
+    Table.delete_worker(data.table, data.slot)
     :ok
   end
 
@@ -495,6 +507,10 @@ defmodule VLLM.Engine.Worker do
     Report.log(data, :warning, fn -> error.message end)
     drained(close(data, error))
   end
+
+  # Nothing serves worse for it, but for what was asked of this one.
+  defp died(:starting, %{slot: {:beside, _}} = data, error),
+    do: refused(close(data, error), error)
 
   defp died(:starting, %{fallback: %Config{}} = data, error),
     do: refused(close(data, error), error)
@@ -571,7 +587,7 @@ defmodule VLLM.Engine.Worker do
   defp worker_row(data) do
     max_in_flight = option(data, :max_in_flight) || data.info["max_num_seqs"] || 256
     limit = max_in_flight + option(data, :max_queue)
-    %{index: data.index, conn: data.run.conn, window: max_in_flight, limit: limit}
+    %{index: Table.index(data.slot), conn: data.run.conn, window: max_in_flight, limit: limit}
   end
 
   defp option(data, name), do: Map.fetch!(data.config.options, name)
