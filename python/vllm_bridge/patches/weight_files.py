@@ -12,7 +12,7 @@ from typing import Any
 from vllm_bridge.checkpoints import files
 from vllm_bridge.patches import replace
 
-SEEN = ("0.31.", "0.32.")
+SEEN = ("0.32.",)
 
 _FILTER = "filter_duplicate_safetensors_files"
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from vllm_bridge.patches import replace
 
-SEEN = ("0.31.", "0.32.")
+SEEN = ("0.32.",)
 TOUCHES = {"vllm.v1.sample.sampler": ("batched_count_greater_than",)}
 
 
