@@ -129,8 +129,8 @@ defmodule VLLM.Engine do
           type: :supervisor
         }
 
-        # The last to be started is the first to be stopped: it has the workers
-        # finish what they have, all at once.
+        # Control is started last and so stopped first: it lets all workers finish
+        # their requests at the same time.
         children = [workers, Turns.child_spec(table), Control.child_spec(table)]
         {:ok, {%{strategy: :one_for_one, auto_shutdown: :any_significant}, children}}
 
@@ -142,7 +142,7 @@ defmodule VLLM.Engine do
   @doc false
   def start_workers(table) do
     workers = for index <- 1..Table.replicas(table), do: Worker.child_spec({table, index})
-    # What a program does, its worker survives: only a fault of our own ends one.
+    # Workers survive whatever their programs do, so only our own bugs restart one.
     options = [strategy: :one_for_one, max_restarts: 10, max_seconds: 10]
 
     with {:ok, pid} <- Supervisor.start_link(workers, options) do

@@ -76,7 +76,7 @@ defmodule VLLM.Streaming do
     end)
   end
 
-  # What fits is sent, a prompt a step; then one answer is waited for.
+  # Each step sends one prompt while there is room, and otherwise waits for one answer.
   defp step(%{waiting: nil, input: nil} = state, job) do
     if InFlight.count(state.in_flight) == 0, do: {:halt, state}, else: collect(state, job)
   end

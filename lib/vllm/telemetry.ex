@@ -53,7 +53,7 @@ defmodule VLLM.Telemetry do
   @typedoc false
   @type span :: %{started_at: integer(), metadata: map()}
 
-  # To look for a module that is not there takes long; it is done once.
+  # Looking for a missing module is slow, so it is done once.
   @doc false
   @spec load() :: :ok
   def load do
@@ -81,7 +81,7 @@ defmodule VLLM.Telemetry do
     execute([:vllm, :load, :exception], duration(started_at), Map.put(metadata, :error, error))
   end
 
-  # A request has no events, and no span, where nobody can listen.
+  # Without telemetry there is no span, and a request emits no events.
   @doc false
   @spec request_start(Table.t(), String.t(), map(), integer()) :: span() | nil
   def request_start(table, method, params, started_at) do
@@ -128,7 +128,7 @@ defmodule VLLM.Telemetry do
     execute([:vllm, :request, :exception], duration(span.started_at), metadata)
   end
 
-  # Of a score, a list.
+  # A score's result is a list.
   defp measurements([%{"prompt_token_ids" => _} | _] = outputs),
     do: %{prompt_tokens: outputs |> Enum.map(&tokens/1) |> Enum.sum()}
 
@@ -175,12 +175,12 @@ defmodule VLLM.Telemetry do
   defp duration(started_at), do: %{duration: System.monotonic_time() - started_at}
 
   defp execute(event, measurements, metadata) do
-    # By way of apply: the package is not there when this is compiled alone.
+    # With apply, because the package may be missing when this is compiled.
     if running?(), do: apply(:telemetry, :execute, [event, measurements, metadata])
     :ok
   end
 
-  # Where it is loaded and was not started, it would log a warning at each event.
+  # If telemetry is loaded but not started, it logs a warning at each event.
   defp running? do
     function_exported?(:telemetry, :execute, 3) and
       Process.whereis(:telemetry_handler_table) != nil

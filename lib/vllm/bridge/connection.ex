@@ -76,8 +76,8 @@ defmodule VLLM.Bridge.Connection do
   """
   @spec seal(t()) :: boolean()
   def seal(%__MODULE__{admission: admission} = conn) do
-    # First the seal and then the look; those who come make their note first and
-    # then look for the seal.
+    # Seal first, then count. Callers do it the other way round: they note
+    # themselves first, then check for the seal. So one of the two sees the other.
     Admission.seal(admission)
     idle? = in_flight(conn) == 0
     unless idle?, do: Admission.unseal(admission)
@@ -116,14 +116,14 @@ defmodule VLLM.Bridge.Connection do
 
   defp next_id(conn), do: :atomics.add_get(conn.last_id, 1, 1)
 
-  # The note is the place that a request takes, and there is nothing else to
-  # give back: however a caller ends, one who looks through the notes sees it.
+  # The entry in `routes` is what counts as a request in flight, so there is no
+  # counter to give back: however a caller ends, its entry is found (see sweep/1).
   defp admit(conn, limit) do
     with :sealed <- Admission.admit(conn.admission, in_flight(conn), limit), do: {:error, dead()}
   end
 
-  # The note comes before the bytes: an answer, however fast, finds it. A run
-  # that has ended has no table any more.
+  # Noted before anything is written, so that even the fastest answer finds the
+  # entry. The table of a run that has ended is gone.
   defp note(conn, id, inbox, answers) do
     address = Inbox.open(inbox, conn.owner, answers)
 
@@ -137,9 +137,8 @@ defmodule VLLM.Bridge.Connection do
     end
   end
 
-  # The owner's watch over this process may come after the answer; it looks
-  # whether the note is still there. A run that ended after the note was made has
-  # another port than the one that the watch names.
+  # The owner may handle this after the answer, and then finds no entry to watch.
+  # The port tells it whether the request belongs to its present run.
   defp ask_to_watch(%{id: id, address: address, conn: conn}) do
     send(conn.owner, {:watch, conn.port, id, address, self()})
     :ok
@@ -174,7 +173,7 @@ defmodule VLLM.Bridge.Connection do
     if stop?(reason), do: {:error, stopped()}, else: {:lost, dead()}
   end
 
-  # The owner has no other errors than the reason why the run ended.
+  # An error from the owner is the reason why the run ended.
   def result(_request, {:error, %Error{reason: :shutdown} = error}), do: {:error, error}
   def result(_request, {:error, %Error{} = error}), do: {:lost, error}
 
@@ -213,7 +212,7 @@ defmodule VLLM.Bridge.Connection do
   defp stop?({:shutdown, _}), do: true
   defp stop?(_reason), do: false
 
-  @doc "What the last message of `request` says to whoever does not run it again."
+  @doc "Like `result/2`, for requests that are not run again: `:lost` is an error."
   @spec answer(request(), last()) :: {:ok, term()} | {:error, Error.t()}
   def answer(request, last) do
     with {:lost, error} <- result(request, last), do: {:error, error}
@@ -225,7 +224,7 @@ defmodule VLLM.Bridge.Connection do
     id = next_id(conn)
 
     Inbox.run(fn inbox ->
-      # What has a note is told of the end, sent or not.
+      # Everyone in `routes` is told of the end, whether a request was sent or not.
       with {:ok, address} <- note(conn, id, inbox, :once) do
         request = %{lost | id: id, address: address, span: nil}
         :ok = ask_to_watch(request)
@@ -393,8 +392,8 @@ defmodule VLLM.Bridge.Connection do
   @doc "Has the request `id` aborted, whose caller is dead; it is under way no more."
   @spec caller_down(t(), non_neg_integer()) :: :ok
   def caller_down(conn, id) do
-    # Whether the caller still came to send it is not known: there may never be
-    # an answer.
+    # The caller may have died before it wrote the request, so do not wait for an
+    # answer.
     with [_note] <- release(conn, id), do: notify(conn, "cancel", %{"id" => id})
     :ok
   end
@@ -416,7 +415,7 @@ defmodule VLLM.Bridge.Connection do
   def deliver(conn, id, answer) do
     case release(conn, id) do
       [{^id, address, pid, _monitor, _answers}] ->
-        # The owner's own requests are none of the engine's work.
+        # The owner's own requests do not count as the engine's work.
         if pid != conn.owner, do: Admission.count_end(conn.admission)
         Inbox.send(address, answer)
         true
@@ -426,7 +425,7 @@ defmodule VLLM.Bridge.Connection do
     end
   end
 
-  # The note is gone, and the watch with it.
+  # Removes the entry and ends the watch.
   defp release(conn, id) do
     with [{^id, _address, _pid, monitor, _answers}] = taken <- take(conn, id) do
       if monitor, do: unwatch(monitor)
@@ -434,7 +433,7 @@ defmodule VLLM.Bridge.Connection do
     end
   end
 
-  # A run that is over has no notes.
+  # A run that has ended has no table.
   defp take(conn, id) do
     :ets.take(conn.routes, id)
   rescue
@@ -463,7 +462,7 @@ defmodule VLLM.Bridge.Connection do
       [] ->
         deliver_deltas(conn, rows)
 
-      # It would be taken for the answer.
+      # The caller would take it for the answer.
       [_once] ->
         {:malformed, "a delta of a request that is no stream"}
     end

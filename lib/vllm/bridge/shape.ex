@@ -21,7 +21,7 @@ defmodule VLLM.Bridge.Shape do
              "metrics" => {:maybe, :figures}
            }}
 
-  # What has outputs is of another kind.
+  # A result with outputs is a generation's.
   @pooled {:record,
            %{
              "prompt_token_ids" => :binary,
@@ -72,7 +72,7 @@ defmodule VLLM.Bridge.Shape do
     fits?(value, :map) and Enum.all?(fields, fn {name, shape} -> fits?(value[name], shape) end)
   end
 
-  # Of all figures, those that events are made of: seconds and counts, with which one can reckon.
+  # The figures that telemetry calculates with: seconds and counts.
   @figures ~w(queued_ts scheduled_ts first_token_ts last_token_ts first_token_latency
               num_generation_tokens)
   defp fits?(value, :figures) do
@@ -85,7 +85,7 @@ defmodule VLLM.Bridge.Shape do
 
   defp fits?(value, :score), do: fits?(value, :tensor) and byte_size(value["data"]) == 4
 
-  # The columns are of a length, and the counts say how it is dealt out.
+  # All columns have the same length, and the counts add up to it.
   defp fits?(value, :logprobs) do
     with %{"counts" => counts, "token_ids" => ids, "logprobs" => logprobs} <- value,
          %{"ranks" => ranks, "tokens" => tokens} when is_list(tokens) <- value,

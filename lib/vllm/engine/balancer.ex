@@ -1,9 +1,9 @@
 defmodule VLLM.Engine.Balancer do
   @moduledoc false
-  # Which of several workers a request goes to. What belongs together (a
-  # session, or prompts that begin alike) goes to the same one, where vLLM then
-  # finds the beginning in its prefix cache, as long as this one has not more to
-  # do than the others; else, as all else, to the least busy one.
+  # Chooses the worker for a request. Requests that belong together (a session, or
+  # prompts with the same beginning) go to the same worker, whose prefix cache then
+  # has that beginning, unless it is busier than the others. All other requests go
+  # to the least busy worker.
   #
   # By rendezvous hashing: each worker draws a number for the key and the
   # highest wins. So when a worker comes or goes, only what it wins moves.
@@ -11,12 +11,12 @@ defmodule VLLM.Engine.Balancer do
   alias VLLM.Bridge.Connection
   alias VLLM.Engine.{Call, Table}
 
-  # How much of a prompt says what it begins with: enough to tell prompts apart,
-  # and less than the instructions that they share. In bytes of text, and of
-  # token ids 4 bytes each; a block of vLLM's cache is 16 tokens.
+  # How much of a prompt counts as its beginning: enough to tell prompts apart, and
+  # less than the instructions they may share. In bytes of text, or as many token
+  # ids; a block of vLLM's cache is 16 tokens.
   @prefix 128
 
-  # Of a conversation, its instructions and the question that it begins with.
+  # The beginning of a conversation: its instructions and the first question.
   @messages 2
 
   @doc "The worker for a request with `params`, of at least one."
@@ -60,7 +60,7 @@ defmodule VLLM.Engine.Balancer do
   defp beginning(%{"data_1" => [text | _]}), do: cut(text)
   defp beginning(_params), do: nil
 
-  # The term with all that may be long in it cut short.
+  # The term, with every binary and list in it cut short.
   defp cut(binary) when is_binary(binary),
     do: binary_part(binary, 0, min(byte_size(binary), @prefix))
 

@@ -4,9 +4,9 @@ defmodule VLLM.Engine.Control do
   # its replicas one operation at a time, and ends it with its owner. No request
   # passes through it.
   #
-  # It is the engine's significant child: when it ends in peace, because the
-  # owner is gone, the supervisor takes the whole engine down. However the engine
-  # is stopped, it ends first, and lets the requests in flight finish.
+  # It is the engine's significant child: when it exits normally because the
+  # owner is gone, the supervisor shuts the whole engine down. However the engine
+  # is stopped, this process terminates first and lets requests in flight finish.
 
   use GenServer
 
@@ -21,7 +21,7 @@ defmodule VLLM.Engine.Control do
       start: {GenServer, :start_link, [__MODULE__, table]},
       restart: :transient,
       significant: true,
-      # See stop_workers/2, which takes no longer than it may.
+      # stop_workers/2 has a time limit of its own.
       shutdown: :infinity
     }
   end
@@ -149,7 +149,7 @@ defmodule VLLM.Engine.Control do
   end
 
   def handle_info({:DOWN, monitor, :process, _, reason}, %{running: {_, monitor, ref}} = state) do
-    # It has told its result by itself.
+    # A normal exit follows the message with the result.
     if reason != :normal do
       error = Error.new(:internal, "The operation failed: #{kind(reason)}.")
       send(ref, {ref, {:error, error}})
@@ -162,10 +162,10 @@ defmodule VLLM.Engine.Control do
     {:stop, {:shutdown, :owner_down}, state}
   end
 
-  # The end of an operation is seen by its monitor.
+  # Operations are linked; their monitor reports the end.
   def handle_info({:EXIT, _pid, _reason}, state), do: {:noreply, state}
 
-  # Its own or the supervisor's decision to stop; after a fault it comes back.
+  # Only when the engine stops. After a crash this process is restarted.
   @impl true
   def terminate(reason, state) do
     if stopped?(reason) do
@@ -179,14 +179,14 @@ defmodule VLLM.Engine.Control do
   # Each as soon as nothing is in flight, or after `timeout` ms.
   defp stop_workers(table, timeout) do
     indexes = Enum.to_list(1..Table.replicas(table))
-    # To end the processes takes some time too.
+    # Killing the programs takes some time as well.
     Worker.each(table, indexes, &Worker.drain(&1, timeout), timeout + 15_000)
   end
 
   defp next_operation(%{running: nil} = state) do
     case :queue.out(state.operations) do
       {{:value, {ref, operation}}, rest} ->
-        # In a process of its own, for it takes long; linked, to end with the engine.
+        # In a process of its own, because it takes long; linked, so that it ends with the engine.
         {pid, monitor} =
           :erlang.spawn_opt(fn -> send(ref, {ref, operation.()}) end, [:link, :monitor])
 
@@ -199,8 +199,8 @@ defmodule VLLM.Engine.Control do
 
   defp next_operation(state), do: state
 
-  # Before the replicas end: what an operation waits for is not to come true by
-  # that, and it is not to start one anew. Returns the refs of those who wait.
+  # Before the replicas are stopped: an operation must neither mistake that for the
+  # drain it waits for nor start a replica again. Returns the refs of its callers.
   defp end_operations(%{running: running, operations: operations}) do
     waiting = for {ref, _operation} <- :queue.to_list(operations), do: ref
 
@@ -217,7 +217,7 @@ defmodule VLLM.Engine.Control do
     end
   end
 
-  # Without its arguments, which may hold what is to stay secret.
+  # Without the arguments in the stacktrace, which may contain secrets.
   defp kind({%module{}, _stacktrace}), do: inspect(module)
   defp kind({kind, _stacktrace}) when is_atom(kind), do: inspect(kind)
   defp kind(_reason), do: "it was ended"
@@ -225,7 +225,8 @@ defmodule VLLM.Engine.Control do
   defp answer(state) do
     statuses = Table.statuses(state.table)
 
-    # A worker that dies is taken from these before its callers hear of it, and notes its status later.
+    # The ready ones are counted here and not by status: a dying worker leaves this list before its
+    # callers hear of the death, and changes its status only afterwards.
     ready = length(Table.workers(state.table))
 
     waiting =

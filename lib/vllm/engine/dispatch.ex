@@ -57,7 +57,7 @@ defmodule VLLM.Engine.Dispatch do
     end
   end
 
-  # A run may be found here for a moment after a request was lost with it.
+  # The run that lost the request may still be listed for a moment.
   defp without(workers, nil), do: workers
   defp without(workers, %{conn: lost}), do: Enum.reject(workers, &(&1.conn.routes == lost.routes))
 
@@ -78,7 +78,7 @@ defmodule VLLM.Engine.Dispatch do
       {:ok, request} ->
         {:ok, %{request | span: lost.span}}
 
-      # A worker that died just now has taken nothing; another may.
+      # This worker has just died and took nothing; try another.
       {:error, %Error{reason: :engine_dead}} ->
         workers |> List.delete(worker) |> send_to_one(target, params, call, opts)
 

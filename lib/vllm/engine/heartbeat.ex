@@ -1,6 +1,6 @@
 defmodule VLLM.Engine.Heartbeat do
   @moduledoc false
-  # Tells a worker that hangs from one that has much to do. A value, and pure.
+  # Tells a worker that hangs from one that is busy. A pure data structure.
   #
   # While a worker has requests it is pinged, and its answers say how far its
   # engine has come (guides/protocol.md, `pong`): `steps` counts what the engine
@@ -9,15 +9,15 @@ defmodule VLLM.Engine.Heartbeat do
   # requests are unfinished. Beats alone count for a while only: a loop that
   # goes nowhere has them too.
   #
-  # What counts is ticks, not the clock: where this VM was stopped for an hour,
-  # or had no time for its own timers, a worker is given its time all the same.
+  # Ticks are counted rather than time: if this VM was suspended for an hour, or too
+  # busy for its own timers, the worker still gets its full time to answer.
 
   alias VLLM.Error
 
-  # So many ticks make the timeout.
+  # Ticks within one timeout.
   @ticks 8
 
-  # So many times the timeout may pass with beats and without a step.
+  # How many timeouts may pass with beats but without a step.
   @patience 10
 
   @enforce_keys [:timeout]

@@ -34,7 +34,7 @@ defmodule VLLM.Engine.Replicas do
     end
   end
 
-  # Before that, the only requests are the worker's own.
+  # In other states the only requests in flight are the worker's own.
   defp in_flight(state, {_program, conn}) when state in [:ready, :draining],
     do: Connection.in_flight(conn)
 
@@ -64,7 +64,7 @@ defmodule VLLM.Engine.Replicas do
 
     Table.put_replicas(table, List.last(indexes))
 
-    # Of what was asked for, all or nothing.
+    # All of the new replicas or none.
     with {:error, error} <- Worker.each(table, indexes, &Worker.await/1) do
       _ = shrink(table, indexes, timeout)
       {:error, error}
@@ -139,7 +139,7 @@ defmodule VLLM.Engine.Replicas do
 
   defp reload_one(table, index, config, timeout) do
     case Table.status(table, index) do
-      # It goes on resting, and starts with them one day.
+      # It stays at rest and uses them when it is started.
       :drained -> Worker.each(table, [index], &Worker.configure(&1, config))
       :ready -> reload_serving(table, index, config, timeout)
       _serves_nobody -> begin_anew(table, index, config, timeout)
@@ -164,7 +164,7 @@ defmodule VLLM.Engine.Replicas do
 
   defp replace(table, index, config, timeout) do
     beside = {:beside, index}
-    # One whose operation was cut short.
+    # Left over if an earlier reload was killed.
     remove(table, beside)
     child = make_ref()
     Table.put_child(table, beside, child)

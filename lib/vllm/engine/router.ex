@@ -51,7 +51,7 @@ defmodule VLLM.Engine.Router do
           {:error, error} -> fail(in_flight, error, nil)
         end
 
-      # The window is full, or the queue: one's own answers make room.
+      # The window or the queue is full: wait for one of our own answers.
       full when full in [:none_ready, :window] ->
         collect(in_flight, todo, done, call)
 
@@ -68,7 +68,7 @@ defmodule VLLM.Engine.Router do
       {index, {:ok, result}, in_flight} ->
         run(in_flight, todo, [{index, result} | done], Call.queue(call))
 
-      # The time is up for all of them.
+      # The deadline is that of the whole call.
       {_index, {:error, %Error{reason: :timeout} = error}, in_flight} ->
         fail(in_flight, error, nil)
 

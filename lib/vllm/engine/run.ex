@@ -46,8 +46,8 @@ defmodule VLLM.Engine.Run do
     end
   end
 
-  # The program of a worker process that was killed ends by itself, as its port
-  # has been closed; only then may there be another.
+  # If the worker process was killed, its port was closed and the program ends by
+  # itself; a new one must not start before that.
   defp leave_nothing_behind(table, slot) do
     with {program, _conn} <- Table.run(table, slot) do
       Program.kill(program)
@@ -67,7 +67,7 @@ defmodule VLLM.Engine.Run do
       Program.start(["-m", "vllm_bridge"], python: config.options.python, env: env, mode: mode)
     end
   rescue
-    # Without its message, which may hold what is to stay secret.
+    # Without the exception's message, which may contain secrets.
     error ->
       kind = inspect(error.__struct__)
 
@@ -104,7 +104,7 @@ defmodule VLLM.Engine.Run do
     close(run, error)
   end
 
-  @doc "The same for a program that cannot be asked, or has nothing that it might finish."
+  @doc "Like `stop/2`, but kills the program: it does not react, or has nothing to finish."
   @spec kill(t() | nil, Error.t()) :: nil
   def kill(nil, _error), do: nil
 
@@ -114,7 +114,7 @@ defmodule VLLM.Engine.Run do
     close(run, error)
   end
 
-  @doc "The same for a program that has ended by itself."
+  @doc "Like `stop/2`, for a program that has already ended."
   @spec close(t() | nil, Error.t()) :: nil
   def close(nil, _error), do: nil
 
@@ -162,7 +162,7 @@ defmodule VLLM.Engine.Run do
     end
   end
 
-  @doc "Takes in the answer to a ping."
+  @doc "Records the answer to a ping."
   @spec pong(t(), map()) :: {:ok, t()} | {:malformed, String.t()}
   def pong(%{heartbeat: nil} = run, _params), do: {:ok, run}
 

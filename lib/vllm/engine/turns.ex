@@ -4,8 +4,8 @@ defmodule VLLM.Engine.Turns do
   # may be what killed it, so they run again one at a time, and only one of them
   # can be there at the next death.
   #
-  # A turn ends when it is given back, with the process that has it, or at the
-  # deadline of its request. Other requests need none and do not come here.
+  # A turn ends when it is given back, when its process ends, or at the deadline of
+  # its request. Requests that were not in flight at a death need no turn.
 
   use GenServer
 
@@ -56,7 +56,7 @@ defmodule VLLM.Engine.Turns do
 
   @impl true
   def handle_info({:ask, turn, pid, deadline}, state) do
-    # It ends with the process, whether that has the turn or waits for it.
+    # Dropped when the process ends, whether it has the turn or waits for it.
     monitor = :erlang.monitor(:process, pid, tag: {:gone, turn})
     waiting = :queue.in(%{turn: turn, monitor: monitor, deadline: deadline}, state.waiting)
     {:noreply, grant(%{state | waiting: waiting})}
@@ -92,7 +92,7 @@ defmodule VLLM.Engine.Turns do
 
   defp grant(state), do: state
 
-  # A reader may leave its stream lying about.
+  # The reader of a stream may stop reading without closing it.
   defp expire_at(%{deadline: :infinity}), do: nil
 
   defp expire_at(%{deadline: deadline, turn: turn}),

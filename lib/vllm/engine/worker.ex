@@ -18,10 +18,11 @@ defmodule VLLM.Engine.Worker do
   # (see VLLM.Bridge.Connection), so it never does anything slow.
   #
   # In dead, failed and drained there is no program, and a new run begins only
-  # after the guard of the old one has said that all of it is gone. A worker
-  # that drains is unknown to callers and lets those finish that it has. A
-  # reload is a start with another config, `fallback` the one to go back to
-  # should that not load; meanwhile the worker counts as starting.
+  # after the guard of the old one has reported that all of it is gone. A worker
+  # that drains gets no new requests and finishes those it has. A reload is a
+  # start with another config, with `fallback` as the config to return to if that
+  # one does not load; meanwhile the worker counts as starting. The only replica
+  # is reloaded by a second worker, beside the first (see VLLM.Engine.Replicas).
 
   @behaviour :gen_statem
 
@@ -29,14 +30,14 @@ defmodule VLLM.Engine.Worker do
   alias VLLM.Engine.{Config, Heartbeat, Progress, Report, Run, Table}
   alias VLLM.{Error, Options}
 
-  # How often the log is looked at, in ms: often while people watch it load.
+  # How often the log is read, in ms: more often while somebody may watch it load.
   @log_interval %{starting: 100, ready: 500, draining: 500}
 
   # The pause before a restart doubles from the first to the last, in ms.
   @first_pause 200
   @last_pause 30_000
 
-  # How often a worker that drains looks whether it is done, in ms.
+  # How often a draining worker checks whether it is done, in ms.
   @drain_interval 20
 
   defstruct [
@@ -45,7 +46,7 @@ defmodule VLLM.Engine.Worker do
     :config,
     :run,
     :started_at,
-    # The request that the worker itself has under way while starting.
+    # The worker's own request in flight: hello, then load.
     :request,
     :info,
     :error,
@@ -65,7 +66,7 @@ defmodule VLLM.Engine.Worker do
     %{
       id: child,
       start: {__MODULE__, :start_link, [table, child]},
-      # To end a worker takes as long as its processes take to be gone.
+      # Ending a worker takes as long as its operating system processes take to exit.
       shutdown: 15_000
     }
   end
@@ -87,7 +88,7 @@ defmodule VLLM.Engine.Worker do
   def restart(worker, timeout, config \\ nil),
     do: :gen_statem.send_request(worker, {:restart, timeout, config})
 
-  @doc "Gives a drained worker the config that it is to start with one day."
+  @doc "Gives a drained worker the config for its next start."
   @spec configure(pid(), Config.t()) :: :gen_statem.request_id()
   def configure(worker, config), do: :gen_statem.send_request(worker, {:configure, config})
 
@@ -95,7 +96,7 @@ defmodule VLLM.Engine.Worker do
   @spec take_place(pid()) :: :gen_statem.request_id()
   def take_place(worker), do: :gen_statem.send_request(worker, :take_place)
 
-  @doc "Asks for the end of a start, good or bad."
+  @doc "Waits for a start to succeed or fail; for `receive_response`."
   @spec await(pid()) :: :gen_statem.request_id()
   def await(worker), do: :gen_statem.send_request(worker, :await)
 
@@ -125,7 +126,7 @@ defmodule VLLM.Engine.Worker do
   @impl true
   def init({table, slot}) do
     Process.flag(:trap_exit, true)
-    # Of a worker process that ended before this one.
+    # A predecessor that was killed may have left its entry.
     Table.delete_worker(table, slot)
     Table.put_process(table, slot, self())
     data = %__MODULE__{table: table, slot: slot, config: Table.config(table, slot)}
@@ -147,7 +148,7 @@ defmodule VLLM.Engine.Worker do
 
   @impl true
   def handle_event(:enter, _old, :starting, data) do
-    # One that was killed has left its entry.
+    # A run that was killed may have left its entry.
     Table.delete_worker(data.table, data.slot)
     Table.put_status(data.table, data.slot, :starting)
     data = %{data | started_at: System.monotonic_time(), info: nil, next: nil}
@@ -189,7 +190,7 @@ defmodule VLLM.Engine.Worker do
   end
 
   def handle_event(:enter, old, :failed, data) do
-    # A worker process that begins anew in this state has told it already.
+    # Already reported, if the worker process was restarted in this state.
     if old != :failed do
       Table.put_status(data.table, data.slot, {:failed, data.error})
       Report.failed(data, data.error)
@@ -234,7 +235,7 @@ defmodule VLLM.Engine.Worker do
         died(:starting, stop(data, error), error)
 
       {_step, {:error, error}} ->
-        # The worker is well and says no; to ask again would change nothing.
+        # The worker is healthy and refuses; another try would end the same way.
         refused(stop(data, error), Options.or_ours(error))
     end
   end
@@ -325,7 +326,7 @@ defmodule VLLM.Engine.Worker do
 
   def handle_event({:timeout, :drain}, :look, _state, _data), do: :keep_state_and_data
 
-  # What is still in flight has had its time.
+  # The requests still in flight have used up their time.
   def handle_event(:state_timeout, :drain, :draining, data) do
     drained(stop(data, Connection.stopped()))
   end
@@ -351,19 +352,19 @@ defmodule VLLM.Engine.Worker do
         state,
         %{run: %{port: port}} = data
       ) do
-    # The guard has spoken: every process of this run is gone.
+    # The guard reports its exit status once every process of this run is gone.
     data = Report.follow_log(data)
 
     case ExitStatus.error(status, Run.recent(data.run)) do
       %Error{reason: :engine_dead} = error -> died(state, data, error)
-      # To try again would change nothing.
+      # Another try would end the same way.
       error when state == :draining -> died(state, data, error)
       error -> refused(close(data, error), error)
     end
   end
 
-  # A caller's frame met a pipe that nobody reads any more: the port ended like
-  # the guard, and before it could tell the exit status.
+  # A caller wrote to a pipe that nobody reads any more: the port closed because
+  # the guard is gone, and will not deliver an exit status.
   def handle_event(:info, {:EXIT, port, _reason}, state, %{run: %{port: port}} = data) do
     data = Report.follow_log(data)
 
@@ -403,7 +404,7 @@ defmodule VLLM.Engine.Worker do
     :keep_state_and_data
   end
 
-  # The caller wrote to a run that is over.
+  # The caller wrote to an earlier run.
   def handle_event(:info, {:watch, _port, _id, address, _pid}, _state, data) do
     error =
       data.error || Error.new(:engine_dead, "The worker ended before the request reached it.")
@@ -426,7 +427,7 @@ defmodule VLLM.Engine.Worker do
 
   def handle_event({:timeout, :log}, :read, _state, _data), do: :keep_state_and_data
 
-  # Leftovers of a run that is over: its port, its writer, its answers.
+  # Late messages of an earlier run: from its port, its writer, its answers.
   def handle_event(:info, _message, _state, _data), do: :keep_state_and_data
 
   @impl true
@@ -484,7 +485,7 @@ defmodule VLLM.Engine.Worker do
     {:ok, data}
   end
 
-  # A newer worker may tell more.
+  # Newer workers may send notifications that this version does not know.
   defp receive_message({:notification, _method, _params}, data), do: {:ok, data}
   defp receive_message({:malformed, reason}, _data), do: {:malformed, reason}
 
@@ -493,7 +494,7 @@ defmodule VLLM.Engine.Worker do
     died(state, stop(data, error), error)
   end
 
-  # However it ends, those who come late are told why.
+  # `error` is kept for callers who still write to this run.
   defp stop(data, error), do: %{data | run: Run.stop(data.run, error), request: nil, error: error}
   defp kill(data, error), do: %{data | run: Run.kill(data.run, error), request: nil, error: error}
 
@@ -502,13 +503,13 @@ defmodule VLLM.Engine.Worker do
 
   ## What comes after
 
-  # The program is gone; what now?
+  # The program has ended: drained, refused, dead or failed?
   defp died(:draining, data, error) do
     Report.log(data, :warning, fn -> error.message end)
     drained(close(data, error))
   end
 
-  # Nothing serves worse for it, but for what was asked of this one.
+  # The replica that serves is not affected; only the reload has failed.
   defp died(:starting, %{slot: {:beside, _}} = data, error),
     do: refused(close(data, error), error)
 
@@ -536,7 +537,7 @@ defmodule VLLM.Engine.Worker do
     )
   end
 
-  # To try again would change nothing; to go back does, after a reload.
+  # Not tried again. After a reload, the config before it is.
   defp refused(%{fallback: nil} = data, error), do: {:next_state, :failed, %{data | error: error}}
 
   defp refused(data, error) do
@@ -578,7 +579,7 @@ defmodule VLLM.Engine.Worker do
   defp next_tick(%{heartbeat: heartbeat}),
     do: [{{:timeout, :tick}, Heartbeat.interval(heartbeat), :tick}]
 
-  # A little off the beat, so that replicas do not restart all at once.
+  # With some jitter, so that replicas do not all restart at once.
   defp pause(deaths) do
     pause = min(@first_pause * Integer.pow(2, min(deaths - 1, 20)), @last_pause)
     pause + :rand.uniform(div(pause, 4) + 1)

@@ -2,10 +2,9 @@ defmodule VLLM.Streaming.Forwarder do
   @moduledoc false
   # Reads a stream on behalf of a process that wants messages (`VLLM.stream_to`).
   #
-  # A process of its own, because it must look after the receiver: when that
-  # dies the stream is left, and while it has many messages to read already, it
-  # gets no more of ours. What is not forwarded is not acknowledged either, so
-  # the worker merges what follows.
+  # It is a process because it has to watch the receiver: when that dies, the
+  # stream is closed, and while its mailbox is long, deltas are held back. Deltas
+  # that are held back are not acknowledged, so the worker merges those that follow.
 
   use GenServer, restart: :temporary
 
@@ -13,8 +12,8 @@ defmodule VLLM.Streaming.Forwarder do
   alias VLLM.Error
   alias VLLM.Streaming.Reader
 
-  # Messages in the receiver's mailbox from which on it counts as busy, and how
-  # often a busy one is looked at, in ms.
+  # A receiver with this many messages in its mailbox is busy; how often a busy one
+  # is checked again, in ms.
   @busy 64
   @look_again 10
 
@@ -39,9 +38,9 @@ defmodule VLLM.Streaming.Forwarder do
   def cancel(ref) do
     for {pid, receiver} <- Registry.lookup(VLLM.Registry, {:stream, ref}) do
       monitor = Process.monitor(pid)
-      # Of several who cancel, the one whose reason it was tells the receiver.
+      # If several processes cancel at once, only the one whose reason it was tells the receiver.
       reason = {:shutdown, {:cancelled, monitor}}
-      # The engine's worker sees the end of a reader and has its request aborted.
+      # The engine's worker monitors readers and aborts the request.
       Process.exit(pid, reason)
 
       receive do
@@ -75,7 +74,7 @@ defmodule VLLM.Streaming.Forwarder do
       monitor: monitor,
       inbox: Inbox.new(),
       reader: nil,
-      # Messages of the stream that the receiver is not given yet.
+      # Messages of the stream that are held back from a busy receiver.
       held: :queue.new(),
       looking?: false,
       timer: nil
@@ -129,7 +128,7 @@ defmodule VLLM.Streaming.Forwarder do
     send(state.pid, {:vllm, state.ref, {:error, error}})
   end
 
-  # Without the values that an exception tells of, which may be secret.
+  # Without the exception's message, which may contain secrets.
   defp where({%module{}, _stacktrace}), do: " (#{inspect(module)})"
   defp where({kind, _stacktrace}) when is_atom(kind), do: " (#{inspect(kind)})"
   defp where(_reason), do: ""
@@ -177,7 +176,7 @@ defmodule VLLM.Streaming.Forwarder do
     {:stop, :normal, state}
   end
 
-  # A process of another node cannot be looked at.
+  # The mailbox of a process on another node cannot be seen.
   defp busy?(pid) when node(pid) != node(), do: false
 
   defp busy?(pid) do
@@ -187,8 +186,8 @@ defmodule VLLM.Streaming.Forwarder do
     end
   end
 
-  # From now on something is to come before the reader's patience ends. The
-  # deadline alone does not move.
+  # Restarts the timer for the reader's patience. Without an inter-token timeout
+  # only the deadline counts, and one timer is enough.
   defp wait(%{timer: timer, reader: %{call: %{inter_token_timeout: :infinity}}} = state)
        when timer != nil,
        do: state

@@ -23,7 +23,7 @@ defmodule VLLM.Test.Program do
   @spec start(Table.t(), Test.script()) :: {:ok, Program.t()}
   def start(table, script) do
     {:ok, pid} = GenServer.start_link(__MODULE__, {self(), table, script})
-    # Nothing ever makes this folder, and no process has the number 0.
+    # This folder is never created, and no process has the pid 0.
     run_dir = Path.join(Program.base_dir(), Base.url_encode64(:rand.bytes(9)))
     {:ok, %Program{port: pid, os_pid: 0, run_dir: run_dir, python: ""}}
   end
@@ -71,7 +71,7 @@ defmodule VLLM.Test.Program do
     {:noreply, state}
   end
 
-  # However it ends, its owner hears of it, as of a port's.
+  # However it ends, its owner gets an exit status, as from a port.
   @impl true
   def terminate(_reason, state) do
     for {_id, job} <- state.jobs, do: Process.exit(job.pid, :kill)
@@ -104,7 +104,7 @@ defmodule VLLM.Test.Program do
     number = :ets.update_counter(state.table, :asked, 1, {:asked, 0})
     :ets.insert(state.table, {{:asked, number}, request})
 
-    # In a process of its own: a function may fail, or take its time.
+    # In a process of its own, because a script's function may fail or block.
     {pid, _monitor} =
       :erlang.spawn_opt(
         fn -> exit({:steps, state.script |> choose(request, number) |> steps(request)}) end,
@@ -135,7 +135,7 @@ defmodule VLLM.Test.Program do
     advance(id, update_in(state.jobs[id].credit, &(&1 + count)))
   end
 
-  # A script may take its time: nothing of it counts as unfinished.
+  # A script may take as long as it likes: nothing counts as unfinished.
   defp receive_message([2, "ping", %{"n" => n}], state) do
     pong = %{"n" => n, "steps" => 0, "beats" => 0, "unfinished" => 0}
     write(state, MessagePack.encode!([2, "pong", pong]))
