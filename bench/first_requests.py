@@ -58,12 +58,12 @@ KINDS: dict[str, dict[str, Any]] = {
 async def measure(kinds: list[str]) -> None:
     from vllm_bridge.beam_search import SearchParams
     from vllm_bridge.chat import ChatParams
-    from vllm_bridge.engine import Engine, GenerateParams
+    from vllm_bridge.engine.engine import GenerateParams
+    from vllm_bridge.engine.start import load
     from vllm_bridge.lora import LoRA
 
-    engine = Engine()
     started = time.perf_counter()
-    await engine.load(str(MODEL), dict(OPTIONS), lambda *_: None)
+    engine = await load(str(MODEL), OPTIONS)
     print("| kind of request | first | second |\n| --- | --- | --- |", flush=True)
     load = time.perf_counter() - started
 

@@ -13,7 +13,7 @@ defmodule VLLM.Telemetry do
   | `[:vllm, :load, :stop]` | `duration` | as below |
   | `[:vllm, :load, :exception]` | `duration` | and `error`, a `VLLM.Error` |
 
-  Metadata of all: `engine` (its name, or nil), `model`, `worker` (1 to `replicas`). A `phase` is one of `:python`, `:import`,
+  Metadata of all: `engine` (its name, or nil), `model`, `worker` (1 to `replicas`). A `phase` is one of `:python`, `:hub`, `:import`,
   `:config`, `:engine`, `:weights`, `:warmup` and `:ready`.
 
   ## Requests

@@ -15,14 +15,14 @@ import resource
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, cast
 
 import msgpack
 
-from vllm_bridge.engine import Engine
-from vllm_bridge.engine_methods import table
+from vllm_bridge.engine.engine import Engine
+from vllm_bridge.engine_methods import Slot, table
 from vllm_bridge.rpc.protocol import HEADER, FrameParser, ProtocolError, Request, decode
 from vllm_bridge.rpc.server import Server
 
@@ -131,6 +131,12 @@ def frame_in_pieces(rng: random.Random, data: bytes) -> Iterator[bytes]:
 class FakeEngine:
     """Serves everything at once."""
 
+    async def start(self, *_asked: Any) -> Engine:
+        return cast(Engine, self)
+
+    def on_death(self, died: Callable[[], None]) -> None:
+        pass
+
     def info(self) -> dict[str, Any]:
         return {}
 
@@ -152,9 +158,10 @@ class Target:
         read_fd, self._input = os.pipe()
         self._fds = (self._output, write_fd, read_fd, self._input)
         os.set_blocking(self._output, False)
-        self.server = Server(
-            read_fd, write_fd, table(cast(Engine, FakeEngine())), lambda _status: None
-        )
+        engine = FakeEngine()
+        slot = Slot(engine.start)
+        slot.engine = cast(Engine, engine)
+        self.server = Server(read_fd, write_fd, table(slot), lambda _status: None)
         self.counts = Counter[str]()
 
     async def start(self) -> None:

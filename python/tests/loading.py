@@ -10,29 +10,20 @@ from typing import Any
 import pytest
 import torch
 
-from vllm_bridge import diagnosis, patches, quantization
-from vllm_bridge.checkpoints.models import check_model
+from vllm_bridge import diagnosis, patches
+from vllm_bridge.engine import config
+from vllm_bridge.engine.plan import plan
 from vllm_bridge.errors import BridgeError, map_exceptions
-from vllm_bridge.params import engine_options
-from vllm_bridge.quantization import kv_cache, naming, online, preflight
 
 
 def configure(model: Path, **options: Any) -> tuple[Any, str | None]:
     """vLLM's config and the kernel, by the steps of a start."""
     options = {"enforce_eager": True, "distributed_executor_backend": "uni"} | options
+    planned = plan(str(model), options)
+    planned.check()
     with map_exceptions(diagnosis.load_error):
-        dtype = online.take_dtype(options)
-        checkpoint = check_model(str(model), options)
-        online.check(checkpoint, dtype)
-        quantization.check(checkpoint)
-        if checkpoint.quantization is None:
-            online.take_settings(options)
-        unknown = kv_cache.take_dtype(options)
-        arguments = engine_options(options)
-        naming.check(checkpoint, arguments)
-        if checkpoint.load_format is not None:
-            arguments["load_format"] = checkpoint.load_format
-        return preflight.engine_config(str(model), checkpoint, arguments, unknown)
+        made = config.configure(planned)
+    return made.vllm_config, made.kernel
 
 
 def load(model: Path, **options: Any) -> Any:
@@ -40,10 +31,10 @@ def load(model: Path, **options: Any) -> Any:
     from vllm.config import set_current_vllm_config
     from vllm.model_executor.model_loader import get_model_loader
 
-    config, _ = configure(model, use_tqdm_on_load=False, max_model_len=256, **options)
-    with map_exceptions(diagnosis.load_error), set_current_vllm_config(config):
-        loader = get_model_loader(config.load_config)
-        return loader.load_model(vllm_config=config, model_config=config.model_config)
+    made, _ = configure(model, use_tqdm_on_load=False, max_model_len=256, **options)
+    with map_exceptions(diagnosis.load_error), set_current_vllm_config(made):
+        loader = get_model_loader(made.load_config)
+        return loader.load_model(vllm_config=made, model_config=made.model_config)
 
 
 def refused(model: Path, **options: Any) -> BridgeError:

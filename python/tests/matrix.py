@@ -48,7 +48,8 @@ from vllm_bridge import defaults, quantization
 from vllm_bridge.chat import ChatParams
 from vllm_bridge.checkpoints import fit
 from vllm_bridge.checkpoints.models import check_model
-from vllm_bridge.engine import Engine, GenerateParams
+from vllm_bridge.engine.engine import Engine, GenerateParams
+from vllm_bridge.engine.start import load
 from vllm_bridge.errors import BridgeError
 from vllm_bridge.lora import LoRA
 from vllm_bridge.pooling import PoolParams
@@ -200,10 +201,9 @@ class Session:
 
 @contextlib.asynccontextmanager
 async def session(model: Path, **options: Any) -> AsyncIterator[Session]:
-    engine = Engine()
-    info = await engine.load(str(model), OPTIONS | options, lambda *_: None)
+    engine = await load(str(model), OPTIONS | options)
     try:
-        yield Session(engine, info)
+        yield Session(engine, engine.info())
     finally:
         engine._llm.shutdown()
 

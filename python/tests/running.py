@@ -8,7 +8,8 @@ from typing import Any, TypeVar
 import pytest
 
 from conftest import MODELS
-from vllm_bridge.engine import Engine, GenerateParams
+from vllm_bridge.engine.engine import Engine, GenerateParams
+from vllm_bridge.engine.start import load
 from vllm_bridge.errors import BridgeError
 
 T = TypeVar("T")
@@ -21,21 +22,22 @@ class Running:
 
     def __init__(self) -> None:
         self.loop = asyncio.new_event_loop()
-        self.engine = Engine()
-        self.notifications: list[tuple[str, dict[str, Any]]] = []
+        self.loaded: Engine | None = None
+        self.phases: list[str] = []
         self._requests = 0
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
         return self.loop.run_until_complete(asyncio.wait_for(coroutine, 120))
 
+    @property
+    def engine(self) -> Engine:
+        assert self.loaded is not None
+        return self.loaded
+
     def load(self, model: Path | str = MODELS / "demo", **options: Any) -> dict[str, Any]:
-        return self.run(
-            self.engine.load(
-                str(model),
-                {"enforce_eager": True, "kv_cache_memory_bytes": 2**28} | options,
-                lambda method, params: self.notifications.append((method, params)),
-            )
-        )
+        options = {"enforce_eager": True, "kv_cache_memory_bytes": 2**28} | options
+        self.loaded = self.run(load(str(model), options, self.phases.append))
+        return self.loaded.info()
 
     async def generate(self, prompt: Any, priority: int = 0, **params: Any) -> dict[str, Any]:
         self._requests += 1
@@ -64,5 +66,5 @@ class Running:
 
     def stop(self) -> None:
         self.engine._llm.shutdown()
-        self.engine = Engine()
+        self.loaded = None
         self.loop.run_until_complete(asyncio.sleep(0))

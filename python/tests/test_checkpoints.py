@@ -10,20 +10,14 @@ import pytest
 from huggingface_hub import errors as hub_errors
 
 from conftest import MODELS
-from vllm_bridge import checkpoints, memory, versions
-from vllm_bridge.checkpoints import files
+from vllm_bridge import checkpoints
+from vllm_bridge.checkpoints import files, fit
 from vllm_bridge.checkpoints.checkpoint import Checkpoint
 from vllm_bridge.checkpoints.models import check_model
 from vllm_bridge.errors import BridgeError
 from vllm_bridge.memory import GIB
 
 LLAMA = {"model_type": "llama", "architectures": ["LlamaForCausalLM"]}
-
-
-@pytest.fixture(autouse=True)
-def a_cpu_with_8_gib(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(versions, "is_cpu_build", lambda: True)
-    monkeypatch.setattr(memory, "available_cpu", lambda: 8 * GIB)
 
 
 @pytest.fixture
@@ -289,6 +283,18 @@ def test_an_adapter_in_a_models_folder_is_none_of_its_weights(folder: Path) -> N
 # -- the memory
 
 
+def fitting(folder: Path, options: dict[str, Any]) -> None:
+    """Looks whether a model fits into 8 GiB."""
+    fit.check_memory(check_model(str(folder), options), options, 8 * GIB, "memory")
+
+
+def too_large(folder: Path, options: dict[str, Any] | None = None) -> BridgeError:
+    with pytest.raises(BridgeError) as caught:
+        fitting(folder, options or {})
+    assert caught.value.reason == "out_of_memory"
+    return caught.value
+
+
 @pytest.mark.parametrize(
     ("dtype", "elements", "options", "needed"),
     [
@@ -314,22 +320,21 @@ def test_a_model_that_is_larger_than_the_memory(
     tensors(folder / "model.safetensors", elements=elements, dtype=dtype)
     assert (folder / "model.safetensors").stat().st_blocks < 100
     if needed is None:
-        check_model(str(folder), options)
+        fitting(folder, options)
         return
-    error = refused(folder, options)
-    assert error.reason == "out_of_memory"
+    error = too_large(folder, options)
     assert error.details == {"needed_bytes": needed, "available_bytes": 8 * GIB}
     assert f"need {needed // GIB}.0 GiB and 8.0 GiB of memory" in error.message
 
 
 def test_advice_fits_the_model(folder: Path) -> None:
     tensors(folder / "model.safetensors", elements=5 * GIB)
-    assert "awq (4 bits)" in refused(folder).message
-    assert "bfloat16" in refused(folder, {"dtype": "float32"}).message
-    assert "int4" in refused(folder, {"quantization": "torchao"}).message
+    assert "awq (4 bits)" in too_large(folder).message
+    assert "bfloat16" in too_large(folder, {"dtype": "float32"}).message
+    assert "int4" in too_large(folder, {"quantization": "torchao"}).message
     quantized = LLAMA | {"quantization_config": {"quant_method": "awq"}}
     (folder / "config.json").write_text(json.dumps(quantized))
-    assert "quantized variant" not in refused(folder).message
+    assert "quantized variant" not in too_large(folder).message
 
 
 # -- quantization
@@ -398,6 +403,7 @@ def hub(monkeypatch: pytest.MonkeyPatch, outcome: Any) -> None:
         return str(result)
 
     monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+    monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", lambda _url, token: None)
 
 
 def http_error(kind: type[Exception]) -> Exception:
@@ -424,6 +430,28 @@ def test_what_the_hub_says(
     error = refused("a/b")
     assert error.reason == reason
     assert words in error.message
+
+
+def test_a_hub_that_is_not_there_is_asked_once(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    asked: list[str] = []
+
+    def not_there(url: str, token: str | None) -> None:
+        asked.append(url)
+        raise ConnectionError("no route to host")
+
+    def download(**_where: Any) -> str:
+        raise AssertionError("a download tries again and again")
+
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", not_there)
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+    error = refused("a/b", {"download_dir": str(tmp_path)})
+    assert error.reason == "hub_unreachable"
+    assert "Check the network" in error.message
+    (url,) = asked
+    assert url.endswith("/a/b/resolve/main/config.json")
 
 
 def test_offline_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,8 @@ from vllm.platforms import current_platform
 from conftest import MODELS
 from running import Running
 from vllm_bridge import admin
-from vllm_bridge.engine import Engine, GenerateParams
+from vllm_bridge.engine.engine import GenerateParams
+from vllm_bridge.engine.start import load
 from vllm_bridge.errors import BridgeError
 from vllm_bridge.rpc.protocol import NO_LOGPROBS, pack_u32, unpack_u32
 
@@ -27,9 +28,7 @@ def running() -> Iterator[Running]:
 
 def test_the_engine_describes_itself(running: Running) -> None:
     info = running.engine.info()
-    assert running.notifications == [
-        ("load_progress", {"phase": phase}) for phase in ("import", "config", "engine")
-    ]
+    assert running.phases == ["import", "config", "engine"]
     assert info["model"] == str(MODELS / "demo")
     assert info["model_type"] == "llama"
     assert info["architecture"] == "LlamaForCausalLM"
@@ -257,29 +256,11 @@ def test_a_cancelled_request_leaves_vllm(running: Running) -> None:
     assert running.complete("The capital of France is")["text"] == " Paris."
 
 
-def test_a_worker_loads_once(running: Running) -> None:
-    with pytest.raises(BridgeError) as caught:
-        running.load()
-    assert caught.value.reason == "unsupported"
-
-
 def test_a_kv_cache_that_the_device_does_not_have() -> None:
     with pytest.raises(BridgeError) as caught:
-        asyncio.run(
-            Engine().load(str(MODELS / "demo"), {"kv_cache_dtype": "nvfp4"}, lambda *_: None)
-        )
+        asyncio.run(load(str(MODELS / "demo"), {"kv_cache_dtype": "nvfp4"}))
     assert caught.value.reason == "unsupported"
     assert "fp8" in caught.value.details["allowed"]
-
-
-def test_before_load_there_is_nothing() -> None:
-    engine = Engine()
-    with pytest.raises(BridgeError) as caught:
-        engine.info()
-    assert caught.value.reason == "not_running"
-    with pytest.raises(BridgeError) as caught:
-        asyncio.run(engine.generate("1", GenerateParams("Hi")))
-    assert caught.value.reason == "not_running"
 
 
 def test_what_is_under_way_when_an_engine_is_put_to_sleep_is_no_answer(

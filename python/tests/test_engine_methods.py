@@ -3,7 +3,7 @@ from typing import Any
 import pytest
 
 from vllm_bridge.chat import ChatParams
-from vllm_bridge.engine import GenerateParams
+from vllm_bridge.engine.engine import GenerateParams
 from vllm_bridge.engine_methods import _as_given
 from vllm_bridge.errors import BridgeError
 

@@ -18,7 +18,7 @@ from vllm.outputs import (
 from vllm.v1.engine import FinishReason
 
 from vllm_bridge import diagnosis
-from vllm_bridge.engine import Engine, _warm_up
+from vllm_bridge.engine.engine import Engine, warm_up
 from vllm_bridge.errors import BridgeError
 from vllm_bridge.finish import MEANINGS, Meaning, early
 from vllm_bridge.queueing import Watched
@@ -148,7 +148,9 @@ def test_a_stream_delivers_what_came_before_and_ends_with_the_error() -> None:
 
     async def read() -> None:
         stream = steps(output(("Par", None)), output(("is", "abort")), closed=closed)
-        await Engine()._whole(
+        engine = object.__new__(Engine)
+        engine._asleep = False
+        await engine._whole(
             "7",
             SimpleNamespace(structured_outputs=None),
             stream,
@@ -196,11 +198,11 @@ class Warming:
 def test_log_probabilities_are_part_of_the_warm_up_where_an_engine_has_them() -> None:
     for max_logprobs, asked in [(20, 1), (-1, 1), (0, None)]:
         llm = Warming("length", max_logprobs)
-        asyncio.run(_warm_up(llm))
+        asyncio.run(warm_up(llm))
         assert llm.asked == [asked]
 
 
 def test_a_warm_up_that_is_cut_off_is_no_start() -> None:
     with pytest.raises(BridgeError) as caught:
-        asyncio.run(_warm_up(Warming("abort")))
+        asyncio.run(warm_up(Warming("abort")))
     assert caught.value.reason == "engine_dead"

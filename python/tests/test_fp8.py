@@ -19,7 +19,7 @@ from vllm_bridge.checkpoints import fit
 from vllm_bridge.checkpoints.checkpoint import Checkpoint
 from vllm_bridge.checkpoints.fit import check_device_memory
 from vllm_bridge.checkpoints.headers import Tensor
-from vllm_bridge.engine import GenerateParams
+from vllm_bridge.engine.engine import GenerateParams
 from vllm_bridge.errors import BridgeError
 from vllm_bridge.lora import LoRA
 from vllm_bridge.patches.cpu import experts, fp8

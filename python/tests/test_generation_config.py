@@ -11,7 +11,7 @@ import pytest
 
 from conftest import MODELS
 from vllm_bridge import generation_config
-from vllm_bridge.engine import Engine
+from vllm_bridge.engine.start import load
 from vllm_bridge.errors import BridgeError
 
 
@@ -91,6 +91,6 @@ def test_an_engine_does_not_start_with_it(tmp_path: Path) -> None:
     folder = Path(shutil.copytree(MODELS / "demo", tmp_path / "model"))
     path = write(folder, {"temperature": "hot"})
     with pytest.raises(BridgeError) as caught:
-        asyncio.run(Engine().load(str(folder), {}, lambda *_: None))
+        asyncio.run(load(str(folder), {}))
     assert caught.value.reason == "invalid_checkpoint"
     assert caught.value.details["file"] == str(path)

@@ -19,6 +19,7 @@ from transformers import LlavaForConditionalGeneration, LlavaProcessor
 from llava_model import make_llava
 from running import Running
 from vllm_bridge.chat import ChatParams
+from vllm_bridge.engine.start import load
 from vllm_bridge.errors import BridgeError
 from vllm_bridge.rpc.protocol import pack_u32, unpack_u32
 
@@ -66,7 +67,7 @@ def asked(*images: bytes | str, prompt: str = PROMPT) -> dict[str, Any]:
 
 def start(model: Path, **options: Any) -> Running:
     running = Running()
-    running.run(running.engine.load(str(model), OPTIONS | options, lambda method, params: None))
+    running.loaded = running.run(load(str(model), OPTIONS | options))
     return running
 
 

@@ -16,7 +16,7 @@ from safetensors.numpy import save_file
 
 from conftest import MODELS
 from running import GREEDY, Running
-from vllm_bridge.engine import GenerateParams
+from vllm_bridge.engine.engine import GenerateParams
 from vllm_bridge.errors import BridgeError
 from vllm_bridge.lora import LoadLoRAParams, LoRA, LoRAs, UnloadLoRAParams
 from vllm_bridge.rpc.table import NoParams

@@ -9,7 +9,7 @@ import pytest
 from conftest import MODELS
 from running import GREEDY, Running
 from vllm_bridge.checkpoints.checkpoint import Checkpoint
-from vllm_bridge.engine import GenerateParams
+from vllm_bridge.engine.engine import GenerateParams
 from vllm_bridge.errors import BridgeError
 from vllm_bridge.lora import LoRA
 from vllm_bridge.quantization import online, registry

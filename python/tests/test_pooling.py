@@ -18,7 +18,8 @@ from vllm.platforms import current_platform
 from conftest import MODELS
 from pooling_models import LABELS, make_classifier
 from vllm_bridge import admin
-from vllm_bridge.engine import Engine, GenerateParams
+from vllm_bridge.engine.engine import GenerateParams
+from vllm_bridge.engine.start import load
 from vllm_bridge.errors import BridgeError
 from vllm_bridge.pooling import PoolParams, ScoreParams, pooling_fields, wrong_task
 from vllm_bridge.rpc.protocol import pack_u32, unpack_u32
@@ -35,12 +36,12 @@ class Running:
 
     def __init__(self, model: Path, **options: Any) -> None:
         self.loop = asyncio.new_event_loop()
-        self.engine = Engine()
         self.ids = map(str, itertools.count())
         # Single precision throughout, so that numbers can be compared.
         options |= {"dtype": "float32", "enforce_eager": True, "max_model_len": 256}
         options |= {"kv_cache_memory_bytes": 2**27}
-        self.info = self.run(self.engine.load(str(model), options, lambda method, params: None))
+        self.engine = self.run(load(str(model), options))
+        self.info = self.engine.info()
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
         return self.loop.run_until_complete(asyncio.wait_for(coroutine, 120))

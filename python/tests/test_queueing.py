@@ -10,7 +10,7 @@ import pytest
 
 from running import GREEDY, Running
 from vllm_bridge.beam_search import SearchParams
-from vllm_bridge.engine import GenerateParams
+from vllm_bridge.engine.engine import GenerateParams
 from vllm_bridge.queueing import METHOD
 from vllm_bridge.rpc.protocol import pack_u32
 

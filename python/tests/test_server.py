@@ -10,8 +10,8 @@ from peer import HELLO, Peer
 from vllm_bridge import __version__
 from vllm_bridge.beam_search import SearchParams
 from vllm_bridge.chat import ChatParams, ChatTemplateParams
-from vllm_bridge.engine import Engine, GenerateParams
-from vllm_bridge.engine_methods import table
+from vllm_bridge.engine.engine import Engine, GenerateParams
+from vllm_bridge.engine_methods import Slot, table
 from vllm_bridge.errors import BridgeError
 from vllm_bridge.pooling import PoolParams, ScoreParams
 from vllm_bridge.rpc.server import EXIT_ENGINE_DEAD, EXIT_OK, EXIT_PROTOCOL, Server
@@ -25,6 +25,7 @@ class FakeEngine:
     """Answers at once, or when told to, or never."""
 
     def __init__(self) -> None:
+        self.loaded: dict[str, Any] = {"model": "fake"}
         self.aborted: list[str] = []
         self.started: list[str] = []
         self.waiting: set[str] = set()
@@ -36,14 +37,18 @@ class FakeEngine:
         self,
         model: str,
         options: Mapping[str, Any],
-        notify: Callable[[str, dict[str, Any]], None],
+        progress: Callable[[str], None],
         devices: Sequence[str] | None = None,
-    ) -> dict[str, Any]:
-        notify("load_progress", {"phase": "config"})
-        return {"model": model, "devices": devices, **options}
+    ) -> Engine:
+        progress("config")
+        self.loaded = {"model": model, "devices": devices, **options}
+        return cast(Engine, self)
+
+    def on_death(self, died: Callable[[], None]) -> None:
+        self.died = died
 
     def info(self) -> dict[str, Any]:
-        return {"model": "fake"}
+        return self.loaded
 
     def progress(self) -> dict[str, int]:
         return {"steps": 7, "beats": 40, "unfinished": 1}
@@ -143,10 +148,11 @@ class Setting:
     def __init__(self, pipes: Pipes) -> None:
         output, write_fd, read_fd, input = pipes
         self.engine = FakeEngine()
-        served = table(cast(Engine, self.engine))
+        self.slot = Slot(self.engine.load)
+        self.slot.engine = cast(Engine, self.engine)
         self.exits: list[int] = []
         self.exited = asyncio.Event()
-        self.server = Server(read_fd, write_fd, served, self._exit)
+        self.server = Server(read_fd, write_fd, table(self.slot), self._exit)
         self.peer = Peer(output, input)
 
     def _exit(self, status: int) -> None:
@@ -211,6 +217,23 @@ def test_load_tells_its_progress(pipes: Pipes) -> None:
         answer = await setting.peer.call("load", params)
         assert answer == {"model": "m", "dtype": "auto", "devices": ["0", "1"]}
         assert setting.peer.notifications == [["load_progress", {"phase": "config"}]]
+
+    run(pipes, scenario)
+
+
+def test_a_worker_loads_one_model(pipes: Pipes) -> None:
+    async def scenario(setting: Setting) -> None:
+        setting.slot.engine = None
+        for method in ("engine_info", "generate", "health", "list_loras"):
+            error = await setting.peer.call(method)
+            assert (method, error["reason"]) == (method, "not_running")
+        await setting.peer.call("load", {"model": "demo"})
+        assert (await setting.peer.call("engine_info", {}))["model"] == "demo"
+        error = await setting.peer.call("load", {"model": "another"})
+        assert error["reason"] == "unsupported"
+        assert "one model" in error["message"]
+        setting.engine.died()
+        assert await setting.status() == EXIT_ENGINE_DEAD
 
     run(pipes, scenario)
 

@@ -41,9 +41,8 @@ def engine() -> "Table":
         if importlib.util.find_spec(package) is None:
             raise ModuleNotFoundError(f"No module named {package!r}")
     from vllm_bridge import engine_methods
-    from vllm_bridge.engine import Engine
 
-    return engine_methods.table(Engine())
+    return engine_methods.table(engine_methods.Slot())
 
 
 def tools() -> "Table":

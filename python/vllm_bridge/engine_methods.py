@@ -3,20 +3,24 @@
 import contextlib
 import functools
 from collections.abc import Awaitable, Callable, Iterator
-from typing import Annotated, Any, Protocol, TypeVar
+from typing import Annotated, Any, Protocol
 
 import msgspec
 
 from vllm_bridge import admin, lora, tokenizer
 from vllm_bridge.beam_search import SearchParams
 from vllm_bridge.chat import ChatParams, ChatTemplateParams
-from vllm_bridge.engine import Engine, GenerateParams
+from vllm_bridge.engine import start
+from vllm_bridge.engine.engine import Engine, GenerateParams
 from vllm_bridge.errors import BridgeError
 from vllm_bridge.outputs import add_parsed
 from vllm_bridge.pooling import PoolParams, ScoreParams
 from vllm_bridge.rpc.call import Call, Limits
 from vllm_bridge.rpc.table import Method, NoParams, Table
-from vllm_bridge.stream import DeltaStream, Put
+from vllm_bridge.stream import DeltaStream
+
+# What a ``pong`` tells before there is an engine.
+NOT_STARTED = {"steps": 0, "beats": 0, "unfinished": 0}
 
 
 class LoadParams(msgspec.Struct, forbid_unknown_fields=True):
@@ -33,66 +37,101 @@ class Streamed(Limits, Protocol):
     parse: bool
 
 
-L = TypeVar("L", bound=Limits)
-S = TypeVar("S", bound=Streamed)
+class Slot:
+    """The place for the engine of a worker: empty until ``load`` has started one.
+
+    Args:
+        load: see ``engine.start``
+    """
+
+    def __init__(self, load: Callable[..., Awaitable[Engine]] = start.load) -> None:
+        self.engine: Engine | None = None
+        self._load = load
+        self._is_taken = False
+
+    @property
+    def loaded(self) -> Engine:
+        if self.engine is None:
+            raise BridgeError("not_running", "No model is loaded in this worker yet.")
+        return self.engine
+
+    async def load(self, call: Call, params: LoadParams) -> dict[str, Any]:
+        if self._is_taken:
+            raise BridgeError("unsupported", "A worker loads one model, once; start another.")
+        self._is_taken = True
+
+        def progress(phase: str) -> None:
+            call.notify("load_progress", {"phase": phase})
+
+        self.engine = await self._load(params.model, params.options, progress, params.devices)
+        self.engine.on_death(call.engine_died)
+        return self.engine.info()
+
+    def progress(self) -> dict[str, int]:
+        return NOT_STARTED if self.engine is None else self.engine.progress()
+
+    def exit_summary(self) -> str:
+        return "" if self.engine is None else self.engine.exit_summary()
 
 
-def table(engine: Engine) -> Table:
+def table(slot: Slot) -> Table:
     """The methods of a worker whose engine ``load`` starts."""
 
-    async def load(call: Call, params: LoadParams) -> dict[str, Any]:
-        engine.on_death = call.engine_died
-        return await engine.load(params.model, params.options, call.notify, params.devices)
-
     async def engine_info(_call: Call, _params: NoParams) -> dict[str, Any]:
-        return engine.info()
+        return slot.loaded.info()
 
     async def apply_chat_template(_call: Call, params: ChatTemplateParams) -> dict[str, Any]:
-        return await engine.apply_chat_template(params)
+        return await slot.loaded.apply_chat_template(params)
 
-    def limited(serve: Callable[[str, L], Awaitable[Any]]) -> Callable[[Call, L], Awaitable[Any]]:
-        """For methods that take their request's name, whose times are kept here."""
+    def limited(name: str) -> Callable[[Call, Any], Awaitable[Any]]:
+        """For methods of engines that take their request's name, whose times are kept here."""
 
-        async def served(call: Call, params: L) -> Any:
+        async def served(call: Call, params: Limits) -> Any:
+            engine = slot.loaded
             with call.limited(params, functools.partial(engine.waits, call.name)):
-                return await serve(call.name, params)
+                return await getattr(engine, name)(call.name, params)
 
         return served
 
-    def streamed(
-        serve: Callable[[str, S, Put | None], Awaitable[dict[str, Any]]],
-    ) -> Callable[[Call, S], Awaitable[Any]]:
-        """For methods that generate, with deltas if they are asked for."""
+    def streamed(name: str) -> Callable[[Call, Any], Awaitable[Any]]:
+        """For those that generate, with deltas if they are asked for."""
 
-        async def served(call: Call, params: S) -> dict[str, Any]:
-            deltas = None
+        async def served(call: Call, params: Streamed) -> dict[str, Any]:
+            engine, deltas = slot.loaded, None
             if params.credit is not None:
                 deltas = DeltaStream(call.id, params.credit, call.emit)
                 call.on_credit = deltas.grant
             waits = functools.partial(engine.waits, call.name)
             with call.limited(params, waits), _as_given(params):
-                result = await serve(call.name, params, deltas.put if deltas else None)
+                put = deltas.put if deltas else None
+                result = await getattr(engine, name)(call.name, params, put)
             if deltas is not None:
                 deltas.finish()
             return add_parsed(result) if params.parse else result
 
         return served
 
+    def asked(serve: Any) -> Callable[[Call, Any], Awaitable[Any]]:
+        return lambda _call, params: slot.loaded.asked(serve, params)
+
+    def of_adapters(serve: Any) -> Callable[[Call, Any], Awaitable[Any]]:
+        return lambda _call, params: slot.loaded.lora(serve, params)
+
     methods: dict[str, Method[Any]] = {
-        "load": Method(LoadParams, load),
+        "load": Method(LoadParams, slot.load),
         "engine_info": Method(NoParams, engine_info),
-        "generate": Method(GenerateParams, streamed(engine.generate)),
-        "beam_search": Method(SearchParams, limited(engine.beam_search)),
-        "chat": Method(ChatParams, streamed(engine.chat)),
+        "generate": Method(GenerateParams, streamed("generate")),
+        "beam_search": Method(SearchParams, limited("beam_search")),
+        "chat": Method(ChatParams, streamed("chat")),
         "apply_chat_template": Method(ChatTemplateParams, apply_chat_template),
-        "pool": Method(PoolParams, limited(engine.pool)),
-        "score": Method(ScoreParams, limited(engine.score)),
+        "pool": Method(PoolParams, limited("pool")),
+        "score": Method(ScoreParams, limited("score")),
     }
     for name, (params_type, serve) in (tokenizer.METHODS | admin.METHODS).items():
-        methods[name] = Method(params_type, functools.partial(_asked, engine.asked, serve))
+        methods[name] = Method(params_type, asked(serve))
     for name, (params_type, serve) in lora.METHODS.items():
-        methods[name] = Method(params_type, functools.partial(_asked, engine.lora, serve))
-    return Table(methods, engine.progress, engine.exit_summary)
+        methods[name] = Method(params_type, of_adapters(serve))
+    return Table(methods, slot.progress, slot.exit_summary)
 
 
 @contextlib.contextmanager
@@ -109,7 +148,3 @@ def _as_given(params: Streamed) -> Iterator[None]:
             error.details["option"] = option = "schema" if params.parse else given
             error.message = error.message.replace("`structured_outputs`", f"`{option}`")
         raise
-
-
-async def _asked(ask: Any, serve: Any, _call: Call, params: Any) -> Any:
-    return await ask(serve, params)

@@ -33,11 +33,8 @@ def check(folder: str | None, arguments: Mapping[str, Any]) -> None:
     """
     overrides = arguments.get("override_generation_config") or {}
     _check_values(overrides, _refused_override)
-    source = arguments.get("generation_config") or "auto"
-    if source == "auto":
-        source = arguments.get("hf_config_path") or folder
-    if source is not None and source != "vllm":
-        _check_file(os.path.join(source, NAME), overrides)
+    path, values = read(folder, arguments)
+    _check_values({n: v for n, v in values.items() if n not in overrides}, _refusal_of(path))
 
 
 def check_downloaded(model_config: Any) -> None:
@@ -45,9 +42,22 @@ def check_downloaded(model_config: Any) -> None:
     _check_values(model_config.get_diff_sampling_param(), _refusal_of(NAME))
 
 
-def _check_file(path: str, overrides: Mapping[str, Any]) -> None:
+def read(folder: str | None, options: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
+    """The file with the defaults, and what it says: nothing where there is none.
+
+    Args:
+        folder: see ``check``
+        options: of the engine
+
+    Raises:
+        BridgeError: ``invalid_checkpoint`` where it cannot be read
+    """
+    source = options.get("generation_config") or "auto"
+    if source == "auto":
+        source = options.get("hf_config_path") or folder
+    path = os.path.join(source, NAME) if isinstance(source, str) and source != "vllm" else ""
     if not os.path.exists(path):
-        return
+        return path, {}
     try:
         with open(path, encoding="utf-8") as file:
             values = json.load(file)
@@ -57,8 +67,7 @@ def _check_file(path: str, overrides: Mapping[str, Any]) -> None:
         raise BridgeError(
             "invalid_checkpoint", f"`{path}` cannot be read: {error}. {_ADVICE}", {"file": path}
         ) from error
-    values = {name: value for name, value in values.items() if name not in overrides}
-    _check_values(values, _refusal_of(path))
+    return path, values
 
 
 def _check_values(

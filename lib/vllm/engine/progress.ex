@@ -10,10 +10,11 @@ defmodule VLLM.Engine.Progress do
           optional(:done) => pos_integer(),
           optional(:total) => pos_integer()
         }
-  @type phase :: :python | :import | :config | :engine | :weights | :warmup | :ready
+  @type phase :: :python | :hub | :import | :config | :engine | :weights | :warmup | :ready
 
   @texts %{
     python: "starting Python",
+    hub: "asking the Hugging Face hub",
     import: "importing vLLM",
     config: "reading the model's config",
     engine: "starting the engine",
@@ -24,6 +25,7 @@ defmodule VLLM.Engine.Progress do
 
   @doc "The phase of that name in a `load_progress` notification."
   @spec phase(term()) :: phase() | nil
+  def phase("hub"), do: :hub
   def phase("import"), do: :import
   def phase("config"), do: :config
   def phase("engine"), do: :engine

@@ -10,6 +10,11 @@ from vllm_bridge.errors import BridgeError
 
 
 def look_up(model: str, options: Mapping[str, Any]) -> Checkpoint:
+    """Downloads a model's config, unless it is in the cache.
+
+    Raises:
+        BridgeError: ``model_not_found``, ``not_a_model``, ``model_gated`` or ``hub_unreachable``
+    """
     from huggingface_hub import errors, hf_hub_download
 
     token = options.get("hf_token")
@@ -27,6 +32,7 @@ def look_up(model: str, options: Mapping[str, Any]) -> Checkpoint:
         else ""
     )
     try:
+        _ask_once(where)
         path = hf_hub_download(filename="config.json", **where)
     except errors.GatedRepoError as error:
         raise BridgeError(
@@ -81,6 +87,29 @@ def look_up(model: str, options: Mapping[str, Any]) -> Checkpoint:
             details | {"exception": str(error)},
         ) from error
     return Checkpoint(config=read_config(os.path.dirname(path)))
+
+
+def _ask_once(where: Mapping[str, Any]) -> None:
+    """Finds out whether the hub answers, where it has to: a download makes six attempts, which take
+    half a minute. ``HF_HUB_ETAG_TIMEOUT`` says how long this one may take.
+
+    Raises:
+        LocalEntryNotFoundError: as a download does
+        HfHubHTTPError: what the hub answers
+    """
+    import huggingface_hub as hub
+
+    repo, revision = where["repo_id"], where["revision"]
+    cached = hub.try_to_load_from_cache(repo, "config.json", where["cache_dir"], revision)
+    if _is_offline() or isinstance(cached, str):
+        return
+    url = hub.hf_hub_url(repo, "config.json", revision=revision)
+    try:
+        hub.get_hf_file_metadata(url, token=where["token"])
+    except hub.errors.HfHubHTTPError:
+        raise
+    except Exception as error:  # what the HTTP client of the day calls it
+        raise hub.errors.LocalEntryNotFoundError(str(error)) from error
 
 
 def _is_offline() -> bool:

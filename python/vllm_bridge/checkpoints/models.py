@@ -6,11 +6,10 @@ less clearly, and with processes already started.
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from vllm_bridge import memory, versions
-from vllm_bridge.checkpoints import files, fit, hub
+from vllm_bridge.checkpoints import files, hub
 from vllm_bridge.checkpoints.checkpoint import CAST, Checkpoint
 from vllm_bridge.checkpoints.config import read_config
 from vllm_bridge.errors import BridgeError, nearest
@@ -21,32 +20,34 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
 _CONFIGS = ("config.json", "params.json")
 
 
-def check_model(model: str, options: Mapping[str, Any]) -> Checkpoint:
+def check_model(
+    model: str, options: Mapping[str, Any], progress: Callable[[str], None] = lambda _: None
+) -> Checkpoint:
     """What is known of the model.
 
+    Args:
+        progress: told ``"hub"`` before the hub is asked, which may take seconds
+
     Raises:
-        BridgeError: ``model_not_found``, ``not_a_model``, ``model_gated``, ``hub_unreachable``,
-            ``invalid_checkpoint`` or, on a CPU, ``out_of_memory``
+        BridgeError: ``model_not_found``, ``not_a_model``, ``model_gated``, ``hub_unreachable`` or
+            ``invalid_checkpoint``
     """
     if not model:
         raise BridgeError("model_not_found", "No model was named.")
     if "://" in model:
         return Checkpoint()  # storage that only vLLM can look into
     if os.path.isdir(model):
-        checkpoint = _check_folder(model, options)
-    elif os.path.isfile(model):
+        return _check_folder(model, options)
+    if os.path.isfile(model):
         return _check_file(model)
-    elif _HUB_ID.fullmatch(model) and not model.startswith((".", "~")):
-        checkpoint = hub.look_up(model, options)
-    else:
-        raise BridgeError(
-            "model_not_found",
-            f"There is no folder `{model}`." + _similar_folder(model),
-            {"model": model},
-        )
-    if versions.is_cpu_build():
-        fit.check_memory(checkpoint, options, memory.available_cpu(), "memory")
-    return checkpoint
+    if _HUB_ID.fullmatch(model) and not model.startswith((".", "~")):
+        progress("hub")
+        return hub.look_up(model, options)
+    raise BridgeError(
+        "model_not_found",
+        f"There is no folder `{model}`." + _similar_folder(model),
+        {"model": model},
+    )
 
 
 def _check_folder(folder: str, options: Mapping[str, Any]) -> Checkpoint:

@@ -86,6 +86,9 @@ class Method:
     # None for methods that only load checkpoints, and those of which only vLLM knows.
     online: ClassVar[Online | None] = None
 
+    # Whether it only loads checkpoints that were quantized with it.
+    needs_checkpoint: ClassVar[bool] = False
+
     # The `load_format` of vLLM's that goes with it.
     load_format: ClassVar[str | None] = None
 

@@ -2,6 +2,7 @@
 checkpoint is quantized with it. Imports vLLM, whose registry is what is asked.
 """
 
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -54,6 +55,33 @@ def check(checkpoint: Checkpoint, arguments: dict[str, Any]) -> None:
         raise _mismatch(asked, checkpoint, own_method)
 
 
+def check_known(checkpoint: Checkpoint, options: Mapping[str, Any]) -> None:
+    """What can be said of a quantization without vLLM: that its packages are not there, or that it
+    is not what the checkpoint is.
+
+    Args:
+        options: engine options as the user gave them
+
+    Raises:
+        BridgeError: ``unsupported_quantization``
+    """
+    asked = options.get("quantization")
+    for name in (checkpoint.quant_method, asked):
+        if isinstance(name, str):
+            availability.check_packages(registry.meant_by(name).name)
+    method = registry.meant_by(asked) if isinstance(asked, str) else None
+    if (
+        method is not None
+        and method.needs_checkpoint
+        and checkpoint.quantization is None
+        and _describes_itself(checkpoint, options.get("hf_overrides"))
+        # Some tools have a file of their own for their settings.
+        and not any("quant" in name for name in os.listdir(checkpoint.folder or ""))
+    ):
+        dtypes = " or ".join(f'`dtype: "{dtype}"`' for dtype in registry.online_dtypes())
+        raise _not_quantized(method.name, f"A plain model is quantized while it loads by {dtypes}.")
+
+
 def resolve(name: str) -> str | None:
     """vLLM's name of a method; also of one whose package is an extra that is not installed."""
     spelling = _spelling(name)
@@ -84,18 +112,25 @@ def _takes(method: str, config: Mapping[str, Any]) -> bool:
 
 
 def _check_plain(checkpoint: Checkpoint, method: str, overrides: Any) -> None:
-    if checkpoint.folder is None or not checkpoint.config:
+    if not _describes_itself(checkpoint, overrides):
         return
+    if availability.needs_checkpoint(method, checkpoint.folder or ""):
+        raise _not_quantized(method, availability.advice_online())
+
+
+def _describes_itself(checkpoint: Checkpoint, overrides: Any) -> bool:
+    """Whether a checkpoint's own config says how it is quantized, or that it is not."""
     # By these, vLLM takes a config of quantization from the user.
-    if isinstance(overrides, dict) and any(name in overrides for name in _OVERRIDES):
-        return
-    if not availability.needs_checkpoint(method, checkpoint.folder):
-        return
-    raise BridgeError(
+    is_overridden = isinstance(overrides, dict) and any(name in overrides for name in _OVERRIDES)
+    return checkpoint.folder is not None and bool(checkpoint.config) and not is_overridden
+
+
+def _not_quantized(method: str, advice: str) -> BridgeError:
+    return BridgeError(
         "unsupported_quantization",
         f"`quantization: {_quoted(method)}` needs a checkpoint that was quantized with it, and "
         "this one is not quantized. Use a quantized variant of the model, or leave the option "
-        f"out. {availability.advice_online()}".rstrip(),
+        f"out. {advice}".rstrip(),
         {"option": "quantization", "checkpoint": None},
     )
 

@@ -29,6 +29,15 @@ def of(name: str | None) -> Method:
     return next((method for method in every() if method.is_named(name or "")), Method())
 
 
+def meant_by(name: str) -> Method:
+    """The method that a user calls so, in any spelling, or one of which nothing is known."""
+    spelling = name.strip().lower().replace("_", "-")
+    for method in every():
+        if spelling in (method.name.replace("_", "-"), *method.other_names):
+            return method
+    return Method()
+
+
 def of_load_format(name: str | None) -> Method | None:
     """The method that a ``load_format`` of vLLM's goes with."""
     if name is None:

@@ -19,6 +19,7 @@ defmodule VLLM.Engine.ProgressTest do
 
   test "a phase that this version does not know is left out" do
     assert Progress.phase("config") == :config
+    assert Progress.describe(%{phase: Progress.phase("hub")}) == "asking the Hugging Face hub"
     assert Progress.phase("made_up") == nil
     assert Progress.phase(7) == nil
   end

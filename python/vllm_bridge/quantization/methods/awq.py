@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 class AWQ(Method):
     name = "awq"
+    needs_checkpoint = True
     other_names = ("autoawq", "llm-awq")
     formats = (Format("awq (4 bits)", {"bits": 4, "group_size": 128, "zero_point": True}),)
     experts = "AWQ"

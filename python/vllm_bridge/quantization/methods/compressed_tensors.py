@@ -21,6 +21,7 @@ def _config(form: str, bits: int, kind: str, **groups: Any) -> Mapping[str, Any]
 
 class CompressedTensors(Method):
     name = "compressed-tensors"
+    needs_checkpoint = True
     other_names = ("llmcompressor", "llm-compressor")
     formats = (
         Format(

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 class GPTQ(Method):
     name = "gptq"
+    needs_checkpoint = True
     other_names = ("autogptq", "gptqmodel", "gptq-model")
     formats = (
         Format(

@@ -9,6 +9,7 @@ from vllm_bridge.quantization.method import Bytes, Grouped, Method
 
 class AutoRound(Method):
     name = "inc"
+    needs_checkpoint = True
     other_names = ("autoround", "auto-round", "intel-auto-round")
 
     note = (

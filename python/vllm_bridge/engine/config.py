@@ -1,0 +1,72 @@
+"""vLLM's config of an engine that was planned, with all that is found out on the way to it."""
+
+import contextlib
+import os
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+from vllm_bridge import defaults, generation_config, quantization
+from vllm_bridge.checkpoints import fit
+from vllm_bridge.engine.plan import Plan
+from vllm_bridge.params import engine_options
+from vllm_bridge.quantization import kv_cache, naming, online, preflight
+
+
+class Config(NamedTuple):
+    """What an engine is made of.
+
+    Args:
+        vllm_config: vLLM's
+        arguments: of the engine, by vLLM's names, that it was made from
+        kernel: the name of the one that computes quantized layers; None for a plain model
+        settings: what ``online.take_settings`` returned
+    """
+
+    vllm_config: Any
+    arguments: Mapping[str, Any]
+    kernel: str | None
+    settings: str | None
+
+
+def configure(plan: Plan) -> Config:
+    """The config of an engine that can run, as far as can be known without weights. Imports vLLM,
+    and sets variables of the environment that are for the life of a worker.
+
+    Raises:
+        BridgeError: with the reason why it cannot run
+    """
+    options = dict(plan.options)
+    settings = None
+    if plan.checkpoint.quantization is None:
+        settings = online.take_settings(options)
+    unknown_dtype = kv_cache.take_dtype(options)
+    arguments = engine_options(options)
+    naming.check(plan.checkpoint, arguments)
+    checkpoint = quantization.as_loaded(plan.checkpoint)
+    fit.check_device_memory(checkpoint, arguments)
+    generation_config.check(checkpoint.folder, arguments)
+    defaults.before_config(arguments)
+    with offline(plan):
+        config, kernel = preflight.engine_config(plan.model, checkpoint, arguments, unknown_dtype)
+        if checkpoint.folder is None:
+            generation_config.check_downloaded(config.model_config)
+        defaults.after_config(config, arguments, checkpoint)
+    return Config(config, arguments, kernel, settings)
+
+
+@contextlib.contextmanager
+def offline(plan: Plan) -> Iterator[None]:
+    """Keeps a model of a local folder from being looked up on the hub while it is loaded.
+
+    Without it, transformers and vLLM ask the hub for files of the folder's name, which takes
+    seconds where there is no network. vLLM's processes inherit it. What is loaded later, an
+    adapter from the hub, is not touched.
+    """
+    if plan.checkpoint.folder is None or "HF_HUB_OFFLINE" in os.environ:
+        yield
+        return
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    try:
+        yield
+    finally:
+        del os.environ["HF_HUB_OFFLINE"]

@@ -1,0 +1,157 @@
+"""What is known of an engine before there are processes of it: from the options, the files of the
+model and the metadata of packages. Imports neither torch nor vLLM, so that it takes a fraction of a
+second.
+"""
+
+import contextlib
+import dataclasses
+import os
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Literal, NamedTuple
+
+from vllm_bridge import diagnosis, generation_config, memory, quantization, versions
+from vllm_bridge.checkpoints import files, fit
+from vllm_bridge.checkpoints.checkpoint import Checkpoint
+from vllm_bridge.checkpoints.models import check_model
+from vllm_bridge.errors import BridgeError, map_exceptions
+from vllm_bridge.params import check_option_names
+from vllm_bridge.quantization import naming, online, registry
+
+
+class Finding(NamedTuple):
+    """Something about the model or the options that a user should know.
+
+    Args:
+        severity: ``"error"`` for what keeps the engine from starting
+        reason: one of ``errors.REASONS``
+        message: what is the matter and what to do about it
+        details: what a program wants to know of it
+    """
+
+    severity: Literal["error", "warning"]
+    reason: str
+    message: str
+    details: Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What would be started.
+
+    Args:
+        model: as the user named it
+        options: for vLLM, by its names of them; not looked at yet beyond what ``findings`` says
+        checkpoint: what the model's files say; empty where they could not be looked at
+        method: the quantization method, vLLM's name as far as one is known without vLLM; None for
+            a model that is and stays plain
+        online_dtype: the user's ``dtype``, where it means to quantize the model while it is loaded
+        dtype: what the model computes in: as asked, else what its config says
+        loaded_bytes: the least that the weights take in memory; 0 where that is not known
+        findings: in the order in which they would be met
+    """
+
+    model: str
+    options: Mapping[str, Any]
+    checkpoint: Checkpoint
+    method: str | None
+    online_dtype: str | None
+    dtype: str | None
+    loaded_bytes: int
+    findings: tuple[Finding, ...] = ()
+
+    @property
+    def is_quantized_online(self) -> bool:
+        """Whether a plain model is quantized while it is loaded."""
+        return self.method is not None and self.checkpoint.quantization is None
+
+    def check(self) -> None:
+        """Raises the first finding that keeps the engine from starting.
+
+        Raises:
+            BridgeError: with its reason
+        """
+        for finding in self.findings:
+            if finding.severity == "error":
+                raise BridgeError(finding.reason, finding.message, dict(finding.details))
+
+
+def plan(
+    model: str, options: Mapping[str, Any], progress: Callable[[str], None] = lambda _: None
+) -> Plan:
+    """Looks at the model and the options. What is wrong with them is in the plan, all of it that
+    can be told; nothing is raised.
+
+    Args:
+        options: engine options as the user gave them
+        progress: told of a phase that may take long, such as ``"hub"``
+    """
+    findings: list[Finding] = []
+    left = dict(options)
+    checkpoint, dtype = Checkpoint(), None
+    with _collected(findings):
+        versions.check_versions()
+    with _collected(findings):
+        check_option_names(left)
+    with _collected(findings):
+        dtype = online.take_dtype(left)
+    with _collected(findings):
+        checkpoint = check_model(model, left, progress)
+    with _collected(findings):
+        online.check(checkpoint, dtype)
+    with _collected(findings):
+        naming.check_known(checkpoint, left)
+    with _collected(findings):
+        quantization.check(checkpoint)
+    with _collected(findings):
+        generation_config.read(checkpoint.folder, left)
+    with _collected(findings):
+        findings += _strays(checkpoint)
+    if versions.is_cpu_build():
+        with _collected(findings):
+            fit.check_memory(checkpoint, left, memory.available_cpu(), "memory")
+    if checkpoint.load_format is not None:
+        left["load_format"] = checkpoint.load_format
+    asked = left.get("quantization")
+    named = checkpoint.quant_method or (asked if isinstance(asked, str) else None)
+    return Plan(
+        model=model,
+        options=left,
+        checkpoint=checkpoint,
+        method=named and (registry.meant_by(named).name or named),
+        online_dtype=dtype,
+        dtype=_dtype(checkpoint, left),
+        loaded_bytes=fit.loaded_bytes(checkpoint, left),
+        findings=tuple(findings),
+    )
+
+
+@contextlib.contextmanager
+def _collected(findings: list[Finding]) -> Iterator[None]:
+    try:
+        with map_exceptions(diagnosis.load_error):
+            yield
+    except BridgeError as error:
+        findings.append(Finding("error", error.reason, error.message, error.details))
+
+
+def _strays(checkpoint: Checkpoint) -> Iterator[Finding]:
+    paths = [os.path.join(checkpoint.folder or "", name) for name in checkpoint.files]
+    for path, names in files.strays(paths).items():
+        yield Finding(
+            "warning",
+            "invalid_checkpoint",
+            f"{len(names)} tensors in `{path}` are not read: the model's index gives them to other "
+            f"files. One is `{min(names)}`. Look whether the file belongs to the model.",
+            {"file": path, "tensors": sorted(names)},
+        )
+
+
+def _dtype(checkpoint: Checkpoint, options: Mapping[str, Any]) -> str | None:
+    asked = options.get("dtype")
+    if isinstance(asked, str) and asked != "auto":
+        return asked
+    for config in (checkpoint.config, checkpoint.config.get("text_config") or {}):
+        for name in ("dtype", "torch_dtype"):
+            if isinstance(found := config.get(name), str):
+                return found
+    return None
