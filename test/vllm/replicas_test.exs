@@ -375,9 +375,9 @@ defmodule VLLM.ReplicasTest do
     end
 
     # An engine of one replica, whose programs do what the test tells them.
-    defp start_puppet! do
+    defp start_puppet!(options \\ [shutdown_timeout: 0]) do
       test = self()
-      {:ok, config} = VLLM.Engine.Config.new(model: "puppet", shutdown_timeout: 0)
+      {:ok, config} = VLLM.Engine.Config.new([model: "puppet"] ++ options)
       config = %{config | owner: test, start_program: fn _ -> Puppet.start(test) end}
       {:ok, llm} = VLLM.Engine.start(config)
       puppet = loading()
@@ -440,6 +440,28 @@ defmodule VLLM.ReplicasTest do
       end)
 
       assert [_one] = Supervisor.which_children(workers_supervisor(llm))
+    end
+
+    test "of the only replica lets the requests of both finish when the engine is stopped" do
+      {llm, old} = start_puppet!(shutdown_timeout: 60_000)
+      ask_in_background(llm, "old")
+      assert_receive {:puppet, ^old, {:asked, "old"}}
+      in_background(:reloaded, fn -> VLLM.reload(llm, max_queue: 1) end)
+      new = loading()
+      Puppet.tell(new, {:load, :ok})
+      assert eventually(fn -> states(llm) == [:draining] end)
+      ask_in_background(llm, "new")
+      assert_receive {:puppet, ^new, {:asked, "new"}}
+      in_background(:stopped, fn -> VLLM.stop(llm) end)
+      assert_receive {:reloaded, {:error, %Error{reason: :not_running}}}
+      refute_received {:answer, _}
+
+      Puppet.tell(old, {:answer, "old"})
+      assert_receive {:answer, {:ok, "old"}}
+      refute_receive {:answer, _}, 200
+      Puppet.tell(new, {:answer, "new"})
+      assert_receive {:answer, {:ok, "new"}}
+      assert_receive {:stopped, :ok}
     end
 
     test "of the only replica has it make room where there is none for two" do

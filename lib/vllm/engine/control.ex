@@ -176,11 +176,11 @@ defmodule VLLM.Engine.Control do
     end
   end
 
-  # Each as soon as nothing is in flight, or after `timeout` ms.
+  # Each as soon as nothing is in flight, or after `timeout` ms; also those of an
+  # operation that was cut short.
   defp stop_workers(table, timeout) do
-    indexes = Enum.to_list(1..Table.replicas(table))
     # Killing the programs takes some time as well.
-    Worker.each(table, indexes, &Worker.drain(&1, timeout), timeout + 15_000)
+    Worker.each(table, Table.slots(table), &Worker.drain(&1, timeout), timeout + 15_000)
   end
 
   defp next_operation(%{running: nil} = state) do

@@ -194,6 +194,10 @@ defmodule VLLM.Engine.Table do
   @spec process(t(), slot()) :: pid() | nil
   def process(table, slot), do: get(table, {:process, slot})
 
+  @doc "The slots of all workers that have a process."
+  @spec slots(t()) :: [slot()]
+  def slots(table), do: :ets.select(table, [{{{:process, :"$1"}, :_}, [], [:"$1"]}])
+
   @doc "Notes the program that a worker runs, and its connection."
   @spec put_run(t(), slot(), Program.t(), Connection.t()) :: true
   def put_run(table, slot, program, conn),
