@@ -43,7 +43,7 @@ defmodule VLLM.Error.Reasons do
     aborted: "the request was cancelled, or the engine put to sleep",
     # Faults of our own making
     protocol: "the two sides did not understand each other; the worker is restarted",
-    internal: "a fault in this library or in vLLM; `details` has the traceback"
+    internal: "a fault in this library or in vLLM; `details` has the traceback where there is one"
   ]
 
   @spec all() :: [{atom(), String.t()}]
