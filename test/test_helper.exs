@@ -19,6 +19,9 @@ unless Code.ensure_loaded?(:telemetry) do
   {:ok, _} = Agent.start(fn -> nil end, name: :telemetry_handler_table)
 end
 
+# Of the fake worker, see test/support/fake_python.
+with {:ok, python} <- VLLM.Python.executable(), do: System.put_env("EX_VLLM_TEST_PYTHON", python)
+
 # What a machine needs minutes for is left to the full tier (bin/test --all).
 ExUnit.start(
   exclude: [:slow],
