@@ -1,6 +1,6 @@
 defmodule VLLM.BalancerTest do
   # Which of several replicas a request goes to.
-  use ExUnit.Case
+  use ExUnit.Case, async: true
 
   import VLLM.FakeEngine
 

@@ -1,7 +1,7 @@
 defmodule VLLM.EndsTest do
   # However a call ends, it ends once, and leaves nothing: no message, no
   # monitor, no place taken, nobody watched.
-  use ExUnit.Case
+  use ExUnit.Case, async: true
 
   import VLLM.FakeEngine
   import VLLM.OSProcess

@@ -4,12 +4,12 @@ defmodule VLLM.FramesTest do
   # back, and neither the VM nor other engines notice. test/vllm/bridge/fuzz_test.exs
   # has many more of them without a process; python/tests/test_worker.py has those
   # that no Elixir should send.
-  use ExUnit.Case
+  use ExUnit.Case, async: true
 
   import VLLM.FakeEngine
 
   alias VLLM.Bridge.MessagePack
-  alias VLLM.{Error, Fuzz}
+  alias VLLM.Error
 
   setup do
     # Another engine, with a request in flight that is answered at the end.
@@ -146,61 +146,4 @@ defmodule VLLM.FramesTest do
       assert_unharmed(context)
     end
   end
-
-  describe "what a worker sends in pieces" do
-    test "and never ends is its own affair: the calls reach their deadlines", context do
-      %{llm: llm} = context
-      before = resident()
-      # A length of 64 MiB, the most that there may be, and a byte.
-      assert {:error, %Error{reason: :timeout}} = ask(llm, "raw:0400000094", timeout: 500)
-      assert {:error, %Error{reason: :timeout}} = ask(llm, "reply:x", timeout: 500)
-      # What it announces is not what it takes: that comes with the bytes.
-      assert resident() < before + 500_000
-      assert :ok = VLLM.stop(llm)
-      other = context.other
-      assert {:ok, "released"} = ask(other, "release")
-    end
-  end
-
-  test "a length beyond max_frame ends the run before any more comes, and takes no memory",
-       context do
-    before = resident()
-    prompt = "raw:ffffffff;hold"
-    assert {:error, %Error{} = error} = ask(context.llm, prompt, timeout: 60_000)
-    assert error.reason == :protocol
-    assert error.message =~ "a frame that is too long"
-    assert resident() < before + 500_000
-    assert_unharmed(context)
-  end
-
-  # In kB.
-  defp resident do
-    [_, kilobytes] = Regex.run(~r/VmRSS:\s+(\d+) kB/, File.read!("/proc/self/status"))
-    String.to_integer(kilobytes)
-  end
-
-  @tag :slow
-  test "hostile frames, one after another, are survived", %{llm: llm} = context do
-    corpus = Fuzz.corpus(:from_worker)
-    atoms = fn -> :erlang.system_info(:atom_count) end
-    before = atoms.()
-
-    for _ <- 1..25 do
-      frame = corpus |> Fuzz.frame() |> binary_part_of(4_000)
-
-      # The recorded ids are those of requests that are over, or of this one.
-      result = ask(llm, "frame:#{hex(frame)};reply:fine", timeout: 60_000)
-
-      case result do
-        {:ok, text} -> assert is_binary(text)
-        {:error, %Error{reason: reason}} -> assert reason in [:protocol, :engine_dead, :aborted]
-      end
-    end
-
-    # Code that is loaded on the way brings some.
-    assert atoms.() - before < 500
-    assert_unharmed(context)
-  end
-
-  defp binary_part_of(binary, size), do: binary_part(binary, 0, min(size, byte_size(binary)))
 end

@@ -1,6 +1,6 @@
 defmodule VLLM.HangTest do
   # Workers that make no progress, by the fake worker under the real guard.
-  use ExUnit.Case
+  use ExUnit.Case, async: true
 
   import VLLM.FakeEngine
   import VLLM.OSProcess

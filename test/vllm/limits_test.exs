@@ -1,7 +1,7 @@
 defmodule VLLM.LimitsTest do
   # What ends a request before its answer, and what keeps one out, with the fake
   # worker.
-  use ExUnit.Case
+  use ExUnit.Case, async: true
 
   import VLLM.FakeEngine
   import VLLM.OSProcess

@@ -5,7 +5,7 @@ defmodule VLLM.OrphanTest do
   # that started sessions of their own, are stopped or ignore SIGTERM, and what they
   # leave in /dev/shm and in the temporary folder. test/real/orphan_test.exs has
   # the same for the real engine.
-  use ExUnit.Case
+  use ExUnit.Case, async: true
 
   import VLLM.OSProcess
   import VLLM.SecondBeam

@@ -1,6 +1,6 @@
 defmodule VLLM.ReplicasTest do
   # Replicas that come, go and begin anew under load, by the fake worker.
-  use ExUnit.Case
+  use ExUnit.Case, async: true
 
   import VLLM.FakeEngine
   import VLLM.OSProcess

@@ -1,6 +1,6 @@
 defmodule VLLM.RetryTest do
   # What `retry: true` does when workers die, with the fake worker.
-  use ExUnit.Case
+  use ExUnit.Case, async: true
 
   import VLLM.FakeEngine
 
@@ -138,7 +138,7 @@ defmodule VLLM.RetryTest do
 
   @tag :slow
   test "an engine that is stopped ends those who wait for a turn" do
-    llm = start!()
+    llm = start!("ready", shutdown_timeout: 100)
     for _ <- 1..3, do: ask_in_background(llm, "hold", retry: true)
     await_held(llm, 3)
     assert {:error, %Error{reason: :engine_dead}} = ask(llm, "kill")

@@ -1,7 +1,7 @@
 defmodule VLLM.ShutdownTest do
   # Ends of an engine, wanted and unwanted, and what is left then: by the fake
   # worker under the real guard.
-  use ExUnit.Case
+  use ExUnit.Case, async: true
 
   import VLLM.FakeEngine
   import VLLM.OSProcess

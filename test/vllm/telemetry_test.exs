@@ -69,7 +69,8 @@ defmodule VLLM.TelemetryTest do
   end
 
   test "deadlines, stopped engines and prompts given up for another are exceptions" do
-    llm = start!(%{"hang" => :hang, "fail" => {:error, :prompt_too_long, "Too long."}})
+    script = %{"hang" => :hang, "fail" => {:error, :prompt_too_long, "Too long."}}
+    llm = start!(script, shutdown_timeout: 100)
     {:error, _} = VLLM.generate(llm, "hang", timeout: 20)
     assert reason() == :timeout
     {:error, _} = VLLM.generate(llm, ["hang", "fail"])

@@ -141,7 +141,11 @@ defmodule VLLM.TestTest do
     end
 
     test "a delay holds up nobody else" do
-      llm = start!(%{"soon" => {:delay, 20, "late"}, "never" => {:delay, 600_000, "never"}})
+      llm =
+        start!(%{"soon" => {:delay, 20, "late"}, "never" => {:delay, 600_000, "never"}},
+          shutdown_timeout: 100
+        )
+
       FakeEngine.ask_in_background(llm, "never")
       await_requests(llm, 1)
       started = System.monotonic_time(:millisecond)
@@ -310,7 +314,7 @@ defmodule VLLM.TestTest do
     end
 
     test "sheds load" do
-      llm = start!(:hang, max_in_flight: 1, max_queue: 1)
+      llm = start!(:hang, max_in_flight: 1, max_queue: 1, shutdown_timeout: 100)
       for _ <- 1..2, do: FakeEngine.ask_in_background(llm, "x")
       await_requests(llm, 2)
       assert {:error, %Error{reason: :overloaded}} = FakeEngine.ask(llm, "x")

@@ -3,7 +3,7 @@ defmodule VLLM.Engine.StatesTest do
   # driven at random beside it. After each event the two must come to agree.
   #
   # EX_VLLM_SEED=n runs the sequence of that number alone.
-  use ExUnit.Case
+  use ExUnit.Case, async: true
 
   import VLLM.OSProcess, only: [eventually: 2]
 
