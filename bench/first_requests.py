@@ -65,7 +65,7 @@ async def measure(kinds: list[str]) -> None:
     started = time.perf_counter()
     engine = await load(str(MODEL), OPTIONS)
     print("| kind of request | first | second |\n| --- | --- | --- |", flush=True)
-    load = time.perf_counter() - started
+    seconds = time.perf_counter() - started
 
     def generate(**more: Any) -> Callable[[str], Awaitable[Any]]:
         params = GREEDY | {k: v for k, v in more.items() if k != "lora_request"}
@@ -93,7 +93,7 @@ async def measure(kinds: list[str]) -> None:
             await asked[kind](f"{kind}-{turn}")
             times.append(time.perf_counter() - began)
         print(f"| {kind} | {times[0] * 1000:.0f} ms | {times[1] * 1000:.0f} ms |", flush=True)
-    print(f"\nLoaded in {load:.1f} s.")
+    print(f"\nLoaded in {seconds:.1f} s.")
     engine._llm.shutdown()
 
 
