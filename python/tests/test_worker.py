@@ -7,7 +7,7 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ import pytest
 
 from conftest import MODELS, ROOT
 from peer import HELLO, Peer, pack
+from test_guard import Run
 from vllm_bridge.__main__ import NOT_INSTALLED
 from vllm_bridge.rpc.server import EXIT_ENGINE_DEAD, EXIT_OK, EXIT_PROTOCOL
 
@@ -37,8 +38,22 @@ def pipe() -> tuple[int, int]:
     return moved[0], moved[1]
 
 
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(PYTHON)}
+
+
+@pytest.fixture(scope="module")
+def nursery(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sequence[str]]:
+    """Has a worker forked, as Elixir does by default, and not import vLLM itself."""
+    program = [sys.executable, "-m", "vllm_bridge", "nursery"]
+    run = Run(tmp_path_factory.mktemp("nursery") / "run", program, ENVIRONMENT, ["--alone"])
+    run.await_lock()
+    yield ("--nursery", str(run.folder / "tmp" / "nursery"))
+    run.dispose()
+
+
 class Worker:
-    def __init__(self, run_folder: Path, program: Sequence[str]) -> None:
+    def __init__(self, run_folder: Path, program: Sequence[str], mode: Sequence[str] = ()) -> None:
+        self.folder = run_folder
         self.log = run_folder / "log"
         from_us, to_child = pipe()
         to_us, from_child = pipe()
@@ -46,9 +61,9 @@ class Worker:
             sys.executable,
             [
                 *(sys.executable, "-I", "-S", str(PYTHON / "vllm_bridge" / "guard.py")),
-                *(str(run_folder), "--", sys.executable, *program),
+                *(*mode, str(run_folder), "--", sys.executable, *program),
             ],
-            {**os.environ, "PYTHONPATH": str(PYTHON)},
+            ENVIRONMENT,
             file_actions=[
                 (os.POSIX_SPAWN_DUP2, from_us, 3),
                 (os.POSIX_SPAWN_DUP2, from_child, 4),
@@ -72,9 +87,11 @@ class Worker:
         return await asyncio.wait_for(ended, 60)
 
     def process(self, title: str) -> psutil.Process:
+        # A nursery's guard is another process than the one that was started.
+        guard = int((self.folder / "lock").read_text().split()[1])
         (process,) = (
             child
-            for child in psutil.Process(self.pid).children(recursive=True)
+            for child in psutil.Process(guard).children(recursive=True)
             if title in " ".join(child.cmdline())
         )
         return process
@@ -84,9 +101,10 @@ def run(
     tmp_path: Path,
     scenario: Callable[[Worker], Awaitable[None]],
     program: Sequence[str] = ("-m", "vllm_bridge"),
+    mode: Sequence[str] = (),
 ) -> None:
     async def main() -> None:
-        worker = Worker(tmp_path / "run", program)
+        worker = Worker(tmp_path / "run", program, mode)
         try:
             await worker.peer.start_reading()
             answer = await worker.peer.call("hello", HELLO)
@@ -303,7 +321,7 @@ def test_from_load_to_the_end(tmp_path: Path, facts: dict[str, str]) -> None:
 
 
 @pytest.mark.engine
-def test_what_vllm_ends_is_no_answer(tmp_path: Path) -> None:
+def test_what_vllm_ends_is_no_answer(tmp_path: Path, nursery: Sequence[str]) -> None:
     async def scenario(worker: Worker) -> None:
         peer = worker.peer
         await peer.call("load", LOAD)
@@ -366,12 +384,14 @@ def test_what_vllm_ends_is_no_answer(tmp_path: Path) -> None:
             assert error["details"]["log"]
         assert await worker.status() == EXIT_ENGINE_DEAD
 
-    run(tmp_path, scenario)
+    run(tmp_path, scenario, mode=nursery)
 
 
 @pytest.mark.engine
 @pytest.mark.slow
-def test_vectors_that_vllm_ends_are_no_fault_of_the_worker(tmp_path: Path) -> None:
+def test_vectors_that_vllm_ends_are_no_fault_of_the_worker(
+    tmp_path: Path, nursery: Sequence[str]
+) -> None:
     async def scenario(worker: Worker) -> None:
         pooling = LOAD["options"] | {"runner": "pooling", "convert": "embed"}
         await worker.peer.call("load", LOAD | {"options": pooling})
@@ -388,21 +408,23 @@ def test_vectors_that_vllm_ends_are_no_fault_of_the_worker(tmp_path: Path) -> No
                 assert output["shape"] == [256]
         assert await worker.status() == EXIT_ENGINE_DEAD
 
-    run(tmp_path, scenario)
+    run(tmp_path, scenario, mode=nursery)
 
 
 @pytest.mark.engine
-def test_an_engine_that_dies_while_it_is_idle(tmp_path: Path) -> None:
+def test_an_engine_that_dies_while_it_is_idle(tmp_path: Path, nursery: Sequence[str]) -> None:
     async def scenario(worker: Worker) -> None:
         await worker.peer.call("load", LOAD)
         worker.process("VLLM::EngineCore").send_signal(signal.SIGKILL)
         assert await worker.status() == EXIT_ENGINE_DEAD
 
-    run(tmp_path, scenario)
+    run(tmp_path, scenario, mode=nursery)
 
 
 @pytest.mark.engine
-def test_a_cause_in_a_child_process_reaches_the_caller(tmp_path: Path) -> None:
+def test_a_cause_in_a_child_process_reaches_the_caller(
+    tmp_path: Path, nursery: Sequence[str]
+) -> None:
     async def scenario(worker: Worker) -> None:
         options = {"enforce_eager": True, "kv_cache_memory_bytes": 2**20}
         error = await worker.peer.call("load", LOAD | {"options": options})
@@ -412,4 +434,4 @@ def test_a_cause_in_a_child_process_reaches_the_caller(tmp_path: Path) -> None:
         worker.peer.close_input()
         assert await worker.status() == EXIT_OK
 
-    run(tmp_path, scenario)
+    run(tmp_path, scenario, mode=nursery)
