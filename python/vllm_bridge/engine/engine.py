@@ -98,10 +98,14 @@ class Engine:
     async def asked(self, serve: Callable[[Any, Any], Awaitable[Any]], params: Any) -> Any:
         """One of the methods of ``tokenizer`` or ``admin``."""
         with map_exceptions(self._request_error):
-            result = await serve(self._llm, params)
-            if serve in (admin.sleep, admin.wake_up):
-                self._asleep = await self._llm.is_sleeping()
-            return result
+            if serve is admin.sleep:
+                # What is under way ends before the answer comes.
+                self._asleep = True
+            try:
+                return await serve(self._llm, params)
+            finally:
+                if serve in (admin.sleep, admin.wake_up):
+                    self._asleep = await self._llm.is_sleeping()
 
     async def lora(self, serve: Callable[[LoRAs, Any], Awaitable[Any]], params: Any) -> Any:
         """One of the methods of ``lora``."""
