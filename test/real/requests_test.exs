@@ -3,8 +3,9 @@ defmodule VLLM.Real.RequestsTest do
   # ended while they wait, kept with their replica.
   use ExUnit.Case
 
-  import VLLM.FakeEngine, only: [in_flight: 1, workers: 1, worker_pid: 1]
+  import VLLM.FakeEngine, only: [in_flight: 1]
   import VLLM.OSProcess
+  import VLLM.RealEngine, only: [processes: 1]
 
   alias VLLM.{Delta, DemoModel, Error}
 
@@ -21,11 +22,7 @@ defmodule VLLM.Real.RequestsTest do
     long = [temperature: 0.0, ignore_eos: true, max_tokens: 600]
 
     # A vLLM that is asked to end passes on what it has as if that were all.
-    for {signal, victim} <- [
-          {"KILL", &worker_pid/1},
-          {"KILL", &engine_core/1},
-          {"TERM", &engine_core/1}
-        ] do
+    for {signal, victim} <- [{"KILL", :worker}, {"KILL", :engine_core}, {"TERM", :engine_core}] do
       tasks =
         for prompt <- prompts do
           Task.async(fn -> VLLM.generate(llm, prompt, [retry: true] ++ long) end)
@@ -38,8 +35,7 @@ defmodule VLLM.Real.RequestsTest do
         end
 
       for ref <- streams, do: assert_receive({:vllm, ^ref, %Delta{}}, 60_000)
-      [{_worker, program}] = workers(llm)
-      assert signal(signal, victim.(program))
+      assert signal(signal, processes(llm)[victim])
 
       # What has been read is not said twice.
       assert %{engine_dead: 2} = Enum.frequencies_by(ends(streams), & &1.reason)
@@ -127,11 +123,6 @@ defmodule VLLM.Real.RequestsTest do
   defp waiting(llm) do
     {:ok, figures} = VLLM.metrics(llm)
     figures["num_requests_waiting"]
-  end
-
-  # vLLM names its processes.
-  defp engine_core(%{run_dir: run_dir}) do
-    Enum.find(descendants(VLLM.Footprint.guard(run_dir)), &(command(&1) =~ "EngineCore"))
   end
 
   # The errors that streams end with. All that comes is read: a receiver with a full mailbox is

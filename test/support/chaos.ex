@@ -52,6 +52,9 @@ defmodule VLLM.Chaos do
     # What is loaded on first use is no leak.
     {:ok, modules} = :application.get_key(:ex_vllm, :modules)
     :ok = :code.ensure_modules_loaded(modules)
+    # Nor is the nursery, which stays for the next engine; its forks do not.
+    VLLM.stop(options.start.())
+    true = OSProcess.eventually(fn -> Footprint.guards() == [] end)
     before = Footprint.take()
     started_at = System.monotonic_time(:millisecond)
     run = new(options)
@@ -205,7 +208,10 @@ defmodule VLLM.Chaos do
         # The run may be another one by now.
         {%{port: port} = program, _conn} <- [Table.run(run.table, index)],
         port == conn.port,
-        do: program.os_pid
+        guard = Footprint.guard(program.run_dir),
+        # It may be gone meanwhile.
+        guard != 0,
+        do: guard
   end
 
   defp candidates(_run, :started), do: Enum.take(Footprint.guards(), -1)
