@@ -33,8 +33,8 @@ defmodule VLLM.Real.OrphanTest do
       # Moments and delays come from the seed that ExUnit prints. Loading takes seconds.
       for {moment, delay} <- [
             {:loading, 3_000},
-            {:loading, 10_000},
-            {:loading, 20_000},
+            {:loading, 6_000},
+            {:loading, 9_000},
             {:idle, 300},
             {:serving, 300}
           ] do

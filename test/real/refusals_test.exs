@@ -11,6 +11,12 @@ defmodule VLLM.Real.RefusalsTest do
   @moduletag timeout: 300_000
   @moduletag :tmp_dir
 
+  # The nursery stays for the next worker; what it forks does not.
+  setup_all do
+    assert {:error, %Error{reason: :model_not_found}} = VLLM.llm("/nowhere/at/all")
+    assert eventually(fn -> none_below?(VLLM.EngineSupervisor) end, 60_000)
+  end
+
   setup do
     before = MapSet.new(descendants(beam()))
 
