@@ -15,6 +15,7 @@ defmodule VLLM.Real.RefusalsTest do
   setup_all do
     assert {:error, %Error{reason: :model_not_found}} = VLLM.llm("/nowhere/at/all")
     assert eventually(fn -> none_below?(VLLM.EngineSupervisor) end, 60_000)
+    :ok
   end
 
   setup do
