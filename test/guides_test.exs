@@ -29,6 +29,17 @@ defmodule VLLM.GuidesTest do
     if Path.extname(file) == ".py", do: ~r/def #{pattern}\(/, else: ~r/test "#{pattern}"/
   end
 
+  test "the files that the architecture guide names are there" do
+    guide = File.read!(Path.expand("../guides/architecture.md", __DIR__))
+    names = Regex.scan(~r/`([a-z_]+(?:\/[A-Za-z_.]+)*\/(?:[A-Za-z_]+\.(?:exs?|py|md))?)`/, guide)
+    folders = ["", "lib/vllm", "python/vllm_bridge"]
+
+    for [_, name] <- names do
+      paths = for folder <- folders, do: Path.expand(Path.join(["..", folder, name]), __DIR__)
+      assert Enum.any?(paths, &File.exists?/1), name
+    end
+  end
+
   test "the examples of the migration guide run" do
     llm = VLLM.Test.start!(script: "Paris")
     blocks = Regex.scan(~r/^```elixir\n(.*?)^```$/ms, @migrating, capture: :all_but_first)

@@ -28,14 +28,20 @@ logger = logging.getLogger(__name__)
 
 SOCKET = "nursery"
 
-# What a worker and vLLM's processes import sooner or later.
-MODULES = (
-    "vllm_bridge.engine",
+# What a worker and vLLM's processes import sooner or later, whatever the model.
+MODULES: Sequence[str] = (
+    "vllm_bridge.engine_methods",
+    "vllm_bridge.engine.start",
     "vllm.v1.engine.async_llm",
     "vllm.v1.engine.core",
     "vllm.v1.executor.multiproc_executor",
     "vllm.v1.executor.uniproc_executor",
+    "vllm.model_executor.model_loader",
+    "vllm.renderers.online_renderer",
 )
+
+# And by vLLM's name of the device.
+WORKERS = {"cpu": "vllm.v1.worker.cpu_worker", "cuda": "vllm.v1.worker.gpu_worker"}
 
 
 def main(work: Callable[[], None]) -> None:
@@ -59,6 +65,10 @@ def load() -> None:
     """Imports what workers need."""
     for name in MODULES:
         importlib.import_module(name)
+    platforms = sys.modules.get("vllm.platforms")
+    worker = platforms and WORKERS.get(platforms.current_platform.device_type)
+    if worker:
+        importlib.import_module(worker)
 
 
 def serve(listener: socket.socket, work: Callable[[], None]) -> None:
