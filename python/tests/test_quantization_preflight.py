@@ -254,6 +254,17 @@ def test_what_runs_here_is_told_by_vllm() -> None:
     assert not {"mxfp8", "experts_int8", "awq"} & set(availability.online())
 
 
+def test_what_runs_here_is_found_out_without_compiling_anything() -> None:
+    # A graph that was compiled before would not be again.
+    torch._dynamo.reset()
+    counters = torch._dynamo.utils.counters
+    counters.clear()
+    for found in (availability.formats, availability.online):
+        found.cache_clear()
+        assert "fp8" in found()
+    assert counters["stats"]["unique_graphs"] == 0
+
+
 # -- configs that do not describe their weights
 
 

@@ -93,7 +93,11 @@ def refusal(quant_config: Any) -> str | None:
     # All that methods ask of the model.
     config.model_config = SimpleNamespace(dtype=torch.bfloat16)
     try:
-        with layers.linear(config, torch.bfloat16, quant_config, "layer") as layer:
+        # What some of them compile is not worth it for one layer: it takes seconds.
+        with (
+            torch.compiler.set_stance("force_eager"),
+            layers.linear(config, torch.bfloat16, quant_config, "layer") as layer,
+        ):
             if not layers.is_quantized(layer):
                 return "it leaves linear layers as they are"
             return layers.missing_operation(layer)
