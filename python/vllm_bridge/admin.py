@@ -34,8 +34,6 @@ async def reset_encoder_cache(llm: Any, _params: NoParams) -> None:
 
 async def sleep(llm: Any, params: SleepParams) -> None:
     _check_sleep(llm)
-    # vLLM would do so, too, and fall over the ends of requests that pool.
-    await llm.abort(list(llm.output_processor.external_req_ids))
     await llm.sleep(params.level)
 
 
