@@ -56,7 +56,12 @@ class Run:
     """A guard started as a port program, and the VM's ends of its two pipes."""
 
     def __init__(
-        self, folder: Path, command: list[str], env: dict[str, str], mode: Sequence[str] = ()
+        self,
+        folder: Path,
+        command: list[str],
+        env: dict[str, str],
+        mode: Sequence[str] = (),
+        guard: str = GUARD,
     ) -> None:
         self.folder = folder
         self.received = b""
@@ -66,7 +71,7 @@ class Run:
         error_read, error_write = high_pipe()
         self.pid = os.posix_spawn(
             sys.executable,
-            [sys.executable, "-I", "-S", GUARD, *mode, str(folder), "--", *command],
+            [sys.executable, "-I", "-S", guard, *mode, str(folder), "--", *command],
             env,
             file_actions=[
                 (os.POSIX_SPAWN_DUP2, request_read, 3),

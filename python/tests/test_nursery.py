@@ -3,6 +3,7 @@
 import os
 import shutil
 import signal
+import socket
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from test_guard import NURSERY, PRELUDE, PYTHON_DIR, Run, until_readable
+from test_guard import GUARD, NURSERY, PRELUDE, PYTHON_DIR, Run, until_readable
 
 ENVIRONMENT = {"PATH": os.environ["PATH"], "PYTHONPATH": str(PYTHON_DIR)}
 
@@ -33,7 +34,7 @@ def begin(base: Path) -> Iterator[Begin]:
     """Starts a nursery, or with one a worker."""
     runs: list[Run] = []
 
-    def start(program: str, nursery: Run | None = None, **env: str) -> Run:
+    def start(program: str, nursery: Run | None = None, guard: str = GUARD, **env: str) -> Run:
         folder = base / f"run{len(runs)}"
         env |= ENVIRONMENT
         if nursery is None:
@@ -43,7 +44,7 @@ def begin(base: Path) -> Iterator[Begin]:
             program = PRELUDE + program
             command = [sys.executable, "-c", program]
             mode = ["--nursery", str(nursery.folder / "tmp" / "nursery")]
-            run = Run(folder, command, env | {"PROGRAM": program}, mode)
+            run = Run(folder, command, env | {"PROGRAM": program}, mode, guard)
         runs.append(run)
         return run
 
@@ -159,11 +160,70 @@ def test_a_nursery_that_ends_leaves_nothing_of_its_own(begin: Begin) -> None:
     assert not nursery.folder.exists()
 
 
-def test_a_nursery_with_threads_forks_nothing(begin: Begin) -> None:
-    threads = "import threading\nthreading.Thread(target=threading.Event().wait).start()\n"
+# Python knows nothing of the second thread.
+@pytest.mark.parametrize("thread", ["threading.Thread(target=wait).start()", "start(wait, ())"])
+def test_a_nursery_with_threads_forks_nothing(begin: Begin, thread: str) -> None:
+    threads = f"""
+import threading
+from _thread import start_new_thread as start
+wait = threading.Event().wait
+{thread}
+"""
     run = begin(WHO + "wait_for_ever()", begin(threads + NURSERY))
 
     assert int(run.line()[1]) == run.pid
+
+
+def test_a_nursery_that_does_not_answer_is_ended_and_done_without(
+    begin: Begin, tmp_path: Path
+) -> None:
+    impatient = tmp_path / "impatient.py"
+    impatient.write_text(
+        f"""
+import sys
+sys.path.insert(0, {str(PYTHON_DIR)!r})
+from vllm_bridge import guard
+guard.NURSERY_LIMIT_S = 0.5
+sys.exit(guard.main(sys.argv[1:]))
+"""
+    )
+    nursery = begin(NURSERY)
+    begin("say(1)\nwait_for_ever()", nursery).line()
+    os.kill(nursery_worker(nursery), signal.SIGSTOP)
+
+    run = begin(WHO + "wait_for_ever()", nursery, str(impatient))
+
+    assert int(run.line()[1]) == run.pid
+    assert nursery.end() == 0
+
+
+def test_a_run_that_is_handed_over_in_part_does_not_keep_others_waiting(begin: Begin) -> None:
+    nursery = begin(NURSERY.replace("MODULES = ()", "HAND_OVER_LIMIT_S, nursery.MODULES = 0.1, ()"))
+    first = begin(WHO + "wait_for_ever()", nursery)
+    assert int(first.line()[1]) != first.pid
+    with socket.socket(socket.AF_UNIX) as stopped, socket.socket(socket.AF_UNIX) as silent:
+        for connection in (stopped, silent):
+            connection.connect(str(nursery.folder / "tmp" / "nursery"))
+        socket.send_fds(stopped, [(100).to_bytes(4, "big")], [0, 1, 2, 0, 1])
+        stopped.sendall(b"the beginning")
+
+        run = begin(WHO + "wait_for_ever()", nursery)
+
+        assert int(run.line()[1]) == run.guard != run.pid
+
+
+def test_a_run_whose_folder_is_gone_does_without_a_nursery(
+    begin: Begin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nursery = begin(NURSERY)
+    folder = tmp_path / "gone"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    folder.rmdir()
+
+    run = begin("say(os.getppid())\nwait_for_ever()", nursery)
+
+    assert int(run.line()[0]) == run.pid
 
 
 def test_a_worker_that_is_refused_says_why(begin: Begin, base: Path) -> None:

@@ -11,7 +11,7 @@ import importlib.util
 import logging
 import os
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from vllm_bridge import preload
 
@@ -74,8 +74,7 @@ def work(kind: str = "engine") -> None:
     try:
         table = KINDS[kind]()
     except ModuleNotFoundError as error:
-        print(f"vllm_bridge: {error}", file=sys.stderr)
-        sys.exit(NOT_INSTALLED)
+        not_installed(error)
     prepare()
     try:
         import uvloop
@@ -83,6 +82,11 @@ def work(kind: str = "engine") -> None:
         asyncio.run(serve(table))
     else:
         uvloop.run(serve(table))
+
+
+def not_installed(error: ModuleNotFoundError) -> NoReturn:
+    print(f"vllm_bridge: {error}", file=sys.stderr)
+    sys.exit(NOT_INSTALLED)
 
 
 def prepare() -> None:
@@ -107,7 +111,10 @@ def main(kind: str = "engine") -> None:
 
         os.environ.update(missing)
         prepare()
-        nursery.main(work)
+        try:
+            nursery.main(work)
+        except ModuleNotFoundError as error:
+            not_installed(error)
     else:
         work()
 

@@ -138,10 +138,11 @@ def is_safe() -> bool:
     return threading.active_count() == 1 and not (torch is not None and torch.cuda.is_initialized())
 
 
-def was_safe() -> bool:
-    """Whether no thread was there, Python's or not, when this process was just forked. OpenBLAS,
-    which NumPy and SciPy bring, has its threads end before and starts them when they are needed."""
-    return len(os.listdir("/proc/self/task")) == 1
+def was_safe(forked: int | None = None) -> bool:
+    """Whether no thread was there, Python's or not, when this process, or the one of that id, was
+    just forked. OpenBLAS, which NumPy and SciPy bring, has its threads end before and starts them
+    when they are needed."""
+    return len(os.listdir(f"/proc/{forked or 'self'}/task")) == 1
 
 
 def _install() -> None:

@@ -99,7 +99,7 @@ PIPE_SIZE = 1024 * 1024
 CLEAN_GRACE_S = 60.0
 FREEZE_LIMIT_S = 1.0
 SWEEP_LIMIT_S = 10.0
-NURSERY_LIMIT_S = 30.0
+NURSERY_LIMIT_S = 60.0
 
 # A socket in RUN_DIR/tmp is named by a UUID (vLLM's are), and sun_path holds 107 bytes.
 RUN_DIR_LIMIT = 107 - len("/tmp/") - 36  # noqa: S108
@@ -797,14 +797,17 @@ def through(path: str, run: str) -> int | None:
     Returns:
         its exit code; None where no nursery has taken the run
     """
-    connection = reach(path)
+    nursery = os.path.dirname(os.path.dirname(path))
+    deadline = time.monotonic() + NURSERY_LIMIT_S
+    connection = reach(path, nursery, deadline)
     if connection is None:
         return None
-    words = [run, os.getcwd(), str(os.getppid())]
-    words += [f"{name}={value}" for name, value in os.environ.items()]
-    message = os.fsencode("\0".join(words))
     with connection:
         try:
+            words = [run, os.getcwd(), str(os.getppid())]
+            words += [f"{name}={value}" for name, value in os.environ.items()]
+            message = os.fsencode("\0".join(words))
+            connection.settimeout(max(1.0, deadline - time.monotonic()))
             socket.send_fds(
                 connection, [len(message).to_bytes(LENGTH_BYTES, "big")], [0, 1, 2, FROM_VM, TO_VM]
             )
@@ -812,32 +815,36 @@ def through(path: str, run: str) -> int | None:
             waiting = select.poll()
             waiting.register(FROM_VM, 0)
             waiting.register(connection, select.POLLIN)
-            if FROM_VM in dict(waiting.poll()):
+            if not (ready := dict(waiting.poll(max(0.0, deadline - time.monotonic()) * 1000))):
+                # Stopped, say: who comes later is to have another one. Once it has ended, nobody
+                # answers but what it may have forked for this run.
+                end(nursery)
+                ready = dict(waiting.poll())
+            if FROM_VM in ready:
                 return 0  # What the nursery may be forking sees it, too.
             if not connection.recv(1):
                 return None
         except OSError:
             return None
+        connection.settimeout(None)
         # Nobody is to take this process for one that reads the pipe.
         os.close(TO_VM)
         code = connection.recv(1)
         return code[0] if code else 128 + signal.SIGKILL
 
 
-def reach(path: str) -> socket.socket | None:
+def reach(path: str, nursery: str, deadline: float) -> socket.socket | None:
     """A connection to a nursery, which may not listen yet; None where there is none."""
-    run = os.path.dirname(os.path.dirname(path))
     waiting = select.poll()
     waiting.register(FROM_VM, 0)
-    deadline = time.monotonic() + NURSERY_LIMIT_S
-    while os.path.exists(os.path.join(run, "lock")) and time.monotonic() < deadline:
+    while os.path.exists(os.path.join(nursery, "lock")) and time.monotonic() < deadline:
         connection = socket.socket(socket.AF_UNIX)
         try:
             connection.connect(path)
             return connection
         except OSError:
             connection.close()
-        if os.path.exists(os.path.join(run, "clean")) or waiting.poll(20):
+        if os.path.exists(os.path.join(nursery, "clean")) or waiting.poll(20):
             break
     return None
 

@@ -28,6 +28,9 @@ logger = logging.getLogger(__name__)
 
 SOCKET = "nursery"
 
+# How long a port program may take to say all that a run needs.
+HAND_OVER_LIMIT_S = 5.0
+
 # What a worker and vLLM's processes import sooner or later, whatever the model.
 MODULES: Sequence[str] = (
     "vllm_bridge.engine_methods",
@@ -95,12 +98,16 @@ def serve(listener: socket.socket, work: Callable[[], None]) -> None:
 
 
 def take(connection: socket.socket, work: Callable[[], None]) -> int | None:
-    """Forks the guard of one run; its process id, or None where forking would not be safe."""
+    """Forks the guard of one run; its process id, or None where forking would not be safe. (The
+    guard ends at once where that shows only later.)"""
     if not forking.is_safe():
         return None
+    # One that was stopped meanwhile must not keep the others waiting.
+    connection.settimeout(HAND_OVER_LIMIT_S)
     header, fds, _flags, _from = socket.recv_fds(connection, guard.LENGTH_BYTES, len(DESCRIPTORS))
     try:
-        message = connection.recv(int.from_bytes(header, "big"), socket.MSG_WAITALL)
+        with connection.makefile("rb") as stream:
+            message = stream.read(int.from_bytes(header, "big"))
         run, folder, owner, *variables = os.fsdecode(message).split("\0")
         environment = dict(variable.split("=", 1) for variable in variables)
         peer = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
@@ -109,9 +116,11 @@ def take(connection: socket.socket, work: Callable[[], None]) -> int | None:
             pid = os.fork()
             if pid == 0:
                 try:
-                    become_guard(
-                        connection, fds, starter, run, folder, environment, int(owner), work
-                    )
+                    # A run that was begun cannot be handed back.
+                    if forking.was_safe(os.getppid()):
+                        become_guard(
+                            connection, fds, starter, run, folder, environment, int(owner), work
+                        )
                 finally:
                     os._exit(1)
         finally:
@@ -119,11 +128,7 @@ def take(connection: socket.socket, work: Callable[[], None]) -> int | None:
     finally:
         for fd in fds:
             os.close(fd)
-    if forking.was_safe():
-        return pid
-    os.kill(pid, signal.SIGKILL)
-    os.waitpid(pid, 0)
-    return None
+    return pid
 
 
 # The descriptors of a port program that are handed over: standard ones, and the two pipes.

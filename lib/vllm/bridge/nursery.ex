@@ -12,7 +12,7 @@ defmodule VLLM.Bridge.Nursery do
 
   require Logger
 
-  alias VLLM.Bridge.{Deadline, Log, Program}
+  alias VLLM.Bridge.{Deadline, ExitStatus, Log, Program}
 
   # How long one is kept for whoever comes next, in ms.
   @linger 300_000
@@ -49,6 +49,11 @@ defmodule VLLM.Bridge.Nursery do
   end
 
   defp start(key, python) do
+    # The environment has changed: those that nobody uses are of no use.
+    for {_, pid, _, _} <- DynamicSupervisor.which_children(VLLM.NurserySupervisor),
+        is_pid(pid),
+        do: send(pid, :linger)
+
     case DynamicSupervisor.start_child(VLLM.NurserySupervisor, {__MODULE__, {key, python}}) do
       {:ok, pid} -> pid
       {:error, {:already_started, pid}} -> pid
@@ -73,15 +78,17 @@ defmodule VLLM.Bridge.Nursery do
         {:ok, %{program: program, users: MapSet.new(), timer: nil}}
 
       {:error, error} ->
-        {:stop, error}
+        {:stop, {:shutdown, error}}
     end
   end
 
   # Where the folder of a run has no lock, a guard takes the run for over.
-  defp await_lock(program, deadline) do
+  defp await_lock(%{port: port} = program, deadline) do
     unless File.exists?(Path.join(program.run_dir, "lock")) or
              Deadline.passed?(deadline) do
       receive do
+        # It has ended already; what that means is said in one place.
+        {^port, {:exit_status, _}} = ended -> send(self(), ended)
       after
         5 -> await_lock(program, deadline)
       end
@@ -103,16 +110,19 @@ defmodule VLLM.Bridge.Nursery do
   end
 
   def handle_info(:linger, state) do
-    if state.users == MapSet.new(), do: {:stop, :normal, state}, else: {:noreply, state}
+    if state.timer, do: {:stop, :normal, state}, else: {:noreply, state}
   end
 
   def handle_info({port, {:exit_status, status}}, %{program: %{port: port}} = state) do
-    {_, log} = Log.read(Log.new(state.program.run_dir))
+    # What its Python lacks is said of the worker that is started instead.
+    unless ExitStatus.error(status, []).reason == :vllm_not_installed do
+      {_, log} = Log.read(Log.new(state.program.run_dir))
 
-    Logger.warning(fn ->
-      "The process that workers are forked from ended with status #{status}; workers start " <>
-        "without it until the next one is there.\n" <> Enum.join(Log.recent(log), "\n")
-    end)
+      Logger.warning(fn ->
+        "The process that workers are forked from ended with status #{status}; workers start " <>
+          "without it until the next one is there.\n" <> Enum.join(Log.recent(log), "\n")
+      end)
+    end
 
     {:stop, :normal, state}
   end
