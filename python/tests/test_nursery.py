@@ -79,6 +79,13 @@ def test_a_worker_is_a_fork_with_a_guard_and_an_environment_of_its_own(begin: Be
     assert not any(b"EX_VLLM_RUN" in variable for variable in read(run.guard, "environ"))
 
 
+def test_a_worker_has_its_temporary_files_in_its_own_folder(begin: Begin) -> None:
+    nursery = begin("import tempfile\ntempfile.gettempdir()\n" + NURSERY)
+    run = begin("import tempfile\nsay(tempfile.gettempdir())\nwait_for_ever()", nursery)
+
+    assert run.line() == [str(run.folder / "tmp")]
+
+
 def nursery_worker(nursery: Run) -> int:
     (child,) = (
         int(name)

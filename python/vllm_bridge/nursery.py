@@ -19,6 +19,7 @@ import signal
 import socket
 import struct
 import sys
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
 
@@ -184,3 +185,4 @@ def lifeline() -> ModuleType:
 def take_environment(variables: Mapping[str, str]) -> None:
     os.environ.clear()
     os.environ.update(variables)
+    tempfile.tempdir = None  # Looked up once, and the nursery's until now.
