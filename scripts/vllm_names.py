@@ -19,6 +19,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import functools
+import gc
 import importlib.util
 import os
 import re
@@ -39,6 +40,19 @@ _DEFINED = re.compile(r"(?:\bdef |\bself\.|^[ \t]*)([A-Za-z_]\w*)(?:\(|[ \t]*:|[
 _PYTHONS = (str, bytes, list, dict, set, tuple, int, float, os, os.stat_result, Path, re.Match)
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
+
+
+def parsed(text: str) -> ast.Module:
+    """The syntax tree of a source."""
+    # A collection of garbage in the middle may run other code, which Python 3.11 takes for a fault
+    # of its own: https://github.com/python/cpython/issues/106905
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        return ast.parse(text)
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,7 +174,7 @@ def collect(package: Path = PACKAGE) -> Uses:
     ours = {name for owner in _PYTHONS for name in dir(owner)}
     for path in sorted(package.rglob("*.py")):
         text = path.read_text(encoding="utf-8")
-        Collector(path.relative_to(package).as_posix(), uses).visit(ast.parse(text))
+        Collector(path.relative_to(package).as_posix(), uses).visit(parsed(text))
         ours |= {match[1] for match in _DEFINED.finditer(text)}
     for name in ours & set(uses.attributes):
         del uses.attributes[name]
@@ -204,7 +218,7 @@ class Sources:
         path = self.root.parent.joinpath(*name.split("."))
         for file in (path / "__init__.py", path.with_suffix(".py")):
             if file.exists():
-                return ast.parse(file.read_text(encoding="utf-8"))
+                return parsed(file.read_text(encoding="utf-8"))
         return ast.Module([], []) if path.is_dir() else None
 
     @functools.cache  # noqa: B019
@@ -307,7 +321,7 @@ class Sources:
     @functools.cache  # noqa: B019
     def methods(self, file: str) -> Mapping[str, list[ast.arguments]]:
         found: dict[str, list[ast.arguments]] = defaultdict(list)
-        tree = ast.parse((self.root / file).read_text(encoding="utf-8"))
+        tree = parsed((self.root / file).read_text(encoding="utf-8"))
         for owner in ast.walk(tree):
             if isinstance(owner, ast.ClassDef):
                 for node in owner.body:

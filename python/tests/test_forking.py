@@ -215,3 +215,35 @@ def test_vllm_changes_nothing_that_libraries_have_read(monkeypatch: pytest.Monke
         for name in changed - forking.APPLIED.keys() - forking.READ_LATER
         if name.startswith(forking.READ_ON_IMPORT)
     }
+
+
+def test_a_seed_takes_what_vllm_would_spawn_and_leaves_its_plugins_to_each(tmp_path: Path) -> None:
+    lines = run(
+        tmp_path,
+        """
+def work():
+    import vllm.plugins
+    print("plugins are loaded:", vllm.plugins.plugins_loaded, flush=True)
+
+if __name__ == "__main__":
+    import importlib
+    importlib.reload(forking)
+    import vllm.plugins
+    from vllm.utils import system_utils
+    vllm.plugins.plugins_loaded = True
+    print(forking.start())
+    for method in ("spawn", "fork"):
+        os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = method
+        made = system_utils.get_mp_context()
+        print(method, made.get_start_method(), type(made).__module__)
+    start(work).join()
+""",
+        VLLM_LOGGING_STREAM="ext://sys.stderr",
+    )
+
+    assert lines == [
+        "True",
+        "spawn spawn vllm_bridge.forking",
+        "fork fork multiprocessing.context",
+        "plugins are loaded: False",
+    ]

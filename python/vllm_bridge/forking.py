@@ -153,8 +153,8 @@ def _install() -> None:
     seeded = _Context()
 
     def get_mp_context() -> context.BaseContext:
-        original()  # sets variables that its processes inherit
-        return seeded
+        own: context.BaseContext = original()  # which sets variables that its processes inherit
+        return seeded if own.get_start_method() == "spawn" else own
 
     for module in list(sys.modules.values()):
         # Not by getattr: some modules import others when they are asked for a name.
@@ -237,6 +237,9 @@ _inherited: Sequence[int] = ()
 def _serve(requests: socket.socket, client: socket.socket, owner: int) -> None:
     """The seed: forks what is asked for, until its owner ends."""
     _install()
+    # Each of vLLM's processes loads its plugins, whatever this one has loaded.
+    if plugins := sys.modules.get("vllm.plugins"):
+        vars(plugins)["plugins_loaded"] = False
     forget([requests.fileno(), client.fileno(), owner])
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     rename(["vllm_bridge", "seed"])
