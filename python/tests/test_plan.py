@@ -43,7 +43,6 @@ def test_a_plain_model() -> None:
     assert made.dtype == "bfloat16"
     assert made.options == {"max_model_len": 64, "load_format": "hf"}
     assert made.loaded_bytes == made.checkpoint.bytes > 8_000_000
-    assert not made.is_quantized_online
     assert given == {"max_model_len": 64}
     with pytest.raises(dataclasses.FrozenInstanceError):
         made.model = "another"  # type: ignore[misc]
@@ -52,8 +51,7 @@ def test_a_plain_model() -> None:
 def test_a_quantized_model() -> None:
     made = plan(str(MODELS / "demo-awq"), {})
     assert made.findings == ()
-    assert made.method == "awq"
-    assert not made.is_quantized_online
+    assert (made.method, made.online_dtype) == ("awq", None)
     assert made.loaded_bytes < plan(DEMO, {}).loaded_bytes
 
 
@@ -61,7 +59,6 @@ def test_a_model_that_is_quantized_while_it_loads() -> None:
     made = plan(DEMO, {"dtype": "int4"})
     assert (made.method, made.online_dtype) == ("bitsandbytes", "int4")
     assert made.options["quantization"] == "bitsandbytes"
-    assert made.is_quantized_online
     assert made.loaded_bytes < plan(DEMO, {}).loaded_bytes
     assert plan(DEMO, {"quantization": "BnB"}).method == "bitsandbytes"
 

@@ -59,11 +59,6 @@ class Plan:
     loaded_bytes: int
     findings: tuple[Finding, ...] = ()
 
-    @property
-    def is_quantized_online(self) -> bool:
-        """Whether a plain model is quantized while it is loaded."""
-        return self.method is not None and self.checkpoint.quantization is None
-
     def check(self) -> None:
         """Raises the first finding that keeps the engine from starting.
 
