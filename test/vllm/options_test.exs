@@ -32,7 +32,10 @@ defmodule VLLM.OptionsTest do
 
       nested = %{a: %{:level => 1, "level" => 1}}
       error = invalid(VLLM.llm("m", compilation_config: nested))
-      assert error.message =~ "holds `level` twice, as an atom and as a string, at `a`"
+
+      assert error.message =~
+               "holds a name that is given twice, as an atom and as a string, at `a.level`"
+
       assert invalid(VLLM.llm("m", env: %{:A => "1", "A" => "2"})).details["option"] == "env"
     end
   end

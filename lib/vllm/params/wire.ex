@@ -104,7 +104,9 @@ defmodule VLLM.Wire do
         {key, convert(value, [key | path])}
       end
 
-    if map_size(converted) < map_size(map), do: fault(twice(map), path), else: converted
+    if map_size(converted) < map_size(map),
+      do: fault("a name that is given twice, as an atom and as a string,", [twice(map) | path]),
+      else: converted
   end
 
   defp convert(term, path), do: fault(kind(term), path)
@@ -125,8 +127,10 @@ defmodule VLLM.Wire do
   defp key(name, path), do: fault("#{kind(name)} as a key", path)
 
   defp twice(map) do
-    name = Enum.find(Map.keys(map), &(is_atom(&1) and is_map_key(map, Atom.to_string(&1))))
-    "`#{name}` twice, as an atom and as a string,"
+    map
+    |> Map.keys()
+    |> Enum.find(&(is_atom(&1) and is_map_key(map, Atom.to_string(&1))))
+    |> Atom.to_string()
   end
 
   defp kind(%module{}), do: "a struct (`#{inspect(module)}`)"

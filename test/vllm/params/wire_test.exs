@@ -80,7 +80,7 @@ defmodule VLLM.WireTest do
           {%{{1} => 2}, "a tuple as a key"},
           {%{<<255>> => 2}, "a key that is not valid UTF-8"},
           {%{1.5 => 2}, "a float as a key"},
-          {%{:a => 1, "a" => 2}, "`a` twice, as an atom and as a string,"}
+          {%{:a => 1, "a" => 2}, "a name that is given twice, as an atom and as a string,"}
         ] do
       assert {:error, {^what, path}} = Wire.encode(term)
       assert {:error, {^what, ["a", 1, "b" | ^path]}} = Wire.encode(%{a: [0, [b: term]]})
