@@ -49,6 +49,29 @@ defmodule VLLM.Engine do
       restart: :temporary
     }
 
+    with :ok <- check_registry(config.name) do
+      start_child(config, spec)
+    end
+  end
+
+  # What a registry makes of a name only it can tell.
+  defp check_registry({:via, registry, name} = given) do
+    _ = registry.whereis_name(name)
+    :ok
+  rescue
+    error ->
+      {:error,
+       Error.new(
+         :invalid_option,
+         "The registry of `name: #{inspect(given)}` does not take that name: " <>
+           "#{Exception.message(error)}.",
+         %{"option" => "name"}
+       )}
+  end
+
+  defp check_registry(_name), do: :ok
+
+  defp start_child(config, spec) do
     case DynamicSupervisor.start_child(VLLM.EngineSupervisor, spec) do
       {:ok, pid} ->
         {:ok, pid}

@@ -6,28 +6,20 @@ defmodule VLLM.Real.RefusalsTest do
   import VLLM.FakeEngine, only: [none_below?: 1]
   import VLLM.OSProcess
 
-  alias VLLM.{DemoModel, Error}
+  alias VLLM.{DemoModel, Error, Footprint}
 
   @moduletag timeout: 300_000
   @moduletag :tmp_dir
 
-  # The nursery stays for the next worker; what it forks does not.
-  setup_all do
-    assert {:error, %Error{reason: :model_not_found}} = VLLM.llm("/nowhere/at/all")
-    assert eventually(fn -> none_below?(VLLM.EngineSupervisor) end, 60_000)
-    :ok
-  end
-
   setup do
-    before = MapSet.new(descendants(beam()))
+    before = Footprint.engine_processes()
 
     on_exit(fn ->
       assert eventually(fn -> none_below?(VLLM.EngineSupervisor) end, 60_000)
-      assert eventually(fn -> MapSet.subset?(MapSet.new(descendants(beam())), before) end, 60_000)
+      eventually(fn -> Footprint.engine_processes() -- before == [] end, 60_000)
+      assert for(pid <- Footprint.engine_processes() -- before, do: command(pid)) == []
     end)
   end
-
-  defp beam, do: String.to_integer(System.pid())
 
   defp refusal(model, options \\ []) do
     assert {:error, %Error{} = error} =

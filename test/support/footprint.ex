@@ -4,7 +4,7 @@ defmodule VLLM.Footprint do
   and whether anything grows while one serves.
   """
 
-  import VLLM.OSProcess, only: [alive?: 1, command: 1, descendants: 1]
+  import VLLM.OSProcess, only: [alive?: 1, children: 1, command: 1, descendants: 1]
 
   @doc "What this BEAM holds now."
   def take do
@@ -45,6 +45,13 @@ defmodule VLLM.Footprint do
   end
 
   defp more(before, now, allowed), do: if(now > before + allowed, do: now - before)
+
+  @doc "The processes below this BEAM, but for nurseries, which stay: those that engines have."
+  def engine_processes do
+    below = descendants(beam())
+    nurseries = for pid <- below, command(pid) =~ "\0--alone\0", do: [pid | children(pid)]
+    below -- List.flatten(nurseries)
+  end
 
   @doc "The guards of the engines of this BEAM, the oldest first."
   def guards do

@@ -192,4 +192,15 @@ defmodule VLLM.OptionsTest do
 
     assert Enum.sort(differing) == [:chat_template, :timeout]
   end
+
+  test "a name that its registry does not take is a wrong name" do
+    for {name, why} <- [
+          {{:via, Registry, :x}, "no function clause"},
+          {{:via, Registry, {Nowhere, :x}}, "unknown registry: Nowhere"}
+        ] do
+      assert {:error, %Error{reason: :invalid_option} = error} = VLLM.llm("model", name: name)
+      assert error.message =~ why
+      assert error.details == %{"option" => "name"}
+    end
+  end
 end
