@@ -55,19 +55,10 @@ defmodule VLLM.Footprint do
 
   @doc "The guards of the engines of this BEAM, the oldest first."
   def guards do
-    for pid <- Enum.sort(descendants(beam())),
-        command = command(pid),
-        command =~ "guard.py\0" and not (command =~ ~r/\0--(witness|alone|sweep)\0/),
-        folder = run_folder(command),
-        guard(folder) == pid,
-        do: pid
-  end
-
-  defp run_folder(command) do
-    Enum.find(
-      String.split(command, "\0"),
-      &String.starts_with?(&1, VLLM.Bridge.Program.base_dir())
-    )
+    below = descendants(beam())
+    guards = for run <- run_folders(), do: guard(Path.join(base_dir(), run))
+    nursery? = &(command(&1) =~ "\0--alone\0")
+    guards |> Enum.filter(&(&1 in below and not nursery?.(&1))) |> Enum.sort()
   end
 
   @doc "The guard of a run; a nursery's is another process than the port's. 0 where there is none."
@@ -125,7 +116,7 @@ defmodule VLLM.Footprint do
 
   # Also those that have lost their parents: each carries the name of its run.
   defp programs do
-    tag = "EX_VLLM_RUN=" <> VLLM.Bridge.Program.base_dir()
+    tag = "EX_VLLM_RUN=" <> base_dir()
 
     tagged =
       for entry <- File.ls!("/proc"),
@@ -137,11 +128,13 @@ defmodule VLLM.Footprint do
   end
 
   defp run_folders do
-    case File.ls(VLLM.Bridge.Program.base_dir()) do
+    case File.ls(base_dir()) do
       {:ok, names} -> Enum.sort(names)
       {:error, _} -> []
     end
   end
+
+  defp base_dir, do: VLLM.Bridge.Program.base_dir()
 
   defp read(path) do
     case File.read(path) do
