@@ -1,0 +1,146 @@
+"""Weights as small integers with a scale and a zero point for each group.
+
+A row of a layer is a stream of bits: integer ``k`` takes the bits from ``k * bits``, counted from
+the lowest one of the first byte. With ``R, G = scales.shape``, the groups of a row are of
+``g = columns / G``, and a weight is
+
+    w[n, k] = (q[n, k] - zeros[n % R, k // g]) * scales[n % R, k // g]
+
+computed in float32 and rounded to the dtype that is asked for. ``R`` is the number of rows where
+groups run along them; it is less, and ``g`` is 1, where they run across.
+"""
+
+import torch
+
+from vllm_bridge.quantization.packed import strips
+
+
+def pack(integers: torch.Tensor, bits: int) -> torch.Tensor:
+    """Rows of bits.
+
+    Args:
+        integers: rows times columns, of any integer type, each from 0 to ``2**bits - 1``
+        bits: of each, 1 to 8
+
+    Returns:
+        uint8: rows times ``ceil(columns * bits / 8)``
+    """
+    rows, columns = integers.shape
+    size = _bytes(columns, bits)
+    packed = torch.empty((rows, size), dtype=torch.uint8, device=integers.device)
+    # Eight integers fill whole bytes.
+    for part in strips.of(rows, columns):
+        eights = torch.nn.functional.pad(integers[part].long(), (0, -columns % 8)).unflatten(
+            1, (-1, 8)
+        )
+        numbers = (eights << _shifts(bits, 8, integers.device)).sum(-1, keepdim=True)
+        every = (numbers >> _shifts(8, bits, integers.device)).to(torch.uint8)
+        packed[part] = every.flatten(1)[:, :size]
+    return packed
+
+
+def unpack(packed: torch.Tensor, bits: int, columns: int) -> torch.Tensor:
+    """The integers of ``pack``, as uint8: rows times ``columns``."""
+    rows = torch.nn.functional.pad(packed, (0, -packed.shape[1] % bits)).unflatten(1, (-1, bits))
+    numbers = (rows.long() << _shifts(8, bits, packed.device)).sum(-1, keepdim=True)
+    eights = (numbers >> _shifts(bits, 8, packed.device)) & (2**bits - 1)
+    return eights.to(torch.uint8).flatten(1)[:, :columns]
+
+
+def matmul(
+    x: torch.Tensor, packed: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor, bits: int
+) -> torch.Tensor:
+    """``x`` times the transposed weights.
+
+    Args:
+        x: any shape that ends with the number of columns; float32, bfloat16 or float16
+        packed: as ``pack`` has it
+        scales: float32, bfloat16 or float16
+        zeros: the shape and dtype of ``scales``
+        bits: of an integer
+
+    Returns:
+        the shape of ``x`` with the number of rows in the place of columns, in its dtype
+    """
+    product: torch.Tensor = torch.ops.vllm_bridge.packed_grouped_matmul(
+        x, packed, scales, zeros, bits
+    )
+    return product
+
+
+def dequantize(
+    packed: torch.Tensor,
+    scales: torch.Tensor,
+    zeros: torch.Tensor,
+    bits: int,
+    columns: int,
+    dtype: torch.dtype,
+) -> torch.Tensor:
+    """The weights as plain numbers, rows times ``columns``; the arguments are those of
+    ``matmul``."""
+    plain: torch.Tensor = torch.ops.vllm_bridge.packed_grouped_dequantize(
+        packed, scales, zeros, bits, columns, dtype
+    )
+    return plain
+
+
+def _bytes(columns: int, bits: int) -> int:
+    return (columns * bits + 7) // 8
+
+
+def _shifts(step: int, count: int, device: torch.device) -> torch.Tensor:
+    return torch.arange(0, step * count, step, device=device)
+
+
+def _matmul(
+    x: torch.Tensor, packed: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor, bits: int
+) -> torch.Tensor:
+    def plain(rows: slice) -> torch.Tensor:
+        return _rows(packed, scales, zeros, bits, x.shape[-1], x.dtype, rows)
+
+    return strips.matmul(x, packed.shape[0], plain)
+
+
+def _dequantize(
+    packed: torch.Tensor,
+    scales: torch.Tensor,
+    zeros: torch.Tensor,
+    bits: int,
+    columns: int,
+    dtype: torch.dtype,
+) -> torch.Tensor:
+    plain = torch.empty((packed.shape[0], columns), dtype=dtype, device=packed.device)
+    for rows in strips.of(*plain.shape):
+        plain[rows] = _rows(packed, scales, zeros, bits, columns, dtype, rows)
+    return plain
+
+
+def _rows(
+    packed: torch.Tensor,
+    scales: torch.Tensor,
+    zeros: torch.Tensor,
+    bits: int,
+    columns: int,
+    dtype: torch.dtype,
+    rows: slice,
+) -> torch.Tensor:
+    """Some of the weights."""
+    groups = torch.arange(rows.start, rows.stop, device=packed.device) % scales.shape[0]
+    scale, zero = scales[groups].float().unsqueeze(2), zeros[groups].float().unsqueeze(2)
+    integers = unpack(packed[rows], bits, columns).unflatten(1, (scales.shape[1], -1))
+    return ((integers - zero) * scale).to(dtype).flatten(1)
+
+
+strips.operation(
+    "packed_grouped_matmul(Tensor x, Tensor packed, Tensor scales, Tensor zeros, int bits)",
+    _matmul,
+    lambda x, packed, scales, zeros, bits: x.new_empty((*x.shape[:-1], packed.shape[0])),
+)
+strips.operation(
+    "packed_grouped_dequantize(Tensor packed, Tensor scales, Tensor zeros, int bits, "
+    "int columns, ScalarType dtype)",
+    _dequantize,
+    lambda packed, scales, zeros, bits, columns, dtype: packed.new_empty(
+        (packed.shape[0], columns), dtype=dtype
+    ),
+)
