@@ -26,17 +26,28 @@ def dequantize(weight: torch.Tensor, type: int, dtype: torch.dtype) -> torch.Ten
     return values.view(*weight.shape[:-1], columns(weight, type))
 
 
-@torch.library.custom_op("vllm_bridge::gguf_matmul", mutates_args=())
-def matmul(x: torch.Tensor, weight: torch.Tensor, type: int) -> torch.Tensor:
-    """``x`` [..., columns] times the transpose of a weight [rows, bytes], in the dtype of ``x``."""
+def _product(x: torch.Tensor, weight: torch.Tensor, type: int) -> torch.Tensor:
     rows = max(1, _CHUNK // columns(weight, type))
     parts = [functional.linear(x, dequantize(part, type, x.dtype)) for part in weight.split(rows)]
     return torch.cat(parts, -1)
 
 
-@matmul.register_fake
-def _(x: torch.Tensor, weight: torch.Tensor, type: int) -> torch.Tensor:
+def _shape(x: torch.Tensor, weight: torch.Tensor, type: int) -> torch.Tensor:
     return x.new_empty((*x.shape[:-1], weight.shape[0]))
+
+
+# As an operator of torch's, of which compiled graphs see the shape only. `torch.library.custom_op`
+# makes one that takes twice the time of each call.
+_OPERATORS = torch.library.Library("vllm_bridge_gguf", "DEF")
+_OPERATORS.define("matmul(Tensor x, Tensor weight, int type) -> Tensor")
+_OPERATORS.impl("matmul", _product, "CompositeExplicitAutograd")
+torch.library.register_fake("vllm_bridge_gguf::matmul", _shape, lib=_OPERATORS)
+
+
+def matmul(x: torch.Tensor, weight: torch.Tensor, type: int) -> torch.Tensor:
+    """``x`` [..., columns] times the transpose of a weight [rows, bytes], in the dtype of ``x``."""
+    product: torch.Tensor = torch.ops.vllm_bridge_gguf.matmul(x, weight, type)
+    return product
 
 
 def kernel() -> str:
