@@ -68,5 +68,5 @@ def test_products_are_those_of_the_weights(number: int) -> None:
 
 def test_a_product_fits_into_a_compiled_graph() -> None:
     weight = packed(8, 16, 64)
-    operator = torch.ops.vllm_bridge_gguf.matmul.default
+    operator = torch.ops.vllm_bridge.gguf_matmul.default
     torch.library.opcheck(operator, (torch.randn(2, 64), weight, 8))
