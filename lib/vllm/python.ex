@@ -128,6 +128,15 @@ defmodule VLLM.Python do
     end
   end
 
+  @doc "The packages of a lock that have no wheels: they are compiled on this machine."
+  @spec compiled(device() | :test | String.t()) :: [String.t()]
+  def compiled(name) do
+    case Regex.run(~r/^# Compiled: (.+)$/m, File.read!(lock(name))) do
+      [_, names] -> String.split(names, ", ")
+      nil -> []
+    end
+  end
+
   @doc "The device that vLLM is installed for here: `:cuda` where there is an NVIDIA driver."
   @spec device() :: device()
   def device do

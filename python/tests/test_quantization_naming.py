@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 
 from vllm_bridge.checkpoints.checkpoint import Checkpoint
-from vllm_bridge.checkpoints.models import check_model
 from vllm_bridge.errors import BridgeError
 from vllm_bridge.quantization import naming, registry
 
@@ -163,9 +162,3 @@ def test_methods_that_need_none(tmp_path: Path) -> None:
         naming.check(plain, {"quantization": method})
     (tmp_path / "quantize_config.json").touch()
     naming.check(plain, {"quantization": "awq"})
-
-
-def test_a_gguf_file_is_told_apart(tmp_path: Path) -> None:
-    file = tmp_path / "model.gguf"
-    file.touch()
-    assert "gguf" in refused(check_model(str(file), {})).message

@@ -36,7 +36,8 @@ defmodule Mix.Tasks.Vllm.Setup do
   | --- | --- | --- |
   #{@extras}
 
-  They are added to the environment that is there, in pinned versions, within a minute. Every
+  They are added to the environment that is there, in pinned versions, within a minute; ggml, of
+  the extra `gguf`, is compiled for this machine's processor, with its C++ compiler. Every
   later `mix vllm.setup` keeps them; a new environment, such as that of another release of this
   library, has only what is asked for. `mix vllm.doctor` shows which of them are installed.
 

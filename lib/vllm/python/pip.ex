@@ -47,10 +47,19 @@ defmodule VLLM.Python.Pip do
     certificate: ~r/CERTIFICATE_VERIFY_FAILED|certificate verify failed/i,
     network:
       ~r/name resolution|NameResolutionError|NewConnectionError|Failed to establish a new connection|Max retries exceeded|ConnectTimeoutError|ReadTimeoutError|ProxyError|Connection (refused|reset|aborted)|Network is unreachable|IncompleteRead/,
+    compiler: ~r/No CMAKE_C(XX)?_COMPILER could be found/,
     version: ~r/No matching distribution found for|Could not find a version that satisfies/
   ]
 
-  @type cause :: :disk | :memory | :permission | :certificate | :network | :version | :unknown
+  @type cause ::
+          :disk
+          | :memory
+          | :permission
+          | :certificate
+          | :network
+          | :compiler
+          | :version
+          | :unknown
 
   @doc """
   Why pip failed, from all that it said.

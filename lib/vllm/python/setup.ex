@@ -407,7 +407,7 @@ defmodule VLLM.Python.Setup do
 
       with :ok <- install_torch(plan, List.keyfind(pins, "torch", 0)) do
         plan.report.({:phase, "Installing #{length(pins)} packages"})
-        pip_install(plan, ["--requirement", Python.lock(plan.device)], length(pins))
+        pip_install_lock(plan, plan.device)
       end
     end
   end
@@ -432,7 +432,7 @@ defmodule VLLM.Python.Setup do
     Enum.reduce_while(missing_extras(plan, Stamp.read(plan.venv)), :ok, fn name, :ok ->
       plan.report.({:phase, "Installing #{name}"})
 
-      case pip_install(plan, ["--requirement", Python.lock(name)], length(Python.pins(name))) do
+      case pip_install_lock(plan, name) do
         :ok -> {:cont, :ok}
         error -> {:halt, error}
       end
@@ -445,16 +445,20 @@ defmodule VLLM.Python.Setup do
     if Stamp.read(plan.venv).test == plan.want.test do
       :ok
     else
-      total = length(Python.pins(:test))
-      plan.report.({:phase, "Installing #{total} packages for the tests"})
-      pip_install(plan, ["--requirement", Python.lock(:test)], total)
+      plan.report.({:phase, "Installing #{length(Python.pins(:test))} packages for the tests"})
+      pip_install_lock(plan, :test)
     end
+  end
+
+  defp pip_install_lock(plan, name) do
+    compiled = Enum.flat_map(Python.compiled(name), &["--no-binary", &1])
+    pip_install(plan, compiled ++ ["--requirement", Python.lock(name)], length(Python.pins(name)))
   end
 
   defp pip_install(plan, args, total) do
     pip = ["-m", "pip", "install", "--no-input", "--no-deps", "--disable-pip-version-check"]
     # Building from source takes compilers and an hour; a lack of wheels is
-    # better told at once.
+    # better told at once. What a lock says is compiled takes half a minute.
     pip = pip ++ ["--only-binary", ":all:", "--progress-bar", "off"]
     done = :counters.new(1, [])
 
@@ -511,6 +515,11 @@ defmodule VLLM.Python.Setup do
     {"The package index cannot be reached.",
      "See whether this machine is online, and set HTTPS_PROXY where a proxy is needed. What is " <>
        "already downloaded is kept: run `mix vllm.setup` again."}
+  end
+
+  defp explain(:compiler, _) do
+    {"A package is compiled on this machine, and there is no C++ compiler.",
+     "On Debian and Ubuntu: `apt-get install g++`; then run `mix vllm.setup` again."}
   end
 
   defp explain(:version, missing) do

@@ -31,10 +31,12 @@ class Extra(NamedTuple):
     Args:
         name: what ``mix vllm.setup --with`` calls them
         modules: what is imported of each, by the name of its distribution
+        faster: the same of those without which it runs too, and slower
     """
 
     name: str
     modules: Mapping[str, str]
+    faster: Mapping[str, str] = {}
 
 
 class Online(NamedTuple):

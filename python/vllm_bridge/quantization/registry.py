@@ -77,9 +77,9 @@ def small_format() -> str:
 
 
 def distributions() -> Iterator[str]:
-    """The names of all packages that methods need beside vLLM."""
+    """The names of all packages that methods need or can use beside vLLM."""
     for extra in extras().values():
-        yield from extra.modules
+        yield from (*extra.modules, *extra.faster)
 
 
 @functools.cache

@@ -41,6 +41,7 @@ defmodule VLLM.Python.PipTest do
             "ERROR: Could not install packages due to an OSError: [Errno 13] Permission denied: '/x'",
           certificate:
             "SSLError(SSLCertVerificationError(1, '[SSL: CERTIFICATE_VERIFY_FAILED]'))",
+          compiler: "        No CMAKE_CXX_COMPILER could be found.",
           network: "pip._vendor.urllib3.exceptions.ReadTimeoutError: Read timed out.",
           unknown: "ERROR: THESE PACKAGES DO NOT MATCH THE HASHES"
         ] do

@@ -25,6 +25,7 @@ defmodule VLLM.Python.SetupTest do
   end
 
   defp torch, do: "torch==" <> Map.new(Python.pins(:cpu))["torch"]
+  defp whole_lock("gguf"), do: "--no-binary ggml-python --requirement " <> Python.lock("gguf")
   defp whole_lock(name), do: "--requirement " <> Python.lock(name)
 
   test "installs torch and then the lock, and says so in the stamp", context do
@@ -118,6 +119,14 @@ defmodule VLLM.Python.SetupTest do
       assert message =~ "disk is full"
       assert Stamp.read(context.venv) == stamp
       assert Stamp.ready?(context.venv)
+    end
+
+    test "that is compiled here needs a compiler, which is told", context do
+      pip =
+        ~s(case "$*" in *gguf*\) echo "  No CMAKE_CXX_COMPILER could be found."; exit 1 ;; esac)
+
+      assert {:error, %Error{message: message}} = setup_with(context, [pip: pip], with: ["gguf"])
+      assert message =~ "apt-get install g++"
     end
 
     test "that there is not is refused with the nearest name, before anything is done", context do
