@@ -14,6 +14,8 @@ from vllm_bridge.quantization.method import Method, Online
 
 
 class RoundedLinear(LinearMethodBase):  # type: ignore[misc]
+    kernel_name = "whole numbers"
+
     def __init__(self) -> None:
         self._plain = UnquantizedLinearMethod()
 
@@ -47,6 +49,9 @@ class MadeUp(Method):
     name = "made-up"
     other_names = ("invented",)
     online = Online(bytes=1.0, words="whole numbers of 8 bits")
+
+    def loaded_note(self, config: Any) -> str:
+        return f"Rounded, computed in {config.model_config.dtype}."
 
     def install(self) -> None:
         register_quantization_config(self.name)(RoundedConfig)

@@ -70,7 +70,8 @@ def test_a_method_of_somebody_elses_loads(facts: dict[str, str]) -> None:
     running = Running()
     info = running.load(quantization="Invented", max_model_len=256)
     assert info["quantization"] == "made-up"
-    assert info["quantization_kernel"] == "RoundedLinear"
+    assert info["quantization_kernel"] == "whole numbers"
+    assert info["quantization_note"].endswith("Rounded, computed in torch.bfloat16.")
     assert running.complete_all(facts) == facts
     running.stop()
 

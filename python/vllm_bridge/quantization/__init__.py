@@ -40,10 +40,14 @@ async def note(llm: Any, online: str | None) -> str | None:
     """
     from vllm.platforms import current_platform
 
+    from vllm_bridge.quantization import registry
+
     notes = []
-    if online is not None:
-        logger.info(online)
-        notes.append(online)
+    of_method = registry.of(llm.model_config.quantization).loaded_note(llm.vllm_config)
+    for said in (online, of_method):
+        if said is not None:
+            logger.info(said)
+            notes.append(said)
     if current_platform.is_cpu():
         from vllm_bridge.patches.cpu import experts, fp8
 

@@ -167,7 +167,10 @@ def is_quantized(layer: Any) -> bool:
 
 
 def kernel(layer: Any) -> str:
-    """The name of the kernel that computes a layer, or of its method where that has none."""
+    """The name of the kernel that computes a layer, or of its method where that has none. Methods
+    that are not vLLM's say it themselves, by their ``kernel_name``."""
+    if named := getattr(layer.quant_method, "kernel_name", None):
+        return str(named)
     method = getattr(layer, "scheme", None) or layer.quant_method
     level = [layer.quant_method, method]
     for _ in range(_DEPTH):

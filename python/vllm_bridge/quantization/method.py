@@ -147,6 +147,14 @@ class Method:
         """
         return None
 
+    def loaded_note(self, config: Any) -> str | None:
+        """What users should know of how a loaded engine computes the model's weights.
+
+        Args:
+            config: vLLM's config of the engine
+        """
+        return None
+
     def install(self) -> None:
         """Gives vLLM what it lacks of the method. Called in each of its processes, possibly more
         than once."""
