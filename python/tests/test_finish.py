@@ -149,7 +149,7 @@ def test_a_stream_delivers_what_came_before_and_ends_with_the_error() -> None:
     async def read() -> None:
         stream = steps(output(("Par", None)), output(("is", "abort")), closed=closed)
         engine = object.__new__(Engine)
-        engine._asleep = False
+        engine._asleep, engine._stopped = False, asyncio.Event()
         await engine._whole(
             "7",
             SimpleNamespace(structured_outputs=None),
@@ -172,13 +172,33 @@ def test_the_parts_of_a_search_are_watched() -> None:
             return steps(output(("", prompt)), closed=[])
 
     async def ask(*ends: str) -> Meaning | None:
-        watched = Watched(LLM(), lambda name: None)
+        watched = Watched(LLM(), lambda name: None, asyncio.Event())
         for end in ends:
             assert [step async for step in watched.generate(end, None, "7")]
         return watched.ended_early
 
     assert asyncio.run(ask("length", "stop")) is None
     assert asyncio.run(ask("length", "abort", "stop")) is Meaning.CUT_OFF
+
+
+def test_a_part_of_which_a_stopped_engine_says_nothing_is_cut_off() -> None:
+    class LLM:
+        async def generate(self, prompt: Any, params: Any, request_id: str) -> AsyncIterator[Any]:
+            submitted.set()
+            await asyncio.Event().wait()
+            yield
+
+    async def ask() -> Meaning | None:
+        stopped = asyncio.Event()
+        watched = Watched(LLM(), lambda name: None, stopped)
+        step = asyncio.ensure_future(anext(watched.generate("", None, "7")))
+        await submitted.wait()
+        stopped.set()
+        assert (await step).outputs[0].finish_reason == "abort"
+        return watched.ended_early
+
+    submitted = asyncio.Event()
+    assert asyncio.run(ask()) is Meaning.CUT_OFF
 
 
 class Warming:

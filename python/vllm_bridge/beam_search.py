@@ -1,6 +1,7 @@
 """Beam search by vLLM's own implementation for engines that serve many at once, which asks the
 engine for one token of every beam at a time."""
 
+import asyncio
 import functools
 import typing
 from collections.abc import Mapping
@@ -33,15 +34,16 @@ class BeamSearch:
     Args:
         llm: the ``AsyncLLM``
         submit: told of each part of the search that vLLM is given
+        stopped: set once something ended because the engine stopped
     """
 
-    def __init__(self, llm: Any, submit: Submit) -> None:
+    def __init__(self, llm: Any, submit: Submit, stopped: asyncio.Event) -> None:
         from vllm.entrypoints.generate.beam_search.online import BeamSearchOnlineMixin
 
         self._config = llm.model_config
         self._fields = beam_search_fields()
         self._mixin = BeamSearchOnlineMixin()
-        self._watched = self._mixin.engine_client = Watched(llm, submit)
+        self._watched = self._mixin.engine_client = Watched(llm, submit, stopped)
         self._mixin.renderer = llm.renderer
 
     async def search(

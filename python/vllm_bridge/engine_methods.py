@@ -8,13 +8,10 @@ from typing import Annotated, Any, Protocol
 import msgspec
 
 from vllm_bridge import admin, lora, tokenizer
-from vllm_bridge.beam_search import SearchParams
-from vllm_bridge.chat import ChatParams, ChatTemplateParams
-from vllm_bridge.engine import start
-from vllm_bridge.engine.engine import Engine, GenerateParams
+from vllm_bridge.engine import engine, start
+from vllm_bridge.engine.engine import Engine
 from vllm_bridge.errors import BridgeError
 from vllm_bridge.outputs import add_parsed
-from vllm_bridge.pooling import PoolParams, ScoreParams
 from vllm_bridge.rpc.call import Call, Limits
 from vllm_bridge.rpc.table import Method, NoParams, Table
 from vllm_bridge.stream import DeltaStream
@@ -80,31 +77,27 @@ def table(slot: Slot) -> Table:
     async def engine_info(_call: Call, _params: NoParams) -> dict[str, Any]:
         return slot.loaded.info()
 
-    async def apply_chat_template(_call: Call, params: ChatTemplateParams) -> dict[str, Any]:
-        return await slot.loaded.apply_chat_template(params)
+    def plain(name: str) -> Callable[[Call, Any], Awaitable[Any]]:
+        return lambda _call, params: getattr(slot.loaded, name)(params)
 
     def limited(name: str) -> Callable[[Call, Any], Awaitable[Any]]:
-        """For methods of engines that take their request's name, whose times are kept here."""
-
         async def served(call: Call, params: Limits) -> Any:
-            engine = slot.loaded
-            with call.limited(params, functools.partial(engine.waits, call.name)):
-                return await getattr(engine, name)(call.name, params)
+            loaded = slot.loaded
+            with call.limited(params, functools.partial(loaded.waits, call.name)):
+                return await getattr(loaded, name)(call.name, params)
 
         return served
 
     def streamed(name: str) -> Callable[[Call, Any], Awaitable[Any]]:
-        """For those that generate, with deltas if they are asked for."""
-
         async def served(call: Call, params: Streamed) -> dict[str, Any]:
-            engine, deltas = slot.loaded, None
+            loaded, deltas = slot.loaded, None
             if params.credit is not None:
                 deltas = DeltaStream(call.id, params.credit, call.emit)
                 call.on_credit = deltas.grant
-            waits = functools.partial(engine.waits, call.name)
+            waits = functools.partial(loaded.waits, call.name)
             with call.limited(params, waits), _as_given(params):
                 put = deltas.put if deltas else None
-                result = await getattr(engine, name)(call.name, params, put)
+                result = await getattr(loaded, name)(call.name, params, put)
             if deltas is not None:
                 deltas.finish()
             return add_parsed(result) if params.parse else result
@@ -120,13 +113,14 @@ def table(slot: Slot) -> Table:
     methods: dict[str, Method[Any]] = {
         "load": Method(LoadParams, slot.load),
         "engine_info": Method(NoParams, engine_info),
-        "generate": Method(GenerateParams, streamed("generate")),
-        "beam_search": Method(SearchParams, limited("beam_search")),
-        "chat": Method(ChatParams, streamed("chat")),
-        "apply_chat_template": Method(ChatTemplateParams, apply_chat_template),
-        "pool": Method(PoolParams, limited("pool")),
-        "score": Method(ScoreParams, limited("score")),
     }
+    for exported, serving in (
+        (engine.METHODS, plain),
+        (engine.LIMITED, limited),
+        (engine.STREAMED, streamed),
+    ):
+        for name, params_type in exported.items():
+            methods[name] = Method(params_type, serving(name))
     for name, (params_type, serve) in (tokenizer.METHODS | admin.METHODS).items():
         methods[name] = Method(params_type, asked(serve))
     for name, (params_type, serve) in lora.METHODS.items():

@@ -6,6 +6,7 @@ process can be asked. The question queues up behind the requests that were sent 
 answered between two steps.
 """
 
+import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, Callable, Iterator
 from typing import Any
@@ -72,12 +73,20 @@ class Queue:
 
 
 class Watched:
-    """An ``AsyncLLM`` that tells what it is given, and whether any of it ended early."""
+    """An ``AsyncLLM`` that tells what it is given, and whether any of it ended early.
 
-    def __init__(self, llm: Any, submit: Submit) -> None:
+    An engine that stops ends what it has, and says nothing of what comes after. That ends here as
+    the rest did, so that a search which is between two of its steps keeps what it has.
+
+    Args:
+        stopped: set once something ended because the engine stopped
+    """
+
+    def __init__(self, llm: Any, submit: Submit, stopped: asyncio.Event) -> None:
         self.ended_early: finish.Meaning | None = None
         self._llm = llm
         self._submit = submit
+        self._stopped = stopped
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._llm, name)
@@ -85,10 +94,30 @@ class Watched:
     async def generate(
         self, prompt: Any, params: Any, request_id: str, **kwargs: Any
     ) -> AsyncGenerator[Any, None]:
+        """As ``AsyncLLM.generate``, for requests that have one output."""
+        from vllm.v1.engine.exceptions import EngineDeadError
+
         self._submit(request_id)
-        async with contextlib.aclosing(
-            self._llm.generate(prompt, params, request_id, **kwargs)
-        ) as stream:
-            async for output in stream:
-                self.ended_early = self.ended_early or finish.early(output)
-                yield output
+        stream = self._llm.generate(prompt, params, request_id, **kwargs)
+        output = asyncio.ensure_future(anext(stream))
+        stopped = asyncio.ensure_future(self._stopped.wait())
+        try:
+            await asyncio.wait((output, stopped), return_when=asyncio.FIRST_COMPLETED)
+            result = output.result() if output.done() else _cut_off(request_id)
+        except EngineDeadError:
+            result = _cut_off(request_id)
+        finally:
+            for task in (output, stopped):
+                task.cancel()
+            await asyncio.wait((output, stopped))
+            await stream.aclose()
+        self.ended_early = self.ended_early or finish.early(result)
+        yield result
+
+
+def _cut_off(request_id: str) -> Any:
+    """What an engine that stops says of a request that it has nothing of."""
+    from vllm.outputs import CompletionOutput, RequestOutput
+
+    nothing = CompletionOutput(0, "", [], None, None, finish_reason="abort")
+    return RequestOutput(request_id, None, None, None, [nothing], finished=True)

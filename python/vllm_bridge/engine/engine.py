@@ -1,5 +1,6 @@
 """One vLLM engine that is loaded: asked and described."""
 
+import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
@@ -66,6 +67,7 @@ class Engine:
         self._queue = Queue(llm)
         self._heartbeat = Heartbeat(llm)
         self._asleep = False
+        self._stopped = asyncio.Event()
         pools = llm.model_config.runner_type == "pooling"
         self._pooler = Pooler(llm, tasks, self._early_end) if pools else None
         self._info = info | {
@@ -147,7 +149,7 @@ class Engine:
         with map_exceptions(self._request_error), self._submitting(request_id) as submit:
             rendered = await self._render(params.prompt)
             lora_request = await self._loras.request(params.lora_request)
-            output, meaning = await BeamSearch(self._llm, submit).search(
+            output, meaning = await BeamSearch(self._llm, submit, self._stopped).search(
                 request_id, rendered, params.beam_search_params, lora_request
             )
             if meaning is not None:
@@ -281,9 +283,21 @@ class Engine:
     async def _early_end(
         self, meaning: finish.Meaning, request_id: str, output: Any, structured: bool = False
     ) -> BridgeError:
+        if meaning is finish.Meaning.CUT_OFF and not self._asleep:
+            self._stopped.set()
         return await diagnosis.early_end(
             meaning, request_id, output, structured=structured, asleep=self._asleep
         )
+
+
+# The methods of an engine that are asked for by their names, each with the type of its params.
+METHODS = {"apply_chat_template": ChatTemplateParams}
+
+# Each is given the request's name too, and ends by the times in its params.
+LIMITED = {"beam_search": SearchParams, "pool": PoolParams, "score": ScoreParams}
+
+# Each is also given what takes its deltas; None where none are wanted.
+STREAMED = {"generate": GenerateParams, "chat": ChatParams}
 
 
 async def warm_up(llm: Any) -> None:
