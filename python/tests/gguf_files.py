@@ -119,3 +119,55 @@ def write(path: Path, metadata: Any, tensors: Any = (), **lies: Any) -> Path:
         file.write(data)
         file.truncate(len(data) + sum(padded(size(info)) for info in infos))
     return path
+
+
+# A small Llama.
+VOCABULARY, HIDDEN, INTERMEDIATE, KEYS, LAYERS = 96, 64, 128, 32, 2
+LLAMA: dict[str, Any] = {
+    "general.architecture": "llama",
+    "general.name": "small",
+    "llama.context_length": 512,
+    "llama.embedding_length": HIDDEN,
+    "llama.block_count": LAYERS,
+    "llama.feed_forward_length": INTERMEDIATE,
+    "llama.attention.head_count": 4,
+    "llama.attention.head_count_kv": 2,
+    "llama.attention.layer_norm_rms_epsilon": 1e-5,
+    "llama.rope.dimension_count": 16,
+    "tokenizer.ggml.model": "gpt2",
+    "tokenizer.ggml.tokens": [f"token{number}" for number in range(VOCABULARY)],
+    "tokenizer.ggml.bos_token_id": 1,
+    "tokenizer.ggml.eos_token_id": 2,
+}
+
+
+def llama_tensors(type: str = "Q8_0", layers: int = LAYERS) -> dict[str, Info]:
+    """Its tensors, matrices in the type."""
+    tensors = {
+        "token_embd.weight": Info((VOCABULARY, HIDDEN), type),
+        "output_norm.weight": Info((HIDDEN,)),
+        "output.weight": Info((VOCABULARY, HIDDEN), type),
+    }
+    for number in range(layers):
+        tensors |= {
+            f"blk.{number}.attn_norm.weight": Info((HIDDEN,)),
+            f"blk.{number}.attn_q.weight": Info((HIDDEN, HIDDEN), type),
+            f"blk.{number}.attn_k.weight": Info((KEYS, HIDDEN), type),
+            f"blk.{number}.attn_v.weight": Info((KEYS, HIDDEN), type),
+            f"blk.{number}.attn_output.weight": Info((HIDDEN, HIDDEN), type),
+            f"blk.{number}.ffn_norm.weight": Info((HIDDEN,)),
+            f"blk.{number}.ffn_gate.weight": Info((INTERMEDIATE, HIDDEN), type),
+            f"blk.{number}.ffn_up.weight": Info((INTERMEDIATE, HIDDEN), type),
+            f"blk.{number}.ffn_down.weight": Info((HIDDEN, INTERMEDIATE), type),
+        }
+    return tensors
+
+
+def write_llama(path: Path, type: str = "Q8_0", **said: Any) -> Path:
+    """A file with it, that says what is given beside the rest; ``None`` leaves a value out.
+
+    Args:
+        said: values by their keys, with ``__`` for ``.``
+    """
+    metadata = LLAMA | {key.replace("__", "."): given for key, given in said.items()}
+    return write(path, {k: v for k, v in metadata.items() if v is not None}, llama_tensors(type))
