@@ -9,7 +9,7 @@ from vllm_bridge import defaults, generation_config, quantization
 from vllm_bridge.checkpoints import fit
 from vllm_bridge.engine.plan import Plan
 from vllm_bridge.params import engine_options
-from vllm_bridge.quantization import kv_cache, naming, online, preflight
+from vllm_bridge.quantization import kv_cache, naming, online, preflight, registry
 
 
 class Config(NamedTuple):
@@ -47,11 +47,21 @@ def configure(plan: Plan) -> Config:
     generation_config.check(checkpoint.folder, arguments)
     defaults.before_config(arguments)
     with offline(plan):
-        config, kernel = preflight.engine_config(plan.model, checkpoint, arguments, unknown_dtype)
+        model = _prepared(plan, arguments)
+        config, kernel = preflight.engine_config(model, checkpoint, arguments, unknown_dtype)
         if checkpoint.folder is None:
             generation_config.check_downloaded(config.model_config)
         defaults.after_config(config, arguments, checkpoint)
     return Config(config, arguments, kernel, settings)
+
+
+def _prepared(plan: Plan, arguments: dict[str, Any]) -> str:
+    """The model that vLLM is given; what others see keeps the name that the user gave it."""
+    folder = registry.of(plan.checkpoint.quant_method).prepare(plan.checkpoint, arguments)
+    if folder is None:
+        return plan.model
+    arguments.setdefault("served_model_name", plan.model)
+    return folder
 
 
 @contextlib.contextmanager

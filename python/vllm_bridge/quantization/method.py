@@ -126,6 +126,21 @@ class Method:
             BridgeError: ``invalid_checkpoint`` where they are not what their config says
         """
 
+    def prepare(self, checkpoint: "Checkpoint", arguments: dict[str, Any]) -> str | None:
+        """Makes of a checkpoint of this method what vLLM can read, before vLLM's config is made.
+
+        Args:
+            arguments: of the engine, by vLLM's names; may be changed
+
+        Returns:
+            the folder that vLLM is given for the model, among the temporary files of this process;
+            None where vLLM reads the model as the user named it
+
+        Raises:
+            BridgeError: ``invalid_checkpoint`` or ``unsupported``
+        """
+        return None
+
     def check_layer(self, config: Any, layer: Any) -> None:
         """Looks at a quantized linear layer as vLLM makes it, before weights are read.
 

@@ -1,0 +1,61 @@
+"""A GGUF file as the folder that vLLM and Hugging Face's libraries take for a model."""
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from vllm_bridge.checkpoints import gguf
+from vllm_bridge.quantization.gguf import tokenizer
+
+if TYPE_CHECKING:
+    from vllm_bridge.checkpoints.checkpoint import Checkpoint
+
+
+def unfold(checkpoint: "Checkpoint", arguments: dict[str, Any]) -> str:
+    """Writes the folder of a checkpoint: its config, its tokenizer, how its answers end, and links
+    to the files of its weights. It is among the temporary files of this process, which whoever
+    started the process removes: the guard does, when the worker ends.
+
+    Args:
+        arguments: of the engine, by vLLM's names. A ``tokenizer`` among them takes the place of
+            the file's, which otherwise becomes it; a ``hf_config_path`` that of the file's config,
+            and of nothing else.
+
+    Raises:
+        BridgeError: ``unsupported`` or ``invalid_checkpoint``, for its tokenizer
+    """
+    paths = sorted({tensor.file for tensor in checkpoint.tensors.values()})
+    file = gguf.read(paths[0])
+    contents = {
+        "config.json": json.dumps(dict(checkpoint.config)),
+        "generation_config.json": json.dumps(tokenizer.generation_config(file.metadata)),
+    }
+    own = None
+    if not (arguments.get("tokenizer") or arguments.get("skip_tokenizer_init")):
+        own = tokenizer.files(file.path, file.metadata)
+    folder = tempfile.mkdtemp(prefix="gguf-")
+    _write(folder, contents)
+    for path in file.parts:
+        os.symlink(os.path.abspath(path), os.path.join(folder, os.path.basename(path)))
+    if own is not None:
+        # Beside a config, Hugging Face's library would put a class of its choice, by the type of
+        # the model, in the place of some tokenizers, which cuts texts by other rules.
+        arguments["tokenizer"] = os.path.join(folder, "tokenizer")
+        os.mkdir(arguments["tokenizer"])
+        config = json.dumps(own.config)
+        _write(
+            arguments["tokenizer"],
+            {"tokenizer.json": own.tokenizer, "tokenizer_config.json": config},
+        )
+    if arguments.get("hf_config_path"):
+        arguments["quantization"] = "gguf"
+        arguments.setdefault("generation_config", folder)
+    return folder
+
+
+def _write(folder: str, contents: Mapping[str, str]) -> None:
+    for name, content in contents.items():
+        with open(os.path.join(folder, name), "x", encoding="utf-8") as file:
+            file.write(content)
