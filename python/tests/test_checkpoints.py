@@ -94,7 +94,6 @@ def test_storage_that_only_vllm_knows_is_left_to_it() -> None:
     [
         ([], "is empty"),
         (["adapter_config.json", "adapter_model.safetensors"], "LoRA adapter"),
-        (["model-q4.gguf"], "model-q4.gguf"),
         (["notes.txt"], "no `config.json`"),
         (["inner/config.json"], "inner"),
     ],

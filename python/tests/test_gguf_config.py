@@ -311,6 +311,7 @@ def test_a_config_is_that_of_the_model(folder: Path, name: str) -> None:
         "architecture": given.architecture,
         "types": {"F32": 1.0},
     }
+    assert found.pop("dtype") == "bfloat16"
     assert found.pop("model_type") == given.config.model_type
     (architecture,) = found.pop("architectures")
     assert hasattr(transformers, architecture)

@@ -17,7 +17,7 @@ class Checkpoint:
     Args:
         folder: where they are; None for a model that is still to be downloaded
         config: its ``config.json``; empty where there is none to read
-        files: the safetensors files with its weights
+        files: the files with its weights, in ``folder``
         bytes: what the weights take once they are loaded in two-byte floats, at least
         floats: how many elements of them are floats, which the engine's dtype rules
         tensors: what the headers of the files say, by name
@@ -109,6 +109,8 @@ class Checkpoint:
         words += [name for name in ("load_in_4bit", "load_in_8bit") if config.get(name)]
         if isinstance(form := config.get("format"), str) and "quantized" in form:
             words.append(form)
+        if isinstance(types := config.get("types"), dict):
+            words += types
         method = self.quant_method or "nothing"
         return f"{method} ({', '.join(words)})" if words else method
 

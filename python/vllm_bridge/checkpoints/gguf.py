@@ -72,6 +72,20 @@ TYPES: Final[Mapping[str, Type]] = {
 }
 _TYPES: Final = {found.number: found for found in TYPES.values()}
 
+# The types of weights that stay as they are in memory, because there are kernels for them.
+KEPT: Final = frozenset({
+    "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL",
+    "IQ4_XS",
+})  # fmt: skip
+
+# Those of all that can be read: the others of them are numbers of the engine's dtype once they are
+# loaded.
+READ: Final = KEPT.union(
+    ("F32", "F16", "BF16"),
+    ("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S"),
+    ("TQ1_0", "TQ2_0", "MXFP4", "NVFP4"),
+)
+
 # Types of values: the format of `struct`, which is that of `array` too.
 _SCALARS: Final = {
     0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d",

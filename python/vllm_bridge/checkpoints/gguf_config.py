@@ -37,7 +37,8 @@ _CLOSE: Final = 1e-4
 def config(file: File) -> Config:
     """A config as transformers and vLLM read it.
 
-    Its ``quantization_config`` has, beside the method, ``architecture``, the file's name of it, and
+    No file says which dtype a model was trained in; it is taken to be bfloat16, as most are. Its
+    ``quantization_config`` has, beside the method, ``architecture``, the file's name of it, and
     ``types``: which part of the weights of matrices is of which of ggml's types, most first.
 
     Raises:
@@ -47,6 +48,7 @@ def config(file: File) -> Config:
     model = _Model(file)
     found = _ARCHITECTURES[model.architecture](model)
     return found | {
+        "dtype": "bfloat16",
         "tie_word_embeddings": "output.weight" not in file.tensors,
         "quantization_config": {
             "quant_method": "gguf",
@@ -89,7 +91,7 @@ class _Model:
         held = {int(match[1]) for match in map(_BLOCK.match, self.file.tensors) if match}
         if not self.file.tensors:
             raise self.wrong("it holds no weights, only what belongs to a tokenizer")
-        if held != set(range(layers)) and len(held) != layers:
+        if len(held) != layers:
             raise self.wrong(
                 f"it says that the model has {layers} layers, and holds weights of {len(held)}"
             )

@@ -9,12 +9,15 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from vllm_bridge.checkpoints import files, hub
+from vllm_bridge.checkpoints import files, gguf_model, hub
 from vllm_bridge.checkpoints.checkpoint import CAST, Checkpoint
 from vllm_bridge.checkpoints.config import read_config
 from vllm_bridge.errors import BridgeError, nearest
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
+
+# Files with weights that are left to vLLM.
+_PICKLED = (".bin", ".pt", ".pth")
 
 # Configs that make a folder a model, the usual one first. Mistral's own format has the other.
 _CONFIGS = ("config.json", "params.json")
@@ -39,19 +42,27 @@ def check_model(
     if os.path.isdir(model):
         return _check_folder(model, options)
     if os.path.isfile(model):
-        return _check_file(model)
+        return _check_file(model, options)
+    if model.endswith(gguf_model.SUFFIX):
+        raise BridgeError(
+            "model_not_found",
+            f"There is no file `{model}`." + _similar(model),
+            {"model": model},
+        )
     if _HUB_ID.fullmatch(model) and not model.startswith((".", "~")):
         progress("hub")
         return hub.look_up(model, options)
     raise BridgeError(
         "model_not_found",
-        f"There is no folder `{model}`." + _similar_folder(model),
+        f"There is no folder `{model}`." + _similar(model),
         {"model": model},
     )
 
 
 def _check_folder(folder: str, options: Mapping[str, Any]) -> Checkpoint:
     names = set(os.listdir(folder))
+    if path := _gguf_of(folder, names, options):
+        return gguf_model.look_at(path, options)
     config_folder = options.get("hf_config_path")
     if config_folder is None and not names.intersection(_CONFIGS):
         raise BridgeError("not_a_model", _why_no_model(folder, names), {"model": folder})
@@ -62,7 +73,7 @@ def _check_folder(folder: str, options: Mapping[str, Any]) -> Checkpoint:
     form = files.format_of(names, options)
     weights = files.weight_files(folder, names, form)
     if not weights:
-        if not any(name.endswith((".bin", ".pt", ".pth")) for name in names):
+        if not any(name.endswith(_PICKLED) for name in names):
             raise BridgeError(
                 "invalid_checkpoint",
                 f"`{folder}` has a config and no weights (*.safetensors). Was the download "
@@ -88,15 +99,24 @@ def _check_folder(folder: str, options: Mapping[str, Any]) -> Checkpoint:
     )
 
 
-def _check_file(path: str) -> Checkpoint:
-    if not path.endswith(".gguf"):
-        raise BridgeError(
-            "not_a_model",
-            f"`{path}` is a file. A model is a folder with a `config.json` and weights, or the "
-            "name of one on the Hugging Face hub.",
-            {"model": path},
-        )
-    return Checkpoint(config={"quantization_config": {"quant_method": "gguf"}})
+def _gguf_of(folder: str, names: set[str], options: Mapping[str, Any]) -> str | None:
+    """The GGUF file that a folder is about: one without other weights, if nothing else is asked
+    for."""
+    others = any(name.endswith((".safetensors", *_PICKLED)) for name in names)
+    if others and files.load_format(options) != "gguf":
+        return None
+    return gguf_model.find(folder, names)
+
+
+def _check_file(path: str, options: Mapping[str, Any]) -> Checkpoint:
+    if path.endswith(gguf_model.SUFFIX):
+        return gguf_model.look_at(path, options)
+    raise BridgeError(
+        "not_a_model",
+        f"`{path}` is a file. A model is a folder with a `config.json` and weights, a GGUF file, "
+        "or the name of a model on the Hugging Face hub.",
+        {"model": path},
+    )
 
 
 def _why_no_model(folder: str, names: set[str]) -> str:
@@ -106,8 +126,6 @@ def _why_no_model(folder: str, names: set[str]) -> str:
             f"{where}: it is a LoRA adapter. Load the base model with `enable_lora: true` "
             "and give the adapter per request."
         )
-    if gguf := sorted(name for name in names if name.endswith(".gguf")):
-        return f"{where}, only GGUF files (such as {gguf[0]}), which vLLM does not load from here."
     if not names:
         return f"`{folder}` is empty."
     below = sorted(
@@ -118,7 +136,7 @@ def _why_no_model(folder: str, names: set[str]) -> str:
     return f"{where}, so it is not a model."
 
 
-def _similar_folder(path: str) -> str:
+def _similar(path: str) -> str:
     parent, name = os.path.split(os.path.abspath(os.path.expanduser(path)))
     try:
         suggestion = nearest(name, os.listdir(parent))

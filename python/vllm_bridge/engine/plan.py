@@ -130,6 +130,8 @@ def _collected(findings: list[Finding]) -> Iterator[None]:
 
 
 def _strays(checkpoint: Checkpoint) -> Iterator[Finding]:
+    if checkpoint.load_format not in files.LOAD_FORMATS:
+        return
     paths = [os.path.join(checkpoint.folder or "", name) for name in checkpoint.files]
     for path, names in files.strays(paths).items():
         yield Finding(

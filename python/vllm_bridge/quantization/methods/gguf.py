@@ -1,19 +1,48 @@
 """GGUF, the format of llama.cpp's files."""
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from vllm_bridge.quantization.method import Extra, Method
+from vllm_bridge.checkpoints import gguf, gguf_model
+from vllm_bridge.quantization.method import Bytes, Extra, Format, Method
 
 if TYPE_CHECKING:
     from vllm_bridge.checkpoints.checkpoint import Checkpoint
 
+# Of a number in the dtype that a model computes in.
+_FLOAT = 2.0
+
 
 class GGUF(Method):
     name = "gguf"
+    other_names = ("ggml", "llama.cpp", "llama-cpp")
     extra = Extra("gguf", {"gguf": "gguf"}, faster={"ggml-python": "ggml"})
-    note = "weights stay as packed as the file has them; with ggml llama.cpp's own kernels compute"
+    formats = tuple(
+        Format(f"gguf ({name})", {"types": {name: 1.0}})
+        for name in ("Q8_0", "Q6_K", "Q5_K", "Q4_K", "Q4_0", "Q3_K", "Q2_K")
+    )
+    note = (
+        "weights stay as packed as the file has them; with ggml llama.cpp's own kernels compute; "
+        "files such as Q4_K_M mix types, and there are more types than these"
+    )
     needs_checkpoint = True
     load_format = "gguf"
+
+    def bytes_per_weight(self, config: Mapping[str, Any]) -> Bytes | None:
+        types = config.get("types") or {}
+        if not types:
+            return None
+        sizes = {name: gguf.TYPES[name].size / gguf.TYPES[name].block for name in types}
+        return Bytes(
+            sum(part * sizes[name] for name, part in types.items()),
+            sum(
+                part * (sizes[name] if name in gguf.KEPT else _FLOAT)
+                for name, part in types.items()
+            ),
+        )
+
+    def check(self, checkpoint: "Checkpoint") -> None:
+        gguf_model.check(checkpoint)
 
     def prepare(self, checkpoint: "Checkpoint", arguments: dict[str, Any]) -> str | None:
         from vllm_bridge.quantization.gguf.unfold import unfold
