@@ -1,11 +1,26 @@
 """Layers of packed integers, against the same sums with each weight written out."""
 
+import ctypes
+import logging
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
 import pytest
 import torch
 
-from vllm_bridge.quantization.packed import grouped, tables
+from vllm_bridge.quantization.packed import grouped, native, tables
 
 BITS = (1, 2, 3, 4, 5, 6, 7, 8)
+
+
+@pytest.fixture(params=["compiled", "torch"])
+def computed(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the kernels, and without them."""
+    if request.param == "torch":
+        monkeypatch.setattr(native, "library", lambda: None)
+    else:
+        assert native.library() is not None
 
 
 def integers(rows: int, columns: int, bits: int) -> torch.Tensor:
@@ -37,34 +52,54 @@ def groups(rows: int, count: int, bits: int, dtype: torch.dtype) -> tuple[torch.
 def weights(
     q: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor, dtype: torch.dtype
 ) -> torch.Tensor:
-    """One by one, in double precision up to the product."""
     (rows, columns), (period, count) = q.shape, scales.shape
     group = columns // count
-    plain = torch.empty(q.shape, dtype=torch.float32)
-    for n in range(rows):
-        for k in range(columns):
-            place = n % period, k // group
-            plain[n, k] = (q[n, k].float() - zeros[place].float()) * scales[place].float()
-    return plain.to(dtype)
+    of_row = [[(n % period, k // group) for k in range(columns)] for n in range(rows)]
+    n, k = torch.tensor(of_row).unbind(-1)
+    return ((q.float() - zeros.float()[n, k]) * scales.float()[n, k]).to(dtype)
 
 
+def assert_is_product(product: torch.Tensor, x: torch.Tensor, weights: torch.Tensor) -> None:
+    """Up to the rounding of a sum in float32, and then of the result."""
+    exact = x.double() @ weights.double().T
+    terms = x.double().abs() @ weights.double().abs().T
+    allowed = exact.abs() * torch.finfo(x.dtype).eps + terms * 2e-6
+    assert ((product.double() - exact).abs() <= allowed).all()
+
+
+GROUPS = {
+    # Columns, rows of scales, scales of a row.
+    "a group a row": (64, 10, 1),
+    "of 32": (64, 10, 2),
+    "of 16": (64, 10, 4),
+    "of 12": (60, 10, 5),
+    "of 1": (64, 10, 64),
+    "across": (64, 5, 64),
+    "across, of odd rows": (36, 5, 36),
+    "odd columns": (45, 10, 1),
+    "odd groups": (90, 10, 2),
+    "of several blocks": (2112, 10, 33),
+}
+
+
+@pytest.mark.usefixtures("computed")
 @pytest.mark.parametrize("bits", BITS)
-@pytest.mark.parametrize(
-    ("period", "count"), [(6, 1), (6, 2), (6, 64), (3, 64)], ids=["row", "two", "one", "across"]
-)
+@pytest.mark.parametrize("shape", GROUPS.values(), ids=GROUPS)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
-def test_integers_in_groups(bits: int, period: int, count: int, dtype: torch.dtype) -> None:
-    q = integers(6, 64, bits)
+def test_integers_in_groups(bits: int, shape: tuple[int, int, int], dtype: torch.dtype) -> None:
+    columns, period, count = shape
+    q = integers(10, columns, bits)
     scales, zeros = groups(period, count, bits, torch.float32)
     plain = weights(q, scales, zeros, dtype)
     packed = grouped.pack(q, bits)
-    assert torch.equal(grouped.dequantize(packed, scales, zeros, bits, 64, dtype), plain)
-    for tokens in (1, 5, 100):
-        x = torch.randn((tokens, 64), generator=torch.manual_seed(tokens)).to(dtype)
+    assert torch.equal(grouped.dequantize(packed, scales, zeros, bits, columns, dtype), plain)
+    for tokens in (1, 2, 7, 100):
+        x = torch.randn((tokens, columns), generator=torch.manual_seed(tokens)).to(dtype)
         product = grouped.matmul(x, packed, scales, zeros, bits)
-        torch.testing.assert_close(product, (x.double() @ plain.double().T).to(dtype))
+        assert_is_product(product, x, plain)
 
 
+@pytest.mark.usefixtures("computed")
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_scales_of_16_bits(dtype: torch.dtype) -> None:
     q = integers(4, 32, 4)
@@ -74,6 +109,7 @@ def test_scales_of_16_bits(dtype: torch.dtype) -> None:
     assert torch.equal(dequantized, plain)
 
 
+@pytest.mark.usefixtures("computed")
 @pytest.mark.parametrize("bits", BITS)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
 def test_tables_of_values(bits: int, dtype: torch.dtype) -> None:
@@ -85,9 +121,10 @@ def test_tables_of_values(bits: int, dtype: torch.dtype) -> None:
     for tokens in (1, 5, 100):
         x = torch.randn((tokens, 96), generator=torch.manual_seed(tokens)).to(dtype)
         product = tables.matmul(x, packed, values, bits)
-        torch.testing.assert_close(product, (x.double() @ plain.double().T).to(dtype))
+        assert_is_product(product, x, plain)
 
 
+@pytest.mark.usefixtures("computed")
 def test_a_layer_of_many_strips() -> None:
     q = integers(3000, 512, 4)
     scales, zeros = groups(3000, 4, 4, torch.bfloat16)
@@ -99,7 +136,7 @@ def test_a_layer_of_many_strips() -> None:
     x = torch.randn((2, 7, 512), generator=torch.manual_seed(0))
     product = grouped.matmul(x, packed, scales, zeros, 4)
     assert product.shape == (2, 7, 3000)
-    torch.testing.assert_close(product, (x.double() @ plain.double().T).float())
+    assert_is_product(product, x, plain)
 
 
 def test_compiled_graphs_take_the_operations_as_they_are() -> None:
@@ -115,3 +152,37 @@ def test_compiled_graphs_take_the_operations_as_they_are() -> None:
         ("packed_tables_dequantize", (packed, values, 3, 64, bfloat16)),
     ):
         torch.library.opcheck(getattr(torch.ops.vllm_bridge, name).default, arguments)
+
+
+def test_a_library_is_compiled_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = native.build(tmp_path / "kernels")
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
+    assert ctypes.CDLL(str(path)).grouped_matmul
+    monkeypatch.setattr(subprocess, "run", pytest.fail)
+    assert native.build(path.parent) == path
+
+
+@pytest.fixture
+def untried() -> Iterator[None]:
+    native.library.cache_clear()
+    yield
+    native.library.cache_clear()
+
+
+@pytest.mark.usefixtures("untried")
+@pytest.mark.parametrize("compiler", ["no-such-compiler", "false"])
+def test_without_a_compiler_it_is_said_what_to_install(
+    compiler: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("CXX", compiler)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    with caplog.at_level(logging.WARNING):
+        assert native.library() is None
+    assert "apt install g++" in caplog.text
+    assert native.kernel() == "torch (dequantized for each product)"
+
+
+def test_there_is_one_openmp() -> None:
+    native.library()
+    loaded = Path("/proc/self/maps").read_text(encoding="utf-8").split()
+    assert len({name for name in loaded if "omp" in name and ".so" in name}) == 1

@@ -12,7 +12,7 @@ groups run along them; it is less, and ``g`` is 1, where they run across.
 
 import torch
 
-from vllm_bridge.quantization.packed import strips
+from vllm_bridge.quantization.packed import native, strips
 
 
 def pack(integers: torch.Tensor, bits: int) -> torch.Tensor:
@@ -95,8 +95,15 @@ def _shifts(step: int, count: int, device: torch.device) -> torch.Tensor:
 def _matmul(
     x: torch.Tensor, packed: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor, bits: int
 ) -> torch.Tensor:
+    columns = x.shape[-1]
+    weights = _native(packed, scales, zeros, bits, columns, x.dtype)
+    if weights is not None and x.numel() <= native.FEW_TOKENS * columns:
+        return weights.matmul(x)
+
     def plain(rows: slice) -> torch.Tensor:
-        return _rows(packed, scales, zeros, bits, x.shape[-1], x.dtype, rows)
+        if weights is not None:
+            return weights.rows(rows, x.dtype)
+        return _rows(packed, scales, zeros, bits, columns, x.dtype, rows)
 
     return strips.matmul(x, packed.shape[0], plain)
 
@@ -109,10 +116,30 @@ def _dequantize(
     columns: int,
     dtype: torch.dtype,
 ) -> torch.Tensor:
-    plain = torch.empty((packed.shape[0], columns), dtype=dtype, device=packed.device)
-    for rows in strips.of(*plain.shape):
-        plain[rows] = _rows(packed, scales, zeros, bits, columns, dtype, rows)
+    rows = packed.shape[0]
+    weights = _native(packed, scales, zeros, bits, columns, dtype)
+    if weights is not None:
+        return weights.rows(slice(0, rows), dtype)
+    plain = torch.empty((rows, columns), dtype=dtype, device=packed.device)
+    for strip in strips.of(rows, columns):
+        plain[strip] = _rows(packed, scales, zeros, bits, columns, dtype, strip)
     return plain
+
+
+def _native(
+    packed: torch.Tensor,
+    scales: torch.Tensor,
+    zeros: torch.Tensor,
+    bits: int,
+    columns: int,
+    dtype: torch.dtype,
+) -> native.Weights | None:
+    if not native.takes(packed, (scales, zeros), dtype):
+        return None
+    period, groups = scales.shape
+    return native.Weights(
+        "grouped", packed, bits, columns, (scales, zeros), period, groups, columns // groups
+    )
 
 
 def _rows(

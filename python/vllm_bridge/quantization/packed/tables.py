@@ -6,7 +6,7 @@ dtype that is asked for.
 
 import torch
 
-from vllm_bridge.quantization.packed import strips
+from vllm_bridge.quantization.packed import native, strips
 from vllm_bridge.quantization.packed.grouped import unpack
 
 
@@ -38,8 +38,15 @@ def dequantize(
 
 
 def _matmul(x: torch.Tensor, packed: torch.Tensor, tables: torch.Tensor, bits: int) -> torch.Tensor:
+    columns = x.shape[-1]
+    weights = _native(packed, tables, bits, columns, x.dtype)
+    if weights is not None and x.numel() <= native.FEW_TOKENS * columns:
+        return weights.matmul(x)
+
     def plain(rows: slice) -> torch.Tensor:
-        return _rows(packed, tables, bits, x.shape[-1], x.dtype, rows)
+        if weights is not None:
+            return weights.rows(rows, x.dtype)
+        return _rows(packed, tables, bits, columns, x.dtype, rows)
 
     return strips.matmul(x, packed.shape[0], plain)
 
@@ -47,10 +54,22 @@ def _matmul(x: torch.Tensor, packed: torch.Tensor, tables: torch.Tensor, bits: i
 def _dequantize(
     packed: torch.Tensor, tables: torch.Tensor, bits: int, columns: int, dtype: torch.dtype
 ) -> torch.Tensor:
-    plain = torch.empty((packed.shape[0], columns), dtype=dtype, device=packed.device)
-    for rows in strips.of(*plain.shape):
-        plain[rows] = _rows(packed, tables, bits, columns, dtype, rows)
+    rows = packed.shape[0]
+    weights = _native(packed, tables, bits, columns, dtype)
+    if weights is not None:
+        return weights.rows(slice(0, rows), dtype)
+    plain = torch.empty((rows, columns), dtype=dtype, device=packed.device)
+    for strip in strips.of(rows, columns):
+        plain[strip] = _rows(packed, tables, bits, columns, dtype, strip)
     return plain
+
+
+def _native(
+    packed: torch.Tensor, tables: torch.Tensor, bits: int, columns: int, dtype: torch.dtype
+) -> native.Weights | None:
+    if not native.takes(packed, (tables,), dtype):
+        return None
+    return native.Weights("tables", packed, bits, columns, (tables,))
 
 
 def _rows(

@@ -1,0 +1,185 @@
+"""The kernels of ``kernels.cpp``, compiled once for the CPU and kept in the user's cache folder.
+
+Where there is no C++ compiler, or the weights are not on a CPU, torch computes the same.
+"""
+
+import ctypes
+import functools
+import hashlib
+import logging
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+SOURCE = Path(__file__).with_name("kernels.cpp")
+
+FLAGS = ("-O3", "-march=native", "-std=c++17", "-fno-exceptions", "-fopenmp", "-fPIC", "-w")
+
+# OpenMP's library is left out: torch has loaded one, and two would take each other's cores.
+LINKED = ("-shared", "-nodefaultlibs", "-lgcc", "-lc")
+
+TIMEOUT_SECONDS = 300
+
+# Up to so many tokens are multiplied with weights as they are unpacked. For more of them the
+# product is oneDNN's.
+FEW_TOKENS = 32
+
+# The numbers of ``Type`` in the source.
+_TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+
+logger = logging.getLogger(__name__)
+
+
+class Weights:
+    """A layer, as the kernels take it.
+
+    Args:
+        kind: ``grouped`` or ``tables``
+        packed: rows of bits
+        bits: of a number
+        columns: of a row
+        values: what numbers become values with, of one dtype
+        sizes: what else the structure of the kind has
+    """
+
+    def __init__(
+        self,
+        kind: str,
+        packed: torch.Tensor,
+        bits: int,
+        columns: int,
+        values: tuple[torch.Tensor, ...],
+        *sizes: int,
+    ) -> None:
+        self._kind, self._bits, self._columns = kind, bits, columns
+        # They must live as long as their addresses are used.
+        self._tensors = [tensor.contiguous() for tensor in (packed, *values)]
+        numbers = (
+            self._tensors[0].data_ptr(),
+            packed.shape[1],
+            packed.shape[0],
+            columns,
+            *(tensor.data_ptr() for tensor in self._tensors[1:]),
+            _TYPES[values[0].dtype],
+            *sizes,
+        )
+        # Pointers and `int64_t` alike take 8 bytes.
+        self._fields = (ctypes.c_int64 * len(numbers))(*numbers)
+
+    def matmul(self, x: torch.Tensor) -> torch.Tensor:
+        x = x.contiguous()
+        product = x.new_empty((*x.shape[:-1], self._tensors[0].shape[0]))
+        tokens = x.numel() // self._columns
+        self._call("matmul", x.data_ptr(), tokens, _TYPES[x.dtype], product.data_ptr())
+        return product
+
+    def rows(self, rows: slice, dtype: torch.dtype) -> torch.Tensor:
+        """Some of the weights as plain numbers."""
+        plain = torch.empty((rows.stop - rows.start, self._columns), dtype=dtype)
+        self._call("dequantize", rows.start, rows.stop, _TYPES[dtype], plain.data_ptr())
+        return plain
+
+    def _call(self, name: str, *arguments: int) -> None:
+        function = getattr(library(), f"{self._kind}_{name}")
+        function(self._fields, self._bits, *arguments, torch.get_num_threads())
+
+
+def takes(packed: torch.Tensor, values: tuple[torch.Tensor, ...], dtype: torch.dtype) -> bool:
+    """Whether there are kernels for these weights, and for numbers of this dtype."""
+    return (
+        packed.device.type == "cpu"
+        and dtype in _TYPES
+        and values[0].dtype in _TYPES
+        and all(tensor.dtype == values[0].dtype for tensor in values)
+        and library() is not None
+    )
+
+
+def kernel() -> str:
+    """What computes products with packed weights on a CPU, for people to read."""
+    if library() is None:
+        return "torch (dequantized for each product)"
+    return "C++ compiled for this CPU"
+
+
+@functools.cache
+def library() -> ctypes.CDLL | None:
+    """The compiled kernels; None where they cannot be had, which is logged. The first process on a
+    machine to call this takes the seconds that compiling takes."""
+    try:
+        return _load(build(_cache()))
+    except (OSError, subprocess.SubprocessError) as error:
+        output = getattr(error, "stderr", None) or b""
+        logger.warning(
+            "Packed weights are computed by torch, many times slower than they could be: %s. "
+            "Install a C++ compiler (Debian and Ubuntu: apt install g++), or name one in CXX.%s",
+            error,
+            output.decode("utf-8", "replace")[-2000:],
+        )
+        return None
+
+
+def build(folder: Path) -> Path:
+    """The library for this source, compiler and CPU, compiled if it is not there yet.
+
+    Raises:
+        OSError: without a compiler, or where the folder cannot be written to
+        subprocess.SubprocessError: if it does not compile
+    """
+    name = os.environ.get("CXX", "g++")
+    compiler = shutil.which(name)
+    if compiler is None:
+        raise FileNotFoundError(f"there is no C++ compiler {name!r}")
+    path = folder / f"packed-{_digest(Path(compiler))}.so"
+    if path.exists():
+        return path
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    # Other processes may be at the same: the last one to be done replaces the same by the same.
+    with tempfile.TemporaryDirectory(dir=folder) as parts:
+        made = Path(parts, path.name)
+        subprocess.run(  # noqa: S603
+            [compiler, *FLAGS, str(SOURCE), *LINKED, "-o", str(made)],
+            check=True,
+            capture_output=True,
+            timeout=TIMEOUT_SECONDS,
+        )
+        made.replace(path)
+    return path
+
+
+def _cache() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "ex_vllm", "kernels")
+
+
+def _digest(compiler: Path) -> str:
+    compiler = compiler.resolve()
+    parts = (SOURCE.read_bytes(), FLAGS, LINKED, str(compiler), compiler.stat().st_mtime_ns, _cpu())
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
+
+
+def _cpu() -> str:
+    """What the CPU can do."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    features = ("model name", "flags", "Features", "CPU part")
+    return "\n".join(sorted({line for line in lines if line.startswith(features)}))
+
+
+def _load(path: Path) -> ctypes.CDLL:
+    loaded = ctypes.CDLL(str(path))
+    integer, pointer = ctypes.c_int64, ctypes.c_void_p
+    for kind in ("grouped", "tables"):
+        matmul: Any = getattr(loaded, f"{kind}_matmul")
+        matmul.argtypes = (pointer, integer, pointer, integer, integer, pointer, integer)
+        dequantize: Any = getattr(loaded, f"{kind}_dequantize")
+        dequantize.argtypes = (pointer, integer, integer, integer, integer, pointer, integer)
+        matmul.restype = dequantize.restype = None
+    return loaded
