@@ -48,3 +48,6 @@ class GGUF(Method):
         from vllm_bridge.quantization.gguf.unfold import unfold
 
         return unfold(checkpoint, arguments)
+
+    def install(self) -> None:
+        from vllm_bridge.quantization.gguf import layers, loader  # noqa: F401
