@@ -1,6 +1,8 @@
 """Headers of GGUF files: what they say, and what is no such."""
 
+import runpy
 import struct
+import tracemalloc
 from array import array
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +12,7 @@ import gguf as reference
 import pytest
 
 import gguf_files as raw
+from conftest import ROOT
 from gguf_files import Info, Raw, write
 from vllm_bridge.checkpoints import gguf
 from vllm_bridge.errors import BridgeError
@@ -124,8 +127,12 @@ MALFORMED: dict[str, tuple[Callable[[], bytes], str]] = {
         "the value of `x` would take",
     ),
     "a long array of strings": (
-        lambda: raw.header([("x", raw.array(raw.STRING, ["a"], count=2**40))]),
+        lambda: raw.header([("x", raw.array(raw.STRING, ["a"], count=2**22))]),
         "the value of `x` would take",
+    ),
+    "more strings than there are": (
+        lambda: raw.header([("x", raw.array(raw.STRING, ["a"], count=2**40))]),
+        f"{2**40} strings, and {2**22} are allowed",
     ),
     "an array of arrays": (lambda: raw.header([("x", raw.array(raw.ARRAY, []))]), "arrays in"),
     "a type of values": (lambda: raw.header([("x", Raw(13, bytes(8)))]), "type 13"),
@@ -181,6 +188,48 @@ def test_what_is_no_gguf_file_is_told(tmp_path: Path, name: str) -> None:
     assert words in error.message
     assert str(path) in error.message
     assert len(error.message) < 500
+
+
+def test_what_a_header_announces_takes_no_memory(tmp_path: Path) -> None:
+    """Files with room for it: they have holes."""
+    path = tmp_path / "model.gguf"
+    announced = {
+        "longer than": [
+            raw.header([("x", Raw(raw.STRING, struct.pack("<Q", 2**38)))]),
+            raw.header([("x", raw.array(raw.F32, [], count=2**36))]),
+            raw.header(NAMED, counts=(2**34, None)),
+        ],
+        "ends at byte": [raw.header({}, {"a": Info((2**40, 2**20))})],
+    }
+    tracemalloc.start()
+    try:
+        for words, headers in announced.items():
+            for header in headers:
+                with path.open("wb") as file:
+                    file.write(header)
+                    file.truncate(2**40)
+                tracemalloc.reset_peak()
+                assert words in refused(path).message
+                assert tracemalloc.get_traced_memory()[1] < 2**24
+    finally:
+        tracemalloc.stop()
+
+
+def test_hostile_headers_are_told(tmp_path: Path) -> None:
+    """A sample of what the script makes of real models."""
+    paths = [
+        raw.write_llama(tmp_path / "a.gguf", "Q8_0"),
+        raw.write_llama(tmp_path / "b.gguf", "F32", llama__rope__scaling__type="yarn"),
+    ]
+    found = runpy.run_path(str(ROOT / "scripts" / "fuzz_gguf.py"))["run"](1000, 7, paths, tmp_path)
+    assert found["invalid_checkpoint"] > 500
+    assert set(found) <= {
+        "invalid_checkpoint",
+        "unsupported_model",
+        "unsupported_quantization",
+        "not_a_model",
+        "a model",
+    }
 
 
 def test_a_file_that_ends_anywhere_is_told(tmp_path: Path) -> None:

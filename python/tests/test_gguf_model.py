@@ -1,6 +1,7 @@
 """What is known of a GGUF file as a model: from its path or its folder to the plan of an engine."""
 
 import math
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy
 import pytest
 
 import gguf_files as raw
+import gguf_models
 from conftest import ROOT
 from gguf_files import Info, write, write_llama
 from vllm_bridge.checkpoints import fit, gguf
@@ -68,6 +70,28 @@ def test_a_file_is_a_model(tmp_path: Path) -> None:
     assert not findings(path)
     assert plan(str(path), {}).options == {"load_format": "gguf"}
     assert plan(str(path), {}).method == "gguf"
+
+
+@pytest.mark.parametrize("name", ["demo", "mixture", "qwen2"])
+def test_a_file_of_a_model_says_what_its_config_does(tmp_path: Path, name: str) -> None:
+    model = getattr(gguf_models, name)()
+    path = gguf_models.write(model, "Q4_K_M", tmp_path, parts=3)
+    checkpoint = check_model(str(path), {})
+    assert not findings(path)
+    assert len(checkpoint.files) == 3
+    said = model.config | {"quantization_config": checkpoint.quantization}
+    # what it has from elsewhere, or what its model has anyway
+    own = {key: value for key, value in checkpoint.config.items() if key in said}
+    assert own == {key: said[key] for key in own}
+    assert {"rope_parameters", "num_key_value_heads", "vocab_size", "rms_norm_eps"} <= set(own)
+    # experts are stacked
+    stacked = {re.sub(r"\.experts\.\d+", ".experts", name) for name in model.tensors}
+    assert set(checkpoint.tensors) == stacked
+    types = checkpoint.config["quantization_config"]["types"]
+    assert next(iter(types)) == "Q4_K"
+    assert sum(types.values()) == pytest.approx(1, abs=1e-3)
+    weights = sum(tensor.size for tensor in checkpoint.tensors.values() if len(tensor.shape) > 1)
+    assert checkpoint.bytes == pytest.approx(weights, rel=0.02)
 
 
 def test_a_folder_with_a_file_is_a_model(tmp_path: Path) -> None:

@@ -98,6 +98,9 @@ _ARRAY: Final = 9
 # vocabulary of 262,144 tokens and their merges, have a fifth of it.
 _MAX_HEADER: Final = 100_000_000
 
+# Nor has an array so many strings: merges of the largest vocabularies are 1,000,000.
+_MAX_STRINGS: Final = 2**22
+
 # What the format allows.
 _MAX_KEY: Final = 2**16 - 1
 _MAX_NAME: Final = 64
@@ -283,6 +286,8 @@ def _read_value(reader: "_Reader", key: str) -> Any:
         return reader.number(_scalar(kind, key))
     kind, count = reader.number("I"), reader.number("Q")
     if kind == _STRING:
+        if count > _MAX_STRINGS:
+            raise _DamagedError(f"{what} has {count} strings, and {_MAX_STRINGS} are allowed")
         return tuple(reader.strings(count, what))
     if kind == _ARRAY:
         raise _DamagedError(f"`{_short(key)}` has arrays in an array", key=_short(key))
