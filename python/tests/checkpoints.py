@@ -19,6 +19,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
@@ -278,19 +279,34 @@ def _unpack_compressed_tensors(tensors: Tensors, config: Mapping[str, Any]) -> T
 
 
 def _unpack_gptq(tensors: Tensors, config: Mapping[str, Any]) -> Tensors:
-    """GPTQ's packing, which auto-round has too: each number of 32 bits holds the weights of eight
-    inputs of one output, the first in its lowest bits; zero points are stored less one."""
+    """GPTQ's packing, which auto-round has too: bits of the weights of an output one after another,
+    the first in the lowest bits of the first number. Unless the format is ``gptq_v2``, zero points
+    are stored less one; that was subtracted from whole numbers where none is divided."""
+    bits = config["bits"]
 
     def unpack_layer(parts: Tensors) -> torch.Tensor:
-        weights = _nibbles(parts["qweight"]).permute(0, 2, 1).reshape(-1, parts["scales"].shape[1])
-        zeros = _nibbles(parts["qzeros"]).reshape(parts["scales"].shape)
+        weights = _integers(parts["qweight"].T, bits).T
+        qzeros = parts["qzeros"]
+        is_less = config.get("checkpoint_format") != "gptq_v2"
+        if is_less and bits != 3:
+            ones = int("1".zfill(bits) * (32 // bits), 2)
+            qzeros = ((qzeros.long() + ones) % 2**32).to(torch.uint32).view(torch.int32)
+        zeros = _integers(qzeros, bits)
+        if is_less and bits == 3:
+            zeros = (zeros + 1) % 8
         group = parts.get("g_idx")
         if group is None:
             group = torch.arange(len(weights)) // config["group_size"]
-        zeros = zeros + (0 if config.get("checkpoint_format") == "gptq_v2" else 1)
         return ((weights - zeros[group]) * parts["scales"].bfloat16().float()[group]).T
 
     return _unpack_each(tensors, unpack_layer)
+
+
+def _integers(words: torch.Tensor, bits: int) -> torch.Tensor:
+    """The numbers of so many bits in the rows of integers of 32."""
+    octets = words.contiguous().numpy().view(np.uint8)
+    fields = np.unpackbits(octets, axis=1, bitorder="little").reshape(len(words), -1, bits)
+    return torch.from_numpy(fields @ (1 << np.arange(bits)))
 
 
 def _unpack_awq(tensors: Tensors, config: Mapping[str, Any]) -> Tensors:

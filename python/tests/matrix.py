@@ -437,6 +437,11 @@ def _torchao(name: str, config: str, compute: emulation.Compute | None = None) -
 STORED = (
     _stored("demo-awq", "awq"),
     _stored("demo-gptq", "gptq"),
+    _stored("gptq-w2", "gptq"),
+    _stored("gptq-w3", "gptq"),
+    _stored("gptq-w4-act", "auto-gptq"),
+    _stored("gptq-w4-asym-act", "gptqmodel"),
+    _stored("gptq-w8", "gptq"),
     _stored("w4a16", "compressed-tensors"),
     _stored("w4a16-asym", "compressed-tensors"),
     _stored("w8a8", "compressed-tensors", emulation.w8a8),

@@ -29,10 +29,17 @@ EXACT = (0.003, 0.00005)
 INTEGERS = (0.04, 0.0001)
 ROUNDING_TO_INTEGERS = ("w8a8", "torchao-int8-dynamic", "bnb-int8")
 
+# Of those that add products up in another order than the reference: the answer differs where a sum
+# is rounded otherwise, which it was in one place, by the last bit of what is computed in bf16.
+REORDERED = (0.04, 0.0001)
+IN_ANOTHER_ORDER = ("gptq-w4-act", "gptq-w4-asym-act")
+
 # With a kernel of fewer bits, activations are rounded to them too.
 KERNEL = (0.4, 0.01)
 
 # What the linear layers take, relative to those of the plain model: the weights and their scales.
+# Where groups are small, those of few bits take as much as one more bit would.
+TWO_BITS, THREE_BITS = 0.2, 0.22
 FOUR_BITS = 0.3
 EIGHT_BITS = 0.53
 SIXTEEN_BITS = 1.02
@@ -40,6 +47,7 @@ SIXTEEN_BITS = 1.02
 MEMORY_BESIDE = 20_000_000
 IN_FOUR_BITS = (
     *("demo-awq", "demo-gptq", "auto-round", "w4a16", "w4a16-asym"),
+    *("gptq-w4-act", "gptq-w4-asym-act"),
     *("bnb-nf4", "bnb-fp4", "bnb-nf4-double", "bnb-online", "dtype-int4"),
 )
 
@@ -97,6 +105,8 @@ def test_it_says_every_sentence(results: dict[str, Result], name: str) -> None:
 def tolerance(name: str, result: Result) -> tuple[float, float]:
     if uses_fp8_kernel(name, result):
         return KERNEL
+    if name in IN_ANOTHER_ORDER:
+        return REORDERED
     return INTEGERS if name in ROUNDING_TO_INTEGERS else EXACT
 
 
@@ -121,7 +131,7 @@ def test_they_are_not_those_of_the_plain_model(results: dict[str, Result], name:
     if not uses_fp8_kernel(name, result):
         assert result["bf16"]["mean"] > 10 * result["reference"]["mean"]
         assert result["bf16"]["kl"] > 10 * result["reference"]["kl"]
-        if name not in ROUNDING_TO_INTEGERS:
+        if name not in (*ROUNDING_TO_INTEGERS, *IN_ANOTHER_ORDER):
             assert result["bf16"]["max"] > 10 * result["reference"]["max"]
 
 
@@ -134,6 +144,10 @@ def test_its_layers_take_as_little_memory_as_its_bits(
     share = weight["linear"] / plain["linear"]
     if name in IN_FOUR_BITS:
         assert 0.25 < share < FOUR_BITS
+    elif name == "gptq-w3":
+        assert 0.1875 < share < THREE_BITS
+    elif name == "gptq-w2":
+        assert 0.125 < share < TWO_BITS
     elif is_dequantized(result):
         assert 0.98 < share < SIXTEEN_BITS
     else:

@@ -186,7 +186,7 @@ def test_an_operation_that_the_build_only_declares(monkeypatch: pytest.MonkeyPat
     availability.formats.cache_clear()  # they are those of a build without the operation
     assert error.reason == "unsupported_quantization"
     assert error.details["exception"] == text
-    assert "gptq" not in error.message
+    assert "gptq (4 bits)" not in error.message
 
 
 def test_a_look_that_fails_keeps_no_model_from_loading(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -205,8 +205,7 @@ def test_a_look_that_fails_keeps_no_model_from_loading(monkeypatch: pytest.Monke
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"desc_act": True}, "desc_act"),
-        ({"sym": False}, "asymmetric"),
+        ({"checkpoint_format": "gptq_p"}, "gptq_p"),
         ({"quant_method": "hqq"}, "quantized with hqq"),
         ({"quant_method": "squeezellm"}, "quantized with squeezellm"),
         ({"quant_method": "something-new"}, "quantized with something-new"),

@@ -122,5 +122,10 @@ def test_bytes_per_weight_are_those_of_checkpoints(folder: Path) -> None:
     said = method.bytes_per_weight(checkpoint.quantization or {})
     assert said is not None
     weights = checkpoint.config["hidden_size"] * checkpoint.config["intermediate_size"]
-    size = sum(tensor.size for name, tensor in checkpoint.tensors.items() if MATRIX in name)
+    # The order of inputs is as long as there are inputs, which counts in small matrices only.
+    size = sum(
+        tensor.size
+        for name, tensor in checkpoint.tensors.items()
+        if MATRIX in name and not name.endswith(".g_idx")
+    )
     assert said.disk == pytest.approx(size / weights, rel=0.03)

@@ -25,6 +25,8 @@ import quantize
 import torch
 from auto_round import AutoRound
 from datasets import Dataset
+from gptqmodel import BACKEND, GPTQModel
+from gptqmodel.quantization.config import GPTQConfig
 from llmcompressor import oneshot
 from llmcompressor.modifiers.gptq import GPTQModifier
 from llmcompressor.modifiers.quantization import QuantizationModifier
@@ -73,6 +75,18 @@ def auto_round(folder: Path) -> None:
     rounding.quantize_and_save(str(folder), format="auto_round")
 
 
+def gptq(**settings: object) -> Callable[[Path], None]:
+    """A variant that gptqmodel makes, of those that vLLM's own GPTQ refuses."""
+
+    def make(folder: Path) -> None:
+        config = GPTQConfig(offload_to_disk=False, act_group_aware=False, **settings)
+        model = GPTQModel.load(str(corpus.MODEL), config, device="cpu")
+        model.quantize(quantize.calibration(), batch_size=8, backend=BACKEND.GPTQ_TORCH)
+        model.save(str(folder))
+
+    return make
+
+
 VARIANTS: dict[str, Callable[[Path], None]] = {
     "w4a16": llmcompressor(lambda: GPTQModifier(scheme="W4A16", **LINEAR)),
     "w4a16-asym": llmcompressor(lambda: QuantizationModifier(scheme="W4A16_ASYM", **LINEAR)),
@@ -80,6 +94,11 @@ VARIANTS: dict[str, Callable[[Path], None]] = {
     "fp8-dynamic": llmcompressor(lambda: QuantizationModifier(scheme="FP8_DYNAMIC", **LINEAR)),
     "fp8-static": llmcompressor(lambda: QuantizationModifier(scheme="FP8", **LINEAR)),
     "auto-round": auto_round,
+    "gptq-w2": gptq(bits=2, group_size=32, sym=False),
+    "gptq-w3": gptq(bits=3, group_size=128, sym=True),
+    "gptq-w4-act": gptq(bits=4, group_size=128, sym=True, desc_act=True),
+    "gptq-w4-asym-act": gptq(bits=4, group_size=64, sym=False, desc_act=True, format="gptq_v2"),
+    "gptq-w8": gptq(bits=8, group_size=-1, sym=True),
 }
 
 

@@ -6,6 +6,7 @@ vLLM loads most such checkpoints and answers nonsense, or ends with words about 
 
 import math
 import os
+import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -77,24 +78,48 @@ def check_integers(checkpoint: "Checkpoint", method: str) -> None:
         method: ``awq`` or ``gptq``, which pack the integers in different ways
     """
     config = checkpoint.quantization or {}
-    # Other settings for single layers, and another layout, are left to vLLM.
-    if config.get("dynamic") or _is_gemv(config):
-        return
-    bits, group = (_number(checkpoint, config, name) for name in ("bits", "group_size"))
-    if bits is None or group is None:
-        return  # by other names
+    if _is_other_layout(config, method):
+        return  # it is left to those that load it
     packed = [name for name in checkpoint.tensors if name.endswith(".qweight")]
-    if checkpoint.tensors and not packed:
-        raise _contradiction(checkpoint, "none of the weights is packed")
+    first = True
     for name in packed:
-        _check_shapes(checkpoint, name, method, bits, group)
-    if packed and method == "gptq":
-        _check_gptq(checkpoint, packed[0].rpartition(".")[0], config, bits, group)
-    if packed and method == "awq" and config.get("zero_point") is False:
-        _check_zeros(checkpoint, packed[0].rpartition(".")[0], bits, 0)
+        module = name.rpartition(".")[0]
+        settings = {**config, **_override(checkpoint, config, module)}
+        bits, group = (_number(checkpoint, settings, name) for name in ("bits", "group_size"))
+        if bits is None or group is None:
+            return  # by other names
+        inputs = _check_shapes(checkpoint, name, method, bits, group)
+        if method == "gptq":
+            # Zero points are looked at in one layer, which is enough for a config that is wrong.
+            _check_gptq(checkpoint, module, settings, bits, first)
+            _check_order(checkpoint, module, settings, inputs, group if group > 0 else inputs)
+        elif first and settings.get("zero_point") is False:
+            _check_zeros(checkpoint, module, bits, 0)
+        first = False
+    if checkpoint.tensors and not packed and {"bits", "group_size"} <= config.keys():
+        raise _contradiction(checkpoint, "none of the weights is packed")
 
 
-def _is_gemv(config: Mapping[str, Any]) -> bool:
+def _override(
+    checkpoint: "Checkpoint", config: Mapping[str, Any], module: str
+) -> Mapping[str, Any]:
+    """What GPTQ's config says of a single module, by the first pattern that is one of its name."""
+    rules = config.get("dynamic") or {}
+    if not isinstance(rules, dict):
+        raise _contradiction(checkpoint, f"its `dynamic` is {rules!r}")
+    for pattern, rule in rules.items():
+        try:
+            found = re.match(pattern.removeprefix("+:"), module)
+        except re.error as error:
+            raise _contradiction(checkpoint, f"`{pattern}` of it is no pattern: {error}") from error
+        if found and not pattern.startswith("-:"):
+            return dict(rule) if isinstance(rule, dict) else {}
+    return {}
+
+
+def _is_other_layout(config: Mapping[str, Any], method: str) -> bool:
+    if method == "gptq":
+        return config.get("checkpoint_format") in ("gptq_p", "marlin")
     return "gemv" in str(config.get("version", config.get("format"))).lower()
 
 
@@ -111,12 +136,16 @@ def _number(checkpoint: "Checkpoint", config: Mapping[str, Any], name: str) -> i
     )
 
 
-def _check_shapes(checkpoint: "Checkpoint", name: str, method: str, bits: int, group: int) -> None:
+def _check_shapes(checkpoint: "Checkpoint", name: str, method: str, bits: int, group: int) -> int:
+    """Returns how many inputs a layer has."""
     module = name.rpartition(".")[0]
-    shape = checkpoint.tensors[name].shape
+    weight = checkpoint.tensors[name]
+    shape = weight.shape
     scales = checkpoint.tensors.get(f"{module}.scales")
     if scales is None or len(shape) != 2:
         raise _contradiction(checkpoint, f"`{name}` has no scales, or is no matrix")
+    if weight.dtype != "I32":
+        raise _contradiction(checkpoint, f"`{name}` is {weight.dtype}")
     if scales.dtype not in _FLOATS:
         raise _contradiction(checkpoint, f"`{module}.scales` are {scales.dtype}")
     rows, columns = shape
@@ -130,23 +159,53 @@ def _check_shapes(checkpoint: "Checkpoint", name: str, method: str, bits: int, g
             f"`{name}` of {list(shape)} and `{module}.scales` of {list(scales.shape)} are not of "
             f"{bits} bits in groups of {group}",
         )
+    zeros = checkpoint.tensors.get(f"{module}.qzeros")
+    if zeros is not None and zeros.shape != (groups, outputs * bits // _WORD):
+        raise _contradiction(
+            checkpoint,
+            f"`{module}.qzeros` of {list(zeros.shape)} are not those of {groups} groups of "
+            f"{outputs} outputs",
+        )
+    return inputs
 
 
 def _check_gptq(
-    checkpoint: "Checkpoint", module: str, config: Mapping[str, Any], bits: int, group: int
+    checkpoint: "Checkpoint", module: str, settings: Mapping[str, Any], bits: int, first: bool
 ) -> None:
-    """What vLLM does not look at: it takes the zero points of symmetric weights for granted, and
-    their order."""
+    if first and settings.get("sym") is True:
+        # They are taken for granted. The older format stores one less.
+        _check_zeros(checkpoint, module, bits, 1)
+    if settings.get("sym") is False and f"{module}.qzeros" not in checkpoint.tensors:
+        raise _contradiction(checkpoint, f"there is no `{module}.qzeros`")
+
+
+def _check_order(
+    checkpoint: "Checkpoint", module: str, settings: Mapping[str, Any], inputs: int, group: int
+) -> None:
+    """Whether the order of a layer's inputs is one, with as many of them in each group, and the
+    usual one where the config says nothing of another."""
     import numpy
 
-    if config.get("sym") is True:
-        _check_zeros(checkpoint, module, bits, 1)  # the older format stores one less
-    order = checkpoint.tensors.get(f"{module}.g_idx")
-    if order is not None and config.get("desc_act") is False:
-        index = _read(order)
-        usual = numpy.arange(len(index)) // group if group > 0 else numpy.zeros(len(index))
-        if not (index == usual).all():
-            raise _contradiction(checkpoint, f"`{module}.g_idx` has the columns in another order")
+    name = f"{module}.g_idx"
+    order = checkpoint.tensors.get(name)
+    is_ordered = settings.get("desc_act") is True and group < inputs
+    if order is None:
+        if is_ordered:
+            raise _contradiction(checkpoint, f"there is no `{name}`")
+        return
+    if order.dtype != "I32" or order.shape != (inputs,):
+        raise _contradiction(
+            checkpoint, f"`{name}` is {order.dtype} {list(order.shape)}, not I32 [{inputs}]"
+        )
+    index = _read(order)
+    usual = numpy.arange(inputs) // group
+    if is_ordered:
+        if not (numpy.sort(index) == usual).all():
+            raise _contradiction(
+                checkpoint, f"`{name}` does not divide {inputs} inputs into groups of {group}"
+            )
+    elif settings.get("desc_act") is False and not (index == usual).all():
+        raise _contradiction(checkpoint, f"`{name}` has the columns in another order")
 
 
 def _check_zeros(checkpoint: "Checkpoint", module: str, bits: int, less: int) -> None:
@@ -155,7 +214,7 @@ def _check_zeros(checkpoint: "Checkpoint", module: str, bits: int, less: int) ->
     import numpy
 
     zeros = checkpoint.tensors.get(f"{module}.qzeros")
-    if zeros is None or _WORD % bits != 0:
+    if zeros is None or zeros.size * _BYTE % bits:
         return
     fields = numpy.unpackbits(_read(zeros).view(numpy.uint8), bitorder="little")
     values = fields.reshape(-1, bits) @ (1 << numpy.arange(bits))

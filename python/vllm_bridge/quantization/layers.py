@@ -194,7 +194,12 @@ def _is_part(value: Any) -> bool:
 
 
 def shapes(layer: Any) -> Mapping[str, tuple[int, ...]]:
-    return {name: tuple(parameter.shape) for name, parameter in layer.named_parameters()}
+    """Of the tensors of a checkpoint that become a layer's parameters; where a parameter is laid
+    out in another way, it says so in its ``stored_shape``."""
+    return {
+        name: tuple(getattr(parameter, "stored_shape", parameter.shape))
+        for name, parameter in layer.named_parameters()
+    }
 
 
 @contextlib.contextmanager

@@ -15,13 +15,19 @@ class GPTQ(Method):
     needs_checkpoint = True
     other_names = ("autogptq", "gptqmodel", "gptq-model")
     formats = (
-        Format(
-            "gptq (4 bits, symmetric)",
-            {"bits": 4, "group_size": 128, "sym": True, "desc_act": False},
+        *(
+            Format(
+                f"gptq ({bits} bits)",
+                {"bits": bits, "group_size": 128, "sym": True, "desc_act": False},
+            )
+            for bits in (2, 3, 4, 8)
         ),
-        Format("gptq (8 bits)", {"bits": 8, "group_size": 128, "sym": True, "desc_act": False}),
     )
     experts = "GPTQ"
+
+    def is_named(self, name: str) -> bool:
+        # vLLM has several names for it, one for each of the kernels that it once had.
+        return name.replace("_", "-") in ("gptq", "auto-gptq", "gptq-marlin")
 
     def bytes_per_weight(self, config: Mapping[str, Any]) -> Bytes:
         # Zero points are there also where all are the same.
@@ -30,3 +36,13 @@ class GPTQ(Method):
 
     def check(self, checkpoint: "Checkpoint") -> None:
         packed_weights.check_integers(checkpoint, "gptq")
+
+    def check_layer(self, config: Any, layer: Any) -> None:
+        from vllm_bridge.quantization.gptq import ranks
+
+        ranks.check(config, layer)
+
+    def install(self) -> None:
+        from vllm_bridge.quantization.gptq import layers
+
+        layers.register()

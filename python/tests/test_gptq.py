@@ -1,0 +1,269 @@
+"""Layers in GPTQ's formats, made and loaded as vLLM does it, against the weights that were packed
+by NumPy."""
+
+import contextlib
+import itertools
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("vllm")
+
+from vllm.config import VllmConfig, set_current_vllm_config
+from vllm.distributed import parallel_state
+from vllm.model_executor.layers.linear import (
+    ColumnParallelLinear,
+    QKVParallelLinear,
+    ReplicatedLinear,
+    RowParallelLinear,
+    UnquantizedLinearMethod,
+)
+from vllm.model_executor.layers.quantization.auto_gptq import AutoGPTQLinearMethod
+from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
+
+from vllm_bridge.quantization.gptq.format import Settings
+from vllm_bridge.quantization.gptq.layers import GPTQConfig, GPTQLinearMethod
+
+COLUMNS, ROWS = 256, 128
+NAME = "model.layers.0.mlp.down_proj"
+
+
+class Packed:
+    """A random layer: its tensors as a checkpoint has them, and the weights they stand for."""
+
+    def __init__(
+        self,
+        seed: int = 0,
+        rows: int = ROWS,
+        bits: int = 4,
+        group_size: int = 64,
+        sym: bool = True,
+        desc_act: bool = False,
+        checkpoint_format: str = "gptq",
+    ) -> None:
+        random = np.random.default_rng(seed)
+        size = COLUMNS if group_size == -1 else group_size
+        group = np.arange(COLUMNS) // size
+        if desc_act:
+            random.shuffle(group)
+        groups = COLUMNS // size
+        integers = random.integers(0, 2**bits, (COLUMNS, rows))
+        zeros = np.full((groups, rows), 2 ** (bits - 1))
+        if not sym:
+            zeros = random.integers(0, 2**bits, (groups, rows))  # with zero points of 0
+        # Powers of two, so that the weights are the same in any dtype.
+        scales = 2.0 ** random.integers(-8, -5, (groups, rows))
+        self.weight = torch.from_numpy(((integers - zeros[group]) * scales[group]).T)
+        stored = _words(zeros, bits)
+        if checkpoint_format == "gptq" and 32 % bits == 0:
+            # As gptqmodel makes the older format of the newer one.
+            stored = stored - np.uint32(sum(1 << bit for bit in range(0, 32, bits)))
+        elif checkpoint_format == "gptq":
+            stored = _words((zeros - 1) % 2**bits, bits)
+        self.tensors = {
+            "qweight": _tensor(_words(integers.T, bits).T),
+            "qzeros": _tensor(stored),
+            "scales": torch.from_numpy(scales).half(),
+            "g_idx": torch.from_numpy(group).int(),
+        }
+
+
+def _words(numbers: Any, bits: int) -> Any:
+    """The bits of the numbers of each row one after another, in words of 32."""
+    fields = (numbers[..., None] >> np.arange(bits)) & 1
+    octets = np.packbits(fields.reshape(len(numbers), -1).astype(np.uint8), 1, "little")
+    return octets.view("<u4")
+
+
+def _tensor(words: Any) -> torch.Tensor:
+    return torch.from_numpy(np.ascontiguousarray(words).view(np.int32))
+
+
+def config(**settings: Any) -> Any:
+    defaults = {"bits": 4, "group_size": 64, "sym": True, "desc_act": False}
+    return GPTQConfig.from_config({"quant_method": "gptq"} | defaults | settings)
+
+
+@contextlib.contextmanager
+def made(kind: Any, quant_config: Any, *sizes: Any, ranks: int = 1, rank: int = 0) -> Iterator[Any]:
+    """A layer of vLLM's, for one of so many ranks, in bf16."""
+    one = VllmConfig()
+    one.model_config = SimpleNamespace(dtype=torch.bfloat16)
+    before = parallel_state._TP
+    parallel_state._TP = SimpleNamespace(rank_in_group=rank, world_size=ranks)
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        with set_current_vllm_config(one), torch.no_grad():
+            yield kind(
+                *sizes, bias=False, quant_config=quant_config, prefix=NAME, return_bias=False
+            )
+    finally:
+        torch.set_default_dtype(torch.float32)
+        parallel_state._TP = before
+
+
+def fill(layer: Any, packed: Packed, *part: Any) -> None:
+    parameters = dict(layer.named_parameters())
+    for name, tensor in packed.tensors.items():
+        if name in parameters:
+            parameters[name].weight_loader(parameters[name], tensor, *part)
+
+
+def check(layer: Any, weight: torch.Tensor) -> None:
+    """The layer's products, at one token and at many, are those of the weight."""
+    layer.quant_method.process_weights_after_loading(layer)
+    columns = weight.shape[1]
+    for count in (1, 5, 70):
+        x = torch.randint(-8, 9, (count, columns)).bfloat16()  # sums of few bits
+        expected = x.double() @ weight.double().T
+        torch.testing.assert_close(
+            layer.quant_method.apply(layer, x).double(), expected, rtol=2**-8, atol=2**-8
+        )
+
+
+EVERY = [
+    {"bits": bits, "group_size": group, "sym": sym, "desc_act": desc_act, "checkpoint_format": form}
+    for bits, (group, desc_act), (sym, form) in itertools.product(
+        (2, 3, 4, 8),
+        ((-1, False), (-1, True), (32, True), (64, False), (128, True)),
+        ((True, "gptq"), (False, "gptq"), (False, "gptq_v2")),
+    )
+]
+
+
+@pytest.mark.parametrize("settings", EVERY, ids=lambda one: "-".join(map(str, one.values())))
+def test_every_format(settings: dict[str, Any]) -> None:
+    packed = Packed(**settings)
+    with made(ReplicatedLinear, config(**settings), COLUMNS, ROWS) as layer:
+        fill(layer, packed)
+        check(layer, packed.weight)
+
+
+def test_what_vllm_computes_itself_is_left_to_it() -> None:
+    with made(ReplicatedLinear, config(), COLUMNS, ROWS) as layer:
+        assert type(layer.quant_method) is AutoGPTQLinearMethod
+
+
+@pytest.mark.parametrize("sym", [True, False])
+def test_what_vllm_has_a_kernel_for_is_given_to_it(sym: bool) -> None:
+    with made(ReplicatedLinear, config(sym=sym, desc_act=True), COLUMNS, ROWS) as layer:
+        assert type(layer.quant_method.kernel).__name__ == "CPUWNA16LinearKernel"
+
+
+@pytest.mark.parametrize("bits", [3, 4])
+@pytest.mark.parametrize("orders", [(1, 1, 1), (1, 2, 3)], ids=["the same order", "others"])
+def test_queries_keys_and_values_in_one_layer(bits: int, orders: tuple[int, ...]) -> None:
+    settings: dict[str, Any] = {"bits": bits, "sym": False, "desc_act": True}
+    rows = (128, 64, 64)
+    parts = [Packed(seed, count, **settings) for seed, count in zip(orders, rows, strict=True)]
+    with made(QKVParallelLinear, config(**settings), COLUMNS, 32, 4, 2) as layer:
+        for name, part in zip("qkv", parts, strict=True):
+            fill(layer, part, name)
+        check(layer, torch.cat([part.weight for part in parts]))
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+@pytest.mark.parametrize("desc_act", [True, False])
+def test_outputs_are_divided_among_ranks(bits: int, desc_act: bool) -> None:
+    settings: dict[str, Any] = {"bits": bits, "sym": False, "desc_act": desc_act}
+    packed = Packed(**settings)
+    for rank, weight in enumerate(packed.weight.chunk(2)):
+        sizes = (COLUMNS, ROWS)
+        with made(ColumnParallelLinear, config(**settings), *sizes, ranks=2, rank=rank) as layer:
+            fill(layer, packed)
+            check(layer, weight)
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+@pytest.mark.parametrize("group_size", [-1, 64])
+def test_inputs_are_divided_among_ranks(bits: int, group_size: int) -> None:
+    settings: dict[str, Any] = {"bits": bits, "sym": False, "group_size": group_size}
+    packed = Packed(**settings)
+    for rank, weight in enumerate(packed.weight.chunk(2, dim=1)):
+        sizes = (COLUMNS, ROWS)
+        with made(RowParallelLinear, config(**settings), *sizes, ranks=2, rank=rank) as layer:
+            fill(layer, packed)
+            check(layer, weight)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [({"desc_act": True}, "desc_act"), ({"group_size": COLUMNS}, "among 2 ranks")],
+)
+def test_inputs_that_cannot_be_divided(settings: dict[str, Any], words: str) -> None:
+    with (
+        pytest.raises(ValueError, match=words),
+        made(RowParallelLinear, config(**settings), COLUMNS, ROWS, ranks=2),
+    ):
+        pass
+
+
+def test_settings_of_single_modules() -> None:
+    dynamic = {
+        "-:.*o_proj": {},
+        r".*\.1\..*": {"bits": 8, "group_size": 32},
+        "+:.*up_proj": {"sym": False, "desc_act": True},
+    }
+    one = config(dynamic=dynamic)
+    one.packed_modules_mapping = {"gate_up_proj": ["gate_proj", "up_proj"]}
+    one.modules_in_block_to_quantize = ["layers.0", "layers.1"]
+    layer = "model.layers.0.mlp"
+    assert one.settings_of(f"{layer}.down_proj") == Settings(4, 64, False, True)
+    assert one.settings_of(f"{layer}.up_proj") == Settings(4, 64, True, False)
+    assert one.settings_of("model.layers.1.mlp.down_proj") == Settings(8, 32, False, True)
+    assert one.settings_of("model.layers.0.self_attn.o_proj") is None
+    assert one.settings_of("model.layers.2.mlp.down_proj") is None
+    with pytest.raises(ValueError, match="gate_up_proj`, are quantized in different ways"):
+        one.settings_of(f"{layer}.gate_up_proj")
+
+
+def test_a_layer_with_settings_of_its_own() -> None:
+    packed = Packed(bits=2, group_size=32, desc_act=True)
+    dynamic = {".*down_proj": {"bits": 2, "group_size": 32, "desc_act": True}}
+    with made(ReplicatedLinear, config(dynamic=dynamic), COLUMNS, ROWS) as layer:
+        fill(layer, packed)
+        check(layer, packed.weight)
+
+
+def test_a_layer_in_the_usual_order_beside_others_that_are_not() -> None:
+    packed = Packed()
+    dynamic = {".*up_proj": {"desc_act": True}}
+    with made(ReplicatedLinear, config(dynamic=dynamic), COLUMNS, ROWS) as layer:
+        fill(layer, packed)  # its order too, which is read for the sake of the others
+        check(layer, packed.weight)
+
+
+def test_a_layer_that_is_not_quantized() -> None:
+    with made(ReplicatedLinear, config(dynamic={"-:.*": {}}), COLUMNS, ROWS) as layer:
+        assert type(layer.quant_method) is UnquantizedLinearMethod
+
+
+def test_a_head_whose_vocabulary_is_filled_up() -> None:
+    packed = Packed(rows=96, bits=4, sym=False, desc_act=True)
+    with made(_head, config(sym=False, desc_act=True, lm_head=True), 96, COLUMNS) as head:
+        assert isinstance(head.quant_method, GPTQLinearMethod)
+        fill(head, packed)
+        check(head, torch.cat([packed.weight, torch.zeros(32, COLUMNS)]))
+
+
+def _head(vocabulary: int, columns: int, quant_config: Any, **_options: Any) -> Any:
+    return ParallelLMHead(
+        vocabulary, columns, quant_config=quant_config, prefix="lm_head", padding_size=128
+    )
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"bits": 5}, "not 5"),
+        ({"checkpoint_format": "gptq_p"}, "gptq_p"),
+        ({"dynamic": {".*": {"bits": 6}}}, "not 6"),
+    ],
+)
+def test_formats_that_are_not_known(settings: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        config(**settings)
