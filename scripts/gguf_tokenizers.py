@@ -2,7 +2,7 @@
 
     PYTHON scripts/gguf_tokenizers.py
 
-PYTHON is vLLM's environment with the extra gguf, and llama-cpp-python.
+PYTHON is that of the environment that scripts/quantized_models/build makes, with llama-cpp-python.
 
 The vocabularies are learned here from the texts below, byte-level BPE without any pre-tokenizer, so
 that there are tokens across all places where one may cut: each of llama.cpp's pre-tokenizers then
@@ -114,7 +114,7 @@ def every_case() -> list[tuple[str, dict[str, Any]]]:
         ("bytes", {"pre": pre})
         for pre in (
             "default", "gpt-2", "starcoder", "llama-bpe", "dbrx", "glm4", "qwen2", "qwen35",
-            "tekken", "gpt-4o", "deepseek-v3", "falcon", "seed-coder", "minicpm5",
+            "tekken", "gpt-4o", "deepseek-v3", "deepseek-coder", "falcon", "seed-coder", "minicpm5",
         )
     ]  # fmt: skip
     cases += [

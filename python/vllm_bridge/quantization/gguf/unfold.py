@@ -26,8 +26,7 @@ def unfold(checkpoint: "Checkpoint", arguments: dict[str, Any]) -> str:
     Raises:
         BridgeError: ``unsupported`` or ``invalid_checkpoint``, for its tokenizer
     """
-    paths = sorted({tensor.file for tensor in checkpoint.tensors.values()})
-    file = gguf.read(paths[0])
+    file = gguf.read(os.path.join(checkpoint.folder or "", checkpoint.files[0]))
     contents = {
         "config.json": json.dumps(dict(checkpoint.config)),
         "generation_config.json": json.dumps(tokenizer.generation_config(file.metadata)),
