@@ -1,45 +1,85 @@
 """Products with weights that stay packed as GGUF files have them.
 
 A weight is a tensor of bytes, [rows, bytes of a row], or [experts, rows, bytes of a row] for a
-stack of them; ``type`` is ggml's number of its type (``types.TYPES``).
+stack of them; ``type`` is ggml's number of its type (``types.TYPES``), or what ``repack`` returns.
+
+On CPUs ggml computes, where it is installed: products for few tokens as llama.cpp does, and for
+many the weights, a strip at a time, which torch multiplies with. Elsewhere torch does it all.
 """
 
 import torch
 
+from vllm_bridge.quantization.gguf import ggml
 from vllm_bridge.quantization.gguf.types import TYPES
 from vllm_bridge.quantization.packed import strips
+
+# The product of so many tokens takes about as long by ggml as by dequantized weights, which cost
+# the same for any number: 17 (Q5_K) to 78 (Q2_K), on a processor with products of bfloat16.
+_MANY = 48
 
 
 def columns(weight: torch.Tensor, type: int) -> int:
     """How many weights a row has."""
-    packing = TYPES[type]
+    packing = TYPES[type % ggml.REPACKED]
     return int(weight.shape[-1]) // packing.size * packing.weights
 
 
 def dequantize(weight: torch.Tensor, type: int, dtype: torch.dtype) -> torch.Tensor:
-    """The weights as numbers, [..., rows, columns]: ggml's 32-bit values, rounded to ``dtype``."""
+    """The weights as numbers, [..., rows, columns]: ggml's 32-bit values, rounded to ``dtype``.
+    Those of repacked weights are not to be had."""
+    shape = (*weight.shape[:-1], columns(weight, type))
+    if not weight.numel():
+        return weight.new_empty(shape, dtype=dtype)
+    if _is_for_ggml(weight):
+        rows = weight.reshape(-1, weight.shape[-1])
+        return ggml.dequantize(rows, type, shape[-1]).to(dtype).view(shape)
     packing = TYPES[type]
-    values = packing.values(weight.reshape(-1, packing.size)).to(dtype)
-    return values.view(*weight.shape[:-1], columns(weight, type))
+    return packing.values(weight.reshape(-1, packing.size)).to(dtype).view(shape)
 
 
-def matmul(x: torch.Tensor, weight: torch.Tensor, type: int) -> torch.Tensor:
-    """``x`` [..., columns] times the transpose of a weight [rows, bytes], in the dtype of ``x``."""
-    product: torch.Tensor = torch.ops.vllm_bridge.gguf_matmul(x, weight, type)
+def matmul(x: torch.Tensor, weight: torch.Tensor, type: int, exact: bool = False) -> torch.Tensor:
+    """``x`` [..., columns] times the transpose of a weight [rows, bytes], in the dtype of ``x``.
+
+    Args:
+        exact: whether ``x`` is multiplied as it is, with the weights rounded to its dtype, however
+            few tokens it has; else it may be rounded to 8 bits, as llama.cpp does
+    """
+    product: torch.Tensor = torch.ops.vllm_bridge.gguf_matmul(x, weight, type, exact)
     return product
 
 
+def repack(weight: torch.Tensor, type: int) -> int:
+    """Brings a weight into the layout that is computed fastest here, in its place: for products
+    that are not exact.
+
+    Returns:
+        the number of what it is then: ``type`` where it stays as it is
+    """
+    return ggml.repack(weight, type, columns(weight, type)) if _is_for_ggml(weight) else type
+
+
 def kernel() -> str:
-    """What computes products here, for people to read."""
-    return "torch (dequantized for each product)"
+    """What computes products on CPUs here, for people to read."""
+    if library := ggml.library():
+        return f"ggml {library.ggml_version().decode()}"
+    return "torch; `mix vllm.setup --with gguf` brings ggml, which is many times as fast"
 
 
-def _matmul(x: torch.Tensor, weight: torch.Tensor, type: int) -> torch.Tensor:
+def _is_for_ggml(weight: torch.Tensor) -> bool:
+    return not weight.is_cuda and ggml.library() is not None
+
+
+def _matmul(x: torch.Tensor, weight: torch.Tensor, type: int, exact: bool) -> torch.Tensor:
+    if type >= ggml.REPACKED:
+        return ggml.matmul(x, weight, type)
+    tokens = x.numel() // x.shape[-1]
+    if not exact and tokens < _MANY and _is_for_ggml(weight):
+        return ggml.matmul(x, weight.contiguous(), type)
     return strips.matmul(x, weight.shape[0], lambda rows: dequantize(weight[rows], type, x.dtype))
 
 
 strips.operation(
-    "gguf_matmul(Tensor x, Tensor weight, int type)",
+    "gguf_matmul(Tensor x, Tensor weight, int type, bool exact)",
     _matmul,
-    lambda x, weight, type: x.new_empty((*x.shape[:-1], weight.shape[0])),
+    lambda x, weight, type, exact: x.new_empty((*x.shape[:-1], weight.shape[0])),
 )

@@ -1,0 +1,200 @@
+"""ggml, llama.cpp's kernels for CPUs, by ctypes on torch's memory. Imports torch, and ggml where it
+is installed.
+
+A call of ggml's is a graph of one operation. Making one takes longer than computing a small one:
+they are kept, by their shapes, and pointed at the tensors of each call. ggml and torch have one
+pool of threads, that of the OpenMP library which is loaded first.
+"""
+
+import ctypes
+import functools
+import importlib
+import threading
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+# What ggml calls its type of 32-bit floats and of 32-bit integers.
+_F32, _I32 = 0, 26
+
+# A layout of ggml's own, in which rows are interleaved, has the number of its type with this added.
+REPACKED = 1 << 16
+
+# Graphs that are kept: one has some kilobytes.
+_GRAPHS = 1024
+
+# It logs each tensor that it repacks.
+_SILENCE = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)(
+    lambda level, text, data: None
+)
+
+# A graph has pointers to what it computes, and a processor's thread computes one at a time.
+_thread = threading.local()
+
+
+@functools.cache
+def library() -> Any:
+    """The package ggml; None where it is not installed or does not load."""
+    try:
+        ggml = importlib.import_module("ggml")
+    except (ImportError, OSError):
+        return None
+    ggml.ggml_log_set(_SILENCE, None)
+    return ggml
+
+
+def matmul(x: torch.Tensor, weight: torch.Tensor, type: int) -> torch.Tensor:
+    """``x`` [..., columns] times the transpose of a weight [rows, bytes], which may be repacked.
+    As llama.cpp does: the numbers of ``x`` are rounded to 8 bits, with a scale for each block."""
+    tokens = x.reshape(-1, x.shape[-1]).to(torch.float32).contiguous()
+    product = torch.empty((tokens.shape[0], weight.shape[0]), dtype=torch.float32)
+    if tokens.shape[0]:
+        rows, columns = weight.shape[0], tokens.shape[1]
+        graph = _graph(_Product, type, rows, columns, tokens.shape[0])
+        graph.compute(weight.data_ptr(), tokens.data_ptr(), product.data_ptr())
+    return product.to(x.dtype).view(*x.shape[:-1], weight.shape[0])
+
+
+def dequantize(weight: torch.Tensor, type: int, columns: int) -> torch.Tensor:
+    """The weights [rows, columns] of rows [rows, bytes], in 32-bit floats."""
+    values = torch.empty((weight.shape[0], columns), dtype=torch.float32)
+    order = torch.arange(weight.shape[0], dtype=torch.int32)
+    graph = _graph(_Rows, type, weight.shape[0], columns, weight.shape[0])
+    graph.compute(weight.data_ptr(), order.data_ptr(), values.data_ptr())
+    return values
+
+
+def repack(weight: torch.Tensor, type: int, columns: int) -> int:
+    """Interleaves the rows of a weight, in its place, where ggml has kernels for that here.
+
+    Returns:
+        the number of what it is then: ``type`` where it is left as it is
+    """
+    ggml, buffer = library(), _repack_buffer()
+    if buffer is None or not weight.is_contiguous():
+        return type
+    graph = _Graph(ggml)
+    tensor = graph.tensor(type, columns, weight.shape[0])
+    if not _is_repacked(ggml, buffer, tensor):
+        return type
+    packed = weight.clone()
+    tensor.contents.data = weight.data_ptr()
+    ggml.ggml_backend_tensor_set(tensor, packed.data_ptr(), 0, packed.numel())
+    return type + REPACKED
+
+
+class _Graph:
+    """A graph of one operation on two tensors, of which the first is a weight."""
+
+    def __init__(self, ggml: Any) -> None:
+        size = 4 * ggml.ggml_tensor_overhead() + ggml.ggml_graph_overhead_custom(4, False)
+        parameters = ggml.ggml_init_params(mem_size=size, mem_buffer=None, no_alloc=True)
+        self._ggml = ggml
+        self._context = ggml.ggml_init(parameters)
+        if not self._context:
+            raise MemoryError("ggml has no memory for a graph")
+        weakref.finalize(self, ggml.ggml_free, self._context).atexit = False
+
+    def tensor(self, type: int, columns: int, rows: int) -> Any:
+        return self._ggml.ggml_new_tensor_2d(self._context, type, columns, rows)
+
+    def plan(self, weight: Any, other: Any, result: Any) -> None:
+        """Plans to compute a result, which is an operation on the other two."""
+        ggml = self._ggml
+        graph = ggml.ggml_new_graph_custom(self._context, 4, False)
+        ggml.ggml_build_forward_expand(graph, result)
+        # More threads than OpenMP gives are none.
+        self._plan = ggml.ggml_graph_plan(graph, torch.get_num_threads(), None)
+        self._work = torch.empty(max(1, self._plan.work_size), dtype=torch.uint8)
+        work = ctypes.c_void_p(self._work.data_ptr())
+        self._plan.work_data = ctypes.cast(work, ctypes.POINTER(ctypes.c_uint8))
+        self._tensors = (weight.contents, other.contents, result.contents)
+        self._addresses = (
+            ctypes.cast(graph, ctypes.c_void_p),
+            ctypes.c_void_p(ctypes.addressof(self._plan)),
+        )
+        self._compute = _compute(ggml)
+
+    def compute(self, weight: int, other: int, result: int) -> None:
+        tensors = self._tensors
+        tensors[0].data, tensors[1].data, tensors[2].data = weight, other, result
+        if status := self._compute(*self._addresses):
+            raise RuntimeError(f"ggml could not compute a product (status {status})")
+
+
+class _Product(_Graph):
+    def __init__(self, ggml: Any, type: int, rows: int, columns: int, tokens: int) -> None:
+        super().__init__(ggml)
+        weight = self.tensor(type % REPACKED, columns, rows)
+        if type >= REPACKED:
+            _is_repacked(ggml, _repack_buffer(), weight)
+        other = self.tensor(_F32, columns, tokens)
+        self.plan(weight, other, ggml.ggml_mul_mat(self._context, weight, other))
+
+
+class _Rows(_Graph):
+    def __init__(self, ggml: Any, type: int, rows: int, columns: int, count: int) -> None:
+        super().__init__(ggml)
+        weight = self.tensor(type, columns, rows)
+        order = self.tensor(_I32, count, 1)
+        self.plan(weight, order, ggml.ggml_get_rows(self._context, weight, order))
+
+
+def _graph(kind: Callable[..., Any], *shape: int) -> Any:
+    try:
+        graphs = _thread.graphs
+    except AttributeError:
+        graphs = _thread.graphs = {}
+    key = (kind, torch.get_num_threads(), shape)
+    graph = graphs.get(key)
+    if graph is None:
+        if len(graphs) == _GRAPHS:
+            del graphs[next(iter(graphs))]
+        graph = graphs[key] = kind(library(), *shape)
+    return graph
+
+
+@functools.cache
+def _compute(ggml: Any) -> Any:
+    """The function that every call ends in, without the checks of its wrapper."""
+    function = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p)
+    return function(("ggml_graph_compute", _shared(ggml, "ggml-cpu")))
+
+
+@functools.cache
+def _shared(ggml: Any, name: str) -> ctypes.CDLL:
+    folder = next(iter(ggml.__path__))
+    return ctypes.CDLL(f"{folder}/lib/lib{name}.so")
+
+
+@functools.cache
+def _repack_buffer() -> Any:
+    """What tells ggml that a tensor is repacked; None where this processor has no such kernels."""
+    ggml = library()
+    base = _shared(ggml, "ggml-base")
+    base.ggml_backend_reg_get_proc_address.restype = ctypes.c_void_p
+    base.ggml_backend_reg_get_proc_address.argtypes = (ctypes.c_void_p, ctypes.c_char_p)
+    address = base.ggml_backend_reg_get_proc_address(
+        ggml.ggml_backend_cpu_reg(), b"ggml_backend_dev_get_extra_bufts"
+    )
+    if not address:
+        return None
+    types = ctypes.CFUNCTYPE(ctypes.POINTER(ctypes.c_void_p), ctypes.c_void_p)(address)(None)
+    index = 0
+    while types[index]:
+        if ggml.ggml_backend_buft_name(types[index]) == b"CPU_REPACK":
+            return ggml.ggml_backend_buft_alloc_buffer(types[index], 1)
+        index += 1
+    return None
+
+
+def _is_repacked(ggml: Any, buffer: Any, tensor: Any) -> bool:
+    """Marks a tensor as repacked, where ggml has kernels for its type and shape."""
+    base = _shared(ggml, "ggml-base")
+    tensor.contents.buffer = buffer
+    base.ggml_backend_buffer_init_tensor(
+        ctypes.c_void_p(buffer), ctypes.c_void_p(ctypes.addressof(tensor.contents))
+    )
+    return bool(tensor.contents.extra)
