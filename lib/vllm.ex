@@ -109,7 +109,7 @@ defmodule VLLM do
   @type conversation :: Conversation.t()
 
   @doc """
-  Starts an engine for `model`, a folder or a hub id, and waits until it is ready.
+  Starts an engine for `model`, a folder, a GGUF file or a hub id, and waits until it is ready.
 
   The engine belongs to the calling process and stops when that ends. To have it outlive its
   caller, put `{VLLM, name: …, model: …}` into a supervision tree.

@@ -44,7 +44,7 @@ defmodule VLLMTest do
   end
 
   test "a model must be named" do
-    assert_raise Error, ~r/name a folder or a hub id with `model:`/, fn ->
+    assert_raise Error, ~r/name a folder, a GGUF file or a hub id with `model:`/, fn ->
       VLLM.child_spec(name: Nameless)
     end
 

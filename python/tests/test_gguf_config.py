@@ -14,6 +14,7 @@ import transformers
 from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
 import gguf_files as raw
+from conftest import ROOT
 from gguf_files import Info, write
 from vllm_bridge.checkpoints import gguf, gguf_config, gguf_names
 from vllm_bridge.errors import BridgeError
@@ -357,8 +358,12 @@ def test_names_and_shapes_are_those_of_the_model(folder: Path, name: str) -> Non
             assert caught.value.details["tensor"] == missing
 
 
-def test_every_architecture_has_its_case() -> None:
+def test_every_architecture_has_its_case_and_is_in_the_guide() -> None:
     assert {given.architecture for given in CASES.values()} == set(gguf_config.architectures())
+    guide = (ROOT / "guides" / "quantization.md").read_text(encoding="utf-8")
+    section = guide.partition("\n## GGUF\n")[2].partition("\n## ")[0]
+    for architecture in gguf_config.architectures():
+        assert f"`{architecture}`" in section
 
 
 # -- what does not describe a model

@@ -146,12 +146,15 @@ defmodule VLLM.Engine.Config do
           else: invalid("model", "`model` is not valid UTF-8.")
 
       {nil, _} ->
-        invalid("model", "No model is given; name a folder or a hub id with `model:`.")
+        invalid(
+          "model",
+          "No model is given; name a folder, a GGUF file or a hub id with `model:`."
+        )
 
       {other, _} ->
         invalid(
           "model",
-          "`model` is a folder's path or a hub id as a string; got #{Secrets.inspect(other)}."
+          "`model` is a path or a hub id as a string; got #{Secrets.inspect(other)}."
         )
     end
   end
