@@ -23,14 +23,14 @@ defmodule VLLM.Python.Command do
   Runs `python` with `args` for the virtual environment in `venv`.
 
   Gives every line that it prints to `on_line`, and `:heartbeat` where it has
-  been silent for long. Returns all lines, with the exit status as the last one
-  where that is not 0.
+  been silent for long. `env` are more variables for it. Returns all lines, with
+  the exit status as the last one where that is not 0.
   """
-  @spec run(Path.t(), Path.t(), [String.t()], (String.t() | :heartbeat -> term())) ::
+  @spec run(Path.t(), Path.t(), [String.t()], (String.t() | :heartbeat -> term()), map()) ::
           {:ok | :error, [String.t()]}
-  def run(venv, python, args, on_line \\ fn _ -> :ok end) do
+  def run(venv, python, args, on_line \\ fn _ -> :ok end, env \\ %{}) do
     # What the caller's shell may have set for another Python does not count.
-    env = %{"PYTHONPATH" => nil, "PIP_USER" => "no", @mark => venv}
+    env = Map.merge(env, %{"PYTHONPATH" => nil, "PIP_USER" => "no", @mark => venv})
 
     case Program.start(args, python: python, env: env) do
       {:ok, program} ->

@@ -16,6 +16,10 @@ defmodule VLLM.Python.Setup do
   # PyPI does not hold torch's builds for CPUs; PyTorch's own index does.
   @torch_cpu_index "https://download.pytorch.org/whl/cpu"
 
+  # For what is compiled: llama.cpp builds ggml so, and ggml alone is built without. Products of
+  # a few tokens take half the time.
+  @cmake_args "-DGGML_LLAMAFILE=ON"
+
   @type option ::
           {:device, Python.device()}
           | {:venv, Path.t()}
@@ -452,7 +456,10 @@ defmodule VLLM.Python.Setup do
 
   defp pip_install_lock(plan, name) do
     compiled = Enum.flat_map(Python.compiled(name), &["--no-binary", &1])
-    pip_install(plan, compiled ++ ["--requirement", Python.lock(name)], length(Python.pins(name)))
+    # pip's cache may serve machines whose processors cannot run what this one compiles.
+    fresh = if compiled == [], do: [], else: ["--no-cache-dir"]
+    lock = ["--requirement", Python.lock(name)]
+    pip_install(plan, fresh ++ compiled ++ lock, length(Python.pins(name)))
   end
 
   defp pip_install(plan, args, total) do
@@ -467,7 +474,10 @@ defmodule VLLM.Python.Setup do
       line -> progress(plan, Pip.event(line), done, total)
     end
 
-    case Command.run(plan.venv, Path.join(plan.venv, "bin/python"), pip ++ args, on_line) do
+    python = Path.join(plan.venv, "bin/python")
+    env = %{"CMAKE_ARGS" => "#{@cmake_args} #{System.get_env("CMAKE_ARGS")}"}
+
+    case Command.run(plan.venv, python, pip ++ args, on_line, env) do
       {:ok, _} -> :ok
       {:error, lines} -> {:error, pip_failed(lines)}
     end

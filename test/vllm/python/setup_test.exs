@@ -25,7 +25,11 @@ defmodule VLLM.Python.SetupTest do
   end
 
   defp torch, do: "torch==" <> Map.new(Python.pins(:cpu))["torch"]
-  defp whole_lock("gguf"), do: "--no-binary ggml-python --requirement " <> Python.lock("gguf")
+
+  defp whole_lock("gguf") do
+    "--no-cache-dir --no-binary ggml-python --requirement " <> Python.lock("gguf")
+  end
+
   defp whole_lock(name), do: "--requirement " <> Python.lock(name)
 
   test "installs torch and then the lock, and says so in the stamp", context do
@@ -123,7 +127,8 @@ defmodule VLLM.Python.SetupTest do
 
     test "that is compiled here needs a compiler, which is told", context do
       pip =
-        ~s(case "$*" in *gguf*\) echo "  No CMAKE_CXX_COMPILER could be found."; exit 1 ;; esac)
+        ~s(case "$* $CMAKE_ARGS" in *gguf*LLAMAFILE=ON*\) ) <>
+          ~s(echo "  No CMAKE_CXX_COMPILER could be found."; exit 1 ;; esac)
 
       assert {:error, %Error{message: message}} = setup_with(context, [pip: pip], with: ["gguf"])
       assert message =~ "apt-get install g++"
