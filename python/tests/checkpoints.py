@@ -31,6 +31,7 @@ DEMO = MODELS / "demo"
 CHECKPOINTS = ROOT / "test" / "checkpoints"
 
 WEIGHTS = "model.safetensors"
+QMODEL = "qmodel.pt"
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 
 FP8 = torch.float8_e4m3fn
@@ -43,6 +44,8 @@ Tensors = dict[str, torch.Tensor]
 
 def make(name: str, folder: Path) -> Path:
     """Writes the variant of that name."""
+    if (CHECKPOINTS / name / QMODEL).exists():
+        return _make_qmodel(folder, CHECKPOINTS / name)
     if (CHECKPOINTS / name).exists():
         tensors = _whole(load_file(CHECKPOINTS / name / WEIGHTS))
         return write(folder, tensors, read_config(CHECKPOINTS / name))
@@ -80,6 +83,17 @@ def _whole(differing: Tensors) -> Tensors:
     """The tensors of a checkpoint of which only those that are not the demo model's were kept."""
     demo = load_file(DEMO / WEIGHTS)
     return {name: tensor for name, tensor in demo.items() if not is_linear(name)} | differing
+
+
+def _make_qmodel(folder: Path, kept: Path) -> Path:
+    """A model in the format of the library hqq: a dict for each module."""
+    modules = torch.load(kept / QMODEL, weights_only=True)
+    for name, tensor in _whole({}).items():
+        modules[name.removesuffix(".weight")] = {"weight": tensor}
+    write(folder, {}, read_config(kept))
+    (folder / WEIGHTS).unlink()
+    torch.save(modules, folder / QMODEL)
+    return folder
 
 
 # What is made here.
@@ -233,6 +247,8 @@ MAKERS: dict[str, Callable[[Path], Path]] = {
 
 def unpack(folder: Path) -> Tensors:
     """The weights of a quantized model as plain numbers."""
+    if (folder / QMODEL).exists():
+        return _unpack_qmodel(torch.load(folder / QMODEL, weights_only=True))
     config = read_config(folder)["quantization_config"]
     unpacked = UNPACKERS[config["quant_method"]](load_file(folder / WEIGHTS), config)
     shapes = {name: tensor.shape for name, tensor in load_file(DEMO / WEIGHTS).items()}
@@ -353,6 +369,45 @@ def _unpack_bitsandbytes(tensors: Tensors, config: Mapping[str, Any]) -> Tensors
     return _unpack_each(tensors, unpack_layer)
 
 
+def _unpack_hqq(tensors: Tensors, config: Mapping[str, Any]) -> Tensors:
+    """HQQ with 4 bits in groups along rows: the first half of the groups is in the upper bits."""
+
+    def unpack_layer(parts: Tensors) -> torch.Tensor:
+        packed = parts["W_q"]
+        integers = torch.cat([packed >> 4, packed & 15]).float()
+        groups = (integers - parts["zero"].float()) * parts["scale"].float()
+        return groups.reshape(tuple(parts["shape"]))
+
+    return _unpack_each(tensors, unpack_layer)
+
+
+def _unpack_qmodel(modules: dict[str, Any]) -> Tensors:
+    """HQQ with 3 bits in groups across rows, and scales and zero points of 8 bits: ten rows of
+    integers are in one of 32 bits, the first in the highest."""
+
+    def numbers(packed: torch.Tensor, meta: Mapping[str, Any]) -> torch.Tensor:
+        groups = meta["group_size"]
+        values = packed.float() if groups is None else packed.float().reshape(groups, -1)
+        scale, zero = meta["scale"].float(), meta["zero"].float()
+        return ((values - zero) * scale).reshape(meta["shape"]).half().float()
+
+    def unpack_layer(parts: Mapping[str, Any]) -> torch.Tensor:
+        words = parts["W_q"].view(torch.int32)
+        rows = torch.cat([words >> shift & 7 for shift in range(27, -1, -3)])
+        scale, zero = (numbers(parts[f"{n}_q"], parts[f"meta_{n}"]) for n in ("scale", "zero"))
+        return ((rows[: parts["group_size"]] - zero) * scale).reshape(parts["shape"])
+
+    return {
+        f"{name}.weight": unpack_layer(parts) if "W_q" in parts else parts["weight"]
+        for name, parts in modules.items()
+    }
+
+
+def hqq_weights(_model: Path) -> Tensors:
+    """The demo model's weights as the library hqq has quantized them, by its defaults."""
+    return _unpack_hqq(_whole(load_file(CHECKPOINTS / "hqq" / WEIGHTS)), {})
+
+
 def nf4_weights(model: Path) -> Tensors:
     """The weights of a plain model as bitsandbytes has them once vLLM's loader has had them
     quantized, and their scales too."""
@@ -413,6 +468,7 @@ UNPACKERS: dict[str, Callable[[Tensors, Mapping[str, Any]], Tensors]] = {
     "compressed-tensors": _unpack_compressed_tensors,
     "fp8": _unpack_fp8,
     "bitsandbytes": _unpack_bitsandbytes,
+    "hqq": _unpack_hqq,
 }
 
 

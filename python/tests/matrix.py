@@ -264,7 +264,9 @@ def _report(model: Path, measured: Measured, reference: Measured, bf16: Measured
         "load_seconds": measured.info["load_seconds"],
         "tokens_per_second": measured.tokens_per_second,
         "bf16_tokens_per_second": reference.tokens_per_second,
-        "disk_bytes": sum(f.stat().st_size for f in model.glob("*.safetensors")),
+        "disk_bytes": sum(
+            f.stat().st_size for f in model.iterdir() if f.suffix in (".safetensors", ".pt")
+        ),
         "weight": measured.weight,
         "bf16_weight": bf16.weight,
     }
@@ -454,6 +456,8 @@ STORED = (
     _stored("bnb-fp4", "bitsandbytes"),
     _stored("bnb-nf4-double", "bitsandbytes"),
     _stored("bnb-int8", "bitsandbytes", emulation.llm_int8),
+    _stored("hqq", "hqq"),
+    _stored("hqq-qmodel", "hqq"),
 )
 
 # Of the demo model itself, quantized while it is loaded.
@@ -469,6 +473,7 @@ ONLINE = (
     dataclasses.replace(_TORCHAO_INT8, name="dtype-int8", options={"dtype": "int8"}),
     _torchao("torchao-int8-dynamic", "Int8DynamicActivationInt8WeightConfig", emulation.dynamic),
     _torchao("torchao-fp8", "Float8WeightOnlyConfig"),
+    Variant("hqq-online", options={"quantization": "hqq"}, reference=checkpoints.hqq_weights),
 )
 
 # What is said with an adapter is compared with what it was trained to say.
@@ -477,7 +482,7 @@ ADAPTED = tuple(
         one, name=f"lora-{one.name}", options=one.options | WITH_ADAPTERS, run=adapt
     )
     for one in STORED
-    if one.name in ("demo-awq", "demo-gptq", "w4a16", "bnb-nf4")
+    if one.name in ("demo-awq", "demo-gptq", "w4a16", "bnb-nf4", "hqq", "hqq-qmodel")
 )
 
 

@@ -120,7 +120,7 @@ def test_a_method_that_vllm_does_not_have(asked: str, near: str) -> None:
 
 
 def test_a_checkpoint_of_a_method_that_vllm_does_not_have() -> None:
-    for method in ("squeezellm", "hqq", "made-up"):
+    for method in ("squeezellm", "made-up"):
         error = refused(quantized(method))
         assert f"quantized with {method}" in error.message
         assert "These run here: " in error.message

@@ -19,7 +19,16 @@ from vllm_bridge.quantization import naming, registry
 from vllm_bridge.quantization.method import Method
 
 LOCKS = ROOT / "priv" / "requirements"
-STORED = [MODELS / "demo-awq", MODELS / "demo-gptq", *sorted((ROOT / "test/checkpoints").iterdir())]
+STORED = [
+    folder
+    for folder in (
+        MODELS / "demo-awq",
+        MODELS / "demo-gptq",
+        *(ROOT / "test/checkpoints").iterdir(),
+    )
+    # Those that say how they are quantized in other files have tensors of their own.
+    if "quantization_config" in (folder / "config.json").read_text(encoding="utf-8")
+]
 
 # One of the matrices of a Llama.
 MATRIX = "model.layers.0.mlp.down_proj."

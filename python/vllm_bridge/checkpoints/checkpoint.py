@@ -2,12 +2,28 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from vllm_bridge.checkpoints.headers import Tensor
 
 # Bytes per element of the dtypes that vLLM casts to the engine's dtype while loading.
 CAST = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
+
+
+class Found(NamedTuple):
+    """What other files than ``config.json`` say of a model.
+
+    Args:
+        config: its ``quantization_config``
+        files: those with its weights; none where they are where those of plain models are
+        tensors: what is in them
+        load_format: the one by which vLLM reads them
+    """
+
+    config: Mapping[str, Any]
+    files: tuple[str, ...] = ()
+    tensors: Mapping[str, Tensor] = {}
+    load_format: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,6 +40,7 @@ class Checkpoint:
         is_dequantized: whether FP8 weights are no such once they are loaded
         added: how many of ``bytes`` are there because weights are dequantized
         load_format: the one by which vLLM reads ``files``; None where there are none
+        found: how it is quantized, where that is not in ``config``
     """
 
     folder: str | None = None
@@ -35,6 +52,7 @@ class Checkpoint:
     is_dequantized: bool = False
     added: int = 0
     load_format: str | None = None
+    found: Mapping[str, Any] | None = None
 
     @property
     def quantization(self) -> Mapping[str, Any] | None:
@@ -43,7 +61,7 @@ class Checkpoint:
             for config in (self.config, self.config.get("text_config") or {}):
                 if isinstance(found := config.get(name), dict):
                     return found
-        return None
+        return self.found
 
     @property
     def quant_method(self) -> str | None:
@@ -98,7 +116,7 @@ class Checkpoint:
         """How it is quantized, in a few words: "awq (4 bits, groups of 128)"."""
         config = self.quantization or {}
         words = []
-        if bits := config.get("bits") or config.get("w_bit"):
+        if bits := config.get("bits") or config.get("w_bit") or config.get("wbits"):
             words.append(f"{bits} bits")
         if isinstance(group := config.get("group_size") or config.get("q_group_size"), int):
             words.append(f"groups of {group}" if group > 0 else "no groups")

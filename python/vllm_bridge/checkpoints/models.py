@@ -6,13 +6,14 @@ less clearly, and with processes already started.
 
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from vllm_bridge.checkpoints import files, gguf_model, hub
-from vllm_bridge.checkpoints.checkpoint import CAST, Checkpoint
+from vllm_bridge.checkpoints.checkpoint import CAST, Checkpoint, Found
 from vllm_bridge.checkpoints.config import read_config
 from vllm_bridge.errors import BridgeError, nearest
+from vllm_bridge.quantization import registry
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
 
@@ -70,6 +71,8 @@ def _check_folder(folder: str, options: Mapping[str, Any]) -> Checkpoint:
     load_format = files.load_format(options)
     if load_format not in files.LOAD_FORMATS:
         return Checkpoint(folder, config)
+    if (found := _find(folder, config, names)) is not None and found.files:
+        return _found(folder, config, found)
     form = files.format_of(names, options)
     weights = files.weight_files(folder, names, form)
     if not weights:
@@ -81,9 +84,26 @@ def _check_folder(folder: str, options: Mapping[str, Any]) -> Checkpoint:
                 {"model": folder},
             )
         return Checkpoint(folder, config)
-    tensors = files.read_tensors(folder, weights, form)
+    read = Found(
+        config={} if found is None else found.config,
+        files=tuple(weights),
+        tensors=files.read_tensors(folder, weights, form),
+        load_format=form if load_format == "auto" else load_format,
+    )
+    return _found(folder, config, read)
+
+
+def _find(folder: str, config: Mapping[str, Any], names: Collection[str]) -> Found | None:
+    """How a model is quantized whose config does not say so."""
+    if Checkpoint(config=config).quantization is not None:
+        return None
+    found = (method.find(folder, names) for method in registry.every())
+    return next((one for one in found if one is not None), None)
+
+
+def _found(folder: str, config: Mapping[str, Any], found: Found) -> Checkpoint:
     size = floats = 0
-    for tensor in tensors.values():
+    for tensor in found.tensors.values():
         if width := CAST.get(tensor.dtype):
             floats += tensor.size // width
         else:
@@ -91,11 +111,12 @@ def _check_folder(folder: str, options: Mapping[str, Any]) -> Checkpoint:
     return Checkpoint(
         folder,
         config,
-        load_format=form if load_format == "auto" else load_format,
-        files=tuple(weights),
+        load_format=found.load_format,
+        files=found.files,
         bytes=size + 2 * floats,
         floats=floats,
-        tensors=tensors,
+        tensors=found.tensors,
+        found=found.config or None,
     )
 
 

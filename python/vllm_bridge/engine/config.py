@@ -39,6 +39,11 @@ def configure(plan: Plan) -> Config:
     settings = None
     if plan.checkpoint.quantization is None:
         settings = online.take_settings(options)
+    elif (found := plan.checkpoint.found) is not None:
+        # vLLM takes it for what config.json says.
+        overrides = options.get("hf_overrides") or {}
+        if isinstance(overrides, dict):
+            options["hf_overrides"] = {"quantization_config": dict(found)} | overrides
     unknown_dtype = kv_cache.take_dtype(options)
     arguments = engine_options(options)
     naming.check(plan.checkpoint, arguments)

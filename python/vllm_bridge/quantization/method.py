@@ -6,11 +6,11 @@ imports vLLM or torch, so that a checkpoint can be looked at without them.
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 if TYPE_CHECKING:
-    from vllm_bridge.checkpoints.checkpoint import Checkpoint
+    from vllm_bridge.checkpoints.checkpoint import Checkpoint, Found
 
 
 class Format(NamedTuple):
@@ -118,6 +118,18 @@ class Method:
     def online_bytes(self, checkpoint: "Checkpoint") -> float | None:
         """``Online.bytes``, for this model on this device."""
         return None if self.online is None else self.online.bytes
+
+    def find(self, folder: str, names: Collection[str]) -> "Found | None":
+        """Looks whether a folder whose ``config.json`` says nothing of a quantization has a
+        checkpoint of this method, by other files of it.
+
+        Args:
+            names: of the files in the folder
+
+        Raises:
+            BridgeError: ``invalid_checkpoint`` where it has one that is damaged
+        """
+        return None
 
     def check(self, checkpoint: "Checkpoint") -> None:
         """Looks at the files of a checkpoint of this method, before vLLM is imported.

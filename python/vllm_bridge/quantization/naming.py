@@ -23,9 +23,6 @@ def check(checkpoint: Checkpoint, arguments: dict[str, Any]) -> None:
     Raises:
         BridgeError: ``unsupported_quantization``
     """
-    from vllm.plugins import load_general_plugins
-
-    load_general_plugins()
     own = checkpoint.quant_method
     own_method = own and resolve(own)
     if own_method is not None:
@@ -92,7 +89,9 @@ def resolve(name: str) -> str | None:
 def methods() -> list[str]:
     """The methods of the installed vLLM and its plugins."""
     from vllm.model_executor.layers.quantization import QUANTIZATION_METHODS
+    from vllm.plugins import load_general_plugins
 
+    load_general_plugins()
     return list(QUANTIZATION_METHODS)
 
 
