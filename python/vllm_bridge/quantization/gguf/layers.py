@@ -7,6 +7,7 @@ kernel has, become weights that vLLM computes as ever; ``loader`` dequantizes th
 """
 
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 from typing import Any, NamedTuple
@@ -30,14 +31,14 @@ from vllm.model_executor.layers.vocab_parallel_embedding import (
 from vllm.model_executor.parameter import BasevLLMParameter
 from vllm.model_executor.utils import set_weight_attrs
 
-from vllm_bridge.checkpoints import gguf, gguf_names
+from vllm_bridge.checkpoints import gguf, gguf_config, gguf_names
+from vllm_bridge.errors import BridgeError
 from vllm_bridge.quantization.gguf import kernels
 from vllm_bridge.quantization.gguf.types import TYPES
 from vllm_bridge.quantization.packed import strips
 
 # The types that are plain numbers, which vLLM computes itself.
 PLAIN: Mapping[str, torch.dtype] = {
-    "F64": torch.float64,
     "F32": torch.float32,
     "F16": torch.float16,
     "BF16": torch.bfloat16,
@@ -46,6 +47,9 @@ _OF_DTYPE = {dtype: name for name, dtype in PLAIN.items()}
 
 # The file's own names of the embedding and of the head.
 _EMBEDDING, _HEAD = "token_embd.weight", "output.weight"
+
+# Those of the matrices whose columns are divided among ranks.
+_DIVIDED = re.compile(r"blk\.\d+\.(attn_output|ffn_down(_exps|_shexp)?)\.weight")
 
 
 def read(folder: str) -> gguf.File:
@@ -73,6 +77,10 @@ class GGUFConfig(QuantizationConfig):  # type: ignore[misc]
         self.types: dict[str, str] = {}
         self._hf_names: dict[str, str] = {}
         self._embedding = self._head = ""
+        # Those whose columns ranks divide: their names, types and columns.
+        self._divided: list[tuple[str, str, int]] = []
+        # Which part of the weights is of which type.
+        self.shares: Mapping[str, float] = {}
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> "GGUFConfig":
@@ -82,9 +90,33 @@ class GGUFConfig(QuantizationConfig):  # type: ignore[misc]
         file = read(model_name)
         names = gguf_names.names(file)
         self.types = {name: file.tensors[key].dtype for key, name in names.items()}
+        self.shares = gguf_config.config(file)["quantization_config"]["types"]
+        self._divided = [
+            (name, self.types[name], file.tensors[key].shape[-1])
+            for key, name in names.items()
+            if _DIVIDED.fullmatch(key)
+        ]
         self._hf_names = {name: name for name in self.types}
         self._embedding = names[_EMBEDDING]
         self._head = names.get(_HEAD, self._embedding)
+
+    def check_ranks(self, count: int) -> None:
+        """Looks whether ``count`` ranks can each have whole blocks of each matrix.
+
+        Raises:
+            BridgeError: ``unsupported_quantization``
+        """
+        for name, type, columns in self._divided:
+            block = TYPES[gguf.TYPES[type].number].weights if has_kernel(type) else 1
+            if columns % (block * count):
+                raise BridgeError(
+                    "unsupported_quantization",
+                    f"`{name}` cannot be divided among {count} ranks: its {columns} columns are "
+                    f"packed in blocks of {block} ({type}). Use fewer ranks "
+                    "(`tensor_parallel_size`), or a variant of the model in Q8_0 or Q4_0, whose "
+                    "blocks have 32.",
+                    {"option": "tensor_parallel_size", "value": count, "tensor": name},
+                )
 
     def apply_vllm_mapper(self, hf_to_vllm_mapper: Any) -> None:
         self.types = hf_to_vllm_mapper.apply_dict(self.types)

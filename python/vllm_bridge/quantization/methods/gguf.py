@@ -27,6 +27,7 @@ class GGUF(Method):
     )
     needs_checkpoint = True
     load_format = "gguf"
+    has_final_shapes = False
 
     def bytes_per_weight(self, config: Mapping[str, Any]) -> Bytes | None:
         types = config.get("types") or {}
@@ -48,6 +49,26 @@ class GGUF(Method):
         from vllm_bridge.quantization.gguf.unfold import unfold
 
         return unfold(checkpoint, arguments)
+
+    def check_layer(self, config: Any, layer: Any) -> None:
+        config.quant_config.check_ranks(config.parallel_config.tensor_parallel_size)
+
+    def loaded_note(self, config: Any) -> str:
+        from vllm.platforms import current_platform
+
+        from vllm_bridge.quantization.gguf import kernels
+
+        shares = config.quant_config.shares
+        kept = ", ".join(f"{part:.0%} {name}" for name, part in shares.items() if name in gguf.KEPT)
+        others = ", ".join(name for name in shares if name not in gguf.KEPT)
+        dtype = str(config.model_config.dtype).removeprefix("torch.")
+        said = []
+        if kept:
+            where = kernels.kernel() if current_platform.is_cpu() else "torch, layer by layer"
+            said.append(f"Weights stay packed as in the GGUF file ({kept}), computed by {where}.")
+        if others:
+            said.append(f"Those in {others} are {dtype} once they are loaded.")
+        return " ".join(said)
 
     def install(self) -> None:
         from vllm_bridge.quantization.gguf import layers, loader  # noqa: F401
