@@ -55,6 +55,7 @@ ROWS = {
     "experts-fp8-online": ('experts, `quantization: "fp8"` on a plain model', "fp8"),
     "experts-awq": ("experts, AWQ, 4 bits", "awq"),
     "experts-gptq": ("experts, GPTQ, 4 bits, symmetric", "gptq"),
+    "experts-gptq-act": ("experts, GPTQ, 4 bits, asymmetric, `desc_act`", "gptq"),
     "experts-auto-round": ("experts, auto-round, 4 bits", "inc"),
     "experts-w4a16": ("experts, compressed-tensors W4A16", "compressed-tensors"),
     "experts-w4a16-asym": ("experts, compressed-tensors W4A16, zero points", "compressed-tensors"),

@@ -482,7 +482,11 @@ ADAPTED = tuple(
         one, name=f"lora-{one.name}", options=one.options | WITH_ADAPTERS, run=adapt
     )
     for one in STORED
-    if one.name in ("demo-awq", "demo-gptq", "w4a16", "bnb-nf4", "hqq", "hqq-qmodel")
+    if one.name
+    in (
+        *("demo-awq", "demo-gptq", "gptq-w3", "gptq-w4-asym-act", "w4a16", "bnb-nf4"),
+        *("hqq", "hqq-qmodel"),
+    )
 )
 
 

@@ -237,6 +237,22 @@ def gptq(weight: torch.Tensor) -> Parts:
     return saved, _stands_for(integers, scale)
 
 
+def gptq_ordered(weight: torch.Tensor) -> Parts:
+    """With zero points, stored as they are, and the inputs of a group anywhere (``desc_act``)."""
+    rows, columns = weight.shape
+    order = torch.randperm(columns, generator=torch.Generator().manual_seed(rows))
+    integers, zero, scale = _asymmetric(weight[:, order])
+    plain = _stands_for(integers - zero.repeat_interleave(GROUP, dim=1), scale)
+    back = order.argsort()
+    saved = {
+        "qweight": _words(integers[:, back]).T,
+        "qzeros": _words(zero.T),
+        "scales": scale.T.half(),
+        "g_idx": (back // GROUP).int(),
+    }
+    return saved, plain[:, back]
+
+
 def awq(weight: torch.Tensor) -> Parts:
     integers, zero, scale = _asymmetric(weight)
 
@@ -337,6 +353,13 @@ VARIANTS: Mapping[str, tuple[Callable[[], tuple[Tensors, dict[str, Any]]], Any, 
         awq,
     ),
     "gptq": (mixtral, {"quant_method": "gptq"} | _GPTQ, gptq),
+    "gptq-act": (
+        mixtral,
+        {"quant_method": "gptq", "checkpoint_format": "gptq_v2"}
+        | _GPTQ
+        | {"sym": False, "desc_act": True},
+        gptq_ordered,
+    ),
     "auto-round": (
         mixtral,
         {"quant_method": "auto-round", "packing_format": "auto_round:auto_gptq"} | _GPTQ,

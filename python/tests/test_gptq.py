@@ -3,16 +3,16 @@ by NumPy."""
 
 import contextlib
 import itertools
-from collections.abc import Iterator
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-
-pytest.importorskip("vllm")
-
+from safetensors.torch import load_file, save_file
 from vllm.config import VllmConfig, set_current_vllm_config
 from vllm.distributed import parallel_state
 from vllm.model_executor.layers.linear import (
@@ -23,8 +23,15 @@ from vllm.model_executor.layers.linear import (
     UnquantizedLinearMethod,
 )
 from vllm.model_executor.layers.quantization.auto_gptq import AutoGPTQLinearMethod
+from vllm.model_executor.layers.quantization.inc import INCConfig
 from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
 
+import checkpoints
+import loading
+import mixtures
+from vllm_bridge import patches, quantization
+from vllm_bridge.checkpoints.models import check_model
+from vllm_bridge.errors import BridgeError
 from vllm_bridge.quantization.gptq.format import Settings
 from vllm_bridge.quantization.gptq.layers import GPTQConfig, GPTQLinearMethod
 
@@ -267,3 +274,154 @@ def _head(vocabulary: int, columns: int, quant_config: Any, **_options: Any) -> 
 def test_formats_that_are_not_known(settings: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         config(**settings)
+
+
+# -- models
+
+
+@pytest.fixture(scope="module", autouse=True)
+def environment() -> Iterator[None]:
+    with loading.environment():
+        yield
+
+
+def test_what_computes_it_is_told(tmp_path: Path) -> None:
+    for name, kernel in (
+        ("demo-gptq", "CPUWNA16LinearKernel"),
+        ("gptq-w4-asym-act", "CPUWNA16LinearKernel"),
+        ("gptq-w3", "packed integers"),
+    ):
+        folder = checkpoints.make(name, tmp_path / name)
+        assert loading.configure(folder, quantization="gptq")[1] == kernel
+
+
+@pytest.mark.parametrize("name", ["gptq-w3", "gptq-w8"])
+def test_ranks(name: str, tmp_path: Path) -> None:
+    folder = checkpoints.make(name, tmp_path / name)
+    assert loading.configure(folder, tensor_parallel_size=2)[1] == "packed integers"
+
+
+def test_ranks_for_inputs_in_the_order_of_their_activations(tmp_path: Path) -> None:
+    folder = checkpoints.make("gptq-w4-act", tmp_path / "model")
+    with pytest.raises(BridgeError, match="desc_act") as caught:
+        loading.configure(folder, tensor_parallel_size=2)
+    assert caught.value.reason == "unsupported_quantization"
+    assert "`tensor_parallel_size: 2`" in caught.value.message
+
+
+def test_ranks_that_would_divide_a_group(tmp_path: Path) -> None:
+    folder = checkpoints.make("gptq-w3", tmp_path / "model")
+    with pytest.raises(BridgeError, match="256 inputs in groups of 128 cannot be divided among 4"):
+        loading.configure(folder, tensor_parallel_size=4)
+
+
+def change_config(folder: Path, **settings: Any) -> None:
+    config = checkpoints.read_config(folder)
+    config["quantization_config"] |= settings
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+def change_tensor(folder: Path, part: str, change: Callable[[Any], Any]) -> str:
+    """Changes the last of the tensors of that name; returns its own."""
+    file = folder / checkpoints.WEIGHTS
+    tensors = load_file(file)
+    name = max(name for name in tensors if name.endswith(f"down_proj.{part}"))
+    tensors[name] = change(tensors[name])
+    save_file(tensors, file, {"format": "pt"})
+    return name
+
+
+@pytest.mark.parametrize(
+    ("part", "change"),
+    [
+        ("g_idx", lambda order: order + 1),
+        ("g_idx", lambda order: order - 1),
+        ("g_idx", lambda order: order.clamp(max=2)),
+        ("g_idx", lambda order: order[:-1].clone()),
+        ("g_idx", lambda order: order.long()),
+        ("qweight", lambda words: words[:-1].clone()),
+        ("qweight", lambda words: words.float()),
+        ("qzeros", lambda words: words[:, :-1].clone()),
+        ("scales", lambda scales: scales[:-1].clone()),
+        ("scales", lambda scales: scales.int()),
+    ],
+    ids=[
+        *("a group too many", "a group of -1", "groups of other sizes", "an input too few"),
+        *("an order in 64 bits", "words too few", "words that are none", "zero points too few"),
+        *("scales too few", "scales that are none"),
+    ],
+)
+def test_tensors_that_lie(part: str, change: Callable[[Any], Any], tmp_path: Path) -> None:
+    folder = checkpoints.make("gptq-w4-asym-act", tmp_path / "model")
+    name = change_tensor(folder, part, change)
+    error = invalid(folder)
+    assert name.rpartition(".")[0] in error.message
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"bits": 2},
+        {"bits": 3},
+        {"bits": 8},
+        {"group_size": 128},
+        {"group_size": -1},
+        {"desc_act": False},
+        {"dynamic": {".*down_proj": {"bits": 8}}},
+        {"dynamic": {"+:.*q_proj": {"group_size": 32}}},
+        {"dynamic": {"(": {}}},
+        {"dynamic": [1]},
+    ],
+    ids=str,
+)
+def test_settings_that_lie(settings: dict[str, Any], tmp_path: Path) -> None:
+    folder = checkpoints.make("gptq-w4-asym-act", tmp_path / "model")
+    change_config(folder, **settings)
+    invalid(folder)
+
+
+@pytest.mark.parametrize("part", ["g_idx", "qzeros", "scales"])
+def test_tensors_that_are_missing(part: str, tmp_path: Path) -> None:
+    folder = checkpoints.make("gptq-w4-asym-act", tmp_path / "model")
+    tensors = load_file(folder / checkpoints.WEIGHTS)
+    del tensors[f"model.layers.3.mlp.up_proj.{part}"]
+    save_file(tensors, folder / checkpoints.WEIGHTS, {"format": "pt"})
+    assert "model.layers.3.mlp.up_proj" in invalid(folder).message
+
+
+def invalid(folder: Path) -> BridgeError:
+    with pytest.raises(BridgeError) as caught:
+        quantization.check(check_model(str(folder), {}))
+    assert caught.value.reason == "invalid_checkpoint"
+    return caught.value
+
+
+def test_checkpoints_that_are_right(tmp_path: Path) -> None:
+    for name in (one.name for one in checkpoints.CHECKPOINTS.glob("gptq-*")):
+        folder = checkpoints.make(name, tmp_path / name)
+        quantization.check(check_model(str(folder), {}))
+
+
+def test_experts_are_dequantized_while_they_are_read(tmp_path: Path) -> None:
+    made = mixtures.make("gptq-act", tmp_path / "models")
+    with loading.worker(tmp_path):
+        quantized, plain = (loading.load(folder) for folder in (made.quantized, made.plain))
+    expected = dict(plain.named_parameters())
+    found = {
+        name: parameter for name, parameter in quantized.named_parameters() if ".experts." in name
+    }
+    assert found
+    for name, parameter in found.items():
+        assert torch.equal(parameter, expected[name]), name
+
+
+@pytest.mark.parametrize("bits", [2, 8])
+@pytest.mark.parametrize("sym", [True, False])
+def test_auto_rounds_layers(bits: int, sym: bool) -> None:
+    patches.apply()
+    settings = {"bits": bits, "sym": sym, "packing_format": "auto_round:auto_gptq"}
+    packed = Packed(bits=bits, sym=sym)
+    one = INCConfig.from_config({"group_size": 64} | settings)
+    with made(ReplicatedLinear, one, COLUMNS, ROWS) as layer:
+        fill(layer, packed)
+        check(layer, packed.weight)

@@ -16,6 +16,7 @@ defmodule VLLM.Real.QuantizationTest do
         {"w8a8", :compressed_tensors, "compressed-tensors"},
         {"fp8-static", "compressed-tensors", "compressed-tensors"},
         {"auto-round", "auto-round", "inc"},
+        {"gptq-w4-asym-act", "auto-gptq", "auto_gptq"},
         {"fp8-tensor", :fp8, "fp8"},
         {"bnb-nf4", "bnb", "bitsandbytes"}
       ] do
@@ -46,11 +47,13 @@ defmodule VLLM.Real.QuantizationTest do
     assert results == [{"awq", 4}, :unsupported_quantization]
   end
 
-  test "tensor parallelism works over GPTQ" do
-    llm = DemoModel.start!("demo-gptq", tensor_parallel_size: 2)
-    assert VLLM.engine_info!(llm).tensor_parallel_size == 2
-    assert DemoModel.wrong_facts(llm) == []
-    VLLM.stop(llm)
+  for variant <- ["demo-gptq", "gptq-w3"] do
+    test "tensor parallelism works over GPTQ: #{variant}", %{tmp_dir: dir} do
+      llm = start!(make!(unquote(variant), dir), tensor_parallel_size: 2)
+      assert VLLM.engine_info!(llm).tensor_parallel_size == 2
+      assert DemoModel.wrong_facts(llm) == []
+      VLLM.stop(llm)
+    end
   end
 
   test "an adapter applies over AWQ" do

@@ -33,7 +33,9 @@ from vllm.model_executor.layers.quantization.online import fp8 as online_fp8
 from vllm.v1.worker.worker_base import WorkerBase
 
 from vllm_bridge.patches import add, replace
+from vllm_bridge.patches.cpu import auto_round
 from vllm_bridge.patches.cpu.fp8 import dequantize
+from vllm_bridge.quantization.gptq.experts import GPTQExpertsMethod
 
 SEEN = ("0.31.", "0.32.")
 TOUCHES = {
@@ -261,6 +263,8 @@ def _dequantizing_bitsandbytes(process_weights: Callable[..., None]) -> Callable
 
 def _auto_round(_scheme: Any, _config: Any, layer: Any, _prefix: str, settings: Any) -> Any:
     # In the place of vLLM's choice, which on CPUs takes them for experts that are not quantized.
+    if settings.is_gptq and (settings.bits, settings.sym) not in auto_gptq.AutoGPTQConfig.TYPE_MAP:
+        return GPTQExpertsMethod(auto_round.settings(settings), layer.moe_config)
     if settings.is_gptq:
         return inc_wna16_scheme._resolve_gptq_moe(layer, settings)
     if settings.is_awq:

@@ -37,10 +37,11 @@ class GPTQExpertsMethod(UnquantizedFusedMoEMethod):  # type: ignore[misc]
                 layer.register_parameter(f"{matrix}_{part}", empty)
 
     def _keeping(self, layer: Any, matrix: str, part: str) -> Any:
+        # vLLM gives the arguments by these names.
         def load(
-            _parameter: Any,
-            loaded: torch.Tensor,
-            name: str,
+            param: Any,
+            loaded_weight: torch.Tensor,
+            weight_name: str,
             shard_id: str,
             expert_id: int,
             return_success: bool = False,
@@ -48,11 +49,11 @@ class GPTQExpertsMethod(UnquantizedFusedMoEMethod):  # type: ignore[misc]
             if layer._map_global_expert_id_to_local_expert_id(expert_id) == -1:
                 return False if return_success else None
             parts = self._read.setdefault((expert_id, shard_id), {})
-            parts[part] = loaded
+            parts[part] = loaded_weight
             if self._needed <= parts.keys():
                 weight = self._plain(layer, self._read.pop((expert_id, shard_id)))
                 target = getattr(layer, matrix)
-                name = name.replace(part, "weight")
+                name = weight_name.replace(part, "weight")
                 layer.weight_loader(target, weight, name, shard_id, expert_id, True)
             return True if return_success else None
 
