@@ -32,6 +32,7 @@ ROWS = {
     "auto-round": ("auto-round, 4 bits", "inc"),
     "w4a16": ("compressed-tensors W4A16", "compressed-tensors"),
     "w4a16-asym": ("compressed-tensors W4A16, zero points", "compressed-tensors"),
+    "w8a16": ("compressed-tensors W8A16", "compressed-tensors"),
     "w8a8": ("compressed-tensors W8A8 INT8", "compressed-tensors"),
     "fp8-dynamic": ("compressed-tensors FP8 per channel", "compressed-tensors"),
     "fp8-static": ("compressed-tensors FP8 per tensor", "compressed-tensors"),

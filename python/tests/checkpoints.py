@@ -121,6 +121,28 @@ def _make_fp8(folder: Path, block: int | None = None) -> Path:
     return write(folder, tensors, read_config(DEMO) | {"quantization_config": config})
 
 
+def _make_w8a16(folder: Path) -> Path:
+    """Integers of 8 bits in groups, packed by compressed-tensors' own compressor."""
+    from compressed_tensors.compressors import BaseCompressor
+    from compressed_tensors.quantization import QuantizationScheme
+
+    config = read_config(CHECKPOINTS / "w4a16")
+    (group,) = config["quantization_config"]["config_groups"].values()
+    group["weights"]["num_bits"] = 8
+    scheme = QuantizationScheme.model_validate(group)
+    compressor = BaseCompressor.get_value_from_registry("pack-quantized")
+    tensors: Tensors = {}
+    for name, tensor in load_file(DEMO / WEIGHTS).items():
+        if not is_linear(name):
+            tensors[name] = tensor
+            continue
+        groups = tensor.unflatten(1, (-1, group["weights"]["group_size"]))
+        scale = groups.abs().amax(-1) / 127.5
+        parts = compressor.compress({"weight": tensor, "weight_scale": scale}, scheme)
+        tensors |= {f"{name.removesuffix('weight')}{part}": value for part, value in parts.items()}
+    return write(folder, tensors, config)
+
+
 def _blocks(matrix: torch.Tensor, size: int) -> torch.Tensor:
     rows, columns = matrix.shape
     return matrix.reshape(rows // size, size, columns // size, size)
@@ -233,6 +255,7 @@ def _wide(layer: Callable[[int, int], Tensors]) -> Tensors:
 MAKERS: dict[str, Callable[[Path], Path]] = {
     "fp8-tensor": _make_fp8,
     "fp8-block": lambda folder: _make_fp8(folder, BLOCK),
+    "w8a16": _make_w8a16,
     "bnb-nf4": lambda folder: _make_bitsandbytes(folder, "nf4"),
     "bnb-fp4": lambda folder: _make_bitsandbytes(folder, "fp4"),
     "bnb-nf4-double": lambda folder: _make_bitsandbytes(folder, "nf4", double=True),

@@ -14,6 +14,10 @@ from vllm_bridge import diagnosis, patches
 from vllm_bridge.engine import config
 from vllm_bridge.engine.plan import plan
 from vllm_bridge.errors import BridgeError, map_exceptions
+from vllm_bridge.quantization.packed import native
+
+# What computes integers of 4 bits on this CPU.
+INTEGERS = "PackedLinearKernel" if native.has_vectors() else "CPUWNA16LinearKernel"
 
 
 def configure(model: Path, **options: Any) -> tuple[Any, str | None]:

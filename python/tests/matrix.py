@@ -446,6 +446,7 @@ STORED = (
     _stored("gptq-w8", "gptq"),
     _stored("w4a16", "compressed-tensors"),
     _stored("w4a16-asym", "compressed-tensors"),
+    _stored("w8a16", "compressed-tensors"),
     _stored("w8a8", "compressed-tensors", emulation.w8a8),
     _stored("fp8-dynamic", "compressed-tensors"),
     _stored("fp8-static", "compressed-tensors"),

@@ -158,7 +158,7 @@ def test_what_vllm_computes_itself_is_left_to_it() -> None:
 @pytest.mark.parametrize("sym", [True, False])
 def test_what_vllm_has_a_kernel_for_is_given_to_it(sym: bool) -> None:
     with made(ReplicatedLinear, config(sym=sym, desc_act=True), COLUMNS, ROWS) as layer:
-        assert type(layer.quant_method.kernel).__name__ == "CPUWNA16LinearKernel"
+        assert type(layer.quant_method.kernel).__name__ == loading.INTEGERS
 
 
 @pytest.mark.parametrize("bits", [3, 4])
@@ -287,8 +287,8 @@ def environment() -> Iterator[None]:
 
 def test_what_computes_it_is_told(tmp_path: Path) -> None:
     for name, kernel in (
-        ("demo-gptq", "CPUWNA16LinearKernel"),
-        ("gptq-w4-asym-act", "CPUWNA16LinearKernel"),
+        ("demo-gptq", loading.INTEGERS),
+        ("gptq-w4-asym-act", loading.INTEGERS),
         ("gptq-w3", "packed integers"),
     ):
         folder = checkpoints.make(name, tmp_path / name)

@@ -2,6 +2,7 @@
 
 import ctypes
 import logging
+import re
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -85,7 +86,7 @@ GROUPS = {
 @pytest.mark.usefixtures("computed")
 @pytest.mark.parametrize("bits", BITS)
 @pytest.mark.parametrize("shape", GROUPS.values(), ids=GROUPS)
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
 def test_integers_in_groups(bits: int, shape: tuple[int, int, int], dtype: torch.dtype) -> None:
     columns, period, count = shape
     q = integers(10, columns, bits)
@@ -93,10 +94,24 @@ def test_integers_in_groups(bits: int, shape: tuple[int, int, int], dtype: torch
     plain = weights(q, scales, zeros, dtype)
     packed = grouped.pack(q, bits)
     assert torch.equal(grouped.dequantize(packed, scales, zeros, bits, columns, dtype), plain)
-    for tokens in (1, 2, 7, 100):
+    for tokens in (1, 7, 40):
         x = torch.randn((tokens, columns), generator=torch.manual_seed(tokens)).to(dtype)
         product = grouped.matmul(x, packed, scales, zeros, bits)
         assert_is_product(product, x, plain)
+
+
+@pytest.mark.usefixtures("computed")
+@pytest.mark.parametrize("shape", GROUPS.values(), ids=GROUPS)
+def test_one_zero_point_for_all(shape: tuple[int, int, int]) -> None:
+    columns, period, count = shape
+    q = integers(10, columns, 4)
+    scales, zeros = groups(period, count, 4, torch.float32)
+    one = zeros[:1, :1]
+    plain = weights(q, scales, one.expand_as(zeros), torch.float16)
+    packed, x = grouped.pack(q, 4), torch.ones((3, columns), dtype=torch.float16)
+    dequantized = grouped.dequantize(packed, scales, one, 4, columns, torch.float16)
+    assert torch.equal(dequantized, plain)
+    assert_is_product(grouped.matmul(x, packed, scales, one, 4), x, plain)
 
 
 @pytest.mark.usefixtures("computed")
@@ -185,4 +200,4 @@ def test_without_a_compiler_it_is_said_what_to_install(
 def test_there_is_one_openmp() -> None:
     native.library()
     loaded = Path("/proc/self/maps").read_text(encoding="utf-8").split()
-    assert len({name for name in loaded if "omp" in name and ".so" in name}) == 1
+    assert len({name for name in loaded if re.search(r"/lib[gi]?omp[^/]*\.so", name)}) == 1

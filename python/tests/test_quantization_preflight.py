@@ -11,6 +11,8 @@ from typing import Any, get_args
 import pytest
 import torch
 from vllm.config.cache import CacheDType
+from vllm.model_executor.kernels import linear
+from vllm.platforms import PlatformEnum
 
 import checkpoints
 import loading
@@ -22,7 +24,7 @@ from vllm_bridge.checkpoints.models import check_model
 from vllm_bridge.errors import BridgeError
 from vllm_bridge.quantization import availability
 
-AWQ = "CPUWNA16LinearKernel"
+AWQ = loading.INTEGERS
 
 Change = Callable[..., Path]
 
@@ -179,8 +181,8 @@ def test_an_operation_that_the_build_only_declares(monkeypatch: pytest.MonkeyPat
     def apply(*_arguments: Any) -> None:
         raise RuntimeError(text)
 
-    kernel = "vllm.model_executor.kernels.linear.mixed_precision.cpu.CPUWNA16LinearKernel"
-    monkeypatch.setattr(f"{kernel}.apply_weights", apply)
+    for kernel in linear._POSSIBLE_KERNELS[PlatformEnum.CPU]:
+        monkeypatch.setattr(kernel, "apply_weights", apply)
     availability.formats.cache_clear()
     error = refused(MODELS / "demo-awq")
     availability.formats.cache_clear()  # they are those of a build without the operation
@@ -230,7 +232,7 @@ def compressed(bits: int, form: str, **weights: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    "settings", [compressed(8, "pack-quantized"), compressed(2, "pack-quantized")]
+    "settings", [compressed(3, "pack-quantized"), compressed(5, "pack-quantized")]
 )
 def test_weights_of_other_bits(changed: Change, settings: dict[str, Any]) -> None:
     error = refused(changed("demo", **settings))

@@ -56,7 +56,7 @@ def matmul(
         x: any shape that ends with the number of columns; float32, bfloat16 or float16
         packed: as ``pack`` has it
         scales: float32, bfloat16 or float16
-        zeros: the shape and dtype of ``scales``
+        zeros: of the dtype of ``scales`` and its shape, or ``[1, 1]``: one for all
         bits: of an integer
 
     Returns:
@@ -138,7 +138,15 @@ def _native(
         return None
     period, groups = scales.shape
     return native.Weights(
-        "grouped", packed, bits, columns, (scales, zeros), period, groups, columns // groups
+        "grouped",
+        packed,
+        bits,
+        columns,
+        (scales, zeros),
+        period,
+        groups,
+        columns // groups,
+        int(zeros.numel() > 1),
     )
 
 
@@ -153,7 +161,9 @@ def _rows(
 ) -> torch.Tensor:
     """Some of the weights."""
     groups = torch.arange(rows.start, rows.stop, device=packed.device) % scales.shape[0]
-    scale, zero = scales[groups].float().unsqueeze(2), zeros[groups].float().unsqueeze(2)
+    scale, zero = (
+        values.expand_as(scales)[groups].float().unsqueeze(2) for values in (scales, zeros)
+    )
     integers = unpack(packed[rows], bits, columns).unflatten(1, (scales.shape[1], -1))
     return ((integers - zero) * scale).to(dtype).flatten(1)
 

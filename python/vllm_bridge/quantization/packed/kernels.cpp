@@ -192,6 +192,7 @@ struct Grouped : Rows {
   const void *scales, *zeros;
   Type type;
   int64_t period, groups, group;
+  int64_t zeros_step;  // 0 where one zero point is for all
 
   // The row that is computed as the `i`th: those that share their groups follow each other.
   int64_t ordered(int64_t i) const {
@@ -210,7 +211,7 @@ struct Grouped : Rows {
     int64_t place = base + first / group, next = (first / group + 1) * group;
     for (int64_t k = first; k < last; ++place, next += group) {
       const __m512 scale = _mm512_set1_ps(element(scales, type, place));
-      const __m512 zero = _mm512_set1_ps(element(zeros, type, place));
+      const __m512 zero = _mm512_set1_ps(element(zeros, type, place * zeros_step));
       const int64_t until = next < last ? next : last;
       if constexpr (BITS <= 5 && std::is_same<T, bfloat16>::value) {
         // Five bits of a word are looked up, so that a smaller table is there repeatedly.
@@ -239,7 +240,7 @@ struct Grouped : Rows {
       for (int64_t i = 0; i < STEP;) {
         const int64_t column = k + i < columns ? k + i : columns - 1;
         const float scale = element(scales, type, base + column / group);
-        const float zero = element(zeros, type, base + column / group);
+        const float zero = element(zeros, type, (base + column / group) * zeros_step);
         const int64_t next = (column / group + 1) * group - k;
         const int64_t end = next < STEP && k + next < columns ? next : STEP;
         for (; i < end; ++i)
@@ -264,14 +265,15 @@ struct Grouped : Rows {
         __m512 scale, zero;
         if (group == 1 && start + 16 <= columns) {
           scale = load(scales, type, base + start);
-          zero = load(zeros, type, base + start);
+          zero = zeros_step ? load(zeros, type, base + start)
+                            : _mm512_set1_ps(element(zeros, type, 0));
         } else {
           alignas(64) float each[2][16] = {};
           for (int64_t j = 0; j < 16 && start + j < columns;) {
             const int64_t place = (start + j) / group, next = (place + 1) * group - start;
             for (; j < next && j < 16; ++j) {
               each[0][j] = element(scales, type, base + place);
-              each[1][j] = element(zeros, type, base + place);
+              each[1][j] = element(zeros, type, (base + place) * zeros_step);
             }
           }
           scale = _mm512_load_ps(each[0]);
@@ -512,6 +514,15 @@ void dequantize_of(const Weights& weights, int64_t bits, int64_t first, int64_t 
 }  // namespace
 
 extern "C" {
+
+// Whether there are vectors for bfloat16.
+int64_t has_vectors() {
+#ifdef VECTORS
+  return 1;
+#else
+  return 0;
+#endif
+}
 
 void grouped_matmul(const Grouped* weights, int64_t bits, const void* x, int64_t tokens, Type type,
                     void* out, int64_t threads) {
