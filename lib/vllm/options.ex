@@ -236,7 +236,8 @@ defmodule VLLM.Options do
     {:quantization_config, "string or map", "torchao's `\"Int8WeightOnlyConfig\"`",
      "with `quantization: \"torchao\"` and a plain model: how to quantize, as the name of one of torchao's " <>
        "configs, or a map of that name (`type`) and its arguments: " <>
-       "`%{type: \"Int4WeightOnlyConfig\", group_size: 64}`. Else vLLM's own settings of its online methods"},
+       "`%{type: \"Int4WeightOnlyConfig\", group_size: 64}`. With a GGUF file: `%{activations: \"exact\"}` for products " <>
+       "whose activations are not rounded to 8 bits. Else vLLM's own settings of its online methods"},
     {:kv_cache_dtype, "string", "`\"auto\"`, the model's",
      "of the KV cache: `\"fp8\"` halves it, at a small loss. Only what the attention backend has for this model on this device; any other value is an error with the list"},
     {:max_model_len, "integer", "the model's",

@@ -64,6 +64,7 @@ def config(**matrices: Matrix) -> Any:
     from vllm_bridge.quantization.gguf.layers import GGUFConfig
 
     made = GGUFConfig()
+    made.is_exact = True
     made.types = {f"{name}.weight": matrix.type for name, matrix in matrices.items()}
     made._hf_names = {name: name for name in made.types}
     made._embedding = made._head = "embed_tokens.weight"
@@ -159,6 +160,27 @@ def test_tensors_that_are_one_in_the_file_are_divided() -> None:
         same(layer(x), torch.cat([gate.chunk(2, -1)[1], up.chunk(2, -1)[1]], -1))
 
 
+def test_rows_are_laid_out_for_the_kernel_in_the_place_where_they_are() -> None:
+    from vllm.model_executor.layers.linear import MergedColumnParallelLinear
+
+    gate, up = Matrix("Q4_0", INNER, HIDDEN), Matrix("Q6_K", INNER, HIDDEN)
+    x = inputs(HIDDEN)
+    with rank(0, 1):
+        made = config(gate=gate, up=up)
+        made.is_exact = False
+        layer = MergedColumnParallelLinear(
+            HIDDEN, [INNER, INNER], False,
+            quant_config=made, prefix="gate_up", return_bias=False,
+        )  # fmt: skip
+        filled(layer, gate=gate.rows, up=up.rows)
+        found, expected = layer(x), torch.cat([x @ gate.values.T, x @ up.values.T], -1)
+    assert (found - expected).norm() < 0.02 * expected.norm()
+    assert not torch.equal(found, expected)
+    sizes = {weight.untyped_storage().data_ptr(): weight.untyped_storage().nbytes()
+             for weight in layer.parameters()}  # fmt: skip
+    assert sum(sizes.values()) == gate.rows.numel() + up.rows.numel()
+
+
 def test_plain_tensors_beside_packed_ones() -> None:
     from vllm.model_executor.layers.linear import MergedColumnParallelLinear
 
@@ -224,6 +246,7 @@ def test_experts_that_tokens_are_sent_to(count: int, monkeypatch: pytest.MonkeyP
             layer.moe_config,
             [layers.Weight("gate", gate.type), layers.Weight("up", up.type)],
             [layers.Weight("down", down.type)],
+            is_exact=True,
         )
         method.create_weights(layer, experts, HIDDEN, INNER // count, torch.float32)
         for expert in range(experts):
@@ -260,9 +283,9 @@ def _count(monkeypatch: pytest.MonkeyPatch, kernels: Any) -> list[int]:
     computed: list[int] = []
     matmul: Callable[..., torch.Tensor] = kernels.matmul
 
-    def counted(x: torch.Tensor, weight: torch.Tensor, type: int) -> torch.Tensor:
+    def counted(x: torch.Tensor, *weight: Any) -> torch.Tensor:
         computed.append(len(x))
-        return matmul(x, weight, type)
+        return matmul(x, *weight)
 
     monkeypatch.setattr(kernels, "matmul", counted)
     return computed

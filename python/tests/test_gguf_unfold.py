@@ -113,6 +113,24 @@ def test_nothing_is_left_of_a_file_that_is_refused(tmp_path: Path, temporary: Pa
     assert list(temporary.iterdir()) == []
 
 
+def test_the_users_settings_are_in_the_config(tmp_path: Path) -> None:
+    method, arguments = registry.of("gguf"), {"quantization_config": {"activations": "exact"}}
+    folder = Path(method.prepare(checkpoint(tmp_path, metadata("demo")), arguments) or "")
+    written = json.loads((folder / "config.json").read_text())
+    assert written["quantization_config"] == {"quant_method": "gguf", "activations": "exact"}
+    assert "quantization_config" not in arguments
+
+
+@pytest.mark.parametrize(
+    "settings", [{"activations": "int4"}, {"activation": "exact"}, "exact", {"activations": []}]
+)
+def test_settings_that_there_are_not_are_refused_with_those_that_there_are(settings: Any) -> None:
+    with pytest.raises(BridgeError) as caught:
+        registry.of("gguf").prepare(Checkpoint(), {"quantization_config": settings})
+    assert caught.value.reason == "invalid_option"
+    assert "'int8', 'exact'" in caught.value.message
+
+
 def test_a_config_of_the_users_takes_the_place_of_the_config_and_of_nothing_else(
     tmp_path: Path,
 ) -> None:

@@ -58,10 +58,11 @@ def repack(weight: torch.Tensor, type: int) -> int:
     return ggml.repack(weight, type, columns(weight, type)) if _is_for_ggml(weight) else type
 
 
-def kernel() -> str:
+def kernel(exact: bool = False) -> str:
     """What computes products on CPUs here, for people to read."""
     if library := ggml.library():
-        return f"ggml {library.ggml_version().decode()}"
+        how = "exact" if exact else "activations in 8 bits, as llama.cpp has them"
+        return f"ggml {library.ggml_version().decode()} ({how})"
     return "torch; `mix vllm.setup --with gguf` brings ggml, which is many times as fast"
 
 

@@ -6,6 +6,7 @@ type are computed as one. Tensors of the file that are plain numbers, and those 
 kernel has, become weights that vLLM computes as ever; ``loader`` dequantizes the latter.
 """
 
+import json
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -81,6 +82,8 @@ class GGUFConfig(QuantizationConfig):  # type: ignore[misc]
         self._divided: list[tuple[str, str, int]] = []
         # Which part of the weights is of which type.
         self.shares: Mapping[str, float] = {}
+        # Whether activations are never rounded to 8 bits.
+        self.is_exact = False
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> "GGUFConfig":
@@ -88,6 +91,10 @@ class GGUFConfig(QuantizationConfig):  # type: ignore[misc]
 
     def maybe_update_config(self, model_name: str, *_: Any, **__: Any) -> None:
         file = read(model_name)
+        # Where the model has a config of the user's, it does not come to `from_config`.
+        with open(os.path.join(model_name, "config.json"), encoding="utf-8") as config:
+            settings = json.load(config)["quantization_config"]
+        self.is_exact = settings.get("activations") == "exact"
         names = gguf_names.names(file)
         self.types = {name: file.tensors[key].dtype for key, name in names.items()}
         self.shares = gguf_config.config(file)["quantization_config"]["types"]
@@ -150,11 +157,15 @@ class GGUFConfig(QuantizationConfig):  # type: ignore[misc]
             if self._is_packed(gate, down, up):
                 if layer.moe_config.is_lora_enabled:
                     raise ValueError("adapters do not go with packed experts")
-                return GGUFExperts(layer.moe_config, self._weights(gate, up), self._weights(down))
+                return GGUFExperts(
+                    layer.moe_config, self._weights(gate, up), self._weights(down), self.is_exact
+                )
             return UnquantizedFusedMoEMethod(layer.moe_config)
         if isinstance(layer, VocabParallelEmbedding):
             name = self._head if isinstance(layer, ParallelLMHead) else self._embedding
-            return GGUFEmbedding(self._weights(name)) if self._is_packed(name) else None
+            if not self._is_packed(name):
+                return None
+            return GGUFEmbedding(self._weights(name), self.is_exact)
         if isinstance(layer, LinearBase):
             parent, _, module = prefix.rpartition(".")
             names = [
@@ -162,7 +173,7 @@ class GGUFConfig(QuantizationConfig):  # type: ignore[misc]
                 for part in self.packed_modules_mapping.get(module, [module])
             ]
             if self._is_packed(*names):
-                return GGUFLinear(self._weights(*names))
+                return GGUFLinear(self._weights(*names), self.is_exact)
             return UnquantizedLinearMethod()
         return None
 
@@ -324,19 +335,24 @@ class _Method:
 
     Args:
         weights: the tensors of the file that the layer is
+        is_exact: whether activations are never rounded to 8 bits
     """
 
-    def __init__(self, weights: list[Weight]) -> None:
+    def __init__(self, weights: list[Weight], is_exact: bool) -> None:
         self.weights = weights
+        self.is_exact = is_exact
 
     # What computes, for ``quantization.layers.kernel``.
     @property
     def kernel_name(self) -> str:
-        return kernels.kernel()
+        return kernels.kernel(self.is_exact)
 
 
 @register_weight_loader_v2_supported_method
 class GGUFLinear(_Method, LinearMethodBase):  # type: ignore[misc]
+    # Whether nothing but products needs the weights.
+    only_multiplies = True
+
     def create_weights(
         self,
         layer: torch.nn.Module,
@@ -358,15 +374,21 @@ class GGUFLinear(_Method, LinearMethodBase):  # type: ignore[misc]
     def process_weights_after_loading(self, layer: torch.nn.Module) -> None:
         # A parameter for each part, so that none has to be cut out at each product.
         packed = layer.weight
-        layer.packed = [(name, part.type) for name, part in _named(packed.parts)]
+        layer.packed = []
         for name, part in _named(packed.parts):
             rows = part.of(packed.data.flatten())
+            is_repacked = self.only_multiplies and not self.is_exact
+            type = kernels.repack(rows, part.type) if is_repacked else part.type
+            layer.packed.append((name, type))
             setattr(layer, name, torch.nn.Parameter(rows, requires_grad=False))
 
     def apply(
         self, layer: torch.nn.Module, x: torch.Tensor, bias: torch.Tensor | None = None
     ) -> torch.Tensor:
-        products = [kernels.matmul(x, getattr(layer, name), type) for name, type in layer.packed]
+        products = [
+            kernels.matmul(x, getattr(layer, name), type, self.is_exact)
+            for name, type in layer.packed
+        ]
         product = products[0] if len(products) == 1 else torch.cat(products, -1)
         return product if bias is None else product + bias
 
@@ -378,6 +400,8 @@ def _named(parts: list[Part]) -> Iterator[tuple[str, Part]]:
 
 class GGUFEmbedding(GGUFLinear):
     """Of the embedding and of the head, which may be the same."""
+
+    only_multiplies = False
 
     def embedding(self, layer: torch.nn.Module, input_: torch.Tensor) -> torch.Tensor:
         ((name, type),) = layer.packed
@@ -415,8 +439,8 @@ class GGUFExperts(_Method, FusedMoEMethodBase):  # type: ignore[misc]
         down: the one for their downs
     """
 
-    def __init__(self, moe: Any, gate_up: list[Weight], down: list[Weight]) -> None:
-        _Method.__init__(self, [*gate_up, *down])
+    def __init__(self, moe: Any, gate_up: list[Weight], down: list[Weight], is_exact: bool) -> None:
+        _Method.__init__(self, [*gate_up, *down], is_exact)
         FusedMoEMethodBase.__init__(self, moe)
         self._gate_up, self._down = gate_up, down
 
@@ -476,7 +500,9 @@ class GGUFExperts(_Method, FusedMoEMethodBase):  # type: ignore[misc]
         self, layer: RoutedExperts, name: str, expert: int, x: torch.Tensor
     ) -> torch.Tensor:
         data = getattr(layer, name)[expert]
-        products = [kernels.matmul(x, part.of(data), part.type) for part in self._parts[name]]
+        products = [
+            kernels.matmul(x, part.of(data), part.type, self.is_exact) for part in self._parts[name]
+        ]
         return products[0] if len(products) == 1 else torch.cat(products, -1)
 
 

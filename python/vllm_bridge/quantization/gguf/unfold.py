@@ -13,7 +13,9 @@ if TYPE_CHECKING:
     from vllm_bridge.checkpoints.checkpoint import Checkpoint
 
 
-def unfold(checkpoint: "Checkpoint", arguments: dict[str, Any]) -> str:
+def unfold(
+    checkpoint: "Checkpoint", arguments: dict[str, Any], settings: Mapping[str, Any] | None = None
+) -> str:
     """Writes the folder of a checkpoint: its config, its tokenizer, how its answers end, and links
     to the files of its weights. It is among the temporary files of this process, which whoever
     started the process removes: the guard does, when the worker ends.
@@ -22,13 +24,16 @@ def unfold(checkpoint: "Checkpoint", arguments: dict[str, Any]) -> str:
         arguments: of the engine, by vLLM's names. A ``tokenizer`` among them takes the place of
             the file's, which otherwise becomes it; a ``hf_config_path`` that of the file's config,
             and of nothing else.
+        settings: of the user, for the config of the quantization
 
     Raises:
         BridgeError: ``unsupported`` or ``invalid_checkpoint``, for its tokenizer
     """
     file = gguf.read(os.path.join(checkpoint.folder or "", checkpoint.files[0]))
+    config = dict(checkpoint.config)
+    config["quantization_config"] = {**config["quantization_config"], **(settings or {})}
     contents = {
-        "config.json": json.dumps(dict(checkpoint.config)),
+        "config.json": json.dumps(config),
         "generation_config.json": json.dumps(tokenizer.generation_config(file.metadata)),
     }
     own = None
@@ -43,10 +48,9 @@ def unfold(checkpoint: "Checkpoint", arguments: dict[str, Any]) -> str:
         # the model, in the place of some tokenizers, which cuts texts by other rules.
         arguments["tokenizer"] = os.path.join(folder, "tokenizer")
         os.mkdir(arguments["tokenizer"])
-        config = json.dumps(own.config)
         _write(
             arguments["tokenizer"],
-            {"tokenizer.json": own.tokenizer, "tokenizer_config.json": config},
+            {"tokenizer.json": own.tokenizer, "tokenizer_config.json": json.dumps(own.config)},
         )
     if arguments.get("hf_config_path"):
         arguments["quantization"] = "gguf"

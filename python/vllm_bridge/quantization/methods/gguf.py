@@ -4,10 +4,15 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from vllm_bridge.checkpoints import gguf, gguf_model
+from vllm_bridge.errors import BridgeError
 from vllm_bridge.quantization.method import Bytes, Extra, Format, Method
 
 if TYPE_CHECKING:
     from vllm_bridge.checkpoints.checkpoint import Checkpoint
+
+# How products are computed: with activations rounded to 8 bits where that is faster, as llama.cpp
+# does, or with all that they have. The first one is the default.
+ACTIVATIONS = ("int8", "exact")
 
 # Of a number in the dtype that a model computes in.
 _FLOAT = 2.0
@@ -48,7 +53,20 @@ class GGUF(Method):
     def prepare(self, checkpoint: "Checkpoint", arguments: dict[str, Any]) -> str | None:
         from vllm_bridge.quantization.gguf.unfold import unfold
 
-        return unfold(checkpoint, arguments)
+        settings = arguments.pop("quantization_config", None) or {}
+        if (
+            not isinstance(settings, dict)
+            or not settings.keys() <= {"activations"}
+            or settings.get("activations", ACTIVATIONS[0]) not in ACTIVATIONS
+        ):
+            allowed = [{"activations": value} for value in ACTIVATIONS]
+            raise BridgeError(
+                "invalid_option",
+                "For a GGUF file `quantization_config` says how products are computed, by "
+                f"`activations`, which is one of {', '.join(map(repr, ACTIVATIONS))}.",
+                {"option": "quantization_config", "value": settings, "allowed": allowed},
+            )
+        return unfold(checkpoint, arguments, settings)
 
     def check_layer(self, config: Any, layer: Any) -> None:
         config.quant_config.check_ranks(config.parallel_config.tensor_parallel_size)
@@ -64,7 +82,10 @@ class GGUF(Method):
         dtype = str(config.model_config.dtype).removeprefix("torch.")
         said = []
         if kept:
-            where = kernels.kernel() if current_platform.is_cpu() else "torch, layer by layer"
+            is_exact = config.quant_config.is_exact
+            where = (
+                kernels.kernel(is_exact) if current_platform.is_cpu() else "torch, layer by layer"
+            )
             said.append(f"Weights stay packed as in the GGUF file ({kept}), computed by {where}.")
         if others:
             said.append(f"Those in {others} are {dtype} once they are loaded.")
