@@ -8,7 +8,7 @@ and a Qwen2 with biases are made (``python/tests/gguf_models.py``). Exits with 1
 that is neither a model nor an error of ours, takes longer than ``SECONDS``, or for which more
 memory is asked than ``MEMORY``; the input is kept, and named.
 
-What came of it is in guides/reliability.md.
+What came of it is in guides/quantization.md.
 """
 
 import os
