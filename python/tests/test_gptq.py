@@ -15,6 +15,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from vllm.config import VllmConfig, set_current_vllm_config
 from vllm.distributed import parallel_state
+from vllm.model_executor.kernels import linear
+from vllm.model_executor.kernels.linear.mixed_precision.cpu import CPUWNA16LinearKernel
 from vllm.model_executor.layers.linear import (
     ColumnParallelLinear,
     QKVParallelLinear,
@@ -25,6 +27,7 @@ from vllm.model_executor.layers.linear import (
 from vllm.model_executor.layers.quantization.auto_gptq import AutoGPTQLinearMethod
 from vllm.model_executor.layers.quantization.inc import INCConfig
 from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
+from vllm.platforms import PlatformEnum
 
 import checkpoints
 import loading
@@ -32,11 +35,20 @@ import mixtures
 from vllm_bridge import patches, quantization
 from vllm_bridge.checkpoints.models import check_model
 from vllm_bridge.errors import BridgeError
+from vllm_bridge.patches.cpu.packed_linear import PackedLinearKernel
 from vllm_bridge.quantization.gptq.format import Settings
 from vllm_bridge.quantization.gptq.layers import GPTQConfig, GPTQLinearMethod
+from vllm_bridge.quantization.packed import native
 
 COLUMNS, ROWS = 256, 128
 NAME = "model.layers.0.mlp.down_proj"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def environment() -> Iterator[None]:
+    patches.apply()
+    with loading.environment():
+        yield
 
 
 class Packed:
@@ -46,6 +58,7 @@ class Packed:
         self,
         seed: int = 0,
         rows: int = ROWS,
+        columns: int = COLUMNS,
         bits: int = 4,
         group_size: int = 64,
         sym: bool = True,
@@ -53,12 +66,12 @@ class Packed:
         checkpoint_format: str = "gptq",
     ) -> None:
         random = np.random.default_rng(seed)
-        size = COLUMNS if group_size == -1 else group_size
-        group = np.arange(COLUMNS) // size
+        size = columns if group_size == -1 else group_size
+        group = np.arange(columns) // size
         if desc_act:
             random.shuffle(group)
-        groups = COLUMNS // size
-        integers = random.integers(0, 2**bits, (COLUMNS, rows))
+        groups = columns // size
+        integers = random.integers(0, 2**bits, (columns, rows))
         zeros = np.full((groups, rows), 2 ** (bits - 1))
         if not sym:
             zeros = random.integers(0, 2**bits, (groups, rows))  # with zero points of 0
@@ -96,13 +109,20 @@ def config(**settings: Any) -> Any:
 
 
 @contextlib.contextmanager
-def made(kind: Any, quant_config: Any, *sizes: Any, ranks: int = 1, rank: int = 0) -> Iterator[Any]:
-    """A layer of vLLM's, for one of so many ranks, in bf16."""
+def made(
+    kind: Any,
+    quant_config: Any,
+    *sizes: Any,
+    ranks: int = 1,
+    rank: int = 0,
+    dtype: torch.dtype = torch.bfloat16,
+) -> Iterator[Any]:
+    """A layer of vLLM's, for one of so many ranks."""
     one = VllmConfig()
-    one.model_config = SimpleNamespace(dtype=torch.bfloat16)
+    one.model_config = SimpleNamespace(dtype=dtype)
     before = parallel_state._TP
     parallel_state._TP = SimpleNamespace(rank_in_group=rank, world_size=ranks)
-    torch.set_default_dtype(torch.bfloat16)
+    torch.set_default_dtype(dtype)
     try:
         with set_current_vllm_config(one), torch.no_grad():
             yield kind(
@@ -121,11 +141,15 @@ def fill(layer: Any, packed: Packed, *part: Any) -> None:
 
 
 def check(layer: Any, weight: torch.Tensor) -> None:
-    """The layer's products, at one token and at many, are those of the weight."""
     layer.quant_method.process_weights_after_loading(layer)
+    check_products(layer, weight)
+
+
+def check_products(layer: Any, weight: torch.Tensor) -> None:
+    """The layer's products, at one token and at many, are those of the weight."""
     columns = weight.shape[1]
     for count in (1, 5, 70):
-        x = torch.randint(-8, 9, (count, columns)).bfloat16()  # sums of few bits
+        x = torch.randint(-8, 9, (count, columns)).to(layer.scales.dtype)  # sums of few bits
         expected = x.double() @ weight.double().T
         torch.testing.assert_close(
             layer.quant_method.apply(layer, x).double(), expected, rtol=2**-8, atol=2**-8
@@ -150,9 +174,33 @@ def test_every_format(settings: dict[str, Any]) -> None:
         check(layer, packed.weight)
 
 
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+def test_float16(bits: int) -> None:
+    settings: dict[str, Any] = {"bits": bits, "sym": False, "desc_act": True}
+    packed = Packed(**settings)
+    sizes = (COLUMNS, ROWS)
+    with made(ReplicatedLinear, config(**settings), *sizes, dtype=torch.float16) as layer:
+        fill(layer, packed)
+        check(layer, packed.weight)
+
+
 def test_what_vllm_computes_itself_is_left_to_it() -> None:
     with made(ReplicatedLinear, config(), COLUMNS, ROWS) as layer:
         assert type(layer.quant_method) is AutoGPTQLinearMethod
+
+
+@pytest.mark.parametrize("sym", [True, False])
+def test_vllms_own_kernel(sym: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On CPUs for which there is no faster one."""
+    kernels = linear._POSSIBLE_KERNELS
+    own = [kernel for kernel in kernels[PlatformEnum.CPU] if kernel is not PackedLinearKernel]
+    monkeypatch.setitem(kernels, PlatformEnum.CPU, own)
+    settings: dict[str, Any] = {"sym": sym, "desc_act": True}
+    packed = Packed(**settings)
+    with made(ReplicatedLinear, config(**settings), COLUMNS, ROWS) as layer:
+        assert type(layer.quant_method.kernel) is CPUWNA16LinearKernel
+        fill(layer, packed)
+        check(layer, packed.weight)
 
 
 @pytest.mark.parametrize("sym", [True, False])
@@ -279,17 +327,11 @@ def test_formats_that_are_not_known(settings: dict[str, Any], words: str) -> Non
 # -- models
 
 
-@pytest.fixture(scope="module", autouse=True)
-def environment() -> Iterator[None]:
-    with loading.environment():
-        yield
-
-
 def test_what_computes_it_is_told(tmp_path: Path) -> None:
     for name, kernel in (
         ("demo-gptq", loading.INTEGERS),
         ("gptq-w4-asym-act", loading.INTEGERS),
-        ("gptq-w3", "packed integers"),
+        ("gptq-w3", native.kernel()),
     ):
         folder = checkpoints.make(name, tmp_path / name)
         assert loading.configure(folder, quantization="gptq")[1] == kernel
@@ -298,7 +340,9 @@ def test_what_computes_it_is_told(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["gptq-w3", "gptq-w8"])
 def test_ranks(name: str, tmp_path: Path) -> None:
     folder = checkpoints.make(name, tmp_path / name)
-    assert loading.configure(folder, tensor_parallel_size=2)[1] == "packed integers"
+    made, kernel = loading.configure(folder, tensor_parallel_size=2)
+    assert made.parallel_config.tensor_parallel_size == 2
+    assert kernel is not None
 
 
 def test_ranks_for_inputs_in_the_order_of_their_activations(tmp_path: Path) -> None:
@@ -402,6 +446,34 @@ def test_checkpoints_that_are_right(tmp_path: Path) -> None:
         quantization.check(check_model(str(folder), {}))
 
 
+def test_a_head_and_single_modules_with_settings_of_their_own(tmp_path: Path) -> None:
+    folder = checkpoints.make("gptq-w4-act", tmp_path / "model")
+    of_head: dict[str, Any] = {"bits": 8, "group_size": 32, "sym": False, "desc_act": False}
+    of_layer: dict[str, Any] = {"bits": 3, "group_size": 64, "sym": False}
+    plain = "model.layers.4.self_attn.o_proj"
+    dynamic = {
+        "+:lm_head": of_head,
+        r"+:.*\.2\.mlp\.down_proj": of_layer,
+        f"-:{plain}": {},
+    }
+    change_config(folder, lm_head=True, dynamic=dynamic)
+    tensors = load_file(folder / checkpoints.WEIGHTS)
+    head = Packed(rows=len(tensors.pop("lm_head.weight")), **of_head)
+    down = Packed(rows=256, columns=512, desc_act=True, **of_layer)
+    for name, packed in (("lm_head", head), ("model.layers.2.mlp.down_proj", down)):
+        tensors |= {f"{name}.{part}": tensor for part, tensor in packed.tensors.items()}
+    for part in head.tensors:
+        del tensors[f"{plain}.{part}"]
+    tensors[f"{plain}.weight"] = torch.ones(256, 256).bfloat16()
+    save_file(tensors, folder / checkpoints.WEIGHTS, {"format": "pt"})
+    with loading.worker(tmp_path):
+        model = loading.load(folder)
+    layers = model.model.layers
+    assert type(layers[4].self_attn.o_proj.quant_method) is UnquantizedLinearMethod
+    for layer, weight in ((model.lm_head, head.weight), (layers[2].mlp.down_proj, down.weight)):
+        check_products(layer, weight)
+
+
 def test_experts_are_dequantized_while_they_are_read(tmp_path: Path) -> None:
     made = mixtures.make("gptq-act", tmp_path / "models")
     with loading.worker(tmp_path):
@@ -418,7 +490,6 @@ def test_experts_are_dequantized_while_they_are_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize("bits", [2, 8])
 @pytest.mark.parametrize("sym", [True, False])
 def test_auto_rounds_layers(bits: int, sym: bool) -> None:
-    patches.apply()
     settings = {"bits": bits, "sym": sym, "packing_format": "auto_round:auto_gptq"}
     packed = Packed(bits=bits, sym=sym)
     one = INCConfig.from_config({"group_size": 64} | settings)

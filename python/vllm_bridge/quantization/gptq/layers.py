@@ -42,15 +42,14 @@ from vllm.model_executor.parameter import (
     ModelWeightParameter,
     PackedvLLMParameter,
 )
+from vllm.platforms import current_platform
 from vllm.scalar_type import scalar_types
 
 from vllm_bridge.quantization.gptq import format
 from vllm_bridge.quantization.gptq.experts import GPTQExpertsMethod
 from vllm_bridge.quantization.gptq.format import Settings
-from vllm_bridge.quantization.packed import grouped
-
-# The places of queries, keys and values in the layer that vLLM makes of them.
-_QKV = {"q": 0, "k": 1, "v": 2}
+from vllm_bridge.quantization.packed import grouped, native, shards
+from vllm_bridge.quantization.packed.shards import Shards
 
 
 class GPTQConfig(AutoGPTQConfig):  # type: ignore[misc]
@@ -95,10 +94,7 @@ class GPTQConfig(AutoGPTQConfig):  # type: ignore[misc]
             name, self.modules_in_block_to_quantize, self.packed_modules_mapping
         ):
             return None
-        parent, _, last = name.rpartition(".")
-        parts = self.packed_modules_mapping.get(last)
-        modules = [f"{parent}.{part}" for part in parts] if parts else [name]
-        found = {self._of_module(module) for module in modules}
+        found = {self._of_module(module) for module in shards.names(self, name)}
         if len(found) > 1:
             raise ValueError(
                 f"the modules that vLLM computes as one layer, `{name}`, are quantized in "
@@ -176,7 +172,9 @@ class GPTQLinearMethod(LinearMethodBase):  # type: ignore[misc]
     @property
     def kernel_name(self) -> str | None:
         """What computes the layer, where that is no kernel of vLLM's."""
-        return None if self.kernel is not None else "packed integers"
+        if self.kernel is not None:
+            return None
+        return native.kernel() if current_platform.is_cpu() else "torch (layer by layer)"
 
     def create_weights(
         self,
@@ -194,7 +192,7 @@ class GPTQLinearMethod(LinearMethodBase):  # type: ignore[misc]
             raise ValueError(f"{columns} inputs of {settings.bits} bits are no whole words")
         sizes = (columns, output_partition_sizes, input_size, output_size, params_dtype)
         if self._takes_order:
-            self._create_order(layer, len(output_partition_sizes), columns)
+            self._create_order(layer, Shards(layer, columns, output_partition_sizes, input_size))
         if isinstance(layer, LinearBase) and self._is_vllms(layer, *sizes, **extra_weight_attrs):
             return
         count = sum(output_partition_sizes)
@@ -227,15 +225,16 @@ class GPTQLinearMethod(LinearMethodBase):  # type: ignore[misc]
         ends = itertools.accumulate(output_partition_sizes, initial=0)
         self._parts = [slice(*part) for part in itertools.pairwise(ends)]
 
-    def _create_order(self, layer: torch.nn.Module, parts: int, columns: int) -> None:
-        """Room for the order of the inputs of each module that the layer is made of."""
-        shape = (parts, columns) if self.settings.is_ordered else (0,)
+    def _create_order(self, layer: torch.nn.Module, matrices: Shards) -> None:
+        """Room for the order of the inputs of each matrix that the layer is made of."""
+        count = len(matrices.meant(None))
+        shape = (count, matrices.columns) if self.settings.is_ordered else (0,)
         parameter = torch.nn.Parameter(torch.empty(shape, dtype=torch.int32), requires_grad=False)
 
-        def load(target: torch.Tensor, loaded: torch.Tensor, part: Any = None) -> None:
+        def load(target: torch.Tensor, loaded: torch.Tensor, shard: Any = None) -> None:
             if self.settings.is_ordered:
-                place = slice(None) if part is None else _QKV.get(part, part)
-                target.data[place].copy_(loaded)
+                for number in matrices.meant(shard):
+                    target.data[number].copy_(loaded)
 
         parameter.weight_loader = load
         layer.register_parameter("g_idx", parameter)
@@ -287,12 +286,10 @@ class GPTQLinearMethod(LinearMethodBase):  # type: ignore[misc]
             self._give_to_kernel(layer, packed, scales, zeros)
             return
         self.kernel = None
-        for name, tensor in (
-            ("qweight", packed),
-            ("scales", scales),
-            ("qzeros", zeros.to(scales.dtype)),
-        ):
-            setattr(layer, name, _frozen(tensor))
+        if self.settings.is_symmetric:
+            zeros = zeros[:1, :1]
+        layer.qweight, layer.scales = _frozen(packed), _frozen(scales)
+        layer.qzeros = _frozen(zeros.to(scales.dtype))
 
     def _orders(self, layer: torch.nn.Module) -> list[tuple[slice, torch.Tensor | None]]:
         """The parts of the layer that have an order of their inputs each, and that."""
@@ -365,7 +362,11 @@ class GPTQLinearMethod(LinearMethodBase):  # type: ignore[misc]
         if layer.order is not None:
             x = x.index_select(-1, layer.order[number])
         return grouped.matmul(
-            x, layer.qweight[part], layer.scales[part], layer.qzeros[part], self.settings.bits
+            x,
+            layer.qweight[part],
+            layer.scales[part],
+            layer.qzeros if self.settings.is_symmetric else layer.qzeros[part],
+            self.settings.bits,
         )
 
 
