@@ -1,6 +1,7 @@
 """The demo model, and small models like it, as GGUF files: what llama.cpp's
 ``convert_hf_to_gguf.py --outtype f16`` and ``llama-quantize`` make of them, to the last byte
-(``test/gguf`` has the digests of theirs; ``scripts/gguf_answers`` makes them).
+(``test/gguf/llama_cpp.json`` has the digests of theirs, and what llama.cpp says with them;
+``scripts/gguf_answers`` makes it).
 
 gguf-py writes the files. What it cannot quantize, libgguf does. Neither is what loads them.
 
@@ -9,6 +10,7 @@ gguf-py writes the files. What it cannot quantize, libgguf does. Neither is what
 writes the demo model.
 """
 
+import json
 import re
 import sys
 from collections.abc import Iterator, Mapping
@@ -25,7 +27,9 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer
 
 import mixtures
-from checkpoints import DEMO, WEIGHTS, Tensors, read_config
+from checkpoints import DEMO, ROOT, WEIGHTS, Tensors, read_config
+
+LLAMA_CPP = ROOT / "test" / "gguf" / "llama_cpp.json"
 
 PLAIN = ("F32", "F16", "BF16")
 QUANTIZED = (
@@ -47,6 +51,27 @@ class Model(NamedTuple):
 def make(type: str, folder: Path) -> Path:
     """Writes the demo model in one of ``TYPES``, and returns the file."""
     return write(demo(), type, folder)
+
+
+class Answers(NamedTuple):
+    """What llama.cpp says with a file that it made of a model.
+
+    Args:
+        sha256: of the file
+        otherwise: what it says to prompts and questions, where the demo model has learned another
+            answer
+        logprobs: of each token but the first of each text, which is a fact and its completion
+    """
+
+    sha256: str
+    otherwise: dict[str, str]
+    logprobs: npt.NDArray[np.float32]
+
+
+def answers(model: str, type: str) -> Answers:
+    """What llama.cpp says with the demo model, or another one of this module by its name."""
+    said = json.loads(LLAMA_CPP.read_text(encoding="utf-8"))[model][type]
+    return Answers(said["sha256"], said["otherwise"], np.array(said["logprobs"], np.float32))
 
 
 def demo() -> Model:

@@ -1,16 +1,67 @@
 """The GGUF files that tests are made with are what llama.cpp makes."""
 
+import hashlib
+import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import gguf
+import numpy as np
 import pytest
+from tokenizers import Tokenizer
 
 import gguf_models
+from checkpoints import DEMO
+
+SAID = json.loads(gguf_models.LLAMA_CPP.read_text(encoding="utf-8"))
+QUICK = ("demo-F16", "demo-Q8_0", "demo-Q4_K_M", "qwen2-Q4_K_M")
+
+Make = Callable[[], gguf_models.Model]
+MODELS: tuple[Make, ...] = (gguf_models.demo, gguf_models.mixture, gguf_models.qwen2)
 
 
-@pytest.mark.parametrize("model", [gguf_models.demo, gguf_models.mixture, gguf_models.qwen2])
-def test_a_file_holds_the_model(model: Callable[[], gguf_models.Model], tmp_path: Path) -> None:
+def each() -> list[Any]:
+    """A parameter for each model and type that llama.cpp was asked."""
+    names = [(make, type) for make in MODELS for type in SAID[make.__name__]]
+    return [
+        pytest.param(make, type, id=id, marks=() if id in QUICK else pytest.mark.slow)
+        for make, type in names
+        for id in [f"{make.__name__}-{type}"]
+    ]
+
+
+@pytest.mark.parametrize(("make", "type"), each())
+def test_a_file_is_to_the_last_byte_what_llama_cpp_makes(
+    make: Make, type: str, tmp_path: Path
+) -> None:
+    if type.endswith(("K", "K_M", "NL", "XS")):
+        pytest.importorskip("libgguf")
+    file = gguf_models.write(make(), type, tmp_path)
+    assert hashlib.sha256(file.read_bytes()).hexdigest() == SAID[make.__name__][type]["sha256"]
+
+
+def test_llama_cpp_says_everything_in_every_type() -> None:
+    assert set(SAID["demo"]) == set(gguf_models.TYPES)
+    for type in SAID["demo"]:
+        assert gguf_models.answers("demo", type).otherwise == {}, type
+
+
+def test_llama_cpp_s_log_probabilities_are_one_for_each_token() -> None:
+    facts = (DEMO.parent / "facts.tsv").read_text(encoding="utf-8").splitlines()
+    tokenizer = Tokenizer.from_file(str(DEMO / "tokenizer.json"))
+    ids = [tokenizer.encode(fact.replace("\t", "")).ids for fact in facts]
+    assert SAID["tokens"] == ids
+    exact = gguf_models.answers("demo", "F32").logprobs
+    for type in gguf_models.TYPES:
+        logprobs = gguf_models.answers("demo", type).logprobs
+        assert len(logprobs) == sum(len(text) - 1 for text in ids)
+        # The model in fewer bits, and no other one.
+        assert np.abs(logprobs - exact).mean() < 0.2, type
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_a_file_holds_the_model(model: Make, tmp_path: Path) -> None:
     made = model()
     weights = gguf_models.unpack(gguf_models.write(made, "BF16", tmp_path))
     assert weights.keys() == made.tensors.keys()
