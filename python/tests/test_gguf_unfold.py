@@ -42,11 +42,13 @@ def checkpoint(folder: Path, said: Mapping[str, Any], **changes: Any) -> Checkpo
 
 
 def read(checkpoint: Checkpoint) -> Any:
-    """The tokenizer as vLLM reads it."""
+    """The tokenizer as vLLM reads it, with the config that it looks for beside it."""
     from vllm.tokenizers import get_tokenizer
+    from vllm.transformers_utils.config import get_config
 
     arguments: dict[str, Any] = {}
     unfold(checkpoint, arguments)
+    get_config(arguments["tokenizer"], trust_remote_code=False)
     return get_tokenizer(arguments["tokenizer"])
 
 

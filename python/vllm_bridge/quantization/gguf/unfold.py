@@ -4,13 +4,18 @@ import json
 import os
 import tempfile
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from vllm_bridge.checkpoints import gguf
 from vllm_bridge.quantization.gguf import tokenizer
 
 if TYPE_CHECKING:
     from vllm_bridge.checkpoints.checkpoint import Checkpoint
+
+# The config that lies beside a tokenizer. By the type of some models, such as Qwen2, Hugging Face's
+# library puts a class of its own in the place of their tokenizers, which cuts texts by other rules;
+# those beside a Llama it takes as they are. Without a config vLLM looks for one for two seconds.
+_BESIDE_TOKENIZER: Final = {"model_type": "llama"}
 
 
 def unfold(
@@ -44,13 +49,15 @@ def unfold(
     for path in file.parts:
         os.symlink(os.path.abspath(path), os.path.join(folder, os.path.basename(path)))
     if own is not None:
-        # Beside a config, Hugging Face's library would put a class of its choice, by the type of
-        # the model, in the place of some tokenizers, which cuts texts by other rules.
         arguments["tokenizer"] = os.path.join(folder, "tokenizer")
         os.mkdir(arguments["tokenizer"])
         _write(
             arguments["tokenizer"],
-            {"tokenizer.json": own.tokenizer, "tokenizer_config.json": json.dumps(own.config)},
+            {
+                "config.json": json.dumps(_BESIDE_TOKENIZER),
+                "tokenizer.json": own.tokenizer,
+                "tokenizer_config.json": json.dumps(own.config),
+            },
         )
     if arguments.get("hf_config_path"):
         arguments["quantization"] = "gguf"
