@@ -80,6 +80,10 @@ GROUPS = {
     "odd columns": (45, 10, 1),
     "odd groups": (90, 10, 2),
     "of several blocks": (2112, 10, 33),
+    "whole words, of 32": (256, 10, 8),
+    "whole words, of 64": (256, 10, 4),
+    "whole words, of 128": (1408, 10, 11),
+    "whole words, of a row": (384, 10, 1),
 }
 
 
@@ -126,15 +130,16 @@ def test_scales_of_16_bits(dtype: torch.dtype) -> None:
 
 @pytest.mark.usefixtures("computed")
 @pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("columns", [96, 256])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
-def test_tables_of_values(bits: int, dtype: torch.dtype) -> None:
-    q = integers(5, 96, bits)
+def test_tables_of_values(bits: int, columns: int, dtype: torch.dtype) -> None:
+    q = integers(5, columns, bits)
     values = torch.randn((5, 2**bits), generator=torch.manual_seed(bits))
     plain = torch.stack([values[n, q[n]] for n in range(5)]).to(dtype)
     packed = grouped.pack(q, bits)
-    assert torch.equal(tables.dequantize(packed, values, bits, 96, dtype), plain)
+    assert torch.equal(tables.dequantize(packed, values, bits, columns, dtype), plain)
     for tokens in (1, 5, 100):
-        x = torch.randn((tokens, 96), generator=torch.manual_seed(tokens)).to(dtype)
+        x = torch.randn((tokens, columns), generator=torch.manual_seed(tokens)).to(dtype)
         product = tables.matmul(x, packed, values, bits)
         assert_is_product(product, x, plain)
 

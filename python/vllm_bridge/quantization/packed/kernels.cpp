@@ -107,19 +107,23 @@ inline void fields(const uint8_t* row, int64_t stride, int64_t first, int32_t* o
 // The same, each in the low bits of a word; above them is anything.
 template <int BITS>
 struct Fields {
-  __m512i gather, shift;
+  // Where each byte of four fields in a row comes from.
+  struct Places {
+    alignas(64) uint8_t gather[64] = {}, shift[64] = {};
 
-  Fields() {
-    alignas(64) uint8_t from[64], by[64];
-    for (int quad = 0; quad < 8; ++quad)
-      for (int byte = 0; byte < 8; ++byte) {
-        const int offset = 4 * BITS * quad;
-        from[8 * quad + byte] = (offset / 8 + byte) & 31;
-        by[8 * quad + byte] = offset % 8 + BITS * (byte / 2) + 8 * (byte % 2);
-      }
-    gather = _mm512_load_si512(from);
-    shift = _mm512_load_si512(by);
-  }
+    constexpr Places() {
+      for (int quad = 0; quad < 8; ++quad)
+        for (int byte = 0; byte < 8; ++byte) {
+          const int offset = 4 * BITS * quad;
+          gather[8 * quad + byte] = (offset / 8 + byte) & 31;
+          shift[8 * quad + byte] = offset % 8 + BITS * (byte / 2) + 8 * (byte % 2);
+        }
+    }
+  };
+  static constexpr Places places{};
+
+  const __m512i gather = _mm512_load_si512(places.gather);
+  const __m512i shift = _mm512_load_si512(places.shift);
 
   // From `bytes`, of which there are `left` in the row.
   __m512i at(const uint8_t* bytes, int64_t left) const {
@@ -146,6 +150,11 @@ inline __m512 load(const void* values, Type type, int64_t index) {
     default:
       return _mm512_loadu_ps(static_cast<const float*>(values) + index);
   }
+}
+
+// Which fourth of a vector a word is in.
+inline __m256i quarters() {
+  return _mm256_set_epi64x(0x0303030303030303, 0x0202020202020202, 0x0101010101010101, 0);
 }
 
 inline __m512i lanes() {
@@ -179,6 +188,14 @@ inline void store(float* out, __m512 low, __m512 high) {
 
 // ------------------------------------------------------------------------------------- weights
 
+// Numbers of 4 bits are decoded fastest in another order: in each so many columns, every fourth
+// one follows, from the first, then from the second and so on. Activations are brought into it.
+constexpr int64_t SPREAD = 128;
+
+inline int64_t spread_column(int64_t place) {
+  return place / SPREAD * SPREAD + place % 32 * 4 + place % SPREAD / 32;
+}
+
 struct Rows {
   const uint8_t* packed;
   int64_t stride, rows, columns;
@@ -186,8 +203,22 @@ struct Rows {
   const uint8_t* row(int64_t n) const { return packed + n * stride; }
 };
 
+#ifdef VECTORS
+template <class Use>
+inline void look_up(const uint8_t* bytes, int64_t k, __m512i table, const Use& use) {
+  const __m512i words = _mm512_loadu_si512(bytes + k / 2);
+  use(k, _mm512_permutexvar_epi16(words, table),
+      _mm512_permutexvar_epi16(_mm512_srli_epi16(words, 4), table),
+      _mm512_permutexvar_epi16(_mm512_srli_epi16(words, 8), table),
+      _mm512_permutexvar_epi16(_mm512_srli_epi16(words, 12), table));
+}
+#endif
+
 // Of each row a function that decodes columns of it: from `first`, a multiple of STEP, to `last`,
 // which is one too or the end of the row. What is written is a multiple of STEP as well.
+//
+// `spread` calls `use` with the values of each SPREAD columns, as four vectors in that order. A word
+// has four numbers, and where a vector of them is shifted each looks up a value with its low bits.
 struct Grouped : Rows {
   const void *scales, *zeros;
   Type type;
@@ -251,6 +282,52 @@ struct Grouped : Rows {
   }
 
 #ifdef VECTORS
+  bool spreads() const {
+    const bool is_simple = groups == 1 || group % SPREAD == 0;
+    return columns % SPREAD == 0 && (is_simple || group == 64 || group == 32);
+  }
+
+  template <class Use>
+  void spread(int64_t n, int64_t first, int64_t last, const Use& use) const {
+    const uint8_t* bytes = row(n);
+    int64_t place = n % period * groups + first / group;
+    if (groups > 1 && group < SPREAD) {
+      // A word looks up what is of its group: 16 values of each are in two vectors.
+      const int64_t count = SPREAD / group;
+      const __m512i of_lane = _mm512_slli_epi16(_mm512_cvtepi8_epi16(quarters()), 4);
+      const __m512i number = _mm512_set1_epi16(15);
+      for (int64_t k = first; k < last; k += SPREAD, place += count) {
+        const __m512i low = values(place, place + (count == 4));
+        const __m512i high = values(place + count / 2, place + count - 1);
+        const __m512i words = _mm512_loadu_si512(bytes + k / 2);
+        const auto at = [&](__m512i shifted) {
+          const __m512i index = _mm512_or_si512(_mm512_and_si512(shifted, number), of_lane);
+          return _mm512_permutex2var_epi16(low, index, high);
+        };
+        use(k, at(words), at(_mm512_srli_epi16(words, 4)), at(_mm512_srli_epi16(words, 8)),
+            at(_mm512_srli_epi16(words, 12)));
+      }
+      return;
+    }
+    for (int64_t k = first; k < last; ++place) {
+      const __m512i table = values(place, place);
+      const int64_t next = (k / group + 1) * group, until = next < last ? next : last;
+      for (; k < until; k += SPREAD) look_up(bytes, k, table, use);
+    }
+  }
+
+  // The 16 values of numbers of 4 bits in two groups.
+  __m512i values(int64_t place, int64_t other) const {
+    const __m512 number = _mm512_cvtepi32_ps(lanes());
+    const auto of = [&](int64_t at) {
+      const __m512 zero = _mm512_set1_ps(element(zeros, type, at * zeros_step));
+      return _mm512_mul_ps(_mm512_sub_ps(number, zero),
+                           _mm512_set1_ps(element(scales, type, at)));
+    };
+    const __m512 low = of(place);
+    return (__m512i)_mm512_cvtne2ps_pbh(other == place ? low : of(other), low);
+  }
+
   // Groups of fewer columns than are decoded at once.
   template <int BITS, class T>
   void decode_small(int64_t n, int64_t first, int64_t last, T* out) const {
@@ -292,6 +369,19 @@ struct Tables : Rows {
   Type type;
 
   int64_t ordered(int64_t i) const { return i; }
+
+#ifdef VECTORS
+  bool spreads() const { return columns % SPREAD == 0; }
+
+  template <class Use>
+  void spread(int64_t n, int64_t first, int64_t last, const Use& use) const {
+    bfloat16 table[32];
+    for (int i = 0; i < 32; ++i)
+      table[i] = from_float<bfloat16>(element(tables, type, n * 16 + i % 16));
+    const __m512i values = _mm512_loadu_si512(table);
+    for (int64_t k = first; k < last; k += SPREAD) look_up(row(n), k, values, use);
+  }
+#endif
 
   template <int BITS, class T>
   void decode(int64_t n, int64_t first, int64_t last, T* out) const {
@@ -408,16 +498,47 @@ struct Product<bfloat16> {
 };
 #endif
 
+#ifdef VECTORS
+// The products of one row with one token, without a tile between.
+template <class Weights>
+float multiply_spread(const Weights& weights, int64_t n, const bfloat16* x) {
+  __m512 sum[4] = {};
+  const auto add = [&](int i, __m512i values, const bfloat16* of) {
+    sum[i] = _mm512_dpbf16_ps(sum[i], (__m512bh)values,
+                              (__m512bh)_mm512_load_si512(of + i * STEP));
+  };
+  weights.spread(n, 0, weights.columns, [&](int64_t k, __m512i a, __m512i b, __m512i c, __m512i d) {
+    add(0, a, x + k);
+    add(1, b, x + k);
+    add(2, c, x + k);
+    add(3, d, x + k);
+  });
+  return _mm512_reduce_add_ps(
+      _mm512_add_ps(_mm512_add_ps(sum[0], sum[1]), _mm512_add_ps(sum[2], sum[3])));
+}
+#endif
+
 template <int BITS, class T, class Weights>
 void matmul(const Weights& weights, const T* x, int64_t tokens, T* out, int threads) {
   using Number = typename Product<T>::Number;
   constexpr int64_t LANES = Product<T>::LANES;
   const int64_t rows = weights.rows, columns = weights.columns, stride = padded(columns);
+#ifdef VECTORS
+  constexpr bool MAY_SPREAD = BITS == 4 && std::is_same<T, bfloat16>::value;
+  const bool is_spread = MAY_SPREAD && weights.spreads();
+#else
+  constexpr bool is_spread = false;
+#endif
   // Rows of tokens end at a multiple of STEP, with zeros.
-  Number* tokens_of = allocate<Number>(tokens * stride);
-  for (int64_t t = 0; t < tokens; ++t)
-    for (int64_t k = 0; k < stride; ++k)
-      tokens_of[t * stride + k] = convert<Number>(k < columns ? x[t * columns + k] : T{});
+  Number* numbers = allocate<Number>(tokens * stride);
+  for (int64_t t = 0; t < tokens; ++t) {
+    const T* token = x + t * columns;
+    Number* to = numbers + t * stride;
+    if (is_spread)
+      for (int64_t k = 0; k < stride; ++k) to[k] = convert<Number>(token[spread_column(k)]);
+    else
+      for (int64_t k = 0; k < stride; ++k) to[k] = convert<Number>(k < columns ? token[k] : T{});
+  }
 #pragma omp parallel num_threads(threads)
   {
     T* decoded = allocate<T>(TILE * BLOCK);
@@ -428,14 +549,41 @@ void matmul(const Weights& weights, const T* x, int64_t tokens, T* out, int thre
 #pragma omp for schedule(static)
     for (int64_t first = 0; first < rows; first += TILE) {
       const int64_t height = rows - first < TILE ? rows - first : TILE;
+#ifdef VECTORS
+      if constexpr (MAY_SPREAD)
+        if (is_spread && tokens == 1) {
+          for (int64_t r = 0; r < height; ++r) {
+            const int64_t n = weights.ordered(first + r);
+            out[n] = from_float<T>(multiply_spread(weights, n, numbers));
+          }
+          continue;
+        }
+#endif
       std::memset(sums, 0, TILE * tokens * LANES * sizeof(float));
       for (int64_t k = 0; k < columns; k += BLOCK) {
         const int64_t last = columns - k < BLOCK ? columns : k + BLOCK;
-        for (int64_t r = 0; r < height; ++r)
-          weights.template decode<BITS>(weights.ordered(first + r), k, last, decoded + r * BLOCK);
+        for (int64_t r = 0; r < height; ++r) {
+          const int64_t n = weights.ordered(first + r);
+          T* to = decoded + r * BLOCK;
+#ifdef VECTORS
+          if constexpr (MAY_SPREAD)
+            if (is_spread) {
+              weights.spread(n, k, last,
+                             [&](int64_t at, __m512i a, __m512i b, __m512i c, __m512i d) {
+                               T* four = to + (at - k);
+                               _mm512_store_si512(four, a);
+                               _mm512_store_si512(four + STEP, b);
+                               _mm512_store_si512(four + 2 * STEP, c);
+                               _mm512_store_si512(four + 3 * STEP, d);
+                             });
+              continue;
+            }
+#endif
+          weights.template decode<BITS>(n, k, last, to);
+        }
         if (!std::is_same<T, Number>::value)
           for (int64_t i = 0; i < TILE * BLOCK; ++i) tile[i] = convert<Number>(decoded[i]);
-        Product<T>::multiply(tile, tokens_of + k, stride, padded(last - k), sums, tokens);
+        Product<T>::multiply(tile, numbers + k, stride, padded(last - k), sums, tokens);
       }
       for (int64_t r = 0; r < height; ++r) {
         const int64_t n = weights.ordered(first + r);
@@ -447,7 +595,7 @@ void matmul(const Weights& weights, const T* x, int64_t tokens, T* out, int thre
     if (!std::is_same<T, Number>::value) std::free(tile);
     std::free(decoded);
   }
-  std::free(tokens_of);
+  std::free(numbers);
 }
 
 // Rows from `first` to `last`, to `out`.
