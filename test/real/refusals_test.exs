@@ -195,6 +195,25 @@ defmodule VLLM.Real.RefusalsTest do
     assert refusal(dir).reason == :invalid_checkpoint
   end
 
+  test "a GGUF file that breaks off, or holds no model", %{tmp_dir: dir} do
+    text = &<<byte_size(&1)::64-little, &1::binary>>
+    says = text.("general.architecture") <> <<8::32-little>> <> text.("clip")
+    projector = "GGUF" <> <<3::32-little, 0::64-little, 1::64-little>> <> says
+    path = Path.join(dir, "model.gguf")
+
+    File.write!(path, projector)
+    assert %Error{reason: :not_a_model, message: message} = refusal(path)
+    assert message =~ "mmproj"
+
+    File.write!(path, binary_part(projector, 0, byte_size(projector) - 1))
+    assert %Error{reason: :invalid_checkpoint, details: details} = refusal(dir)
+    assert details["file"] == path
+
+    File.rm!(path)
+    assert %Error{reason: :model_not_found, message: message} = refusal(path)
+    assert message =~ path
+  end
+
   test "a Python without vLLM" do
     python = System.find_executable("python3")
     assert refusal(DemoModel.path(), python: python).reason == :vllm_not_installed
