@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 
 import gguf_files
+import gguf_models
+import loading
 from conftest import MODELS
 from test_gguf_tokenizer import REFERENCE, metadata
 from vllm_bridge.checkpoints.checkpoint import Checkpoint
@@ -147,6 +149,26 @@ def test_a_config_of_the_users_takes_the_place_of_the_config_and_of_nothing_else
     arguments = {"hf_config_path": "theirs", "generation_config": "vllm"}
     unfold(checkpoint(tmp_path, metadata("demo")), arguments)
     assert arguments["generation_config"] == "vllm"
+
+
+def test_vllm_takes_what_the_user_gives_in_place_of_what_the_file_has(tmp_path: Path) -> None:
+    path, theirs = gguf_models.make("Q8_0", tmp_path), str(MODELS / "demo")
+    for given in ({"hf_config_path": theirs}, {"tokenizer": theirs}):
+        made, _ = loading.configure(path, max_model_len=256, **given)
+        model = made.model_config
+        assert (model.quantization, model.served_model_name) == ("gguf", str(path))
+        assert model.try_get_generation_config()["eos_token_id"] == [1, 4]
+        assert (model.tokenizer == theirs) == ("tokenizer" in given)
+
+
+def test_a_model_whose_tokenizer_makes_no_sense_is_refused(tmp_path: Path) -> None:
+    path = gguf_models.make("Q8_0", tmp_path)
+    renamed = path.read_bytes().replace(b"tokenizer.ggml.merges", b"tokenizer.ggml.mergez")
+    path.write_bytes(renamed)
+    refused = loading.refused(path)
+    assert refused.reason == "invalid_checkpoint"
+    assert f"The tokenizer in `{path}` makes no sense" in refused.message
+    loading.configure(path, max_model_len=256, tokenizer=str(MODELS / "demo"))
 
 
 class Unfolded(Method):
