@@ -18,6 +18,7 @@ import vllm_bridge
 from conftest import MODELS
 from vllm_bridge import memory, params, versions
 from vllm_bridge.checkpoints.checkpoint import Checkpoint
+from vllm_bridge.engine import config
 from vllm_bridge.engine.plan import Plan, plan
 from vllm_bridge.errors import BridgeError
 
@@ -141,6 +142,24 @@ def test_the_hub_is_announced(monkeypatch: pytest.MonkeyPatch) -> None:
     assert made.checkpoint.config["model_type"] == "llama"
     plan(DEMO, {}, phases.append)
     assert phases == ["hub"]
+
+
+@pytest.mark.parametrize(
+    ("options", "offline"),
+    [
+        ({}, True),
+        ({"tokenizer": DEMO, "hf_config_path": DEMO}, True),
+        ({"tokenizer": "nobody/nothing"}, False),
+        ({"hf_config_path": "nobody/nothing"}, False),
+    ],
+)
+def test_the_hub_is_asked_for_what_is_there_and_for_nothing_else(
+    monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], offline: bool
+) -> None:
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    with config.offline(plan(DEMO, options)):
+        assert ("HF_HUB_OFFLINE" in os.environ) == offline
+    assert "HF_HUB_OFFLINE" not in os.environ
 
 
 def test_the_names_of_options_are_those_of_vllm() -> None:

@@ -11,6 +11,9 @@ from vllm_bridge.engine.plan import Plan
 from vllm_bridge.params import engine_options
 from vllm_bridge.quantization import kv_cache, naming, online, preflight, registry
 
+# Options that name what may be on the hub although the model is not.
+_ELSEWHERE = ("tokenizer", "hf_config_path")
+
 
 class Config(NamedTuple):
     """What an engine is made of.
@@ -71,13 +74,19 @@ def _prepared(plan: Plan, arguments: dict[str, Any]) -> str:
 
 @contextlib.contextmanager
 def offline(plan: Plan) -> Iterator[None]:
-    """Keeps a model of a local folder from being looked up on the hub while it is loaded.
+    """Keeps a model of a local folder from being looked up on the hub while it is loaded, unless a
+    part of it is there.
 
     Without it, transformers and vLLM ask the hub for files of the folder's name, which takes
     seconds where there is no network. vLLM's processes inherit it. What is loaded later, an
     adapter from the hub, is not touched.
     """
-    if plan.checkpoint.folder is None or "HF_HUB_OFFLINE" in os.environ:
+    elsewhere = [found for name in _ELSEWHERE if isinstance(found := plan.options.get(name), str)]
+    if (
+        plan.checkpoint.folder is None
+        or "HF_HUB_OFFLINE" in os.environ
+        or not all(map(os.path.exists, elsewhere))
+    ):
         yield
         return
     os.environ["HF_HUB_OFFLINE"] = "1"
