@@ -50,6 +50,8 @@ ROWS = {
     "hqq": ("HQQ, 4 bits in groups of 64", "hqq"),
     "hqq-qmodel": ("HQQ, 3 bits across rows, scales quantized too (`qmodel.pt`)", "hqq"),
     "hqq-online": ('HQQ, online (`quantization: "hqq"`)', "hqq"),
+    "squeezellm": ("SqueezeLLM, 4 bits", "squeezellm"),
+    "squeezellm-sparse": ("SqueezeLLM, 3 bits, dense-and-sparse", "squeezellm"),
     "experts-fp8-tensor": ("experts, FP8 per tensor", "fp8"),
     "experts-fp8-qwen": ("experts, FP8 per block", "fp8"),
     "experts-fp8-channel": ("experts, compressed-tensors FP8 per channel", "compressed-tensors"),

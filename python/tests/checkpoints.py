@@ -252,6 +252,14 @@ def _wide(layer: Callable[[int, int], Tensors]) -> Tensors:
     return tensors
 
 
+def _make_squeezellm(folder: Path, is_sparse: bool) -> Path:
+    import squeezellm_models  # needs this module
+
+    return (
+        squeezellm_models.make_sparse(folder) if is_sparse else squeezellm_models.make_dense(folder)
+    )
+
+
 MAKERS: dict[str, Callable[[Path], Path]] = {
     "fp8-tensor": _make_fp8,
     "fp8-block": lambda folder: _make_fp8(folder, BLOCK),
@@ -260,6 +268,8 @@ MAKERS: dict[str, Callable[[Path], Path]] = {
     "bnb-fp4": lambda folder: _make_bitsandbytes(folder, "fp4"),
     "bnb-nf4-double": lambda folder: _make_bitsandbytes(folder, "nf4", double=True),
     "bnb-int8": lambda folder: _make_bitsandbytes(folder, "int8"),
+    "squeezellm": lambda folder: _make_squeezellm(folder, is_sparse=False),
+    "squeezellm-sparse": lambda folder: _make_squeezellm(folder, is_sparse=True),
     "wide": _make_wide,
     "wide-awq": _make_wide_awq,
 }

@@ -42,6 +42,7 @@ import checkpoints
 import emulation
 import fp8_models
 import mixtures
+import squeezellm_models
 import weighing
 from checkpoints import MODELS, Tensors
 from vllm_bridge import defaults, quantization
@@ -459,6 +460,10 @@ STORED = (
     _stored("bnb-int8", "bitsandbytes", emulation.llm_int8),
     _stored("hqq", "hqq"),
     _stored("hqq-qmodel", "hqq"),
+    *(
+        dataclasses.replace(_stored(name, "squeezellm"), reference=squeezellm_models.unpack)
+        for name in ("squeezellm", "squeezellm-sparse")
+    ),
 )
 
 # Of the demo model itself, quantized while it is loaded.
@@ -486,7 +491,7 @@ ADAPTED = tuple(
     if one.name
     in (
         *("demo-awq", "demo-gptq", "gptq-w3", "gptq-w4-asym-act", "w4a16", "bnb-nf4"),
-        *("hqq", "hqq-qmodel"),
+        *("hqq", "hqq-qmodel", "squeezellm", "squeezellm-sparse"),
     )
 )
 

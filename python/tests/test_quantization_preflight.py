@@ -208,7 +208,6 @@ def test_a_look_that_fails_keeps_no_model_from_loading(monkeypatch: pytest.Monke
     ("settings", "words"),
     [
         ({"checkpoint_format": "gptq_p"}, "gptq_p"),
-        ({"quant_method": "squeezellm"}, "quantized with squeezellm"),
         ({"quant_method": "something-new"}, "quantized with something-new"),
     ],
 )

@@ -14,6 +14,7 @@ from torch.nn import Parameter
 from vllm.model_executor.layers.linear import LinearBase, LinearMethodBase, UnquantizedLinearMethod
 from vllm.model_executor.layers.quantization.base_config import QuantizationConfig
 from vllm.model_executor.models.utils import WeightsMapper
+from vllm.platforms import current_platform
 
 from vllm_bridge.quantization.hqq import settings as configs
 from vllm_bridge.quantization.hqq.quantize import quantize
@@ -26,7 +27,7 @@ from vllm_bridge.quantization.hqq.stored import (
     scales_shape,
     stored,
 )
-from vllm_bridge.quantization.packed import grouped, shards
+from vllm_bridge.quantization.packed import grouped, native, shards
 
 # What a checkpoint has of a matrix, and what else it has there, which its config says as well.
 TENSORS = ("W_q", "scale", "zero")
@@ -88,6 +89,10 @@ class HQQConfig(QuantizationConfig):  # type: ignore[misc]
 class HQQLinear(LinearMethodBase):  # type: ignore[misc]
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
+
+    @property
+    def kernel_name(self) -> str:
+        return native.kernel() if current_platform.is_cpu() else "torch (layer by layer)"
 
     def create_weights(
         self,

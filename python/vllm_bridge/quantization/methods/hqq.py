@@ -124,6 +124,13 @@ class HQQ(Method):
         groups = f"groups of {taken.group_size}" if taken.group_size else "one group for each row"
         return f"integers of {taken.nbits} bits in {groups}, axis {taken.axis}"
 
+    def loaded_note(self, config: Any) -> str | None:
+        from vllm.platforms import current_platform
+
+        from vllm_bridge.quantization.packed import native
+
+        return native.note(current_platform.is_cpu())
+
     def install(self) -> None:
         from vllm.model_executor.layers.quantization import register_quantization_config
 

@@ -108,6 +108,19 @@ def kernel() -> str:
     return "C++ compiled for this CPU" + (" (AVX-512 bfloat16)" if has_vectors() else "")
 
 
+def note(is_cpu: bool) -> str | None:
+    """What users should know of an engine whose layers the kernels compute, or would."""
+    if not is_cpu:
+        return "Weights stay packed; torch dequantizes them layer by layer for each product."
+    if library() is None:
+        return (
+            "Weights stay packed, and torch dequantizes them for each product. With a C++ compiler "
+            "(`g++`) products are computed several times as fast: install one, and start the "
+            "engine again."
+        )
+    return None
+
+
 def has_vectors() -> bool:
     """Whether the kernels have what makes them several times as fast as bfloat16."""
     loaded = library()

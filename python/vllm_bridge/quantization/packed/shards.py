@@ -61,9 +61,13 @@ class Shards:
             yield number, slice(first, first + count)
             start += count * ranks
 
+    def first_row(self, number: int) -> int:
+        """Where a matrix begins in the rows of all."""
+        return sum(self._rows[:number])
+
     def of(self, tensor: torch.Tensor, number: int) -> torch.Tensor:
         """The rows of a matrix in a tensor with those of all."""
-        return tensor.narrow(0, sum(self._rows[:number]), self._rows[number])
+        return tensor.narrow(0, self.first_row(number), self._rows[number])
 
     def _ranks(self, number: int) -> int:
         """Among how many ranks a matrix is divided by rows. Where there are more ranks than heads,
