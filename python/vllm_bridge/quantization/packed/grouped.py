@@ -10,6 +10,8 @@ computed in float32 and rounded to the dtype that is asked for. ``R`` is the num
 groups run along them; it is less, and ``g`` is 1, where they run across.
 """
 
+import math
+
 import torch
 
 from vllm_bridge.quantization.packed import native, strips
@@ -26,25 +28,36 @@ def pack(integers: torch.Tensor, bits: int) -> torch.Tensor:
         uint8: rows times ``ceil(columns * bits / 8)``
     """
     rows, columns = integers.shape
-    size = _bytes(columns, bits)
-    packed = torch.empty((rows, size), dtype=torch.uint8, device=integers.device)
-    # Eight integers fill whole bytes.
+    count = _filling(bits)
+    step = count * bits // 8
+    packed = torch.empty(
+        (rows, -(-columns // count) * step), dtype=torch.uint8, device=integers.device
+    )
+    # By the places in a word: a few operations on whole rows, in small integers.
     for part in strips.of(rows, columns):
-        eights = torch.nn.functional.pad(integers[part].long(), (0, -columns % 8)).unflatten(
-            1, (-1, 8)
-        )
-        numbers = (eights << _shifts(bits, 8, integers.device)).sum(-1, keepdim=True)
-        every = (numbers >> _shifts(8, bits, integers.device)).to(torch.uint8)
-        packed[part] = every.flatten(1)[:, :size]
-    return packed
+        numbers = torch.nn.functional.pad(integers[part].to(_word(bits)), (0, -columns % count))
+        words = numbers[:, ::count].clone()
+        for place in range(1, count):
+            words |= numbers[:, place::count] << place * bits
+        for byte in range(step):
+            packed[part, byte::step] = (words >> 8 * byte).to(torch.uint8)
+    return packed[:, : _bytes(columns, bits)].contiguous()
 
 
 def unpack(packed: torch.Tensor, bits: int, columns: int) -> torch.Tensor:
     """The integers of ``pack``, as uint8: rows times ``columns``."""
-    rows = torch.nn.functional.pad(packed, (0, -packed.shape[1] % bits)).unflatten(1, (-1, bits))
-    numbers = (rows.long() << _shifts(8, bits, packed.device)).sum(-1, keepdim=True)
-    eights = (numbers >> _shifts(bits, 8, packed.device)) & (2**bits - 1)
-    return eights.to(torch.uint8).flatten(1)[:, :columns]
+    count = _filling(bits)
+    step = count * bits // 8
+    octets = torch.nn.functional.pad(packed, (0, -packed.shape[1] % step)).to(_word(bits))
+    words = octets[:, ::step].clone()
+    for byte in range(1, step):
+        words |= octets[:, byte::step] << 8 * byte
+    integers = torch.empty(
+        (len(packed), words.shape[1], count), dtype=torch.uint8, device=packed.device
+    )
+    for place in range(count):
+        integers[:, :, place] = (words >> place * bits) & 2**bits - 1
+    return integers.flatten(1)[:, :columns]
 
 
 def matmul(
@@ -88,8 +101,17 @@ def _bytes(columns: int, bits: int) -> int:
     return (columns * bits + 7) // 8
 
 
-def _shifts(step: int, count: int, device: torch.device) -> torch.Tensor:
-    return torch.arange(0, step * count, step, device=device)
+def _filling(bits: int) -> int:
+    """How many integers fill whole bytes."""
+    return 8 // math.gcd(8, bits)
+
+
+def _word(bits: int) -> torch.dtype:
+    """A type that holds so many."""
+    size = _filling(bits) * bits
+    if size == 8:
+        return torch.uint8
+    return torch.int32 if size < 32 else torch.int64
 
 
 def _matmul(
