@@ -181,17 +181,21 @@ def test_rows_are_laid_out_for_the_kernel_in_the_place_where_they_are() -> None:
     assert sum(sizes.values()) == gate.rows.numel() + up.rows.numel()
 
 
-def test_plain_tensors_beside_packed_ones() -> None:
+@pytest.mark.parametrize("type", ["F16", "BF16", "F32", "MXFP4"])
+def test_tensors_without_a_kernel_beside_packed_ones(type: str) -> None:
+    """Plain ones come as they are, and others as numbers of the dtype that the model computes in,
+    here of 32 bits."""
     from vllm.model_executor.layers.linear import MergedColumnParallelLinear
 
-    gate, up = Matrix("Q4_0", INNER, HIDDEN), Matrix("F16", INNER, HIDDEN)
+    gate, up = Matrix("Q4_0", INNER, HIDDEN), Matrix(type, INNER, HIDDEN)
+    dtype = {"F16": torch.float16, "BF16": torch.bfloat16}.get(type, torch.float32)
     x = inputs(HIDDEN)
     with rank(0, 1):
         layer = MergedColumnParallelLinear(
             HIDDEN, [INNER, INNER], False,
             quant_config=config(gate=gate, up=up), prefix="gate_up", return_bias=False,
         )  # fmt: skip
-        filled(layer, gate=gate.rows, up=up.values.half())
+        filled(layer, gate=gate.rows, up=up.values.to(dtype))
         same(layer(x), torch.cat([x @ gate.values.T, x @ up.values.T], -1))
 
 
@@ -307,6 +311,21 @@ def test_columns_that_cannot_be_divided_are_refused() -> None:
     assert "blocks of 256 (Q4_K)" in caught.value.message
     made._divided = made._divided[1:]
     made.check_ranks(2)
+
+
+def test_layers_without_packed_tensors_are_vllms_own() -> None:
+    from vllm.model_executor.layers.linear import ReplicatedLinear, UnquantizedLinearMethod
+
+    with rank(0, 1):
+        for type in ("F32", "BF16", "MXFP4"):
+            made = config(down=Matrix(type, HIDDEN, INNER))
+            layer = ReplicatedLinear(INNER, HIDDEN, False, quant_config=made, prefix="down")
+            assert isinstance(layer.quant_method, UnquantizedLinearMethod)
+
+
+def test_a_layer_that_the_file_has_a_part_of() -> None:
+    with pytest.raises(ValueError, match=r"no tensor `k\.weight`"):
+        config(q=Matrix("Q8_0", 32, 32))._weights("q.weight", "k.weight")
 
 
 def test_a_layer_whose_columns_are_no_whole_blocks() -> None:

@@ -16,6 +16,8 @@ from test_gguf_config import CASES, Case, metadata, state, tensors
 from vllm_bridge.checkpoints import gguf
 from vllm_bridge.quantization.gguf import kernels
 
+gguf_models = pytest.importorskip("gguf_models", exc_type=ImportError)
+
 Array = npt.NDArray[np.float32]
 
 Q8_0 = reference.GGMLQuantizationType.Q8_0
@@ -42,15 +44,15 @@ def converted(given: Case, name: str, values: Array) -> Array:
     return values
 
 
-def written(given: Case, path: Path, is_quantized: bool) -> gguf.File:
+def written(given: Case, path: Path, type: Any = None) -> gguf.File:
     plain = weights(given)
     data: dict[str, Any] = {}
     infos: dict[str, Info] = {}
     for key, name in tensors(given).items():
         values = converted(given, name, plain[name])
-        is_packed = is_quantized and values.ndim > 1
-        data[key] = quantized(values) if is_packed else values
-        infos[key] = Info(values.shape, "Q8_0" if is_packed else "F32")
+        is_packed = type is not None and values.ndim > 1
+        data[key] = quantized(values, type) if is_packed else values
+        infos[key] = Info(values.shape, type.name if is_packed else "F32")
     write(path, metadata(given), infos)
     file = gguf.read(str(path))
     with path.open("r+b") as opened:
@@ -60,8 +62,8 @@ def written(given: Case, path: Path, is_quantized: bool) -> gguf.File:
     return file
 
 
-def quantized(values: Array) -> npt.NDArray[np.uint8]:
-    return np.asarray(reference.quants.quantize(values, Q8_0))
+def quantized(values: Array, type: Any = Q8_0) -> npt.NDArray[np.uint8]:
+    return np.asarray(reference.quants.quantize(values, type))
 
 
 def each(name: str, values: Any) -> dict[str, torch.Tensor]:
@@ -77,7 +79,7 @@ def test_plain_tensors_are_those_of_the_model(name: str, tmp_path: Path) -> None
     from vllm_bridge.quantization.gguf import loader
 
     given = CASES[name]
-    file = written(given, tmp_path / "m.gguf", is_quantized=False)
+    file = written(given, tmp_path / "m.gguf")
     found = dict(loader.tensors(file, set(), torch.bfloat16))
     expected: dict[str, torch.Tensor] = {}
     for key, values in weights(given).items():
@@ -96,7 +98,7 @@ def test_packed_rows_are_those_of_the_model(name: str, tmp_path: Path) -> None:
     from vllm_bridge.quantization.gguf import loader
 
     given = CASES[name]
-    file = written(given, tmp_path / "m.gguf", is_quantized=True)
+    file = written(given, tmp_path / "m.gguf", Q8_0)
     matrices = {key: values for key, values in weights(given).items() if values.ndim > 1}
     packed = dict(loader.tensors(file, set(matrices), torch.bfloat16))
     plain = dict(loader.tensors(file, set(), torch.bfloat16))
@@ -106,3 +108,29 @@ def test_packed_rows_are_those_of_the_model(name: str, tmp_path: Path) -> None:
             assert torch.equal(packed[one], rows), one
             numbers = kernels.dequantize(rows, Q8_0, torch.bfloat16)
             assert torch.equal(plain[one], numbers), one
+
+
+def test_types_without_a_kernel_are_dequantized_while_they_are_read(tmp_path: Path) -> None:
+    from vllm_bridge.quantization.gguf import loader
+
+    given, type = CASES["llama"], reference.GGMLQuantizationType.MXFP4
+    file = written(given, tmp_path / "m.gguf", type)
+    matrices = {key: values for key, values in weights(given).items() if values.ndim > 1}
+    found = dict(loader.tensors(file, set(matrices), torch.bfloat16))
+    for key, values in matrices.items():
+        expected = reference.quants.dequantize(quantized(values, type), type)
+        assert torch.equal(found[key], torch.from_numpy(expected).bfloat16()), key
+
+
+def test_a_file_in_parts_is_one(tmp_path: Path) -> None:
+    from vllm_bridge.quantization.gguf import loader
+
+    folder = tmp_path / "parts"
+    whole = gguf_models.write(gguf_models.demo(), "Q4_0", tmp_path)
+    first = gguf_models.write(gguf_models.demo(), "Q4_0", folder, parts=3)
+    assert len(list(folder.iterdir())) == 3
+    for path in (first, whole):
+        found = dict(loader.tensors(gguf.read(str(path)), set(), torch.float32))
+        expected = gguf_models.unpack(whole)
+        assert found.keys() == expected.keys()
+        assert all(torch.equal(values, expected[name]) for name, values in found.items())
