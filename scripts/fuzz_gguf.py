@@ -150,9 +150,9 @@ def outcome(path: Path) -> str:
         found = "a model"
     except BridgeError as error:
         found = error.reason
-        error.message.encode()
-        if len(error.message) > LONGEST_MESSAGE:
-            raise AssertionError(f"a message of {len(error.message)} characters") from error
+        said = f"{error.message}{error.details}".encode()
+        if len(said) > LONGEST_MESSAGE:
+            raise AssertionError(f"a message of {len(said)} bytes") from error
     if (seconds := time.process_time() - start) > SECONDS:
         raise AssertionError(f"it took {seconds:.1f} s")
     return found
@@ -214,7 +214,7 @@ def made(folder: Path) -> list[Path]:
     for name in "abc":
         (folder / name).mkdir()
     done = subprocess.run(
-        [sys.executable, "-c", script, str(folder)],
+        [sys.executable, "-P", "-c", script, str(folder)],
         env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path[:2])},
         stdout=subprocess.PIPE,
         text=True,

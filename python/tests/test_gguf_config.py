@@ -415,6 +415,8 @@ def test_an_architecture_that_is_not_known_is_told_with_those_that_are(tmp_path:
     assert set(error.details["allowed"]) == set(gguf_config.architectures())
     for architecture in gguf_config.architectures():
         assert architecture in error.message
+    error = refused(raw.write_llama(tmp_path / "m.gguf", general__architecture="x" * 100_000))
+    assert len(f"{error.message}{error.details}") < 1500
 
 
 WRONG: dict[str, tuple[dict[str, Any], str]] = {

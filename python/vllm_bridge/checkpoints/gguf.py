@@ -226,7 +226,7 @@ def _parse(path: str, reader: "_Reader") -> File:
     for _ in range(value_count):
         key = reader.string("a key", _MAX_KEY)
         if key in metadata:
-            raise _DamagedError(f"it has the key `{key}` twice", key=key)
+            raise _DamagedError(f"it has the key `{_short(key)}` twice", key=_short(key))
         metadata[key] = _read_value(reader, key)
     infos = list(_read_infos(reader, tensor_count))
     alignment = _alignment(metadata)

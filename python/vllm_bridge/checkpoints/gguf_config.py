@@ -83,7 +83,7 @@ class _Model:
             f"`{self.file.path}` is of the architecture {found:.64}, which is not read from GGUF "
             f"files here. These are: {', '.join(_ARCHITECTURES)}. Use the model in the form that "
             "Hugging Face has it in.",
-            {"file": self.file.path, "architecture": found, "allowed": list(_ARCHITECTURES)},
+            {"file": self.file.path, "architecture": found[:64], "allowed": list(_ARCHITECTURES)},
         )
 
     def _layers(self) -> int:
