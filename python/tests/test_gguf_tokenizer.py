@@ -153,7 +153,9 @@ def test_chat_templates_are_taken_over_by_their_names() -> None:
         ("sentencepiece", {"scores": None}, "it has no `tokenizer.ggml.scores`"),
         ("sentencepiece", {"scores": [0.5]}, "and 1 `tokenizer.ggml.scores`"),
         ("unigram", {"unknown_token_id": 100_000}, "`tokenizer.ggml.unknown_token_id` is 100000"),
-        ("unigram", {"precompiled_charsmap": [1, 2, 3]}, "makes no sense"),
+        ("unigram", {"precompiled_charsmap": [1, 2, 3]}, "precompiled_charsmap` is cut short"),
+        ("unigram", {"precompiled_charsmap": 7}, "`tokenizer.ggml.precompiled_charsmap` are not"),
+        ("demo", {"pre": ["qwen2"]}, "it has no `tokenizer.ggml.pre`"),
         ("demo", {"tokenizer.chat_template": "{% if %}"}, "(`tokenizer.chat_template`)"),
     ],
 )
@@ -165,6 +167,15 @@ def test_a_tokenizer_that_makes_no_sense_is_refused(
     assert refused.value.reason == "invalid_checkpoint"
     assert words in refused.value.message
     assert "by the option `tokenizer`" in refused.value.message
+
+
+def test_types_and_scores_of_tokens_that_there_are_not_are_left_out() -> None:
+    said = metadata("sentencepiece")
+    longer = {
+        f"tokenizer.ggml.{key}": [*said[f"tokenizer.ggml.{key}"], 1]
+        for key in ("scores", "token_type")
+    }
+    assert tokenizer.files("a.gguf", said | longer) == tokenizer.files("a.gguf", said)
 
 
 @pytest.mark.parametrize(

@@ -111,10 +111,10 @@ class _Built(NamedTuple):
 
 def _byte_level(vocabulary: Vocabulary) -> _Built:
     """BPE of bytes: GPT-2's and most of those since."""
-    name = vocabulary.value("pre") or "default"
+    name = vocabulary.pre_tokenizer
     pre_tokenizer = PRE_TOKENIZERS.get(name)
     if pre_tokenizer is None:
-        raise _unsupported(vocabulary.path, "pre-tokenizer", str(name), PRE_TOKENIZERS)
+        raise _unsupported(vocabulary.path, "pre-tokenizer", name, PRE_TOKENIZERS)
     byte_level = {
         "type": "ByteLevel",
         "add_prefix_space": False,
@@ -171,8 +171,8 @@ def _unigram(vocabulary: Vocabulary) -> _Built:
     merged = vocabulary.flag("remove_extra_whitespaces", False)
     prefixed = merged or vocabulary.flag("add_space_prefix", False)
     normalizer: list[dict[str, Any]] = []
-    if (charsmap := vocabulary.value("precompiled_charsmap")) is not None:
-        encoded = base64.b64encode(bytes(value & 0xFF for value in charsmap)).decode("ascii")
+    if (charsmap := vocabulary.charsmap) is not None:
+        encoded = base64.b64encode(charsmap).decode("ascii")
         normalizer.append({"type": "Precompiled", "precompiled_charsmap": encoded})
     if merged:
         normalizer.append(_replace(r"\A +| +\z", "", "Regex"))
@@ -183,7 +183,7 @@ def _unigram(vocabulary: Vocabulary) -> _Built:
         model={
             "type": "Unigram",
             "unk_id": unknown,
-            "vocab": list(zip(vocabulary.tokens, vocabulary.scores, strict=False)),
+            "vocab": list(zip(vocabulary.tokens, vocabulary.scores, strict=True)),
             "byte_fallback": False,
         },
         normalizer=_sequence("normalizers", *normalizer, _replace(" ", _SPACE)),
@@ -268,7 +268,7 @@ def _implied_merges(vocabulary: Vocabulary) -> Iterator[tuple[str, str]]:
 
 def _added_tokens(vocabulary: Vocabulary) -> Iterator[dict[str, Any]]:
     """The tokens that are found in a text as they are, before anything else."""
-    for number, (token, kind) in enumerate(zip(vocabulary.tokens, vocabulary.types, strict=False)):
+    for number, (token, kind) in enumerate(zip(vocabulary.tokens, vocabulary.types, strict=True)):
         if kind in (Type.UNKNOWN, Type.CONTROL, Type.USER_DEFINED):
             strips = vocabulary.strips_after_special and token not in (
                 "<unk>", "<s>", "<|endoftext|>",

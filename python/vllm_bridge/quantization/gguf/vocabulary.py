@@ -85,8 +85,8 @@ class Vocabulary:
             raise self.invalid(f"the token {twice!r} is there twice")
         self.types = self._types()
 
-    def _named(self, key: str) -> str:
-        found = self._metadata.get(PREFIX + key)
+    def _named(self, key: str, default: str | None = None) -> str:
+        found = self._metadata.get(PREFIX + key, default)
         if not isinstance(found, str):
             raise self.invalid(f"it has no `{PREFIX}{key}`")
         return found
@@ -102,9 +102,11 @@ class Vocabulary:
 
     def _of_each_token(self, key: str) -> Sequence[Any] | None:
         found = self._array(key, (int, float))
-        if found is not None and len(found) < len(self.tokens):
+        if found is None:
+            return None
+        if len(found) < len(self.tokens):
             raise self.invalid(f"it has {len(self.tokens)} tokens and {len(found)} `{PREFIX}{key}`")
-        return found
+        return found[: len(self.tokens)]
 
     def _types(self) -> list[int]:
         found = self._of_each_token("token_type")
@@ -150,8 +152,27 @@ class Vocabulary:
         found = self._metadata.get(PREFIX + key, default)
         return found if isinstance(found, bool) else default
 
-    def value(self, key: str) -> Any:
-        return self._metadata.get(PREFIX + key)
+    @property
+    def pre_tokenizer(self) -> str:
+        """What llama.cpp calls the way to cut words."""
+        return self._named("pre", "default")
+
+    @property
+    def charsmap(self) -> bytes | None:
+        """What SentencePiece replaces in a text, as it has it; None where that is nothing.
+
+        Raises:
+            BridgeError: ``invalid_checkpoint`` where it is not what it says
+        """
+        found = self._array("precompiled_charsmap", int)
+        if found is None:
+            return None
+        charsmap = bytes(value & 0xFF for value in found)
+        # A trie, after its length, and the texts that it leads to.
+        length = int.from_bytes(charsmap[:4], "little")
+        if len(charsmap) <= 4 + length or length % 4 or not length or charsmap[-1]:
+            raise self.invalid(f"its `{PREFIX}precompiled_charsmap` is cut short")
+        return charsmap
 
     def special(self, name: str) -> int | None:
         """The id of a special token, such as ``bos``; None where there is none.
