@@ -41,6 +41,8 @@ KERNEL = (0.4, 0.01)
 # Where groups are small, those of few bits take as much as one more bit would.
 TWO_BITS, THREE_BITS = 0.2, 0.23
 FOUR_BITS = 0.3
+# Rows are so short here that tables take as much as a fifth of what is in them.
+WITH_TABLES = {"squeezellm": (0.25, 0.31), "squeezellm-sparse": (0.1875, 0.27)}
 EIGHT_BITS = 0.53
 SIXTEEN_BITS = 1.02
 # What a process may take or let go while it loads, in bytes.
@@ -143,7 +145,10 @@ def test_its_layers_take_as_little_memory_as_its_bits(
     result = measured(results, name)
     weight, plain = result["weight"], result["bf16_weight"]
     share = weight["linear"] / plain["linear"]
-    if name in IN_THREE_BITS:
+    if name in WITH_TABLES:
+        least, most = WITH_TABLES[name]
+        assert least < share < most
+    elif name in IN_THREE_BITS:
         assert 0.1875 < share < THREE_BITS
     elif name in IN_FOUR_BITS:
         assert 0.25 < share < FOUR_BITS

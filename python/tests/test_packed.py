@@ -169,7 +169,7 @@ def test_compiled_graphs_take_the_operations_as_they_are() -> None:
     for name, arguments in (
         ("packed_grouped_matmul", (x, packed, scales, zeros, 3)),
         ("packed_grouped_dequantize", (packed, scales, zeros, 3, 64, bfloat16)),
-        ("packed_tables_matmul", (x, packed, values, 3)),
+        ("packed_tables_matmul", (x, packed, values, 3, None, None, None)),
         ("packed_tables_dequantize", (packed, values, 3, 64, bfloat16)),
     ):
         torch.library.opcheck(getattr(torch.ops.vllm_bridge, name).default, arguments)

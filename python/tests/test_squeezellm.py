@@ -14,7 +14,7 @@ from checkpoints import DEMO, WEIGHTS
 from vllm_bridge import quantization
 from vllm_bridge.checkpoints.models import check_model
 from vllm_bridge.errors import BridgeError
-from vllm_bridge.quantization.packed import sparse
+from vllm_bridge.quantization.packed import grouped, native, sparse, tables
 from vllm_bridge.quantization.packed.shards import Shards
 
 LAYER = "model.layers.1.mlp.down_proj"
@@ -103,16 +103,33 @@ def test_ranks_that_have_columns_add_up(bits: int, monkeypatch: pytest.MonkeyPat
     torch.testing.assert_close(total, x @ weight.T)
 
 
-def test_a_product_with_what_is_sparse() -> None:
-    rows, columns = torch.tensor([2, 0, 2, 2]), torch.tensor([1, 3, 0, 1])
-    values = torch.tensor([1.0, 2.0, 3.0, 4.0])
-    starts, places, kept = sparse.compress(rows, columns, values, 4)
-    assert starts.tolist() == [0, 1, 1, 4, 4]
-    dense = torch.zeros(4, 5).index_put_((rows, columns), values, accumulate=True)
-    for x in (torch.randn(5), torch.randn(3, 5), torch.randn(2, 3, 5).bfloat16()):
-        product = sparse.matmul(x, starts, places, kept)
-        assert product.dtype == torch.float32
-        torch.testing.assert_close(product, x.float() @ dense.T)
+@pytest.mark.parametrize("bits", [3, 4])
+@pytest.mark.parametrize("tokens", [1, 7, 70])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("is_compiled", [False, True])
+def test_a_product_is_rounded_once(
+    bits: int, tokens: int, dtype: torch.dtype, is_compiled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is sparse is a part of the weights, and not a number added to a rounded product."""
+    if not is_compiled:
+        monkeypatch.setattr(native, "library", lambda: None)
+    generator = torch.Generator().manual_seed(7)
+    integers = torch.randint(0, 2**bits, (48, 64), generator=generator)
+    table = torch.randn(48, 2**bits, generator=generator).to(dtype)
+    rows, columns = torch.tensor([2, 0, 2, 47, 2]), torch.tensor([1, 3, 0, 63, 1])
+    # So large that a product of the rest would lose all its digits before they are added.
+    values = torch.tensor([1.0, 2048.0, -2048.0, 1024.0, 3.0])
+    added = sparse.compress(rows, columns, values, (48, 64))
+    assert added.starts[:4].tolist() == [0, 1, 1, 3]
+    weight = table.float().gather(1, integers)
+    weight.index_put_((rows, columns), values, accumulate=True)
+    x = torch.randn(tokens, 64, generator=generator).to(dtype)
+    product = tables.matmul(x, grouped.pack(integers, bits), table, bits, added)
+    # The weights themselves are rounded where a strip of them is made.
+    made = weight.to(dtype if tokens > native.FEW_TOKENS or not is_compiled else torch.float32)
+    expected = x.double() @ made.double().T
+    # What is left of the sums' own rounding, in float32.
+    torch.testing.assert_close(product.double(), expected.to(dtype).double(), rtol=0.004, atol=1e-3)
 
 
 def test_a_sparse_part_without_its_values() -> None:

@@ -518,8 +518,10 @@ float multiply_spread(const Weights& weights, int64_t n, const bfloat16* x) {
 }
 #endif
 
+// `added`, where there is any, is added before sums are rounded.
 template <int BITS, class T, class Weights>
-void matmul(const Weights& weights, const T* x, int64_t tokens, T* out, int threads) {
+void matmul(const Weights& weights, const T* x, int64_t tokens, T* out, const float* added,
+            int threads) {
   using Number = typename Product<T>::Number;
   constexpr int64_t LANES = Product<T>::LANES;
   const int64_t rows = weights.rows, columns = weights.columns, stride = padded(columns);
@@ -554,7 +556,8 @@ void matmul(const Weights& weights, const T* x, int64_t tokens, T* out, int thre
         if (is_spread && tokens == 1) {
           for (int64_t r = 0; r < height; ++r) {
             const int64_t n = weights.ordered(first + r);
-            out[n] = from_float<T>(multiply_spread(weights, n, numbers));
+            const float sum = multiply_spread(weights, n, numbers);
+            out[n] = from_float<T>(added ? sum + added[n] : sum);
           }
           continue;
         }
@@ -587,8 +590,10 @@ void matmul(const Weights& weights, const T* x, int64_t tokens, T* out, int thre
       }
       for (int64_t r = 0; r < height; ++r) {
         const int64_t n = weights.ordered(first + r);
-        for (int64_t t = 0; t < tokens; ++t)
-          out[t * rows + n] = from_float<T>(Product<T>::total(sums + (r * tokens + t) * LANES));
+        for (int64_t t = 0; t < tokens; ++t) {
+          const float sum = Product<T>::total(sums + (r * tokens + t) * LANES);
+          out[t * rows + n] = from_float<T>(added ? sum + added[t * rows + n] : sum);
+        }
       }
     }
     std::free(sums);
@@ -641,11 +646,11 @@ void of_type(Type type, void* out, const Call& call) {
 
 template <class Weights>
 void matmul_of(const Weights& weights, int64_t bits, const void* x, int64_t tokens, Type type,
-               void* out, int64_t threads) {
+               void* out, const float* added, int64_t threads) {
   of_bits(bits, [&](auto count) {
     of_type(type, out, [&](auto* to) {
       matmul<decltype(count)::value>(weights, static_cast<decltype(to)>(const_cast<void*>(x)),
-                                     tokens, to, threads);
+                                     tokens, to, added, threads);
     });
   });
 }
@@ -673,8 +678,8 @@ int64_t has_vectors() {
 }
 
 void grouped_matmul(const Grouped* weights, int64_t bits, const void* x, int64_t tokens, Type type,
-                    void* out, int64_t threads) {
-  matmul_of(*weights, bits, x, tokens, type, out, threads);
+                    void* out, const float* added, int64_t threads) {
+  matmul_of(*weights, bits, x, tokens, type, out, added, threads);
 }
 
 void grouped_dequantize(const Grouped* weights, int64_t bits, int64_t first, int64_t last,
@@ -683,8 +688,8 @@ void grouped_dequantize(const Grouped* weights, int64_t bits, int64_t first, int
 }
 
 void tables_matmul(const Tables* weights, int64_t bits, const void* x, int64_t tokens, Type type,
-                   void* out, int64_t threads) {
-  matmul_of(*weights, bits, x, tokens, type, out, threads);
+                   void* out, const float* added, int64_t threads) {
+  matmul_of(*weights, bits, x, tokens, type, out, added, threads);
 }
 
 void tables_dequantize(const Tables* weights, int64_t bits, int64_t first, int64_t last, Type type,

@@ -72,11 +72,15 @@ class Weights:
         # Pointers and `int64_t` alike take 8 bytes.
         self._fields = (ctypes.c_int64 * len(numbers))(*numbers)
 
-    def matmul(self, x: torch.Tensor) -> torch.Tensor:
+    def matmul(self, x: torch.Tensor, added: torch.Tensor | None = None) -> torch.Tensor:
+        """The product, and something that is added to it, in float32, before it is rounded."""
         x = x.contiguous()
+        if added is not None:
+            added = added.contiguous()
         product = x.new_empty((*x.shape[:-1], self._tensors[0].shape[0]))
         tokens = x.numel() // self._columns
-        self._call("matmul", x.data_ptr(), tokens, _TYPES[x.dtype], product.data_ptr())
+        sums = None if added is None else added.data_ptr()
+        self._call("matmul", x.data_ptr(), tokens, _TYPES[x.dtype], product.data_ptr(), sums)
         return product
 
     def rows(self, rows: slice, dtype: torch.dtype) -> torch.Tensor:
@@ -85,7 +89,7 @@ class Weights:
         self._call("dequantize", rows.start, rows.stop, _TYPES[dtype], plain.data_ptr())
         return plain
 
-    def _call(self, name: str, *arguments: int) -> None:
+    def _call(self, name: str, *arguments: int | None) -> None:
         function = getattr(library(), f"{self._kind}_{name}")
         function(self._fields, self._bits, *arguments, torch.get_num_threads())
 
@@ -197,7 +201,8 @@ def _load(path: Path) -> ctypes.CDLL:
     integer, pointer = ctypes.c_int64, ctypes.c_void_p
     for kind in ("grouped", "tables"):
         matmul: Any = getattr(loaded, f"{kind}_matmul")
-        matmul.argtypes = (pointer, integer, pointer, integer, integer, pointer, integer)
+        numbers = (pointer, integer, pointer, integer, integer)
+        matmul.argtypes = (*numbers, pointer, pointer, integer)
         dequantize: Any = getattr(loaded, f"{kind}_dequantize")
         dequantize.argtypes = (pointer, integer, integer, integer, integer, pointer, integer)
         matmul.restype = dequantize.restype = None

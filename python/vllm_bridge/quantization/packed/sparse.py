@@ -1,61 +1,53 @@
-"""Products with the few weights of a layer that are kept as they are, by their rows and columns.
-
-They are compressed by rows: entries ``starts[n]`` to ``starts[n + 1]`` are those of row ``n``.
-"""
+"""The few weights of a layer that are added to those that are packed, by their rows and columns."""
 
 import warnings
+from typing import NamedTuple
 
 import torch
-
-from vllm_bridge.quantization.packed import strips
 
 # What is used of them here, a product, has been the same for years.
 warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta state")
 
 
-def compress(
-    rows: torch.Tensor, columns: torch.Tensor, values: torch.Tensor, count: int
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Entries in any order, of which several may be in one place, as ``starts``, ``columns`` and
-    ``values`` of ``matmul``.
+class Sparse(NamedTuple):
+    """Weights compressed by rows.
 
     Args:
-        count: of the rows that there are
-    """
-    order = torch.argsort(rows, stable=True)
-    starts = torch.zeros(count + 1, dtype=torch.int32, device=rows.device)
-    starts[1:] = torch.bincount(rows, minlength=count).cumsum(0)
-    return starts, columns[order].to(torch.int32), values[order].float()
-
-
-def matmul(
-    x: torch.Tensor, starts: torch.Tensor, columns: torch.Tensor, values: torch.Tensor
-) -> torch.Tensor:
-    """``x`` times the transposed matrix, in float32.
-
-    Args:
-        x: any shape that ends with the number of columns
-        starts: of each row, and the end of the last one; int32
+        starts: ``starts[n]`` to ``starts[n + 1]`` are the entries of row ``n``; int32
         columns: of each entry; int32
         values: of each entry; float32
     """
-    product: torch.Tensor = torch.ops.vllm_bridge.packed_sparse_matmul(x, starts, columns, values)
-    return product
+
+    starts: torch.Tensor
+    columns: torch.Tensor
+    values: torch.Tensor
 
 
-def _matmul(
-    x: torch.Tensor, starts: torch.Tensor, columns: torch.Tensor, values: torch.Tensor
-) -> torch.Tensor:
-    rows = x.reshape(-1, x.shape[-1]).float()
-    shape = (len(starts) - 1, x.shape[-1])
-    matrix = torch.sparse_csr_tensor(starts, columns, values, shape, check_invariants=False)
-    return (matrix @ rows.T).T.reshape(*x.shape[:-1], shape[0])
+def compress(
+    rows: torch.Tensor, columns: torch.Tensor, values: torch.Tensor, shape: tuple[int, int]
+) -> Sparse:
+    """Entries in any order. Those in one place are added to each other."""
+    places = torch.stack([rows, columns])
+    given = torch.sparse_coo_tensor(places, values.float(), shape, check_invariants=True)
+    made = given.coalesce().to_sparse_csr()
+    return Sparse(made.crow_indices().int(), made.col_indices().int(), made.values())
 
 
-strips.operation(
-    "packed_sparse_matmul(Tensor x, Tensor starts, Tensor columns, Tensor values)",
-    _matmul,
-    lambda x, starts, columns, values: x.new_empty(
-        (*x.shape[:-1], starts.shape[0] - 1), dtype=torch.float32
-    ),
-)
+def matmul(x: torch.Tensor, weights: Sparse) -> torch.Tensor:
+    """``x`` times the transposed weights, in float32."""
+    tokens = x.reshape(-1, x.shape[-1]).float()
+    shape = (len(weights.starts) - 1, x.shape[-1])
+    matrix = torch.sparse_csr_tensor(*weights, shape, check_invariants=False)
+    return (matrix @ tokens.T).T.reshape(*x.shape[:-1], shape[0])
+
+
+def add(plain: torch.Tensor, weights: Sparse, rows: slice) -> torch.Tensor:
+    """Some rows of a layer with what is sparse added to them, in place. Waits for a GPU."""
+    starts = weights.starts[rows.start : rows.stop + 1].long()
+    entries = slice(int(starts[0]), int(starts[-1]))
+    places = (
+        torch.repeat_interleave(torch.arange(len(plain)), starts.diff()),
+        weights.columns[entries].long(),
+    )
+    plain[places] = (plain[places].float() + weights.values[entries]).to(plain.dtype)
+    return plain

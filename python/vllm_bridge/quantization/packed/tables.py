@@ -1,16 +1,23 @@
 """Weights as numbers of entries in a table of values, one table for each row.
 
 Rows are packed as in ``grouped``, and a weight is ``w[n, k] = tables[n, q[n, k]]``, rounded to the
-dtype that is asked for.
+dtype that is asked for. A few weights may have something added to them (``sparse``).
 """
 
 import torch
 
-from vllm_bridge.quantization.packed import native, strips
+from vllm_bridge.quantization.packed import native, sparse, strips
 from vllm_bridge.quantization.packed.grouped import unpack
+from vllm_bridge.quantization.packed.sparse import Sparse
 
 
-def matmul(x: torch.Tensor, packed: torch.Tensor, tables: torch.Tensor, bits: int) -> torch.Tensor:
+def matmul(
+    x: torch.Tensor,
+    packed: torch.Tensor,
+    tables: torch.Tensor,
+    bits: int,
+    added: Sparse | None = None,
+) -> torch.Tensor:
     """``x`` times the transposed weights.
 
     Args:
@@ -18,11 +25,14 @@ def matmul(x: torch.Tensor, packed: torch.Tensor, tables: torch.Tensor, bits: in
         packed: as ``grouped.pack`` has it
         tables: rows times ``2**bits``; float32, bfloat16 or float16
         bits: of a number
+        added: to the weights
 
     Returns:
         the shape of ``x`` with the number of rows in the place of columns, in its dtype
     """
-    product: torch.Tensor = torch.ops.vllm_bridge.packed_tables_matmul(x, packed, tables, bits)
+    product: torch.Tensor = torch.ops.vllm_bridge.packed_tables_matmul(
+        x, packed, tables, bits, *(added or (None, None, None))
+    )
     return product
 
 
@@ -37,18 +47,34 @@ def dequantize(
     return plain
 
 
-def _matmul(x: torch.Tensor, packed: torch.Tensor, tables: torch.Tensor, bits: int) -> torch.Tensor:
-    columns = x.shape[-1]
+def _matmul(
+    x: torch.Tensor,
+    packed: torch.Tensor,
+    tables: torch.Tensor,
+    bits: int,
+    starts: torch.Tensor | None,
+    places: torch.Tensor | None,
+    values: torch.Tensor | None,
+) -> torch.Tensor:
+    added = None
+    if starts is not None and places is not None and values is not None:
+        added = Sparse(starts, places, values)
+    rows, columns = packed.shape[0], x.shape[-1]
     weights = _native(packed, tables, bits, columns, x.dtype)
     if weights is not None and x.numel() <= native.FEW_TOKENS * columns:
-        return weights.matmul(x)
+        return weights.matmul(x, None if added is None else sparse.matmul(x, added))
 
-    def plain(rows: slice) -> torch.Tensor:
+    def plain(strip: slice) -> torch.Tensor:
         if weights is not None:
-            return weights.rows(rows, x.dtype)
-        return _rows(packed, tables, bits, columns, x.dtype, rows)
+            found = weights.rows(strip, x.dtype)
+        else:
+            found = _rows(packed, tables, bits, columns, x.dtype, strip)
+        return found if added is None or not is_cpu else sparse.add(found, added, strip)
 
-    return strips.matmul(x, packed.shape[0], plain)
+    is_cpu = x.device.type == "cpu"
+    product = strips.matmul(x, rows, plain)
+    # A GPU is not waited for.
+    return product if added is None or is_cpu else (product + sparse.matmul(x, added)).to(x.dtype)
 
 
 def _dequantize(
@@ -85,9 +111,10 @@ def _rows(
 
 
 strips.operation(
-    "packed_tables_matmul(Tensor x, Tensor packed, Tensor tables, int bits)",
+    "packed_tables_matmul(Tensor x, Tensor packed, Tensor tables, int bits, Tensor? starts, "
+    "Tensor? places, Tensor? values)",
     _matmul,
-    lambda x, packed, tables, bits: x.new_empty((*x.shape[:-1], packed.shape[0])),
+    lambda x, packed, *_: x.new_empty((*x.shape[:-1], packed.shape[0])),
 )
 strips.operation(
     "packed_tables_dequantize(Tensor packed, Tensor tables, int bits, int columns, "

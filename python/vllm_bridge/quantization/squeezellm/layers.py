@@ -124,15 +124,17 @@ class SqueezeLLMLinear(LinearMethodBase):  # type: ignore[misc]
         layer.has_sparse = bool(parts)
         if parts:
             rows, columns, values = (torch.cat(each) for each in zip(*parts, strict=True))
-            compressed = sparse.compress(rows, columns, values, len(layer.tables))
-            for name, tensor in zip(("starts", "columns", "values"), compressed, strict=True):
+            range_ = layer.shards.column_range
+            shape = (len(layer.tables), range_.stop - range_.start)
+            compressed = sparse.compress(rows, columns, values, shape)
+            for name, tensor in compressed._asdict().items():
                 layer.register_parameter(f"sparse_{name}", Parameter(tensor, False))
 
     def apply(self, layer: Any, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-        product = tables.matmul(x, layer.weight_packed, layer.tables, self._bits)
+        added = None
         if layer.has_sparse:
-            added = sparse.matmul(x, layer.sparse_starts, layer.sparse_columns, layer.sparse_values)
-            product = (product + added).to(x.dtype)
+            added = sparse.Sparse(layer.sparse_starts, layer.sparse_columns, layer.sparse_values)
+        product = tables.matmul(x, layer.weight_packed, layer.tables, self._bits, added)
         return product if bias is None else product + bias
 
 
