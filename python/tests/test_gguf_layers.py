@@ -4,6 +4,7 @@ whole and divided among ranks, against gguf-py's dequantization of the same rows
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -326,6 +327,13 @@ def test_layers_without_packed_tensors_are_vllms_own() -> None:
 def test_a_layer_that_the_file_has_a_part_of() -> None:
     with pytest.raises(ValueError, match=r"no tensor `k\.weight`"):
         config(q=Matrix("Q8_0", 32, 32))._weights("q.weight", "k.weight")
+
+
+def test_a_folder_without_a_file(tmp_path: Path) -> None:
+    from vllm_bridge.quantization.gguf import layers
+
+    with pytest.raises(ValueError, match=r"has no GGUF file.*`draft_load_config`"):
+        layers.read(str(tmp_path))
 
 
 def test_a_layer_whose_columns_are_no_whole_blocks() -> None:

@@ -54,8 +54,19 @@ _DIVIDED = re.compile(r"blk\.\d+\.(attn_output|ffn_down(_exps|_shexp)?)\.weight"
 
 
 def read(folder: str) -> gguf.File:
-    """The GGUF file, whole or in parts, of a folder that was made for vLLM."""
+    """The GGUF file, whole or in parts, of a folder that was made for vLLM.
+
+    Raises:
+        ValueError: where there is none, which is so with a draft model (``speculative_config``):
+            vLLM has the model's loader read it too
+    """
     names = sorted(name for name in os.listdir(folder) if name.endswith(".gguf"))
+    if not names:
+        raise ValueError(
+            f"`{folder}` has no GGUF file. A model beside one from a GGUF file, such as a draft of "
+            "`speculative_config`, is read by the same loader: give `draft_load_config` there, or "
+            "leave the draft out"
+        )
     return gguf.read(os.path.join(folder, names[0]))
 
 
