@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from vllm_bridge.errors import BridgeError
+from vllm_bridge.quantization.methods.gguf import GGUF
 
 HIDDEN, HEADS, KEYS, HEAD, INNER, VOCABULARY = 512, 4, 2, 32, 512, 100
 
@@ -334,6 +335,26 @@ def test_a_folder_without_a_file(tmp_path: Path) -> None:
 
     with pytest.raises(ValueError, match=r"has no GGUF file.*`draft_load_config`"):
         layers.read(str(tmp_path))
+
+
+def test_experts_on_a_gpu_go_without_graphs(monkeypatch: pytest.MonkeyPatch) -> None:
+    from vllm.platforms import current_platform
+
+    def checked(is_moe: bool, enforce_eager: bool) -> None:
+        given = SimpleNamespace(
+            model_config=SimpleNamespace(is_moe=is_moe, enforce_eager=enforce_eager),
+            parallel_config=SimpleNamespace(tensor_parallel_size=1),
+            quant_config=config(),
+        )
+        GGUF().check_layer(given, None)
+
+    checked(is_moe=True, enforce_eager=False)
+    monkeypatch.setattr(current_platform, "is_cpu", lambda: False)
+    checked(is_moe=True, enforce_eager=True)
+    checked(is_moe=False, enforce_eager=False)
+    with pytest.raises(BridgeError, match="Give `enforce_eager: true`") as caught:
+        checked(is_moe=True, enforce_eager=False)
+    assert caught.value.reason == "unsupported_quantization"
 
 
 def test_a_layer_whose_columns_are_no_whole_blocks() -> None:

@@ -69,6 +69,16 @@ class GGUF(Method):
         return unfold(checkpoint, arguments, settings)
 
     def check_layer(self, config: Any, layer: Any) -> None:
+        from vllm.platforms import current_platform
+
+        model = config.model_config
+        if model.is_moe and not (current_platform.is_cpu() or model.enforce_eager):
+            raise BridgeError(
+                "unsupported_quantization",
+                "The experts of a mixture in a GGUF file are computed one after another, as tokens "
+                "are sent to them, which no CUDA graph can hold. Give `enforce_eager: true`.",
+                {"option": "enforce_eager", "value": False},
+            )
         config.quant_config.check_ranks(config.parallel_config.tensor_parallel_size)
 
     def loaded_note(self, config: Any) -> str:
