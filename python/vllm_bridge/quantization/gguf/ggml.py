@@ -22,6 +22,9 @@ _F32, _I32 = 0, 26
 # A layout of ggml's own, in which rows are interleaved, has the number of its type with this added.
 REPACKED = 1 << 16
 
+# Products of so many tokens have room for their numbers that is kept.
+_FEW = 64
+
 # Graphs that are kept: one has some kilobytes.
 _GRAPHS = 1024
 
@@ -48,13 +51,23 @@ def library() -> Any:
 def matmul(x: torch.Tensor, weight: torch.Tensor, type: int) -> torch.Tensor:
     """``x`` [..., columns] times the transpose of a weight [rows, bytes], which may be repacked.
     As llama.cpp does: the numbers of ``x`` are rounded to 8 bits, with a scale for each block."""
-    tokens = x.reshape(-1, x.shape[-1]).to(torch.float32).contiguous()
-    product = torch.empty((tokens.shape[0], weight.shape[0]), dtype=torch.float32)
-    if tokens.shape[0]:
-        rows, columns = weight.shape[0], tokens.shape[1]
-        graph = _graph(_Product, type, rows, columns, tokens.shape[0])
-        graph.compute(weight.data_ptr(), tokens.data_ptr(), product.data_ptr())
-    return product.to(x.dtype).view(*x.shape[:-1], weight.shape[0])
+    columns, rows = x.shape[-1], weight.shape[0]
+    tokens = x.numel() // columns
+    shape = (*x.shape[:-1], rows)
+    if not tokens:
+        return x.new_empty(shape)
+    graph = _graph(_Product, type, rows, columns, tokens)
+    if tokens > _FEW:
+        numbers = x.to(torch.float32).contiguous()
+        product = torch.empty(shape, dtype=torch.float32)
+        graph.compute(weight.data_ptr(), numbers.data_ptr(), product.data_ptr())
+        return product.to(x.dtype)
+    # Each call of torch's counts here: a token goes through a hundred products and more.
+    numbers, product = graph.buffers
+    numbers.copy_(x if x.dim() == 2 else x.reshape(tokens, columns))
+    graph.compute(weight.data_ptr(), numbers.data_ptr(), product.data_ptr())
+    product = product.to(x.dtype, copy=True)
+    return product if x.dim() == 2 else product.view(shape)
 
 
 def dequantize(weight: torch.Tensor, type: int, columns: int) -> torch.Tensor:
@@ -132,6 +145,9 @@ class _Product(_Graph):
             _is_repacked(ggml, _repack_buffer(), weight)
         other = self.tensor(_F32, columns, tokens)
         self.plan(weight, other, ggml.ggml_mul_mat(self._context, weight, other))
+        if tokens <= _FEW:
+            numbers = _room("numbers", tokens * columns).view(tokens, columns)
+            self.buffers = (numbers, _room("product", tokens * rows).view(tokens, rows))
 
 
 class _Rows(_Graph):
@@ -140,6 +156,15 @@ class _Rows(_Graph):
         weight = self.tensor(type, columns, rows)
         order = self.tensor(_I32, count, 1)
         self.plan(weight, order, ggml.ggml_get_rows(self._context, weight, order))
+
+
+def _room(what: str, count: int) -> torch.Tensor:
+    """Floats of this thread's, which all of its graphs use one after the other."""
+    room: torch.Tensor | None = getattr(_thread, what, None)
+    if room is None or room.numel() < count:
+        room = torch.empty(count, dtype=torch.float32)
+        setattr(_thread, what, room)
+    return room[:count]
 
 
 def _graph(kind: Callable[..., Any], *shape: int) -> Any:
