@@ -2,6 +2,7 @@
 
 import ctypes
 import logging
+import os
 import re
 import subprocess
 import sys
@@ -56,8 +57,7 @@ def weights(
 ) -> torch.Tensor:
     (rows, columns), (period, count) = q.shape, scales.shape
     group = columns // count
-    of_row = [[(n % period, k // group) for k in range(columns)] for n in range(rows)]
-    n, k = torch.tensor(of_row).unbind(-1)
+    n, k = torch.arange(rows).unsqueeze(1) % period, torch.arange(columns) // group
     return ((q.float() - zeros.float()[n, k]) * scales.float()[n, k]).to(dtype)
 
 
@@ -209,6 +209,12 @@ def test_there_is_one_openmp() -> None:
         "from vllm_bridge.quantization.packed import native; native.library();"
         "print(open('/proc/self/maps').read())"
     )
-    maps = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    maps = subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | {"PYTHONPATH": str(native.SOURCE.parents[3])},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     found = re.findall(r"/\S+/lib[gi]?omp[^/\s]*\.so\S*", maps.stdout)
     assert len(set(found)) == 1
