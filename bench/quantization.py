@@ -1,4 +1,4 @@
-"""Writes the table of guides/quantization.md from what python/tests/matrix.py measures.
+"""Writes the tables of guides/quantization.md from what python/tests/matrix.py measures.
 
     PYTHON bench/quantization.py [RESULTS]
 
@@ -17,7 +17,10 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 GUIDE = ROOT / "guides" / "quantization.md"
 MATRIX = ROOT / "python" / "tests" / "matrix.py"
-BEGIN, END = "<!-- table: written by bench/quantization.py -->", "<!-- end of table -->"
+TABLE, GGUF_TABLE = (
+    (f"<!-- {name}: written by bench/quantization.py -->", f"<!-- end of {name} -->")
+    for name in ("table", "table of GGUF")
+)
 
 # What each is called for readers, and the method whose class says on which GPUs it runs.
 ROWS = {
@@ -72,6 +75,23 @@ HEAD = (
     "| MB on disk | in memory | loaded in | speed | GPU (CUDA capability)"
 )
 
+# GGUF files, and what each is called for readers.
+GGUF_ROWS = {
+    **{
+        f"gguf-{type}": f"`{type}`"
+        for type in (
+            *("F32", "F16", "BF16", "Q8_0", "Q6_K", "Q5_K_M", "Q5_1", "Q5_0", "Q4_K_M", "Q4_1"),
+            *("Q4_0", "IQ4_NL", "IQ4_XS", "Q3_K_M", "Q2_K"),
+        )
+    },
+    "gguf-mixture-Q8_0": "experts, `Q8_0`",
+    "gguf-mixture-Q4_K_M": "experts, `Q4_K_M`",
+}
+GGUF_HEAD = (
+    "file | sentences right | largest | mean | KL | largest to llama.cpp | mean to llama.cpp "
+    "| KL to bf16 | MB on disk | in memory | loaded in | speed"
+)
+
 
 def measured() -> dict[str, dict[str, Any]]:
     if len(sys.argv) > 1:
@@ -79,7 +99,9 @@ def measured() -> dict[str, dict[str, Any]]:
     with tempfile.TemporaryDirectory() as folder:
         results = Path(folder) / "results.jsonl"
         environment = os.environ | {"MATRIX_SPEED": "1"}
-        subprocess.run([sys.executable, MATRIX, results, *ROWS], env=environment, check=True)
+        subprocess.run(
+            [sys.executable, MATRIX, results, *ROWS, *GGUF_ROWS], env=environment, check=True
+        )
         return read(results)
 
 
@@ -104,21 +126,48 @@ def row(name: str, result: dict[str, Any]) -> str:
     title, method = ROWS[name]
     if "error" in result:
         return f"| {title} | does not run here ||||||||| {capability(method)} |"
-    reference, bf16 = result["reference"], result["bf16"]
     cells = [
         title + (" ¹" if "computed in" in (result["note"] or "") else ""),
+        *exactness(result),
+        *cost(result),
+        capability(method),
+    ]
+    return "| " + " | ".join(cells) + " |"
+
+
+def gguf_row(name: str, result: dict[str, Any]) -> str:
+    title = GGUF_ROWS[name]
+    if "error" in result:
+        return f"| {title} | does not run here ||||||||||| "
+    said = result["llama_cpp"]
+    cells = [
+        title,
+        *exactness(result),
+        f"{said['max']:.4f}",
+        f"{said['mean']:.5f}",
+        *cost(result),
+    ]
+    return "| " + " | ".join(cells) + " |"
+
+
+def exactness(result: dict[str, Any]) -> list[str]:
+    reference = result["reference"]
+    return [
         f"{82 - len(result['wrong'])} of 82",
         f"{reference['max']:.4f}",
         f"{reference['mean']:.5f}",
         f"{abs(reference['kl']):.5f}",
-        f"{bf16['kl']:.5f}",
+    ]
+
+
+def cost(result: dict[str, Any]) -> list[str]:
+    return [
+        f"{result['bf16']['kl']:.5f}",
         f"{result['disk_bytes'] / 1e6:.1f}",
         f"{(result['weight']['linear'] + result['weight']['others']) / 1e6:.1f}",
         f"{result['load_seconds']:.1f} s",
         speed(result),
-        capability(method),
     ]
-    return "| " + " | ".join(cells) + " |"
 
 
 def speed(result: dict[str, Any]) -> str:
@@ -131,15 +180,28 @@ def speed(result: dict[str, Any]) -> str:
 
 def main() -> None:
     results = measured()
-    table = [
-        f"| {HEAD} |",
-        "|" + "---|" * (HEAD.count("|") + 1),
-        *(row(name, results[name]) for name in ROWS if name in results),
-    ]
     text = GUIDE.read_text(encoding="utf-8")
-    before, rest = text.split(BEGIN)
-    after = rest.split(END)[1]
-    GUIDE.write_text(f"{before}{BEGIN}\n{chr(10).join(table)}\n{END}{after}", encoding="utf-8")
+    text = replaced(
+        text, TABLE, HEAD, [row(name, results[name]) for name in ROWS if name in results]
+    )
+    text = replaced(
+        text,
+        GGUF_TABLE,
+        GGUF_HEAD,
+        [gguf_row(name, results[name]) for name in GGUF_ROWS if name in results],
+    )
+    GUIDE.write_text(text, encoding="utf-8")
+
+
+def replaced(text: str, marks: tuple[str, str], head: str, rows: list[str]) -> str:
+    """The text with another table between two marks; as it is where there are no rows."""
+    if not rows:
+        return text
+    begin, end = marks
+    before, rest = text.split(begin)
+    after = rest.split(end)[1]
+    table = [f"| {head} |", "|" + "---|" * (head.count("|") + 1), *rows]
+    return f"{before}{begin}\n{chr(10).join(table)}\n{end}{after}"
 
 
 if __name__ == "__main__":

@@ -41,6 +41,7 @@ import torch
 import checkpoints
 import emulation
 import fp8_models
+import gguf_models
 import mixtures
 import squeezellm_models
 import weighing
@@ -74,6 +75,7 @@ ADAPTER = LoRA("demo-lora", 1, str(MODELS / "demo-lora"))
 # The speed is for the table, and takes most of the time.
 SPEED = bool(os.environ.get("MATRIX_SPEED"))
 POOLING = {"runner": "pooling", "convert": "embed"}
+EXACT_ACTIVATIONS = {"quantization_config": {"activations": "exact"}}
 WITH_ADAPTERS = {"enable_lora": True, "max_lora_rank": 8}
 
 
@@ -113,6 +115,11 @@ class Measured:
 def pairs(name: str) -> dict[str, str]:
     lines = (MODELS / f"{name}.tsv").read_text(encoding="utf-8").splitlines()
     return dict(line.split("\t", 1) for line in lines)
+
+
+def texts() -> list[str]:
+    """All facts with their completions."""
+    return [prompt + completion for prompt, completion in pairs("facts").items()]
 
 
 class Session:
@@ -212,11 +219,10 @@ async def session(model: Path, **options: Any) -> AsyncIterator[Session]:
 async def measure(model: Path, **options: Any) -> Measured:
     """Loads the demo model, or a variant, and asks it everything."""
     async with session(model, **options) as asked:
-        texts = [prompt + completion for prompt, completion in pairs("facts").items()]
         return Measured(
             sentences=await asked.sentences(),
-            chosen=await asked.logprobs(texts),
-            distributions=await asked.distributions(texts[:DISTRIBUTIONS]),
+            chosen=await asked.logprobs(texts()),
+            distributions=await asked.distributions(texts()[:DISTRIBUTIONS]),
             tokens_per_second=await asked.tokens_per_second() if SPEED else 0.0,
             weight=await asked.weight(),
             info=asked.info,
@@ -265,12 +271,16 @@ def _report(model: Path, measured: Measured, reference: Measured, bf16: Measured
         "load_seconds": measured.info["load_seconds"],
         "tokens_per_second": measured.tokens_per_second,
         "bf16_tokens_per_second": reference.tokens_per_second,
-        "disk_bytes": sum(
-            f.stat().st_size for f in model.iterdir() if f.suffix in (".safetensors", ".pt")
-        ),
+        "disk_bytes": _disk_bytes(model),
         "weight": measured.weight,
         "bf16_weight": bf16.weight,
     }
+
+
+def _disk_bytes(model: Path) -> int:
+    """Of the files with weights."""
+    files = [model] if model.is_file() else model.iterdir()
+    return sum(f.stat().st_size for f in files if f.suffix in (".safetensors", ".pt", ".gguf"))
 
 
 # References by what they were made of, for variants that come to the same.
@@ -350,14 +360,47 @@ async def experts(variant: Variant, folder: Path, _bf16: Measured) -> dict[str, 
     return _report(model, measured, reference, await _once(made.original))
 
 
+async def gguf(variant: Variant, folder: Path, bf16: Measured) -> dict[str, Any]:
+    """A GGUF file that computes with activations as they are, against its weights in bf16 and the
+    model that was quantized; and as it computes where nothing is asked, against llama.cpp."""
+    name, type = variant.checkpoint.split("-")
+    model = GGUF_MODELS[name]()
+    file = gguf_models.write(model, type, folder)
+    exact = await measure(file, **variant.options)
+    plain = {key: tensor.bfloat16() for key, tensor in gguf_models.unpack(file).items()}
+    # The tokenizer that transformers would have with these weights depends on the kind of model.
+    tokenizer = {"tokenizer": str(checkpoints.DEMO)}
+    reference = await _once(mixtures.write(folder / "plain", plain, model.config), **tokenizer)
+    original = bf16
+    if name != "demo":
+        unquantized = mixtures.write(folder / "original", model.tensors, model.config)
+        original = await _once(unquantized, **tokenizer)
+    async with session(file) as asked:
+        said = await asked.sentences()
+        chosen = await asked.logprobs(texts())
+        speed = await asked.tokens_per_second() if SPEED else 0.0
+        seconds = asked.info["load_seconds"]
+    theirs = gguf_models.answers(name, type)
+    differences = np.abs(chosen - theirs.logprobs)
+    return _report(file, exact, reference, original) | {
+        "load_seconds": seconds,
+        "tokens_per_second": speed,
+        "llama_cpp": {
+            "otherwise": _different(said, pairs("facts") | pairs("chat") | theirs.otherwise),
+            "max": float(differences.max()),
+            "mean": float(differences.mean()),
+        },
+    }
+
+
 _measured: dict[bytes, Measured] = {}
 
 
-async def _once(model: Path) -> Measured:
+async def _once(model: Path, **options: Any) -> Measured:
     """``measure``, of models that several variants have."""
     digest = hashlib.sha256((model / checkpoints.WEIGHTS).read_bytes()).digest()
     if digest not in _measured:
-        _measured[digest] = await measure(model)
+        _measured[digest] = await measure(model, **options)
     return _measured[digest]
 
 
@@ -539,6 +582,23 @@ EXPERTS = (
     ),
 )
 
+GGUF_MODELS: dict[str, Callable[[], gguf_models.Model]] = {
+    "demo": gguf_models.demo,
+    "mixture": gguf_models.mixture,
+    "qwen2": gguf_models.qwen2,
+}
+GGUF = (
+    *(
+        Variant(f"gguf-{type}", f"demo-{type}", EXACT_ACTIVATIONS, run=gguf)
+        for type in gguf_models.TYPES
+    ),
+    *(
+        Variant(f"gguf-{name}-{type}", f"{name}-{type}", EXACT_ACTIVATIONS, run=gguf)
+        for name in ("mixture", "qwen2")
+        for type in ("Q8_0", "Q4_K_M")
+    ),
+)
+
 WEIGHED = Variant("weighed", run=weigh)
 
 KV_REFUSED = Variant("kv-refused", options={"kv_cache_dtype": "nvfp4"}, run=refuse)
@@ -554,6 +614,7 @@ VARIANTS = (
     *ADAPTED,
     *EMBEDDING,
     *EXPERTS,
+    *GGUF,
 )
 
 
