@@ -224,7 +224,7 @@ defmodule VLLM.Options do
   # here; whether a name and a value are right is vLLM's to say.
   @engine_arguments [
     {:quantization, "string", "the checkpoint's own",
-     "the quantization method: `\"awq\"`, `\"gptq\"`, `\"compressed-tensors\"`, `\"fp8\"`, `\"bitsandbytes\"`, `\"torchao\"`, … in any case, also by other usual names (`:bnb`, `\"autoawq\"`). " <>
+     "the quantization method: `\"awq\"`, `\"gptq\"`, `\"compressed-tensors\"`, `\"fp8\"`, `\"bitsandbytes\"`, `\"torchao\"`, `\"hqq\"`, … in any case, also by other usual names (`:bnb`, `\"autoawq\"`). " <>
        "For a quantized checkpoint it is an assertion: another method than the checkpoint's is an error, and the kernel is the one that vLLM chooses without it. " <>
        "A plain model is quantized while it is loaded, by the methods that can. What does not run on this device, or would do nothing to this model, is refused before weights are read, with what does (`mix vllm.doctor` lists it). " <>
        "FP8 weights are dequantized while they are loaded on CPUs whose vLLM has no kernel for them, which saves disk and no memory"},
@@ -236,7 +236,8 @@ defmodule VLLM.Options do
     {:quantization_config, "string or map", "torchao's `\"Int8WeightOnlyConfig\"`",
      "with `quantization: \"torchao\"` and a plain model: how to quantize, as the name of one of torchao's " <>
        "configs, or a map of that name (`type`) and its arguments: " <>
-       "`%{type: \"Int4WeightOnlyConfig\", group_size: 64}`. With a GGUF file: `%{activations: \"exact\"}` for products " <>
+       "`%{type: \"Int4WeightOnlyConfig\", group_size: 64}`. With `quantization: \"hqq\"` HQQ's `nbits`, `group_size` and `axis`, " <>
+       "whose defaults are hqq's: `%{nbits: 4, group_size: 64, axis: 1}`. With a GGUF file: `%{activations: \"exact\"}` for products " <>
        "whose activations are not rounded to 8 bits. Else vLLM's own settings of its online methods"},
     {:kv_cache_dtype, "string", "`\"auto\"`, the model's",
      "of the KV cache: `\"fp8\"` halves it, at a small loss. Only what the attention backend has for this model on this device; any other value is an error with the list"},

@@ -297,11 +297,18 @@ def test_settings_that_hqq_does_not_have(given: Any, nearest: str | None) -> Non
     assert caught.value.details.get("nearest") == nearest
 
 
-def test_what_it_takes_is_foreseen() -> None:
+@pytest.mark.parametrize(
+    ("given", "bits"),
+    [(None, 4.5), ({"nbits": 2, "group_size": 16}, 4), ({"nbits": 8, "group_size": None}, 8)],
+)
+def test_what_it_takes_is_foreseen(given: dict[str, Any] | None, bits: float) -> None:
     plain = check_model(str(MODELS / "demo"), {})
-    quantized = fit.loaded_bytes(plain, {"quantization": "hqq"})
+    options: dict[str, Any] = {"quantization": "hqq", "quantization_config": given}
     matrices = 3_538_944
-    assert plain.bytes - quantized == int(matrices * (2 - 0.5625))
+    spared = int(matrices * (2 - bits / 8))
+    assert plain.bytes - fit.loaded_bytes(plain, options) == spared
+    take(options)
+    assert plain.bytes - fit.loaded_bytes(plain, options) == spared
 
 
 # -- what vLLM gets
@@ -364,6 +371,23 @@ def test_ranks_that_have_columns_add_up(
         layer.weight.weight_loader(layer.weight, plain)
         total += method.apply(layer, x[:, 20 * rank : 20 * rank + 20])
     torch.testing.assert_close(total, expected)
+
+
+@pytest.mark.parametrize("settings", [Settings(3, 16, 1), Settings(4, 8, 0)])
+def test_a_compiled_graph_has_it_whole(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    from vllm_bridge.quantization.hqq.layers import HQQLinear
+    from vllm_bridge.quantization.packed.shards import Shards
+
+    monkeypatch.setattr(Shards, "_ranks", lambda self, number: 1)
+    layer: Any = Layer(0, 1)
+    method = HQQLinear(settings)
+    method.create_weights(layer, 48, [32, 16], 48, 48, torch.float32)
+    for number, rows in enumerate((32, 16)):
+        layer.weight.weight_loader(layer.weight, torch.randn(rows, 48), number)
+    method.process_weights_after_loading(layer)
+    compiled = torch.compile(method.apply, fullgraph=True, backend="aot_eager")
+    x = torch.randn(5, 48)
+    assert torch.equal(compiled(layer, x), method.apply(layer, x))
 
 
 def test_merged_layers_that_differ_are_refused() -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 import checkpoints
 import squeezellm_models
@@ -132,6 +133,15 @@ def test_a_product_is_rounded_once(
     torch.testing.assert_close(product.double(), expected.to(dtype).double(), rtol=0.004, atol=1e-3)
 
 
+@pytest.mark.parametrize("is_sparse", [False, True])
+def test_a_compiled_graph_has_it_whole(is_sparse: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Shards, "_ranks", lambda self, number: 1)
+    layer, method = made(4, COLUMNS, [ROWS], [matrix(4, is_sparse)[0]], 0, 1)
+    compiled = torch.compile(method.apply, fullgraph=True, backend="aot_eager")
+    x = torch.randn(5, COLUMNS)
+    assert torch.equal(compiled(layer, x), method.apply(layer, x))
+
+
 def test_a_sparse_part_without_its_values() -> None:
     tensors, _ = matrix(4, True)
     del tensors["vals"]
@@ -168,6 +178,19 @@ def test_a_model_is_known_by_its_quant_config(tmp_path: Path) -> None:
     assert checkpoint.load_format == "squeezellm"
     assert checkpoint.tensors[f"{LAYER}.qweight"].shape == (COLUMNS // 32 * 3, ROWS)
     assert f"sparse_threshold.{LAYER}" not in checkpoint.tensors
+    quantization.check(checkpoint)
+
+
+def test_a_quant_config_beside_safetensors(tmp_path: Path) -> None:
+    folder = stored(tmp_path / "model")
+    state = torch.load(folder / squeezellm_models.FILE)
+    (folder / squeezellm_models.FILE).unlink()
+    save_file(
+        {name: one for name, one in state.items() if name.startswith(LAYER)}, folder / WEIGHTS
+    )
+    checkpoint = check_model(str(folder), {})
+    assert checkpoint.quantization == {"quant_method": "squeezellm", "wbits": 3}
+    assert checkpoint.load_format == "hf"
     quantization.check(checkpoint)
 
 

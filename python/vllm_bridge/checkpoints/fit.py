@@ -26,7 +26,7 @@ def loaded_bytes(checkpoint: Checkpoint, options: Mapping[str, Any]) -> int:
     method = options.get("quantization")
     if not isinstance(method, str) or checkpoint.quantization is not None:
         return checkpoint.bytes
-    each = registry.of(method).online_bytes(checkpoint)
+    each = registry.of(method).online_bytes(checkpoint, options)
     each = _ONLINE_LEAST if each is None else each
     return checkpoint.bytes - int(_matrix_elements(checkpoint) * (2 - each))
 

@@ -115,8 +115,8 @@ class Method:
         is not known."""
         return None
 
-    def online_bytes(self, checkpoint: "Checkpoint") -> float | None:
-        """``Online.bytes``, for this model on this device."""
+    def online_bytes(self, checkpoint: "Checkpoint", options: Mapping[str, Any]) -> float | None:
+        """``Online.bytes``, for this model with these engine options on this device."""
         return None if self.online is None else self.online.bytes
 
     def find(self, folder: str, names: Collection[str]) -> "Found | None":

@@ -30,5 +30,5 @@ class FP8(Method):
     def bytes_per_weight(self, config: Mapping[str, Any]) -> Bytes:
         return Bytes(1.0, 1.0)
 
-    def online_bytes(self, checkpoint: "Checkpoint") -> float:
+    def online_bytes(self, checkpoint: "Checkpoint", options: Mapping[str, Any]) -> float:
         return _PLAIN if checkpoint.is_dequantized else 1.0

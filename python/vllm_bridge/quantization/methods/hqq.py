@@ -60,6 +60,19 @@ class HQQ(Method):
             Grouped(one.bits, group, _SCALE_BITS).bytes().memory,
         )
 
+    def online_bytes(self, checkpoint: "Checkpoint", options: Mapping[str, Any]) -> float:
+        overrides = options.get("hf_overrides")
+        taken = overrides.get("quantization_config") if isinstance(overrides, dict) else None
+        given = options.get("quantization_config")
+        try:
+            if taken is not None:
+                one = configs.layers(taken).default or Settings()
+            else:
+                one = configs.settings(given if isinstance(given, dict) else {})
+        except (ValueError, AttributeError):  # told where the settings are taken
+            one = Settings()
+        return Grouped(one.bits, one.group_size or 0, _SCALE_BITS).bytes().memory
+
     def find(self, folder: str, names: Collection[str]) -> Found | None:
         if _FILE not in names:
             return None
