@@ -33,6 +33,7 @@ ROWS = {
     "gptq-w4-asym-act": ("GPTQ, 4 bits, asymmetric, `desc_act`", "gptq"),
     "gptq-w8": ("GPTQ, 8 bits, symmetric", "gptq"),
     "auto-round": ("auto-round, 4 bits", "inc"),
+    "auto-round-w3": ("auto-round, 3 bits", "inc"),
     "w4a16": ("compressed-tensors W4A16", "compressed-tensors"),
     "w4a16-asym": ("compressed-tensors W4A16, zero points", "compressed-tensors"),
     "w8a16": ("compressed-tensors W8A16", "compressed-tensors"),

@@ -497,6 +497,7 @@ STORED = (
     _stored("fp8-tensor", "fp8"),
     _stored("fp8-block", "fp8"),
     _stored("auto-round", "auto-round"),
+    _stored("auto-round-w3", "auto-round"),
     _stored("bnb-nf4", "bitsandbytes"),
     _stored("bnb-fp4", "bitsandbytes"),
     _stored("bnb-nf4-double", "bitsandbytes"),

@@ -30,10 +30,11 @@ EXACT = (0.003, 0.00005)
 INTEGERS = (0.04, 0.0001)
 ROUNDING_TO_INTEGERS = ("w8a8", "torchao-int8-dynamic", "bnb-int8")
 
-# Of those that add products up in another order than the reference: the answer differs where a sum
-# is rounded otherwise, which it was in one place, by the last bit of what is computed in bf16.
-REORDERED = (0.04, 0.0001)
-IN_ANOTHER_ORDER = ("gptq-w4-act", "gptq-w4-asym-act")
+# Of those that add products up in another order than the reference, by a kernel or with their
+# inputs reordered: where a sum is rounded otherwise, the answer differs by the last bit of what is
+# computed in bf16, which is 0.06 of a large logit. A layer alone is as near as bf16 itself.
+REORDERED = (0.07, 0.0003)
+IN_ANOTHER_ORDER = ("gptq-w3", "gptq-w4-act", "gptq-w4-asym-act", "gptq-w8")
 
 # GGUF files with experts, which are added up in 32 bits where vLLM's plain ones are in 16, and with
 # biases, which are added to products that were rounded.
@@ -62,7 +63,7 @@ IN_FOUR_BITS = (
     *("gptq-w4-act", "gptq-w4-asym-act"),
     *("bnb-nf4", "bnb-fp4", "bnb-nf4-double", "bnb-online", "dtype-int4", "hqq", "hqq-online"),
 )
-IN_THREE_BITS = ("gptq-w3", "hqq-qmodel")
+IN_THREE_BITS = ("gptq-w3", "auto-round-w3", "hqq-qmodel")
 
 # The table of rotary embeddings, which no file has.
 ROTARY_BYTES = 8192 * 64 * 2

@@ -55,24 +55,28 @@ def llmcompressor(modifier: Callable[[], object]) -> Callable[[Path], None]:
     return make
 
 
-def auto_round(folder: Path) -> None:
-    """A variant of 4 bits in groups of 128 that auto-round makes."""
-    length = 128
-    ids = torch.tensor([id for row in quantize.calibration() for id in row["input_ids"]])
-    samples = list(ids[: len(ids) // length * length].reshape(-1, 1, length))
-    rounding = AutoRound(
-        AutoModelForCausalLM.from_pretrained(corpus.MODEL, dtype=torch.bfloat16),
-        AutoTokenizer.from_pretrained(corpus.MODEL),
-        scheme="W4A16",
-        iters=20,
-        seqlen=length,
-        nsamples=len(samples),
-        batch_size=4,
-        dataset=samples,
-        device_map="cpu",
-        enable_torch_compile=False,
-    )
-    rounding.quantize_and_save(str(folder), format="auto_round")
+def auto_round(scheme: str) -> Callable[[Path], None]:
+    """A variant in groups of 128 that auto-round makes."""
+
+    def make(folder: Path) -> None:
+        length = 128
+        ids = torch.tensor([id for row in quantize.calibration() for id in row["input_ids"]])
+        samples = list(ids[: len(ids) // length * length].reshape(-1, 1, length))
+        rounding = AutoRound(
+            AutoModelForCausalLM.from_pretrained(corpus.MODEL, dtype=torch.bfloat16),
+            AutoTokenizer.from_pretrained(corpus.MODEL),
+            scheme=scheme,
+            iters=20,
+            seqlen=length,
+            nsamples=len(samples),
+            batch_size=4,
+            dataset=samples,
+            device_map="cpu",
+            enable_torch_compile=False,
+        )
+        rounding.quantize_and_save(str(folder), format="auto_round")
+
+    return make
 
 
 def gptq(**settings: object) -> Callable[[Path], None]:
@@ -93,7 +97,8 @@ VARIANTS: dict[str, Callable[[Path], None]] = {
     "w8a8": llmcompressor(lambda: QuantizationModifier(scheme="W8A8", **LINEAR)),
     "fp8-dynamic": llmcompressor(lambda: QuantizationModifier(scheme="FP8_DYNAMIC", **LINEAR)),
     "fp8-static": llmcompressor(lambda: QuantizationModifier(scheme="FP8", **LINEAR)),
-    "auto-round": auto_round,
+    "auto-round": auto_round("W4A16"),
+    "auto-round-w3": auto_round("W3A16"),
     "gptq-w2": gptq(bits=2, group_size=32, sym=False),
     "gptq-w3": gptq(bits=3, group_size=128, sym=True),
     "gptq-w4-act": gptq(bits=4, group_size=128, sym=True, desc_act=True),
