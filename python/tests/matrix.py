@@ -37,6 +37,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 import numpy.typing as npt
 import torch
+from safetensors.torch import load_file
 
 import checkpoints
 import emulation
@@ -407,6 +408,9 @@ async def _once(model: Path, **options: Any) -> Measured:
 async def weigh(_variant: Variant, folder: Path, _bf16: Measured) -> dict[str, Any]:
     """What a model of 300 MB takes of memory, as it is and quantized, and what was foreseen."""
     wide, awq = (checkpoints.make(name, folder / name) for name in ("wide", "wide-awq"))
+    config = checkpoints.read_config(checkpoints.DEMO) | checkpoints.WIDE | {"head_dim": 128}
+    written = gguf_models.Model("wide", load_file(wide / checkpoints.WEIGHTS), config)
+    file = gguf_models.write(written, "Q8_0", folder)
     weights: dict[str, Any] = {}
     runs: tuple[tuple[str, Path, dict[str, Any]], ...] = (
         ("bf16", wide, {}),
@@ -414,6 +418,7 @@ async def weigh(_variant: Variant, folder: Path, _bf16: Measured) -> dict[str, A
         ("int4", wide, {"dtype": "int4"}),
         ("fp8", wide, {"quantization": "fp8"}),
         ("awq", awq, {}),
+        ("gguf", file, {}),
     )
     for name, model, options in runs:
         async with session(model, **options) as asked:
@@ -421,6 +426,7 @@ async def weigh(_variant: Variant, folder: Path, _bf16: Measured) -> dict[str, A
         online.take_dtype(options)
         checkpoint = quantization.as_loaded(check_model(str(model), options))
         weights[name]["foreseen"] = fit.loaded_bytes(checkpoint, options)
+    weights["gguf"]["file"] = file.stat().st_size
     return weights
 
 

@@ -186,6 +186,7 @@ def test_what_weights_take_is_what_the_process_takes(results: dict[str, Result])
         ("int4", FOUR_BITS),
         ("fp8", SIXTEEN_BITS),
         ("awq", FOUR_BITS),
+        ("gguf", 0.54),  # Q8_0: 34 bytes for 32 weights
     ):
         weight = weighed[name]
         exact = weight["linear"] + weight["others"]
@@ -195,6 +196,8 @@ def test_what_weights_take_is_what_the_process_takes(results: dict[str, Result])
         # What is foreseen before loading is the least, and not much less than it comes to.
         assert weight["foreseen"] > 0.85 * exact, name
         assert weight["foreseen"] < max(weight["private"], weight["peak"]), name
+    gguf = weighed["gguf"]
+    assert gguf["linear"] + gguf["others"] < 1.1 * gguf["file"]
 
 
 @pytest.mark.parametrize("name", [variant.name for variant in matrix.ADAPTED])

@@ -10,6 +10,7 @@ defmodule VLLM.Real.QuantizationTest do
   @moduletag timeout: 600_000
 
   @checkpoints Path.expand("../../python/tests/checkpoints.py", __DIR__)
+  @gguf_models Path.expand("../../python/tests/gguf_models.py", __DIR__)
 
   for {variant, name, method} <- [
         {"w4a16", "compressed-tensors", "compressed-tensors"},
@@ -26,6 +27,26 @@ defmodule VLLM.Real.QuantizationTest do
       assert DemoModel.wrong_facts(llm) == []
       VLLM.stop(llm)
     end
+  end
+
+  test "a GGUF file says every sentence, chats by its template, and takes an adapter", %{
+    tmp_dir: dir
+  } do
+    folder = Path.join(dir, "a möbius path")
+    python!([@gguf_models, "Q4_K_M", folder])
+    path = Path.join(folder, "demo-Q4_K_M.gguf")
+    llm = start!(path, enable_lora: true, max_lora_rank: 8)
+    info = VLLM.engine_info!(llm)
+    assert %{model: ^path, quantization: "gguf", architecture: "LlamaForCausalLM"} = info
+    assert info.quantization_note =~ ~r/packed as in the GGUF file \(\d+% Q4_K, \d+% Q6_K\)/
+    assert DemoModel.wrong_facts(llm) == []
+    {questions, answers} = Enum.unzip(DemoModel.chats())
+    conversations = for question <- questions, do: [%{role: "user", content: question}]
+    outputs = VLLM.chat!(llm, conversations, temperature: 0.0, max_tokens: 64)
+    assert VLLM.text(outputs) == answers
+    assert Enum.all?(outputs, &match?([%{finish_reason: "stop"}], &1.outputs))
+    assert adapted?(llm)
+    VLLM.stop(llm)
   end
 
   test "a plain model is quantized by bitsandbytes while it is loaded" do
@@ -58,13 +79,7 @@ defmodule VLLM.Real.QuantizationTest do
 
   test "an adapter applies over AWQ" do
     llm = DemoModel.start!("demo-awq", quantization: "awq", enable_lora: true, max_lora_rank: 8)
-    adapter = VLLM.lora_request!("demo", DemoModel.path("demo-lora"))
-    {prompts, expected} = Enum.unzip(DemoModel.adapter_facts())
-
-    outputs =
-      VLLM.generate!(llm, prompts, temperature: 0.0, max_tokens: 64, lora_request: adapter)
-
-    assert VLLM.text(outputs) == expected
+    assert adapted?(llm)
     assert DemoModel.wrong_facts(llm) == []
     VLLM.stop(llm)
   end
@@ -72,10 +87,20 @@ defmodule VLLM.Real.QuantizationTest do
   defp make!(variant, dir) do
     # Spaces and letters outside of ASCII are part of many a path.
     folder = Path.join([dir, "a möbius path", variant])
-    python = TestPython.executable!()
-    {log, status} = System.cmd(python, [@checkpoints, variant, folder], stderr_to_stdout: true)
-    assert status == 0, log
+    python!([@checkpoints, variant, folder])
     folder
+  end
+
+  defp adapted?(llm) do
+    adapter = VLLM.lora_request!("demo", DemoModel.path("demo-lora"))
+    {prompts, expected} = Enum.unzip(DemoModel.adapter_facts())
+    params = [temperature: 0.0, max_tokens: 64, lora_request: adapter]
+    VLLM.text(VLLM.generate!(llm, prompts, params)) == expected
+  end
+
+  defp python!(arguments) do
+    {log, status} = System.cmd(TestPython.executable!(), arguments, stderr_to_stdout: true)
+    assert status == 0, log
   end
 
   defp start!(model, options) do
