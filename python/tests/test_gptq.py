@@ -184,6 +184,18 @@ def test_float16(bits: int) -> None:
         check(layer, packed.weight)
 
 
+@pytest.mark.parametrize("bits", [3, 4])
+def test_a_compiled_graph_has_it_whole(bits: int) -> None:
+    settings: dict[str, Any] = {"bits": bits, "sym": False, "desc_act": True}
+    with made(ReplicatedLinear, config(**settings), COLUMNS, ROWS) as layer:
+        fill(layer, Packed(**settings))
+        method = layer.quant_method
+        method.process_weights_after_loading(layer)
+        compiled = torch.compile(method.apply, fullgraph=True, backend="aot_eager")
+        x = torch.randn(5, COLUMNS)
+        assert torch.equal(compiled(layer, x), method.apply(layer, x))
+
+
 def test_what_vllm_computes_itself_is_left_to_it() -> None:
     with made(ReplicatedLinear, config(), COLUMNS, ROWS) as layer:
         assert type(layer.quant_method) is AutoGPTQLinearMethod
