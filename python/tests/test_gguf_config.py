@@ -213,32 +213,34 @@ def metadata(given: Case) -> dict[str, Any]:
 
 
 def state(given: Case) -> dict[str, tuple[int, ...]]:
-    """The tensors of the model and their shapes, experts as the converter takes them."""
+    """The tensors of the model and their shapes, as the converter takes them."""
     with torch.device("meta"):
         model = transformers.AutoModelForCausalLM.from_config(given.config)
-    shapes: dict[str, tuple[int, ...]] = {}
-    names = (
-        ("block_sparse_moe", "w1", "w3", "w2")
-        if given.config.model_type == "mixtral"
-        else ("mlp", "gate_proj", "up_proj", "down_proj")
-    )
-    mlp, gate, up, down = names
-    for name, tensor in model.state_dict().items():
+    taken = taken_apart(given, model.state_dict())
+    return {name: tuple(tensor.shape) for name, tensor in taken.items()}
+
+
+def taken_apart(given: Case, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The tensors of transformers' model as the converter takes them: experts are stacked, and
+    their gates by themselves."""
+    mlp, gate, up, down = ("mlp", "gate_proj", "up_proj", "down_proj")
+    if given.config.model_type == "mixtral":
+        mlp, gate, up, down = ("block_sparse_moe", "w1", "w3", "w2")
+    found: dict[str, torch.Tensor] = {}
+    for name, tensor in state.items():
         stem, _, leaf = name.rpartition(".")
-        shape = tuple(tensor.shape)
-        stem = stem.replace(".mlp", f".{mlp}") if mlp != "mlp" else stem
+        stem = stem.replace(".mlp", f".{mlp}")
         if leaf == "gate_up_proj":
-            half = (shape[0], shape[1] // 2, shape[2])
-            shapes |= {f"{stem}.{gate}.weight": half, f"{stem}.{up}.weight": half}
+            found[f"{stem}.{gate}.weight"], found[f"{stem}.{up}.weight"] = tensor.chunk(2, dim=1)
         elif leaf == "down_proj":
-            shapes[f"{stem}.{down}.weight"] = shape
+            found[f"{stem}.{down}.weight"] = tensor
         elif name.endswith("shared_expert_gate.weight"):
-            shapes[name] = shape[1:]
+            found[name] = tensor[0]
         else:
-            shapes[f"{stem}.{leaf}"] = shape
+            found[f"{stem}.{leaf}"] = tensor
     if given.config.tie_word_embeddings:
-        del shapes["lm_head.weight"]
-    return shapes
+        del found["lm_head.weight"]
+    return found
 
 
 def tensors(given: Case) -> dict[str, str]:
