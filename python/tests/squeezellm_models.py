@@ -5,8 +5,10 @@ square of the gradient that the demo's own text gives it. With "dense-and-sparse
 weights, and the most sensitive ones, are left out of that and kept beside it.
 """
 
+import contextlib
 import functools
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -47,7 +49,19 @@ class Layer(NamedTuple):
         return dense if self.sparse is None else dense + self.sparse
 
 
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    """Matrices are so small that threads would only wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 @functools.cache
+@_one_thread()
 def sensitivities() -> Tensors:
     """The squares of the gradients of the demo's sentences, by weight."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -67,6 +81,7 @@ def sensitivities() -> Tensors:
 
 
 @functools.cache
+@_one_thread()
 def layers(bits: int, is_sparse: bool) -> dict[str, Layer]:
     """The demo's matrices, by their names."""
     return {

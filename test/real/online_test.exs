@@ -12,6 +12,9 @@ defmodule VLLM.Real.OnlineTest do
         {"torchao with a config of its own",
          [quantization: "torchao", quantization_config: [type: "Int8WeightOnlyConfig"]],
          "torchao", "Int8WeightOnlyConfig"},
+        {"hqq with settings of its own",
+         [quantization: :hqq, quantization_config: [nbits: 4, group_size: 32]], "hqq",
+         "integers of 4 bits in groups of 32"},
         {"fp8", [quantization: :fp8], "fp8", "FP8 weights"}
       ] do
     @tag :slow
