@@ -15,6 +15,8 @@ from typing import Any
 # blocks, and small.
 SIZE = 512
 
+# What a layer of experts is marked with whose weights were dequantized.
+DEQUANTIZED_EXPERTS = "vllm_bridge_dequantized_experts"
 
 # How deep a method hides its kernel: one that wraps another method is the deepest.
 _DEPTH = 3

@@ -36,6 +36,7 @@ from vllm_bridge.patches import add, replace
 from vllm_bridge.patches.cpu import auto_round
 from vllm_bridge.patches.cpu.fp8 import dequantize
 from vllm_bridge.quantization.gptq.experts import GPTQExpertsMethod
+from vllm_bridge.quantization.layers import DEQUANTIZED_EXPERTS
 
 SEEN = ("0.31.", "0.32.")
 TOUCHES = {
@@ -84,9 +85,6 @@ TOUCHES = {
         "BitsAndBytesMoEMethod.process_weights_after_loading",
     ),
 }
-
-# What experts are marked with whose weights were dequantized.
-MARK = "vllm_bridge_dequantized_experts"
 
 # The name of the method of vLLM's workers that counts them.
 COUNT_METHOD = "vllm_bridge_count_dequantized_experts"
@@ -290,7 +288,7 @@ def load_plain(method: Any, layer: Any, w13: torch.Tensor, w2: torch.Tensor) -> 
     plain.process_weights_after_loading(layer)
     method.moe_quant_config = plain.moe_quant_config
     method.moe_kernel, method.apply = plain.moe_kernel, plain.apply
-    setattr(layer, MARK, True)
+    setattr(layer, DEQUANTIZED_EXPERTS, True)
 
 
 def scaled(
@@ -434,4 +432,4 @@ def _stack(layer: Any, of_expert: Callable[[int], torch.Tensor]) -> torch.Tensor
 
 
 def _count_dequantized(worker: Any) -> int:
-    return sum(hasattr(layer, MARK) for layer in worker.get_model().modules())
+    return sum(hasattr(layer, DEQUANTIZED_EXPERTS) for layer in worker.get_model().modules())

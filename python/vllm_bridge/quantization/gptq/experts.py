@@ -9,6 +9,7 @@ from vllm.platforms import current_platform
 
 from vllm_bridge.quantization.gptq import format
 from vllm_bridge.quantization.gptq.format import Settings
+from vllm_bridge.quantization.layers import DEQUANTIZED_EXPERTS
 
 _PARTS = ("qweight", "qzeros", "scales", "g_idx")
 
@@ -69,6 +70,4 @@ class GPTQExpertsMethod(UnquantizedFusedMoEMethod):  # type: ignore[misc]
                 delattr(layer, f"{matrix}_{part}")
         super().process_weights_after_loading(layer)
         if current_platform.is_cpu():
-            from vllm_bridge.patches.cpu import experts
-
-            setattr(layer, experts.MARK, True)
+            setattr(layer, DEQUANTIZED_EXPERTS, True)
