@@ -34,7 +34,10 @@ ROUNDING_TO_INTEGERS = ("w8a8", "torchao-int8-dynamic", "bnb-int8")
 # inputs reordered: where a sum is rounded otherwise, the answer differs by the last bit of what is
 # computed in bf16, which is 0.06 of a large logit. A layer alone is as near as bf16 itself.
 REORDERED = (0.07, 0.0003)
-IN_ANOTHER_ORDER = ("gptq-w3", "gptq-w4-act", "gptq-w4-asym-act", "gptq-w8")
+IN_ANOTHER_ORDER = (
+    *("gptq-w3", "gptq-w4-act", "gptq-w4-asym-act", "gptq-w8"),
+    "squeezellm-sparse",
+)
 
 # GGUF files with experts, which are added up in 32 bits where vLLM's plain ones are in 16, and with
 # biases, which are added to products that were rounded.

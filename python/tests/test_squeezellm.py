@@ -137,6 +137,15 @@ def test_a_product_is_rounded_once(
     torch.testing.assert_close(product.double(), expected.to(dtype).double(), rtol=0.004, atol=1e-3)
 
 
+def test_what_is_sparse_makes_weights_of_the_dtype() -> None:
+    plain = torch.tensor([[0.1, 0.2], [0.3, 0.4]]).bfloat16()
+    added = sparse.compress(torch.tensor([0, 1]), torch.tensor([1, 0]), torch.ones(2) / 3, (2, 2))
+    found = sparse.rounded(added, plain)
+    sums = plain.float()[[0, 1], [1, 0]] + found.values
+    assert torch.equal(sums, sums.bfloat16().float())
+    torch.testing.assert_close(found.values, added.values, atol=2**-8, rtol=0)
+
+
 @pytest.mark.parametrize("is_sparse", [False, True])
 def test_a_compiled_graph_has_it_whole(is_sparse: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Shards, "_ranks", lambda self, number: 1)

@@ -33,6 +33,15 @@ def compress(
     return Sparse(made.crow_indices().int(), made.col_indices().int(), made.values())
 
 
+def rounded(weights: Sparse, plain: torch.Tensor) -> Sparse:
+    """What has to be added to the weights of a layer, ``plain``, for sums that are rounded to its
+    dtype: then the product is the same whether the sums are made or not."""
+    rows = torch.repeat_interleave(torch.arange(len(plain)), weights.starts.diff())
+    own = plain[rows, weights.columns.long()].float()
+    sums = (own + weights.values).to(plain.dtype)
+    return weights._replace(values=sums.float() - own)
+
+
 def matmul(x: torch.Tensor, weights: Sparse) -> torch.Tensor:
     """``x`` times the transposed weights, in float32."""
     tokens = x.reshape(-1, x.shape[-1]).float()

@@ -127,6 +127,10 @@ class SqueezeLLMLinear(LinearMethodBase):  # type: ignore[misc]
             range_ = layer.shards.column_range
             shape = (len(layer.tables), range_.stop - range_.start)
             compressed = sparse.compress(rows, columns, values, shape)
+            dense = tables.dequantize(
+                layer.weight_packed, layer.tables, self._bits, shape[1], layer.tables.dtype
+            )
+            compressed = sparse.rounded(compressed, dense)
             for name, tensor in compressed._asdict().items():
                 layer.register_parameter(f"sparse_{name}", Parameter(tensor, False))
 
