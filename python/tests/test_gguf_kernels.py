@@ -136,3 +136,13 @@ def test_a_product_fits_into_a_compiled_graph() -> None:
     operator = torch.ops.vllm_bridge.gguf_matmul.default
     for exact in (True, False):
         torch.library.opcheck(operator, (torch.randn(2, 64), weight, 8, exact))
+
+
+def test_what_long_prompts_take_is_given_back() -> None:
+    weight = packed(12, 64, 512)
+    type = kernels.repack(weight, 12)
+    assert type != 12
+    before = dict(vars(ggml._thread).get("graphs", {}))
+    for tokens in range(100, 110):
+        kernels.matmul(torch.randn(tokens, 512), weight, type)
+    assert vars(ggml._thread).get("graphs", {}) == before

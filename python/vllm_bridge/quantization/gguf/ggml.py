@@ -2,7 +2,7 @@
 is installed.
 
 A call of ggml's is a graph of one operation. Making one takes longer than computing a small one:
-they are kept, by their shapes, and pointed at the tensors of each call. ggml and torch have one
+those are kept, by their shapes, and pointed at the tensors of each call. ggml and torch have one
 pool of threads, that of the OpenMP library which is loaded first.
 """
 
@@ -22,7 +22,7 @@ _F32, _I32 = 0, 26
 # A layout of ggml's own, in which rows are interleaved, has the number of its type with this added.
 REPACKED = 1 << 16
 
-# Products of so many tokens have room for their numbers that is kept.
+# Products of so many tokens have a graph, and room for their numbers, that are kept.
 _FEW = 64
 
 # Graphs that are kept: one has some kilobytes.
@@ -56,13 +56,15 @@ def matmul(x: torch.Tensor, weight: torch.Tensor, type: int) -> torch.Tensor:
     shape = (*x.shape[:-1], rows)
     if not tokens:
         return x.new_empty(shape)
-    graph = _graph(_Product, type, rows, columns, tokens)
     if tokens > _FEW:
+        # Not kept: there may be one for each length of a prompt, with room for all of its numbers.
+        graph = _Product(library(), type, rows, columns, tokens)
         numbers = x.to(torch.float32).contiguous()
         product = torch.empty(shape, dtype=torch.float32)
         graph.compute(weight.data_ptr(), numbers.data_ptr(), product.data_ptr())
         return product.to(x.dtype)
     # Each call of torch's counts here: a token goes through a hundred products and more.
+    graph = _graph(_Product, type, rows, columns, tokens)
     numbers, product = graph.buffers
     numbers.copy_(x if x.dim() == 2 else x.reshape(tokens, columns))
     graph.compute(weight.data_ptr(), numbers.data_ptr(), product.data_ptr())
