@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pydantic
 import pytest
+from vllm.engine.arg_utils import EngineArgs
 from vllm.exceptions import QueueOverflowError, VLLMValidationError
 from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
@@ -127,6 +128,14 @@ def test_what_vllm_refuses_in_its_config(text: str, reason: str, option: str | N
     assert error.reason == reason
     assert error.details.get("option") == option
     assert "validation error" not in error.message
+
+
+def test_a_key_that_vllm_does_not_know_is_named() -> None:
+    with pytest.raises(pydantic.ValidationError) as caught:
+        EngineArgs(model="model", quantization_config={"nbits": 3})
+    error = load_error(caught.value)
+    assert error.reason == "invalid_option"
+    assert "`nbits`: Unexpected keyword argument" in error.message
 
 
 @pytest.mark.parametrize(

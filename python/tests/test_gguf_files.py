@@ -107,7 +107,7 @@ def test_a_long_vocabulary_is_read_beyond_what_is_read_at_a_time(tmp_path: Path)
 
 
 MALFORMED: dict[str, tuple[Callable[[], bytes], str]] = {
-    "empty": (lambda: b"", "would take 4 bytes, 0 are left"),
+    "empty": (lambda: b"", "it is empty"),
     "another format": (lambda: b"PK\x03\x04" + bytes(60), "not with `GGUF`"),
     "an old format": (lambda: b"tjgg" + bytes(60), "older formats"),
     "a pointer": (lambda: b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),

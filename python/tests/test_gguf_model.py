@@ -171,6 +171,28 @@ def test_a_file_that_is_not_there_is_told_with_one_that_is(tmp_path: Path) -> No
     assert "There is no file" in refused(Path("small.Q8_0.gguf")).message
 
 
+def test_a_link_to_nothing_is_told(tmp_path: Path) -> None:
+    link = tmp_path / "small.gguf"
+    link.symlink_to(tmp_path / "gone.gguf")
+    error = refused(link)
+    assert error.reason == "model_not_found"
+    assert f"is a link to `{tmp_path / 'gone.gguf'}`, which is not there" in error.message
+
+
+def test_a_file_by_another_name_is_told(tmp_path: Path) -> None:
+    error = refused(write_llama(tmp_path / "small.bin"))
+    assert error.reason == "not_a_model"
+    assert "Give it one that ends with `.gguf`" in error.message
+
+
+def test_what_lies_beside_a_model_is_told_by_its_own_name(tmp_path: Path) -> None:
+    folder = tmp_path / "small-imatrix-GGUF"
+    folder.mkdir()
+    path = write_llama(folder / "small.gguf")
+    write_llama(folder / "mmproj.gguf", general__type="mmproj")
+    assert check_model(str(folder), {}).files == (path.name,)
+
+
 def test_another_load_format_is_told(tmp_path: Path) -> None:
     error = refused(write_llama(tmp_path / "small.gguf"), load_format="safetensors")
     assert error.reason == "invalid_option"

@@ -290,6 +290,8 @@ def test_settings_of_a_plain_model() -> None:
         ("int4", None),
         ({"nbits": 7}, None),
         ({"group_size": "64"}, None),
+        ({"nbits": True}, None),
+        ({"axis": True}, None),
     ],
 )
 def test_settings_that_hqq_does_not_have(given: Any, nearest: str | None) -> None:

@@ -14,7 +14,7 @@ import re
 import signal
 import time
 import traceback
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from vllm_bridge import finish
@@ -445,7 +445,15 @@ def _wait_for_root_cause() -> tuple[list[str], tuple[str, str] | None]:
 
 
 def _validation_text(error: Any) -> str:
-    return "; ".join(item["msg"].removeprefix("Value error, ") for item in error.errors())
+    return "; ".join(map(_fault, error.errors()))
+
+
+def _fault(item: Mapping[str, Any]) -> str:
+    said: str = item["msg"].removeprefix("Value error, ")
+    place = ".".join(map(str, item["loc"]))
+    # vLLM's own words say what they are about, those of the library that it checks types with
+    # do not.
+    return said if item["type"] == "value_error" or not place else f"`{place}`: {said}"
 
 
 def _mentioned(text: str, names: Iterable[str]) -> str | None:

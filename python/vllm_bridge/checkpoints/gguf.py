@@ -107,6 +107,8 @@ _MAX_NAME: Final = 64
 _MAX_DIMENSIONS: Final = 4
 _VERSIONS: Final = (2, 3)
 
+_MAGIC: Final = b"GGUF"
+
 # What a value and what a tensor takes in a header, at least.
 _LEAST_VALUE: Final = 8 + 4 + 1
 _LEAST_TENSOR: Final = 8 + 4 + 8 + 4 + 8
@@ -181,6 +183,15 @@ def read(path: str) -> File:
     return File(path, header.version, headers[0].metadata, tensors, paths)
 
 
+def is_one(path: str) -> bool:
+    """Whether a file begins as one of GGUF does, whatever its name is."""
+    try:
+        with open(path, "rb") as file:
+            return file.read(len(_MAGIC)) == _MAGIC
+    except OSError:
+        return False
+
+
 def parts(path: str) -> tuple[str, ...]:
     """The paths of all parts of the file that this one is a part of, by its name; itself for one
     that is whole.
@@ -251,15 +262,17 @@ def _parse(path: str, reader: "_Reader") -> File:
 
 
 def _read_version(reader: "_Reader") -> int:
-    magic = reader.take(4, "its first bytes")
+    if not reader.size:
+        raise _DamagedError("it is empty")
+    magic = reader.take(len(_MAGIC), "its first bytes")
     if magic == b"vers":
         raise _DamagedError(
             "it is not the model but what Git LFS has in its place",
             advice="Fetch the model with `git lfs pull`.",
         )
-    if magic != b"GGUF":
+    if magic != _MAGIC:
         raise _DamagedError(
-            f"it begins with {magic!r}, not with `GGUF`",
+            f"it begins with the bytes {magic.hex(' ')}, not with `GGUF`",
             advice="Give the path of a GGUF file; files of older formats of ggml's must be made "
             "again with llama.cpp.",
         )

@@ -29,7 +29,7 @@ def find(folder: str, names: Iterable[str]) -> str | None:
         BridgeError: ``not_a_model`` if it has several that are a model each
     """
     paths = {gguf.parts(os.path.join(folder, name))[0] for name in names if name.endswith(SUFFIX)}
-    models = [path for path in sorted(paths) if not any(word in path.lower() for word in _BESIDE)]
+    models = [path for path in sorted(paths) if not _is_beside(path)]
     if len(models) > 1:
         found = [os.path.basename(path) for path in models]
         raise BridgeError(
@@ -39,6 +39,11 @@ def find(folder: str, names: Iterable[str]) -> str | None:
             {"model": folder, "files": found},
         )
     return models[0] if models else min(paths, default=None)
+
+
+def _is_beside(path: str) -> bool:
+    name = os.path.basename(path).lower()
+    return any(word in name for word in _BESIDE)
 
 
 def look_at(path: str, options: Mapping[str, Any]) -> Checkpoint:

@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
-from vllm_bridge.checkpoints import files, gguf_model, hub
+from vllm_bridge.checkpoints import files, gguf, gguf_model, hub
 from vllm_bridge.checkpoints.checkpoint import CAST, Checkpoint, Found
 from vllm_bridge.checkpoints.config import read_config
 from vllm_bridge.errors import BridgeError, nearest
@@ -44,6 +44,12 @@ def check_model(
         return _check_folder(model, options)
     if os.path.isfile(model):
         return _check_file(model, options)
+    if os.path.islink(model) and not os.path.exists(model):
+        raise BridgeError(
+            "model_not_found",
+            f"`{model}` is a link to `{os.readlink(model)}`, which is not there.",
+            {"model": model},
+        )
     if model.endswith(gguf_model.SUFFIX):
         raise BridgeError(
             "model_not_found",
@@ -132,6 +138,13 @@ def _gguf_of(folder: str, names: set[str], options: Mapping[str, Any]) -> str | 
 def _check_file(path: str, options: Mapping[str, Any]) -> Checkpoint:
     if path.endswith(gguf_model.SUFFIX):
         return gguf_model.look_at(path, options)
+    if gguf.is_one(path):
+        raise BridgeError(
+            "not_a_model",
+            f"`{path}` is a GGUF file by another name. Give it one that ends with "
+            f"`{gguf_model.SUFFIX}`, or name a link to it that does.",
+            {"model": path},
+        )
     raise BridgeError(
         "not_a_model",
         f"`{path}` is a file. A model is a folder with a `config.json` and weights, a GGUF file, "

@@ -104,6 +104,9 @@ def settings(given: Mapping[str, Any]) -> Settings:
         ValueError: what is wrong with them
     """
     made = Settings(**{name: given[name] for name in Settings._fields if name in given})
+    for name, value in made._asdict().items():
+        if isinstance(value, bool):
+            raise ValueError(f"`{name}` is a truth value, not a number")
     if not isinstance(made.nbits, int | float) or made.nbits not in PACKINGS:
         raise ValueError(f"`nbits` is {made.nbits!r}, not one of {_listed(PACKINGS)}")
     group = made.group_size
