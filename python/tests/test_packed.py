@@ -191,16 +191,56 @@ def untried() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("untried")
-@pytest.mark.parametrize("compiler", ["no-such-compiler", "false"])
-def test_without_a_compiler_it_is_said_what_to_install(
-    compiler: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize(
+    ("compiler", "said", "noted"),
+    [
+        ("no-such-compiler", "apt install g++", "install one"),
+        ("false", "non-zero exit status 1", "the log of the engine says why"),
+    ],
+)
+def test_without_a_compiler_it_is_said_what_to_do(
+    compiler: str,
+    said: str,
+    noted: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setenv("CXX", compiler)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     with caplog.at_level(logging.WARNING):
         assert native.library() is None
-    assert "apt install g++" in caplog.text
+    assert said in caplog.text
     assert native.kernel() == "torch (dequantized for each product)"
+    assert noted in str(native.note(is_cpu=True))
+
+
+@pytest.mark.usefixtures("untried")
+def test_a_user_without_a_home_is_told_what_to_name(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def nowhere() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", nowhere)
+    assert native.library() is None
+    assert "Name a cache folder in XDG_CACHE_HOME" in caplog.text
+
+
+def test_nothing_is_loaded_that_others_can_write(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = native.build(tmp_path)
+    tmp_path.chmod(0o777)
+    with pytest.raises(PermissionError, match="can be written to by others"):
+        native.build(tmp_path)
+    tmp_path.chmod(0o700)
+    assert native.build(tmp_path) == path
+    monkeypatch.setattr(os, "geteuid", lambda: 4321)
+    os.chown(tmp_path, 1234, -1)
+    with pytest.raises(PermissionError, match="can be written to by others"):
+        native.build(tmp_path)
 
 
 def test_there_is_one_openmp() -> None:

@@ -10,6 +10,7 @@ import logging
 import os
 import platform
 import shutil
+import stat
 import subprocess
 import tempfile
 from pathlib import Path
@@ -116,13 +117,18 @@ def note(is_cpu: bool) -> str | None:
     """What users should know of an engine whose layers the kernels compute, or would."""
     if not is_cpu:
         return "Weights stay packed; torch dequantizes them layer by layer for each product."
-    if library() is None:
+    if library() is not None:
+        return None
+    said = "Weights stay packed, and torch dequantizes them for each product. "
+    if _compiler() is None:
         return (
-            "Weights stay packed, and torch dequantizes them for each product. With a C++ compiler "
-            "(`g++`) products are computed several times as fast: install one, and start the "
-            "engine again."
+            f"{said}With a C++ compiler (`g++`) products are computed several times as fast: "
+            "install one, and start the engine again."
         )
-    return None
+    return (
+        f"{said}The kernels that compute products several times as fast could not be made here: "
+        "the log of the engine says why."
+    )
 
 
 def has_vectors() -> bool:
@@ -140,29 +146,35 @@ def library() -> ctypes.CDLL | None:
     except (OSError, subprocess.SubprocessError) as error:
         output = getattr(error, "stderr", None) or b""
         logger.warning(
-            "Packed weights are computed by torch, many times slower than they could be: %s. "
-            "Install a C++ compiler (Debian and Ubuntu: apt install g++), or name one in CXX.%s",
+            "Packed weights are computed by torch, many times slower than they could be: %s. %s",
             error,
             output.decode("utf-8", "replace")[-2000:],
         )
         return None
 
 
+def _compiler() -> str | None:
+    return shutil.which(os.environ.get("CXX", "g++"))
+
+
 def build(folder: Path) -> Path:
     """The library for this source, compiler and CPU, compiled if it is not there yet.
 
     Raises:
-        OSError: without a compiler, or where the folder cannot be written to
+        OSError: without a compiler, or where the folder cannot be written to, or others can
         subprocess.SubprocessError: if it does not compile
     """
-    name = os.environ.get("CXX", "g++")
-    compiler = shutil.which(name)
+    compiler = _compiler()
     if compiler is None:
-        raise FileNotFoundError(f"there is no C++ compiler {name!r}")
+        raise FileNotFoundError(
+            "there is no C++ compiler. Install one (Debian and Ubuntu: apt install g++), or name "
+            "one in CXX"
+        )
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    _check_owner(folder)
     path = folder / f"packed-{_digest(Path(compiler))}.so"
     if path.exists():
         return path
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     # Other processes may be at the same: the last one to be done replaces the same by the same.
     with tempfile.TemporaryDirectory(dir=folder) as parts:
         made = Path(parts, path.name)
@@ -176,8 +188,24 @@ def build(folder: Path) -> Path:
     return path
 
 
+def _check_owner(folder: Path) -> None:
+    """Whoever can write to the folder can have this process run what they like."""
+    status = folder.stat()
+    if status.st_uid not in (0, os.geteuid()) or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise PermissionError(
+            f"the folder of compiled kernels, {folder}, can be written to by others. Make it yours "
+            "(chown), and yours alone (chmod 700), or name another cache folder in XDG_CACHE_HOME"
+        )
+
+
 def _cache() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "ex_vllm", "kernels")
+    try:
+        cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    except RuntimeError as error:
+        raise FileNotFoundError(
+            "this user has no home for compiled kernels. Name a cache folder in XDG_CACHE_HOME"
+        ) from error
+    return Path(cache, "ex_vllm", "kernels")
 
 
 def _digest(compiler: Path) -> str:
