@@ -1,5 +1,6 @@
 """Layers of packed integers, against the same sums with each weight written out."""
 
+import asyncio
 import ctypes
 import logging
 import os
@@ -8,10 +9,14 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
+from vllm_bridge import quantization
+from vllm_bridge.patches.cpu import experts, fp8
 from vllm_bridge.quantization.packed import grouped, native, tables
 
 BITS = (1, 2, 3, 4, 5, 6, 7, 8)
@@ -213,6 +218,26 @@ def test_without_a_compiler_it_is_said_what_to_do(
     assert said in caplog.text
     assert native.kernel() == "torch (dequantized for each product)"
     assert noted in str(native.note(is_cpu=True))
+
+
+def test_layers_of_vllm_without_kernels_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def nothing(*_: Any) -> None:
+        return None
+
+    model = SimpleNamespace(quantization="auto_gptq", dtype=torch.bfloat16)
+    llm = SimpleNamespace(model_config=model, vllm_config=None)
+    for module in (fp8, experts):
+        monkeypatch.setattr(module, "note", nothing)
+
+    def note(kernel: str | None) -> str | None:
+        return asyncio.run(quantization.note(llm, None, kernel))
+
+    assert note("PackedLinearKernel") is None
+    monkeypatch.setattr(native, "library", lambda: None)
+    for kernel in ("PackedLinearKernel", native.kernel()):
+        assert "torch dequantizes them" in str(note(kernel))
+    for kernel in ("CPUWNA16LinearKernel", None):
+        assert note(kernel) is None
 
 
 @pytest.mark.usefixtures("untried")

@@ -76,7 +76,7 @@ async def start(
             await chat.warm_up()
         made = online.note(plan.online_dtype, config.settings, llm.model_config)
         info = _info(plan.model, config.vllm_config, tasks) | {
-            "quantization_note": await quantization.note(llm, made),
+            "quantization_note": await quantization.note(llm, made, config.kernel),
             "quantization_kernel": config.kernel,
             "load_seconds": time.monotonic() - started,
         }

@@ -32,11 +32,12 @@ def as_loaded(checkpoint: "Checkpoint") -> "Checkpoint":
     return checkpoint.dequantized(fp8.always_dequantized(), experts.always_dequantized())
 
 
-async def note(llm: Any, online: str | None) -> str | None:
+async def note(llm: Any, online: str | None, kernel: str | None) -> str | None:
     """What users should know of how a loaded engine computes; it is logged too.
 
     Args:
         online: what ``online.note`` says
+        kernel: the name of the one that computes quantized layers
     """
     from vllm.platforms import current_platform
 
@@ -44,7 +45,7 @@ async def note(llm: Any, online: str | None) -> str | None:
 
     notes = []
     of_method = registry.of(llm.model_config.quantization).loaded_note(llm.vllm_config)
-    for said in (online, of_method):
+    for said in (online, of_method or _of_kernel(kernel)):
         if said is not None:
             logger.info(said)
             notes.append(said)
@@ -57,3 +58,18 @@ async def note(llm: Any, online: str | None) -> str | None:
                 logger.warning(replaced)
                 notes.append(replaced)
     return " ".join(notes) or None
+
+
+def _of_kernel(kernel: str | None) -> str | None:
+    """What is to be said where layers of vLLM's own are computed by kernels of this library."""
+    from vllm.platforms import current_platform
+
+    if not current_platform.is_cpu():
+        return None
+    from vllm_bridge.patches.cpu.packed_linear import PackedLinearKernel
+    from vllm_bridge.quantization.packed import native
+
+    # Only then are they looked for: they may have to be compiled.
+    if kernel not in (PackedLinearKernel.__name__, native.TORCH):
+        return None
+    return native.note(is_cpu=True)

@@ -31,6 +31,9 @@ TIMEOUT_SECONDS = 300
 # plain weights and oneDNN's product are faster, as measured.
 FEW_TOKENS = 16
 
+# What computes where there are no kernels, for people to read.
+TORCH = "torch (dequantized for each product)"
+
 # The numbers of ``Type`` in the source.
 _TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 
@@ -109,7 +112,7 @@ def takes(packed: torch.Tensor, values: tuple[torch.Tensor, ...], dtype: torch.d
 def kernel() -> str:
     """What computes products with packed weights on a CPU, for people to read."""
     if library() is None:
-        return "torch (dequantized for each product)"
+        return TORCH
     return "C++ compiled for this CPU" + (" (AVX-512 bfloat16)" if has_vectors() else "")
 
 
