@@ -234,10 +234,10 @@ def test_layers_of_vllm_without_kernels_are_told(monkeypatch: pytest.MonkeyPatch
 
     assert note("PackedLinearKernel") is None
     monkeypatch.setattr(native, "library", lambda: None)
-    for kernel in ("PackedLinearKernel", native.kernel()):
-        assert "torch dequantizes them" in str(note(kernel))
-    for kernel in ("CPUWNA16LinearKernel", None):
-        assert note(kernel) is None
+    for ours in ("PackedLinearKernel", native.kernel()):
+        assert "torch dequantizes them" in str(note(ours))
+    for other in ("CPUWNA16LinearKernel", None):
+        assert note(other) is None
 
 
 @pytest.mark.usefixtures("untried")
