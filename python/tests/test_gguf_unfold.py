@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import gguf_files
 import gguf_models
@@ -206,3 +207,11 @@ def test_vllm_gets_what_the_method_prepared_under_the_name_that_the_user_gave(
         with pytest.raises(Made) as made:
             config.configure(dataclasses.replace(planned, checkpoint=changed))
         assert made.value.args == (folder, served)
+
+
+def test_a_model_for_embeddings_goes_without_its_head(tmp_path: Path) -> None:
+    path = gguf_models.make("Q8_0", tmp_path / "model")
+    with loading.worker(tmp_path):
+        model = loading.load(path, runner="pooling")
+    assert model.model.embed_tokens.weight.dtype == torch.uint8
+    assert model.lm_head.weight.is_meta

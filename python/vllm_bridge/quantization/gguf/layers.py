@@ -383,8 +383,10 @@ class GGUFLinear(_Method, LinearMethodBase):  # type: ignore[misc]
         set_weight_attrs(weight, extra_weight_attrs)
 
     def process_weights_after_loading(self, layer: torch.nn.Module) -> None:
-        # A parameter for each part, so that none has to be cut out at each product.
         packed = layer.weight
+        if packed.is_meta:
+            return  # the head of a model that is run for embeddings, which vLLM leaves out
+        # A parameter for each part, so that none has to be cut out at each product.
         layer.packed = []
         for name, part in _named(packed.parts):
             rows = part.of(packed.data.flatten())
