@@ -231,6 +231,9 @@ def test_quantized_experts_are_refused(tmp_path: Path) -> None:
     [
         ({"W_q": torch.zeros(3, 3, dtype=torch.uint8)}, "`W_q` has 9 bytes"),
         ({"shape": [4, 4, 4]}, "its shape is"),
+        ({"shape": ("4", "4")}, "its shape is"),
+        ({"W_q": 4}, "its `W_q` is no tensor"),
+        ({"meta": [4]}, "is no dict"),
         ({"nbits": 5.5}, "`nbits` is 5.5"),
         ({"zero_q": None}, "it has no `zero`"),
     ],

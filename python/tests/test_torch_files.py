@@ -125,6 +125,26 @@ def test_storages_that_are_none(tmp_path: Path, value: Any) -> None:
     refused(changed(path, program))
 
 
+# A tuple of a tuple, twice, and so on: ``repr`` and ``hash`` would never end.
+NESTED = b")" + b"".join(b"\x94h%c\x86" % number for number in range(100))
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        NESTED + b")R.",
+        b"}" + NESTED + b"Ns.",
+        b"}(" + NESTED + b"Nu.",
+        NESTED + b"\x8c\x01n\x93.",
+        b"(" + NESTED + b"NNNNtQ.",
+        b"(\x8c\x07storagectorch\nByteStorage\n" + NESTED + b"NNtQ.",
+    ],
+    ids=["called", "key", "keys", "module", "kind", "storage"],
+)
+def test_what_would_take_forever_is_refused(tmp_path: Path, program: bytes) -> None:
+    refused(changed(saved(tmp_path, {"weight": torch.ones(4)}), program))
+
+
 def test_a_tensor_that_is_larger_than_its_storage(tmp_path: Path) -> None:
     path = saved(tmp_path, {"weight": torch.ones(4, 4)})
     with zipfile.ZipFile(path) as archive:

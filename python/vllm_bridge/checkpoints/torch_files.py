@@ -151,10 +151,10 @@ class _File:
                     stack.append(memo[argument])
                 case "SETITEM":
                     value, key = stack.pop(), stack.pop()
-                    stack[-1][key] = value
+                    stack[-1][_key(key)] = value
                 case "SETITEMS":
                     items = marked()
-                    stack[-1].update(zip(items[::2], items[1::2], strict=True))
+                    stack[-1].update(zip(map(_key, items[::2]), items[1::2], strict=True))
                 case "APPEND":
                     value = stack.pop()
                     stack[-1].append(value)
@@ -165,7 +165,7 @@ class _File:
                     stack.append(_named(argument.replace(" ", ".")))
                 case "STACK_GLOBAL":
                     name, module = stack.pop(), stack.pop()
-                    stack.append(_named(f"{module}.{name}"))
+                    stack.append(_named(f"{_key(module)}.{_key(name)}"))
                 case "BINPERSID":
                     stack.append(self._storage(stack.pop()))
                 case "REDUCE":
@@ -184,8 +184,8 @@ class _File:
     def _storage(self, identity: Sequence[Any]) -> _Storage:
         kind, storage, key, _location, _count = identity
         if kind != "storage":
-            raise ValueError(f"its data.pkl names a {kind!r}")
-        start, size = self._entries[key]
+            raise ValueError("its data.pkl names what is no storage")
+        start, size = self._entries[_key(key)]
         # One without a type of its own holds bytes.
         return _Storage(_STORAGES.get(storage.name.rpartition(".")[2], "uint8"), start, size)
 
@@ -197,7 +197,8 @@ class _File:
             "torch._utils._rebuild_parameter": lambda data, *_: data,
         }
         if not isinstance(function, _Global) or function.name not in known:
-            raise ValueError(f"it holds more than tensors: {getattr(function, 'name', function)}")
+            name = getattr(function, "name", type(function).__name__)
+            raise ValueError(f"it holds more than tensors: {name}")
         return known[function.name](*arguments)
 
     def _tensor(
@@ -214,6 +215,14 @@ class _File:
             raise ValueError(f"a tensor of {list(shape)} has numbers more than once")
         start = storage.start + offset * width
         return Tensor(dtype, tuple(shape), self._path, start, count * width)
+
+
+def _key(value: Any) -> Any:
+    """A name or a number. Programs of some bytes make tuples of tuples that nobody can hash, or
+    write out, in a lifetime."""
+    if not isinstance(value, str | int):
+        raise ValueError(f"its data.pkl has a {type(value).__name__} in the place of a name")
+    return value
 
 
 def _named(name: str) -> _Global | Dtype:

@@ -2,6 +2,7 @@
 
 import math
 import re
+import reprlib
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -108,12 +109,12 @@ def settings(given: Mapping[str, Any]) -> Settings:
         if isinstance(value, bool):
             raise ValueError(f"`{name}` is a truth value, not a number")
     if not isinstance(made.nbits, int | float) or made.nbits not in PACKINGS:
-        raise ValueError(f"`nbits` is {made.nbits!r}, not one of {_listed(PACKINGS)}")
+        raise ValueError(f"`nbits` is {reprlib.repr(made.nbits)}, not one of {_listed(PACKINGS)}")
     group = made.group_size
     if not (group is None or (isinstance(group, int) and group > 0)):
-        raise ValueError(f"`group_size` is {group!r}, not a number of weights")
+        raise ValueError(f"`group_size` is {reprlib.repr(group)}, not a number of weights")
     if made.axis not in (0, 1):
-        raise ValueError(f"`axis` is {made.axis!r}, not 0 or 1")
+        raise ValueError(f"`axis` is {reprlib.repr(made.axis)}, not 0 or 1")
     return made
 
 

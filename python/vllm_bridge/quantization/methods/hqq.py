@@ -1,6 +1,7 @@
 """HQQ: integers of 1 to 8 bits in groups, made without calibration."""
 
 import os
+import reprlib
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
@@ -83,7 +84,10 @@ class HQQ(Method):
         layers: dict[str, Settings] = {}
         tensors: dict[str, Tensor] = {}
         for name, module in modules.items():
-            parts = module | (module.get("meta") or {})
+            meta = module.get("meta") or {}
+            if not isinstance(meta, dict):
+                raise _damaged(path, f"`meta` of the layer `{name}` is no dict")
+            parts = module | meta
             if "W_q" in parts:
                 layers[name] = _checked(path, name, parts)
             for part, tensor in parts.items():
@@ -171,8 +175,12 @@ def _checked(path: str, name: str, parts: Mapping[str, Any]) -> Settings:
     try:
         settings = configs.settings(parts)
         shape = parts.get("shape")
-        if not (isinstance(shape, tuple) and len(shape) == 2):
-            raise ValueError(f"its shape is {shape}")
+        if not (
+            isinstance(shape, tuple) and len(shape) == 2 and all(isinstance(n, int) for n in shape)
+        ):
+            raise ValueError(f"its shape is {reprlib.repr(shape)}")
+        if not isinstance(parts["W_q"], Tensor):
+            raise ValueError("its `W_q` is no tensor")
         for one in ("scale", "zero"):
             if not any(part in parts for part in (one, f"{one}_q", "zero_scale")):
                 raise ValueError(f"it has no `{one}`")
