@@ -62,6 +62,7 @@ def _one_thread() -> Iterator[None]:
 
 @functools.cache
 @_one_thread()
+@torch.enable_grad()  # type: ignore[untyped-decorator]
 def sensitivities() -> Tensors:
     """The squares of the gradients of the demo's sentences, by weight."""
     from transformers import AutoModelForCausalLM, AutoTokenizer

@@ -198,9 +198,10 @@ class GPTQLinearMethod(LinearMethodBase):  # type: ignore[misc]
         count = sum(output_partition_sizes)
         loader, groups = extra_weight_attrs["weight_loader"], settings.groups(columns)
         dims = {"output_dim": 0, "input_dim": 1}
+        # In the dtypes of the checkpoint's own tensors: vLLM warns of others.
         weight = ModelWeightParameter(
-            data=torch.empty(count, columns * settings.bits // 8, dtype=torch.uint8),
-            weight_loader=_converting(format.rows, settings, loader),
+            data=torch.empty(count, columns * settings.bits // format.WORD, dtype=torch.int32),
+            weight_loader=_converting(_rows_of_words, settings, loader),
             **dims,
         )
         weight.stored_shape = (columns * settings.bits // format.WORD, count)
@@ -211,7 +212,7 @@ class GPTQLinearMethod(LinearMethodBase):  # type: ignore[misc]
             scale_type, dims = ChannelQuantScaleParameter, {"output_dim": 0}
         for name, convert, dtype in (
             ("scales", _transpose, params_dtype),
-            ("qzeros", format.zeros, torch.uint8),
+            ("qzeros", format.zeros, torch.int32),
         ):
             parameter = scale_type(
                 data=torch.empty(count, groups, dtype=dtype),
@@ -271,9 +272,8 @@ class GPTQLinearMethod(LinearMethodBase):  # type: ignore[misc]
 
     def process_weights_after_loading(self, layer: torch.nn.Module) -> None:
         orders = self._orders(layer)
-        packed, scales, zeros = (
-            getattr(layer, name).data for name in ("qweight", "scales", "qzeros")
-        )
+        scales = layer.scales.data
+        packed, zeros = layer.qweight.data.view(torch.uint8), layer.qzeros.data.to(torch.uint8)
         for part, inputs in orders:
             if inputs is not None:
                 packed[part] = format.reorder(packed[part], self.settings.bits, inputs)
@@ -396,6 +396,10 @@ def _converting(
         return loader(parameter, convert(loaded, settings), *args, **named)
 
     return load
+
+
+def _rows_of_words(qweight: torch.Tensor, settings: Settings) -> torch.Tensor:
+    return format.rows(qweight, settings).view(torch.int32)
 
 
 def _transpose(scales: torch.Tensor, _settings: Settings) -> torch.Tensor:
