@@ -629,6 +629,8 @@ async def main(results: Path, names: list[str]) -> None:
     _fork()
     weighing.install()
     with tempfile.TemporaryDirectory() as temporary:
+        # What a start leaves for a guard to remove is removed with it.
+        tempfile.tempdir = temporary
         bf16 = await measure(checkpoints.DEMO)
         for variant in VARIANTS:
             if names and variant.name not in names:
