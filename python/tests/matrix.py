@@ -594,16 +594,24 @@ GGUF_MODELS: dict[str, Callable[[], gguf_models.Model]] = {
     "mixture": gguf_models.mixture,
     "qwen2": gguf_models.qwen2,
 }
+
+
+def _gguf(model: str, type: str) -> Variant:
+    name = f"gguf-{type}" if model == "demo" else f"gguf-{model}-{type}"
+    return Variant(name, f"{model}-{type}", EXACT_ACTIVATIONS, run=gguf)
+
+
+# Of every kind of block one, and the usual mixes of types.
+_SAMPLED = ("F16", "Q8_0", "Q4_0", "Q5_1", "Q2_K", "Q3_K_M", "Q4_K_M", "Q5_K_M", "IQ4_XS")
 GGUF = (
-    *(
-        Variant(f"gguf-{type}", f"demo-{type}", EXACT_ACTIVATIONS, run=gguf)
-        for type in gguf_models.TYPES
-    ),
-    *(
-        Variant(f"gguf-{name}-{type}", f"{name}-{type}", EXACT_ACTIVATIONS, run=gguf)
-        for name in ("mixture", "qwen2")
-        for type in ("Q8_0", "Q4_K_M")
-    ),
+    *(_gguf("demo", type) for type in _SAMPLED),
+    *(_gguf(model, "Q4_K_M") for model in ("mixture", "qwen2")),
+)
+
+# Made of the same blocks; they run when they are named.
+FURTHER_GGUF = (
+    *(_gguf("demo", type) for type in gguf_models.TYPES if type not in _SAMPLED),
+    *(_gguf(model, "Q8_0") for model in ("mixture", "qwen2")),
 )
 
 WEIGHED = Variant("weighed", run=weigh)
@@ -632,9 +640,8 @@ async def main(results: Path, names: list[str]) -> None:
         # What a start leaves for a guard to remove is removed with it.
         tempfile.tempdir = temporary
         bf16 = await measure(checkpoints.DEMO)
-        for variant in VARIANTS:
-            if names and variant.name not in names:
-                continue
+        every = (*VARIANTS, *FURTHER_GGUF)
+        for variant in [one for one in every if one.name in names] if names else VARIANTS:
             started = time.monotonic()
             folder = Path(temporary) / variant.name
             try:
