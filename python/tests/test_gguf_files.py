@@ -290,6 +290,13 @@ def test_a_part_that_is_missing_is_told(tmp_path: Path) -> None:
     assert "download" in error.message
 
 
+def test_many_parts_that_are_missing_are_not_all_named(tmp_path: Path) -> None:
+    with pytest.raises(BridgeError) as caught:
+        gguf.parts(str(part(tmp_path, 0, 99_999, {})))
+    assert "99998 of 99999 parts" in caught.value.message
+    assert caught.value.details["missing"] == [f"m-{n:05}-of-99999.gguf" for n in range(2, 12)]
+
+
 def test_parts_under_other_names_are_told(tmp_path: Path) -> None:
     first, *_ = three(tmp_path)
     error = refused(first.rename(tmp_path / "model.gguf"))

@@ -267,8 +267,11 @@ def test_integers_of_more_bits_than_are_said() -> None:
 # -- in flight
 
 
-def take(options: dict[str, Any]) -> str | None:
-    return registry.of("hqq").take_settings(options)
+NOTHING = Checkpoint()
+
+
+def take(options: dict[str, Any], checkpoint: Checkpoint = NOTHING) -> str | None:
+    return registry.of("hqq").take_settings(checkpoint, options)
 
 
 def test_settings_of_a_plain_model() -> None:
@@ -303,6 +306,18 @@ def test_settings_that_hqq_does_not_have(given: Any, nearest: str | None) -> Non
     assert caught.value.reason == "invalid_option"
     assert caught.value.details["option"] == "quantization_config"
     assert caught.value.details.get("nearest") == nearest
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_groups_that_a_plain_model_does_not_have(axis: int) -> None:
+    plain = check_model(str(MODELS / "demo"), {})
+    take({"quantization_config": {"group_size": 32, "axis": axis}}, plain)
+    with pytest.raises(BridgeError) as caught:
+        take({"quantization_config": {"group_size": 7, "axis": axis}}, plain)
+    assert caught.value.reason == "invalid_option"
+    assert caught.value.details["option"] == "quantization_config"
+    assert "`model.layers.0.mlp.down_proj` are 512 (" in caught.value.message
+    assert "no whole groups of 7" in caught.value.message
 
 
 @pytest.mark.parametrize(

@@ -84,14 +84,14 @@ def torchao_settings(options: dict[str, Any]) -> Any:
 
 def test_torchao_without_settings_makes_8_bit_weights() -> None:
     options: dict[str, Any] = {"quantization": "TorchAO"}
-    assert online.take_settings(options) == "Int8WeightOnlyConfig"
+    assert online.take_settings(PLAIN, options) == "Int8WeightOnlyConfig"
     assert torchao_settings(options)["_type"] == "Int8WeightOnlyConfig"
 
 
 def test_torchaos_settings_by_name_and_with_arguments() -> None:
     name = "Int8DynamicActivationInt8WeightConfig"
     options: dict[str, Any] = {"quantization": "torchao", "quantization_config": name}
-    assert online.take_settings(options) == name
+    assert online.take_settings(PLAIN, options) == name
     assert torchao_settings(options)["_type"] == name
     assert "quantization_config" not in options
 
@@ -100,7 +100,7 @@ def test_torchaos_settings_by_name_and_with_arguments() -> None:
         "quantization_config": {"type": "Int4WeightOnlyConfig", "group_size": 32},
         "hf_overrides": {"rope_theta": 1.0},
     }
-    assert online.take_settings(options) == "Int4WeightOnlyConfig"
+    assert online.take_settings(PLAIN, options) == "Int4WeightOnlyConfig"
     assert torchao_settings(options)["_data"]["group_size"] == 32
     assert options["hf_overrides"]["rope_theta"] == 1.0
 
@@ -116,7 +116,7 @@ def test_torchaos_settings_by_name_and_with_arguments() -> None:
 )
 def test_other_settings_are_left_alone(options: dict[str, Any]) -> None:
     before = dict(options)
-    assert online.take_settings(options) is None
+    assert online.take_settings(PLAIN, options) is None
     assert options == before
 
 
@@ -131,7 +131,7 @@ def test_other_settings_are_left_alone(options: dict[str, Any]) -> None:
 )
 def test_settings_that_torchao_does_not_have(settings: Any, words: str) -> None:
     with pytest.raises(BridgeError) as caught:
-        online.take_settings({"quantization": "torchao", "quantization_config": settings})
+        online.take_settings(PLAIN, {"quantization": "torchao", "quantization_config": settings})
     assert caught.value.reason == "invalid_option"
     assert caught.value.details["option"] == "quantization_config"
     assert words in caught.value.message

@@ -115,6 +115,9 @@ _LEAST_TENSOR: Final = 8 + 4 + 8 + 4 + 8
 
 _READ: Final = 2**20
 
+# How many missing parts are named: a file's name alone can say that there are 99,999.
+_MAX_MISSING: Final = 10
+
 _NUMBERS: Final = {code: struct.Struct(f"<{code}") for code in _SCALARS.values()}
 _LENGTH: Final = _NUMBERS["Q"]
 
@@ -214,7 +217,7 @@ def parts(path: str) -> tuple[str, ...]:
             "invalid_checkpoint",
             f"{len(missing)} of {len(paths)} parts of `{path}` are missing, the first is "
             f"{missing[0]}. Was the download finished?",
-            {"file": path, "missing": missing},
+            {"file": path, "missing": missing[:_MAX_MISSING]},
         )
     return tuple(paths)
 

@@ -41,7 +41,7 @@ def configure(plan: Plan) -> Config:
     options = dict(plan.options)
     settings = None
     if plan.checkpoint.quantization is None:
-        settings = online.take_settings(options)
+        settings = online.take_settings(plan.checkpoint, options)
     elif (found := plan.checkpoint.found) is not None:
         # vLLM takes it for what config.json says.
         overrides = options.get("hf_overrides") or {}

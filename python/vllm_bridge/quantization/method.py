@@ -163,8 +163,11 @@ class Method:
             BridgeError: ``unsupported_quantization``
         """
 
-    def take_settings(self, options: dict[str, Any]) -> str | None:
+    def take_settings(self, checkpoint: "Checkpoint", options: dict[str, Any]) -> str | None:
         """Brings the user's ``quantization_config`` for a plain model to where vLLM looks for it.
+
+        Args:
+            options: of the engine; may be changed
 
         Returns:
             what the settings are called; None where there are none of this method's

@@ -73,8 +73,11 @@ def check(checkpoint: Checkpoint, dtype: str | None) -> None:
         )
 
 
-def take_settings(options: dict[str, Any]) -> str | None:
+def take_settings(checkpoint: Checkpoint, options: dict[str, Any]) -> str | None:
     """Gives the settings of a method that has its own to the place where vLLM looks for them.
+
+    Args:
+        checkpoint: the plain model
 
     Returns:
         their name; see ``Method.take_settings``
@@ -87,7 +90,7 @@ def take_settings(options: dict[str, Any]) -> str | None:
     if name is None:
         return None
     availability.check_packages(name)
-    return registry.of(name).take_settings(options)
+    return registry.of(name).take_settings(checkpoint, options)
 
 
 def note(dtype: str | None, settings: str | None, model_config: Any) -> str | None:

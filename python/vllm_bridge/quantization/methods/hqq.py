@@ -122,7 +122,7 @@ class HQQ(Method):
                 {"quantization": self.name},
             )
 
-    def take_settings(self, options: dict[str, Any]) -> str | None:
+    def take_settings(self, checkpoint: "Checkpoint", options: dict[str, Any]) -> str | None:
         overrides = options.get("hf_overrides") or {}
         if not isinstance(overrides, dict) or "quantization_config" in overrides:
             return None
@@ -131,6 +131,7 @@ class HQQ(Method):
             raise _no_settings(given)
         try:
             taken = configs.settings(given)
+            _check_groups(checkpoint, taken)
         except ValueError as error:
             raise BridgeError(
                 "invalid_option",
@@ -156,6 +157,21 @@ class HQQ(Method):
 
         register_quantization_config(self.name)(HQQConfig)
         torch_loader.register(self.name, tensors)
+
+
+def _check_groups(checkpoint: "Checkpoint", settings: Settings) -> None:
+    """Raises a ``ValueError`` where a layer of a plain model has no whole groups."""
+    for name, tensor in checkpoint.tensors.items():
+        if len(tensor.shape) != 2 or not name.endswith("_proj.weight") or ".experts." in name:
+            continue
+        rows, columns = tensor.shape
+        try:
+            settings.group(rows, columns)
+        except ValueError as error:
+            raise ValueError(
+                f"`group_size` must divide the inputs of a layer, and those of "
+                f"`{name.removesuffix('.weight')}` are {columns} ({error})"
+            ) from error
 
 
 def _config(layers: Mapping[str, Settings]) -> dict[str, Any]:

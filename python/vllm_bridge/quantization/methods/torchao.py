@@ -2,10 +2,13 @@
 
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vllm_bridge.errors import BridgeError, nearest
 from vllm_bridge.quantization.method import Bytes, Extra, Method, Online
+
+if TYPE_CHECKING:
+    from vllm_bridge.checkpoints.checkpoint import Checkpoint
 
 # How it quantizes where nothing is named.
 DEFAULT = "Int8WeightOnlyConfig"
@@ -30,7 +33,7 @@ class TorchAO(Method):
     def bytes_per_weight(self, config: Mapping[str, Any]) -> Bytes | None:
         return Bytes(1.0, 1.0) if "int8" in str(config).lower() else None
 
-    def take_settings(self, options: dict[str, Any]) -> str | None:
+    def take_settings(self, checkpoint: "Checkpoint", options: dict[str, Any]) -> str | None:
         """They are the option ``quantization_config``: the name of one of torchao's configs, or a
         map with the name as ``type`` and its arguments. Imports torchao."""
         overrides = options.get("hf_overrides") or {}
