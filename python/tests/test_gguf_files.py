@@ -292,9 +292,9 @@ def test_a_part_that_is_missing_is_told(tmp_path: Path) -> None:
 
 def test_many_parts_that_are_missing_are_not_all_named(tmp_path: Path) -> None:
     with pytest.raises(BridgeError) as caught:
-        gguf.parts(str(part(tmp_path, 0, 99_999, {})))
-    assert "99998 of 99999 parts" in caught.value.message
-    assert caught.value.details["missing"] == [f"m-{n:05}-of-99999.gguf" for n in range(2, 12)]
+        gguf.parts(str(tmp_path / "m-00001-of-99999.gguf"))
+    assert "99999 of 99999 parts" in caught.value.message
+    assert caught.value.details["missing"] == [f"m-{n:05}-of-99999.gguf" for n in range(1, 11)]
 
 
 def test_parts_under_other_names_are_told(tmp_path: Path) -> None:
