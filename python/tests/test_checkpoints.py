@@ -77,6 +77,31 @@ def test_a_path_that_does_not_exist(name: str) -> None:
     assert name in error.message
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "unsloth/Qwen3-0.6B-GGUF:Q4_K_M",
+        "owner/repo:Q8_0",
+        "owner/repo/file.gguf",
+        "owner/repo/BF16/file-00001-of-00002.gguf",
+        "owner/Something-GGUF",
+        "owner/something-gguf",
+    ],
+)
+def test_a_gguf_file_of_the_hub(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    hub(monkeypatch, AssertionError("the hub was asked"))
+    error = refused(name)
+    assert error.reason == "model_not_found"
+    assert f"`{name}`" in error.message
+    assert "GGUF files cannot be fetched" in error.message
+    assert "Download the file and give its path." in error.message
+
+
+def test_other_names_with_gguf_in_them_are_looked_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    hub(monkeypatch, http_error(hub_errors.RepositoryNotFoundError))
+    assert "HF_TOKEN" in refused("owner/GGUF-tools").message
+
+
 def test_a_folder_of_a_similar_name_is_suggested(folder: Path) -> None:
     assert f"Did you mean `{folder}`?" in refused(folder.with_name("mode")).message
 

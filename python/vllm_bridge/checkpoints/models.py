@@ -17,6 +17,13 @@ from vllm_bridge.quantization import registry
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
 
+# How llama.cpp and others name GGUF files of the hub: `OWNER/NAME-GGUF`, with `:Q4_K_M` for one of
+# them, and `OWNER/NAME/FILE.gguf`.
+_HUB_GGUF = re.compile(
+    r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(:[\w.-]+|(?<=-GGUF)|/[\w./-]+\.gguf)",
+    re.ASCII | re.IGNORECASE,
+)
+
 # Files with weights that are left to vLLM.
 _PICKLED = (".bin", ".pt", ".pth")
 
@@ -48,6 +55,13 @@ def check_model(
         raise BridgeError(
             "model_not_found",
             f"`{model}` is a link to `{os.readlink(model)}`, which is not there.",
+            {"model": model},
+        )
+    if _HUB_GGUF.fullmatch(model):
+        raise BridgeError(
+            "model_not_found",
+            f"There is no file or folder `{model}` here, and GGUF files cannot be fetched from the "
+            "Hugging Face hub by name yet. Download the file and give its path." + _similar(model),
             {"model": model},
         )
     if model.endswith(gguf_model.SUFFIX):
