@@ -13,7 +13,7 @@ import torch
 from vllm_bridge import diagnosis, patches
 from vllm_bridge.engine import config
 from vllm_bridge.engine.plan import plan
-from vllm_bridge.errors import BridgeError, map_exceptions
+from vllm_bridge.errors import BridgeError
 from vllm_bridge.quantization.packed import native
 
 # What computes integers of 4 bits on this CPU.
@@ -25,7 +25,7 @@ def configure(model: Path, **options: Any) -> tuple[Any, str | None]:
     options = {"enforce_eager": True, "distributed_executor_backend": "uni"} | options
     planned = plan(str(model), options)
     planned.check()
-    with map_exceptions(diagnosis.load_error):
+    with diagnosis.load_errors(options):
         made = config.configure(planned)
     return made.vllm_config, made.kernel
 
@@ -36,7 +36,7 @@ def load(model: Path, **options: Any) -> Any:
     from vllm.model_executor.model_loader import get_model_loader
 
     made, _ = configure(model, use_tqdm_on_load=False, max_model_len=256, **options)
-    with map_exceptions(diagnosis.load_error), set_current_vllm_config(made):
+    with diagnosis.load_errors(options), set_current_vllm_config(made):
         loader = get_model_loader(made.load_config)
         return loader.load_model(vllm_config=made, model_config=made.model_config)
 

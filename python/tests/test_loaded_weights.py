@@ -12,11 +12,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import checkpoints
+import gguf_models
 import loading
 import matrix
 import mixtures
 import pooling_models
 from checkpoints import WEIGHTS, Tensors
+from conftest import MODELS
 from loading import load, refused
 from vllm_bridge.patches import loaded_weights
 
@@ -420,3 +422,17 @@ def test_loaders_are_watched_once() -> None:
     before = BaseModelLoader.load_model
     loaded_weights.apply()
     assert BaseModelLoader.load_model is before
+
+
+@pytest.mark.parametrize("overrides", [{"num_hidden_layers": 1}, {"hidden_size": 128}])
+@pytest.mark.parametrize("form", ["demo", "Q8_0"])
+def test_a_config_that_the_user_changed_is_told_before_the_files(
+    tmp_path: Path, form: str, overrides: dict[str, Any]
+) -> None:
+    model = MODELS / form if form == "demo" else gguf_models.make(form, tmp_path)
+    error = refused(model, hf_overrides=overrides)
+    assert error.reason == "invalid_checkpoint"
+    assert error.details["option"] == "hf_overrides"
+    (name,) = overrides
+    assert error.message.startswith(f"`hf_overrides` ({name}) changes what the model's config says")
+    assert "leave the option out" in error.message

@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from vllm_bridge import finish
-from vllm_bridge.errors import BridgeError, internal_error, traceback_of
+from vllm_bridge.errors import BridgeError, internal_error, map_exceptions, traceback_of
 from vllm_bridge.patches import ranks
 
 logger = logging.getLogger(__name__)
@@ -156,6 +156,29 @@ _RULES = (
         "This engine, model or device cannot do what was asked.",
     ),
 )
+
+
+@contextlib.contextmanager
+def load_errors(options: Mapping[str, Any]) -> Iterator[None]:
+    """Turns every exception of a start into its ``BridgeError``.
+
+    Args:
+        options: engine options as the user gave them. Where they change the model's config, files
+            that do not fit it may be as they should.
+    """
+    try:
+        with map_exceptions(load_error):
+            yield
+    except BridgeError as error:
+        overrides = options.get("hf_overrides")
+        if error.reason == "invalid_checkpoint" and isinstance(overrides, dict) and overrides:
+            error.message = (
+                f"`hf_overrides` ({', '.join(overrides)}) changes what the model's config says, "
+                "which may be all that is wrong: leave the option out. If the model does not load "
+                f"without it either: {error.message}"
+            )
+            error.details["option"] = "hf_overrides"
+        raise
 
 
 def load_error(error: Exception) -> BridgeError:

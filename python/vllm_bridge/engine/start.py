@@ -18,7 +18,6 @@ from vllm_bridge.chat import Chat
 from vllm_bridge.engine.config import configure, offline
 from vllm_bridge.engine.engine import Engine, warm_up
 from vllm_bridge.engine.plan import Plan, plan
-from vllm_bridge.errors import map_exceptions
 from vllm_bridge.quantization import online
 
 logger = logging.getLogger(__name__)
@@ -52,7 +51,7 @@ async def start(
     plan.check()
     for finding in plan.findings:
         logger.warning(finding.message)
-    with map_exceptions(diagnosis.load_error):
+    with diagnosis.load_errors(plan.options):
         progress("import")
         if devices is not None:
             defaults.use_devices(devices)
