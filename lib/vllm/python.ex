@@ -119,11 +119,13 @@ defmodule VLLM.Python do
     Application.app_dir(:ex_vllm, "priv/requirements/#{name}.txt")
   end
 
-  @doc "The pins of a lock: `[{\"torch\", \"2.13.0+cpu\"}, ...]`."
+  @doc """
+  The pins of a lock: `[{"torch", "2.13.0+cpu"}, ...]`, with those that are for some machines only.
+  """
   @spec pins(device() | :test | String.t()) :: [{String.t(), String.t()}]
   def pins(name) do
     for [pin, version] <-
-          Regex.scan(~r/^([\w.-]+)==(\S+)$/m, File.read!(lock(name)), capture: :all_but_first) do
+          Regex.scan(~r/^([\w.-]+)==([^\s;]+)/m, File.read!(lock(name)), capture: :all_but_first) do
       {pin, version}
     end
   end

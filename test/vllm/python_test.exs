@@ -94,7 +94,8 @@ defmodule VLLM.PythonTest do
           |> String.split("\n", trim: true)
           |> Enum.split_with(&String.starts_with?(&1, "#"))
 
-        assert Enum.all?(lines, &(&1 =~ ~r/^[a-z0-9]+(-[a-z0-9]+)*==[0-9][0-9A-Za-z.+]*$/))
+        pin = ~r/^[a-z0-9]+(-[a-z0-9]+)*==[0-9][0-9A-Za-z.+]*(; (platform|python)_.+)?$/
+        assert Enum.all?(lines, &(&1 =~ pin))
         names = for {name, _version} <- Python.pins(unquote(name)), do: name
         assert length(names) == length(lines)
         assert names == names |> Enum.sort() |> Enum.uniq()
