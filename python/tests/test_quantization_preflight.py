@@ -79,6 +79,32 @@ def test_naming_the_own_method_selects_what_naming_nothing_does(
         assert chosen(quantization=name) == unnamed
 
 
+@pytest.mark.parametrize(
+    ("model", "options", "words"),
+    [
+        ("demo-awq", {"quantization_config": {"nbits": 3}}, "quantized already, with awq (4 bits"),
+        ("demo-awq", {"quantization_config": "Int8WeightOnlyConfig"}, "quantized already"),
+        ("demo", {"quantization_config": {"nbits": 3}}, '`quantization: "hqq"`'),
+        (
+            "demo",
+            {"quantization": "fp8_per_tensor", "quantization_config": {"nbits": 3}},
+            '`quantization: "fp8_per_tensor"` takes no such settings',
+        ),
+    ],
+)
+def test_settings_that_nothing_takes(model: str, options: dict[str, Any], words: str) -> None:
+    error = refused(MODELS / model, **options)
+    assert error.reason == "invalid_option"
+    assert error.details["option"] == "quantization_config"
+    assert error.message.startswith("`quantization_config` has no use here: ")
+    assert words in error.message
+
+
+def test_settings_of_vllms_own_are_left_to_it() -> None:
+    error = refused(MODELS / "demo-awq", quantization_config={"ignore": ["lm_head"]})
+    assert "vLLM says: OnlineQuantizationConfig requires at least one of" in error.message
+
+
 def test_a_plain_model_has_no_kernel_of_a_quantization() -> None:
     config, kernel = load(MODELS / "demo")
     assert (config.model_config.quantization, kernel) == (None, None)

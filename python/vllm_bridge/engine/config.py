@@ -56,6 +56,7 @@ def configure(plan: Plan) -> Config:
     defaults.before_config(arguments)
     with offline(plan):
         model = _prepared(plan, arguments)
+        online.check_settings(checkpoint, arguments)
         config, kernel = preflight.engine_config(model, checkpoint, arguments, unknown_dtype)
         if checkpoint.folder is None:
             generation_config.check_downloaded(config.model_config)

@@ -19,6 +19,8 @@ vLLM's own methods with eight bits quantize the experts of mixtures only. Both c
 nothing of the device but what vLLM asks for them, and are vLLM's documented ways on GPUs too.
 """
 
+import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 from vllm_bridge.checkpoints.checkpoint import Checkpoint
@@ -91,6 +93,38 @@ def take_settings(checkpoint: Checkpoint, options: dict[str, Any]) -> str | None
         return None
     availability.check_packages(name)
     return registry.of(name).take_settings(checkpoint, options)
+
+
+def check_settings(checkpoint: Checkpoint, arguments: Mapping[str, Any]) -> None:
+    """Refuses settings of a quantization that no method has taken and that are none of vLLM's.
+    Imports vLLM.
+
+    Args:
+        arguments: of the engine, by vLLM's names, once methods have taken theirs
+    """
+    given = arguments.get("quantization_config")
+    if given is None:
+        return
+    from vllm.config.quantization import QuantizationConfigArgs
+
+    known = [field.name for field in dataclasses.fields(QuantizationConfigArgs)]
+    if not isinstance(given, dict | str) or (
+        isinstance(given, dict) and given.keys() <= set(known)
+    ):
+        return  # vLLM's to look at
+    if checkpoint.quantization is not None:
+        why = f"the model is quantized already, with {checkpoint.description}. Leave it out"
+    elif (method := arguments.get("quantization")) is not None:
+        why = f'`quantization: "{method}"` takes no such settings. Leave it out'
+    else:
+        takers = " or ".join(f'`quantization: "{name}"`' for name in registry.with_settings())
+        why = f"no method is named that it could be for. Give {takers} as well, or leave it out"
+    raise BridgeError(
+        "invalid_option",
+        f"`quantization_config` has no use here: {why}. vLLM's own settings, for its online "
+        f"methods, are {', '.join(known)}.",
+        {"option": "quantization_config", "value": given, "allowed": known},
+    )
 
 
 def note(dtype: str | None, settings: str | None, model_config: Any) -> str | None:

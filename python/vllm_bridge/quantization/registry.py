@@ -64,6 +64,13 @@ def online_dtypes() -> Mapping[str, Method]:
     }
 
 
+def with_settings() -> list[str]:
+    """The names of the methods that take a ``quantization_config`` of the user's for plain
+    models."""
+    taking = Method.take_settings
+    return [method.name for method in every() if type(method).take_settings is not taking]
+
+
 def small_format() -> str:
     """The first format of those that take a third of 16 bits, and nothing but vLLM."""
     return next(
