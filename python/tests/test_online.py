@@ -52,9 +52,22 @@ def test_the_loader_of_bitsandbytes_goes_with_its_method() -> None:
 
 def test_a_method_beside_the_dtype_is_one_too_many() -> None:
     with pytest.raises(BridgeError) as caught:
-        online.take_dtype({"dtype": "int8", "quantization": "awq"})
+        online.take_dtype({"dtype": "int8", "quantization": "hqq"})
     assert caught.value.reason == "invalid_option"
     assert caught.value.details["option"] == "dtype"
+    assert "leave out `quantization`, or the dtype" in caught.value.message
+
+
+@pytest.mark.parametrize("method", ["GGUF", "awq", "AutoGPTQ"])
+def test_a_method_of_quantized_models_beside_the_dtype(method: str) -> None:
+    with pytest.raises(BridgeError) as caught:
+        online.take_dtype({"dtype": "int8", "quantization": method})
+    assert caught.value.reason == "invalid_option"
+    assert caught.value.details["option"] == "dtype"
+    assert f'`quantization: "{method}"` is for models that are quantized already' in str(
+        caught.value
+    )
+    assert "Leave out `dtype`" in caught.value.message
 
 
 @pytest.mark.parametrize("dtype", ["int8", "int4"])

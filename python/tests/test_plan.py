@@ -92,6 +92,22 @@ def test_a_model_that_is_not_there(tmp_path: Path) -> None:
     assert (made.method, made.dtype, made.loaded_bytes) == (None, None, 0)
 
 
+@pytest.mark.parametrize("option", ["tokenizer", "hf_config_path"])
+def test_a_part_from_elsewhere_that_is_not_there(tmp_path: Path, option: str) -> None:
+    (tmp_path / "theirs").mkdir()
+    error = refused(plan(DEMO, {option: str(tmp_path / "their")}))
+    assert error.reason == "model_not_found"
+    assert error.details["option"] == option
+    assert f"Did you mean `{tmp_path / 'theirs'}`?" in error.message
+    for given in (f"{tmp_path}/model.gguf", "owner/name/model.gguf"):
+        error = refused(plan(DEMO, {option: given}))
+        assert (error.reason, error.details["option"]) == ("invalid_option", option)
+        assert "is a GGUF file" in error.message
+        assert "Leave the option out" in error.message
+    for given in (str(tmp_path / "theirs"), "owner/name", "name"):
+        assert plan(DEMO, {option: given}).findings == ()
+
+
 def test_a_warning_does_not_keep_an_engine_from_starting(tmp_path: Path) -> None:
     names = ("a.safetensors", "b.safetensors")
     weights = [{"w": torch.zeros(4), name: torch.zeros(4)} for name in ("x", "y")]

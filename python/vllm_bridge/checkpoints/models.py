@@ -80,6 +80,34 @@ def check_model(
     )
 
 
+def check_beside(name: str, options: Mapping[str, Any]) -> None:
+    """Looks whether what an option names in the place of a part of the model can be such.
+
+    Args:
+        name: of the option, whose value is a folder here or a name on the hub
+
+    Raises:
+        BridgeError: ``invalid_option`` for a GGUF file, ``model_not_found`` for a path to nothing
+    """
+    given = options.get(name)
+    if not isinstance(given, str):
+        return
+    details = {"option": name, "value": given}
+    if given.endswith(gguf_model.SUFFIX) and not os.path.isdir(given):
+        raise BridgeError(
+            "invalid_option",
+            f"`{name}` is a folder with files as Hugging Face has them, or a name on the hub, and "
+            f"`{given}` is a GGUF file. Leave the option out to use the model's own.",
+            details,
+        )
+    if given.startswith(("/", ".", "~")) and not os.path.exists(given):
+        raise BridgeError(
+            "model_not_found",
+            f"`{name}` names `{given}`, and there is no such folder." + _similar(given),
+            details,
+        )
+
+
 def _check_folder(folder: str, options: Mapping[str, Any]) -> Checkpoint:
     names = set(os.listdir(folder))
     if path := _gguf_of(folder, names, options):

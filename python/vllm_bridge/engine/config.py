@@ -7,12 +7,9 @@ from typing import Any, NamedTuple
 
 from vllm_bridge import defaults, generation_config, quantization
 from vllm_bridge.checkpoints import fit
-from vllm_bridge.engine.plan import Plan
+from vllm_bridge.engine.plan import BESIDE, Plan
 from vllm_bridge.params import engine_options
 from vllm_bridge.quantization import kv_cache, naming, online, preflight, registry
-
-# Options that name what may be on the hub although the model is not.
-_ELSEWHERE = ("tokenizer", "hf_config_path")
 
 
 class Config(NamedTuple):
@@ -82,7 +79,7 @@ def offline(plan: Plan) -> Iterator[None]:
     seconds where there is no network. vLLM's processes inherit it. What is loaded later, an
     adapter from the hub, is not touched.
     """
-    elsewhere = [found for name in _ELSEWHERE if isinstance(found := plan.options.get(name), str)]
+    elsewhere = [found for name in BESIDE if isinstance(found := plan.options.get(name), str)]
     if (
         plan.checkpoint.folder is None
         or "HF_HUB_OFFLINE" in os.environ

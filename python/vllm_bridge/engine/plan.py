@@ -12,10 +12,14 @@ from typing import Any, Literal, NamedTuple
 from vllm_bridge import diagnosis, generation_config, memory, quantization, versions
 from vllm_bridge.checkpoints import files, fit
 from vllm_bridge.checkpoints.checkpoint import Checkpoint
-from vllm_bridge.checkpoints.models import check_model
+from vllm_bridge.checkpoints.models import check_beside, check_model
 from vllm_bridge.errors import BridgeError, map_exceptions
 from vllm_bridge.params import check_option_names
 from vllm_bridge.quantization import naming, online, registry
+
+# Options that name what is used in the place of a part of the model. It may be on the hub although
+# the model is not.
+BESIDE = ("tokenizer", "hf_config_path")
 
 
 class Finding(NamedTuple):
@@ -91,6 +95,9 @@ def plan(
         dtype = online.take_dtype(left)
     with _collected(findings):
         checkpoint = check_model(model, left, progress)
+    for name in BESIDE:
+        with _collected(findings):
+            check_beside(name, left)
     with _collected(findings):
         online.check(checkpoint, dtype)
     with _collected(findings):

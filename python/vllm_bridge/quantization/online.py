@@ -46,7 +46,15 @@ def take_dtype(options: dict[str, Any]) -> str | None:
     method = registry.online_dtypes().get(dtype or "")
     if method is None:
         return None
-    if options.get("quantization") is not None:
+    if (named := options.get("quantization")) is not None:
+        if isinstance(named, str) and registry.meant_by(named).needs_checkpoint:
+            raise BridgeError(
+                "invalid_option",
+                f'`quantization: "{named}"` is for models that are quantized already, and `dtype: '
+                f'"{dtype}"` quantizes plain ones. Leave out `dtype`; or, if the model is a plain '
+                "one, leave out `quantization`.",
+                {"option": "dtype", "value": asked},
+            )
         raise BridgeError(
             "invalid_option",
             f'`dtype: "{dtype}"` chooses the method of quantization; leave out `quantization`, '
