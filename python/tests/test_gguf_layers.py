@@ -144,6 +144,27 @@ def test_gate_up_and_down(count: int) -> None:
     same(total, inner @ down.values.T)
 
 
+def test_tensors_of_another_size_than_the_layers_are_refused() -> None:
+    from vllm.model_executor.layers.linear import MergedColumnParallelLinear, RowParallelLinear
+
+    gate, up = Matrix("Q8_0", INNER, HIDDEN), Matrix("Q8_0", INNER, HIDDEN)
+    down = Matrix("Q8_0", HIDDEN, INNER)
+    with rank(0, 1):
+        half = INNER // 2
+        merged = MergedColumnParallelLinear(
+            HIDDEN, [half, half], False,
+            quant_config=config(gate=gate, up=up), prefix="gate_up", return_bias=False,
+        )  # fmt: skip
+        with pytest.raises(ValueError, match=f"it has {INNER} rows, the layer {half}"):
+            filled(merged, gate=gate.rows)
+        row = RowParallelLinear(
+            half, HIDDEN, False, reduce_results=False,
+            quant_config=config(down=down), prefix="down", return_bias=False,
+        )  # fmt: skip
+        with pytest.raises(ValueError, match="bytes in a row"):
+            filled(row, whole=down.rows)
+
+
 def test_tensors_that_are_one_in_the_file_are_divided() -> None:
     """Phi-3's."""
     from vllm.model_executor.layers.linear import MergedColumnParallelLinear

@@ -294,17 +294,17 @@ class Packed(BasevLLMParameter):  # type: ignore[misc]
 
     def load_column_parallel_weight(self, loaded_weight: torch.Tensor) -> None:
         rows = sum(part.rows for part in self.parts)
-        self._load(loaded_weight.narrow(0, self.tp_rank * rows, rows), 0)
+        self._load(_share(loaded_weight, 0, rows, self.tp_rank, self.tp_size), 0)
 
     def load_row_parallel_weight(self, loaded_weight: torch.Tensor) -> None:
-        loaded_weight = as_bytes(loaded_weight)
-        width = self.parts[0].width
-        self._load(loaded_weight.narrow(1, self.tp_rank * width, width), 0)
+        width, loaded_weight = self.parts[0].width, as_bytes(loaded_weight)
+        self._load(_share(loaded_weight, 1, width, self.tp_rank, self.tp_size), 0)
 
     def load_merged_column_weight(
         self, loaded_weight: torch.Tensor, *, shard_offset: int, shard_size: int, **_: Any
     ) -> None:
-        self._load(loaded_weight.narrow(0, self.tp_rank * shard_size, shard_size), shard_offset)
+        rows = _share(loaded_weight, 0, shard_size, self.tp_rank, self.tp_size)
+        self._load(rows, shard_offset)
 
     def load_qkv_weight(
         self,
@@ -316,11 +316,21 @@ class Packed(BasevLLMParameter):  # type: ignore[misc]
         shard_size: int,
         **_: Any,
     ) -> None:
-        rank = self.tp_rank if shard_id == "q" else self.tp_rank // num_heads
-        self._load(loaded_weight.narrow(0, rank * shard_size, shard_size), shard_offset)
+        # Where there are more ranks than heads, several have the same keys and values.
+        same = 1 if shard_id == "q" else num_heads
+        rank, ranks = self.tp_rank // same, self.tp_size // same
+        self._load(_share(loaded_weight, 0, shard_size, rank, ranks), shard_offset)
 
     def _load(self, rows: torch.Tensor, start: int) -> None:
         load(self.data.flatten(), self.parts, rows, start)
+
+
+def _share(whole: torch.Tensor, dim: int, count: int, rank: int, ranks: int) -> torch.Tensor:
+    """What a rank has of a tensor of the file, ``count`` of its rows or bytes."""
+    if whole.shape[dim] != count * ranks:
+        what = ("rows", "bytes in a row")[dim]
+        raise ValueError(f"it has {whole.shape[dim]} {what}, the layer {count * ranks}")
+    return whole.narrow(dim, rank * count, count)
 
 
 def load(data: torch.Tensor, parts: list[Part], rows: torch.Tensor, start: int) -> None:
