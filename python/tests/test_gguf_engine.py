@@ -12,7 +12,7 @@ from running import Running
 pytestmark = pytest.mark.engine
 
 
-@pytest.fixture(scope="module", params=["Q4_K_M", "Q8_0"])
+@pytest.fixture(scope="module", params=["Q4_K_M", pytest.param("Q8_0", marks=pytest.mark.slow)])
 def type(request: pytest.FixtureRequest) -> str:
     pytest.importorskip("libgguf")
     return str(request.param)

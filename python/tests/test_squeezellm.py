@@ -305,6 +305,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.engine
+@pytest.mark.slow
 def test_it_loads_and_says_how_it_is_computed(model: Path, facts: dict[str, str]) -> None:
     running = Running()
     info = running.load(model, max_model_len=256, quantization="squeezellm")
