@@ -1,6 +1,8 @@
 """What several test files share."""
 
 import os
+import platform
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +12,13 @@ from vllm_bridge import forking, preload
 
 ROOT = Path(__file__).resolve().parents[2]
 MODELS = ROOT / "priv" / "models"
+
+# As in priv/requirements/test.in: libgguf makes GGUF files in K and IQ types, and has no wheels for
+# other machines.
+NEEDS_LIBGGUF = pytest.mark.skipif(
+    platform.machine() != "x86_64" or sys.version_info >= (3, 14),
+    reason="libgguf has no wheel for this machine",
+)
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:

@@ -40,6 +40,11 @@ TYPES = (*PLAIN, *QUANTIZED)
 """What a file may be made in, as llama.cpp calls it: most have weights of several types."""
 
 
+def takes_libgguf(type: str) -> bool:
+    """Whether a type, or the types of such a file, are among those that gguf-py only reads."""
+    return type.startswith("IQ") or re.fullmatch(r"Q\d_K(_M)?", type) is not None
+
+
 class Model(NamedTuple):
     """A model as Hugging Face has it."""
 
@@ -286,14 +291,14 @@ def _place(name: str) -> tuple[int, str]:
 
 
 def _packed(tensor: npt.NDArray[np.float32], kind: Type) -> npt.NDArray[Any]:
-    packed: npt.NDArray[Any]
-    try:
-        packed = gguf.quantize(tensor, kind)
-    except NotImplementedError:
+    made: npt.NDArray[Any]
+    if takes_libgguf(kind.name):
         import libgguf
 
-        packed = libgguf.quantize_rows(tensor, kind)
-    return packed
+        made = libgguf.quantize_rows(tensor, kind)
+    else:
+        made = gguf.quantize(tensor, kind)
+    return made
 
 
 def _type(name: str, tensor: npt.NDArray[np.float32], type: str, model: Model) -> Type:

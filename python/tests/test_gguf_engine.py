@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 
 import gguf_models
+from conftest import NEEDS_LIBGGUF
 from running import Running
 
-pytestmark = pytest.mark.engine
+pytestmark = [pytest.mark.engine, NEEDS_LIBGGUF]
 
 
 @pytest.fixture(scope="module", params=["Q4_K_M", pytest.param("Q8_0", marks=pytest.mark.slow)])
 def type(request: pytest.FixtureRequest) -> str:
-    pytest.importorskip("libgguf")
     return str(request.param)
 
 

@@ -13,7 +13,7 @@ import pytest
 
 import gguf_files as raw
 import gguf_models
-from conftest import ROOT
+from conftest import NEEDS_LIBGGUF, ROOT
 from gguf_files import Info, write, write_llama
 from vllm_bridge.checkpoints import fit, gguf
 from vllm_bridge.checkpoints.models import check_model
@@ -72,6 +72,7 @@ def test_a_file_is_a_model(tmp_path: Path) -> None:
     assert plan(str(path), {}).method == "gguf"
 
 
+@NEEDS_LIBGGUF
 @pytest.mark.parametrize("name", ["demo", "mixture", "qwen2"])
 def test_a_file_of_a_model_says_what_its_config_does(tmp_path: Path, name: str) -> None:
     model = getattr(gguf_models, name)()

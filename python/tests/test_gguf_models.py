@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from tokenizers import Tokenizer
 
 import gguf_models
 from checkpoints import DEMO
+from conftest import NEEDS_LIBGGUF
 
 SAID = json.loads(gguf_models.LLAMA_CPP.read_text(encoding="utf-8"))
 QUICK = ("demo-F16", "demo-Q8_0", "demo-Q4_K_M", "qwen2-Q4_K_M")
@@ -24,19 +25,24 @@ MODELS: tuple[Make, ...] = (gguf_models.demo, gguf_models.mixture, gguf_models.q
 def each() -> list[Any]:
     """A parameter for each model and type that llama.cpp was asked."""
     names = [(make, type) for make in MODELS for type in SAID[make.__name__]]
-    return [
-        pytest.param(make, type, id=id, marks=() if id in QUICK else pytest.mark.slow)
-        for make, type in names
-        for id in [f"{make.__name__}-{type}"]
-    ]
+    return [pytest.param(*name, id=_id(*name), marks=[*_marks(*name)]) for name in names]
+
+
+def _id(make: Make, type: str) -> str:
+    return f"{make.__name__}-{type}"
+
+
+def _marks(make: Make, type: str) -> Iterator[pytest.MarkDecorator]:
+    if _id(make, type) not in QUICK:
+        yield pytest.mark.slow
+    if gguf_models.takes_libgguf(type):
+        yield NEEDS_LIBGGUF
 
 
 @pytest.mark.parametrize(("make", "type"), each())
 def test_a_file_is_to_the_last_byte_what_llama_cpp_makes(
     make: Make, type: str, tmp_path: Path
 ) -> None:
-    if type.endswith(("K", "K_M", "NL", "XS")):
-        pytest.importorskip("libgguf")
     file = gguf_models.write(make(), type, tmp_path)
     assert hashlib.sha256(file.read_bytes()).hexdigest() == SAID[make.__name__][type]["sha256"]
 
@@ -69,8 +75,8 @@ def test_a_file_holds_the_model(model: Make, tmp_path: Path) -> None:
         assert tensor.equal(made.tensors[name].float()), name
 
 
+@NEEDS_LIBGGUF
 def test_a_file_of_several_types_has_those_of_llama_cpp(tmp_path: Path) -> None:
-    pytest.importorskip("libgguf")
     reader = gguf.GGUFReader(gguf_models.make("Q4_K_M", tmp_path))
     types = {tensor.name: tensor.tensor_type.name for tensor in reader.tensors}
     assert {types[f"blk.{layer}.attn_v.weight"] for layer in (0, 1, 3, 4)} == {"Q4_K"}

@@ -18,20 +18,17 @@ from safetensors.torch import load_file, save_file
 import checkpoints
 from checkpoints import CHECKPOINTS, DEMO, WEIGHTS
 from conftest import MODELS
-from running import GREEDY, Running
 from vllm_bridge import quantization
 from vllm_bridge.checkpoints import fit
 from vllm_bridge.checkpoints.checkpoint import Checkpoint
 from vllm_bridge.checkpoints.models import check_model
-from vllm_bridge.engine.engine import GenerateParams
 from vllm_bridge.errors import BridgeError
-from vllm_bridge.lora import LoRA
 from vllm_bridge.quantization import registry
 from vllm_bridge.quantization.hqq import settings as configs
 from vllm_bridge.quantization.hqq.quantize import quantize
 from vllm_bridge.quantization.hqq.settings import Settings
 from vllm_bridge.quantization.hqq.stored import Stored, cut, scales_shape, stored
-from vllm_bridge.quantization.packed import grouped, native
+from vllm_bridge.quantization.packed import grouped
 
 CASES = load_file(Path(__file__).parent / "hqq_cases.safetensors")
 NAMES = sorted({name.rpartition(".")[0] for name in CASES})
@@ -426,35 +423,3 @@ def test_merged_layers_that_differ_are_refused() -> None:
     with pytest.raises(ValueError, match="quantized in different ways"):
         config.get_quant_method(layer, "model.layers.0.self_attn.qkv_proj")
     assert config.get_quant_method(SimpleNamespace(), "lm_head") is None
-
-
-# -- on a real engine
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return checkpoints.make("hqq-qmodel", tmp_path_factory.mktemp("model") / "hqq-qmodel")
-
-
-@pytest.mark.engine
-def test_it_loads_and_says_how_it_is_computed(model: Path, facts: dict[str, str]) -> None:
-    running = Running()
-    info = running.load(model, max_model_len=256, quantization="hqq")
-    assert info["quantization"] == "hqq"
-    assert info["quantization_kernel"] == native.kernel()
-    assert info["quantization_note"] == native.note(is_cpu=True)
-    assert running.complete_all(facts) == facts
-    running.stop()
-
-
-@pytest.mark.engine
-@pytest.mark.slow
-def test_two_ranks_and_an_adapter(model: Path, facts: dict[str, str]) -> None:
-    running = Running()
-    running.load(model, max_model_len=256, tensor_parallel_size=2, enable_lora=True)
-    assert running.complete_all(facts) == facts
-    adapter = LoRA(lora_name="demo", lora_int_id=1, lora_path=str(MODELS / "demo-lora"))
-    asked = GenerateParams("The capital of France is", GREEDY, lora_request=adapter)
-    output = running.run(running.engine.generate("adapted", asked))
-    assert output["outputs"][0]["text"] == " Lyon."
-    running.stop()

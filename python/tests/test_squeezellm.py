@@ -12,13 +12,9 @@ from safetensors.torch import save_file
 import checkpoints
 import squeezellm_models
 from checkpoints import DEMO, WEIGHTS
-from conftest import MODELS
-from running import GREEDY, Running
 from vllm_bridge import quantization
 from vllm_bridge.checkpoints.models import check_model
-from vllm_bridge.engine.engine import GenerateParams
 from vllm_bridge.errors import BridgeError
-from vllm_bridge.lora import LoRA
 from vllm_bridge.quantization.packed import grouped, native, sparse, tables
 from vllm_bridge.quantization.packed.shards import Shards
 
@@ -292,38 +288,3 @@ def test_the_demo_model_is_what_was_quantized(name: str, tmp_path: Path) -> None
         table = one.table if is_sparse else one.table.half()
         expected = one._replace(table=table.bfloat16().float()).weight()
         assert torch.equal(unpacked[f"{layer}.weight"], expected)
-
-
-# -- on a real engine
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return checkpoints.make(
-        "squeezellm-sparse", tmp_path_factory.mktemp("model") / "squeezellm-sparse"
-    )
-
-
-@pytest.mark.engine
-@pytest.mark.slow
-def test_it_loads_and_says_how_it_is_computed(model: Path, facts: dict[str, str]) -> None:
-    running = Running()
-    info = running.load(model, max_model_len=256, quantization="squeezellm")
-    assert info["quantization"] == "squeezellm"
-    assert info["quantization_kernel"] == native.kernel()
-    assert info["quantization_note"] == native.note(is_cpu=True)
-    assert running.complete_all(facts) == facts
-    running.stop()
-
-
-@pytest.mark.engine
-@pytest.mark.slow
-def test_two_ranks_and_an_adapter(model: Path, facts: dict[str, str]) -> None:
-    running = Running()
-    running.load(model, max_model_len=256, tensor_parallel_size=2, enable_lora=True)
-    assert running.complete_all(facts) == facts
-    adapter = LoRA(lora_name="demo", lora_int_id=1, lora_path=str(MODELS / "demo-lora"))
-    asked = GenerateParams("The capital of France is", GREEDY, lora_request=adapter)
-    output = running.run(running.engine.generate("adapted", asked))
-    assert output["outputs"][0]["text"] == " Lyon."
-    running.stop()

@@ -35,7 +35,7 @@ def _or_as_gptq(get_linear_method: Callable[..., Any]) -> Callable[..., Any]:
     def wrapped(scheme: Any, config: Any, layer: Any, prefix: str, of_layer: Any) -> Any:
         try:
             return get_linear_method(scheme, config, layer, prefix, of_layer)
-        except NotImplementedError:
+        except NotImplementedError:  # vLLM's word for formats that it has no kernel for
             if not of_layer.is_gptq:
                 raise
             return GPTQLinearMethod(settings(of_layer))

@@ -23,7 +23,7 @@ class GPTQExpertsMethod(UnquantizedFusedMoEMethod):  # type: ignore[misc]
     def __init__(self, settings: Settings, moe: Any) -> None:
         settings.check_columns(moe.intermediate_size_per_partition_unpadded, 1)
         if current_platform.is_cpu() and moe.is_lora_enabled:
-            raise NotImplementedError("vLLM has no kernel for adapters over experts on CPUs")
+            raise ValueError("vLLM has no kernel for adapters over experts on CPUs")
         super().__init__(moe)
         self.settings = settings
         self._needed = set(_PARTS) if settings.is_ordered else set(_PARTS) - {"g_idx"}

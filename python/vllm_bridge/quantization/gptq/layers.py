@@ -174,7 +174,7 @@ class GPTQLinearMethod(LinearMethodBase):  # type: ignore[misc]
         """What computes the layer, where that is no kernel of vLLM's."""
         if self.kernel is not None:
             return None
-        return native.kernel() if current_platform.is_cpu() else "torch (layer by layer)"
+        return native.kernel(current_platform.is_cpu())
 
     def create_weights(
         self,

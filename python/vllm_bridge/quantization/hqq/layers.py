@@ -4,7 +4,6 @@ A matrix comes as hqq's three tensors, or as plain weights that are quantized as
 a rank has of it is cut out and packed anew (``packed.grouped``), without a change of any value.
 """
 
-import functools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -92,7 +91,7 @@ class HQQLinear(LinearMethodBase):  # type: ignore[misc]
 
     @property
     def kernel_name(self) -> str:
-        return native.kernel() if current_platform.is_cpu() else "torch (layer by layer)"
+        return native.kernel(current_platform.is_cpu())
 
     def create_weights(
         self,
@@ -122,12 +121,8 @@ class HQQLinear(LinearMethodBase):  # type: ignore[misc]
             ("zeros", scales, SCALES),
         ):
             layer.register_parameter(name, Parameter(torch.zeros(shape, dtype=dtype), False))
-        # What vLLM looks for to give it the tensors.
         layer.waiting = {}
-        for name, dtype in zip((*TENSORS, "weight"), _dtypes(settings, params_dtype), strict=True):
-            waits = Parameter(torch.empty(0, dtype=dtype), False)
-            waits.weight_loader = functools.partial(self._load, layer, name)
-            layer.register_parameter(name, waits)
+        shards.wait_for(layer, _dtypes(settings, params_dtype), self._load)
 
     def _load(
         self, layer: Any, name: str, _parameter: Any, tensor: torch.Tensor, shard: Any = None
@@ -193,7 +188,7 @@ def _narrowed(tensor: torch.Tensor, counts: Sequence[int], number: int) -> torch
     return tensor.narrow(0, sum(counts[:number]), counts[number])
 
 
-def _dtypes(settings: Settings, params_dtype: torch.dtype) -> Iterator[torch.dtype]:
-    """The dtypes that tensors of a checkpoint usually have: vLLM warns of others."""
-    yield torch.int32 if settings.nbits == 3 else torch.uint8
-    yield from (SCALES, SCALES, params_dtype)
+def _dtypes(settings: Settings, params_dtype: torch.dtype) -> Mapping[str, torch.dtype]:
+    """Of the tensors that a matrix may come as."""
+    integers = torch.int32 if settings.nbits == 3 else torch.uint8
+    return dict(zip(TENSORS, (integers, SCALES, SCALES), strict=True)) | {"weight": params_dtype}

@@ -109,8 +109,10 @@ def takes(packed: torch.Tensor, values: tuple[torch.Tensor, ...], dtype: torch.d
     )
 
 
-def kernel() -> str:
-    """What computes products with packed weights on a CPU, for people to read."""
+def kernel(is_cpu: bool = True) -> str:
+    """What computes products with packed weights, for people to read."""
+    if not is_cpu:
+        return "torch (layer by layer)"
     if library() is None:
         return TORCH
     return "C++ compiled for this CPU" + (" (AVX-512 bfloat16)" if has_vectors() else "")

@@ -2,12 +2,27 @@
 computes as one layer (queries, keys and values; gate and up), and of each what belongs to its rank.
 """
 
-from collections.abc import Iterator, Sequence
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 
 _QKV = ("q", "k", "v")
+
+
+def wait_for(layer: Any, dtypes: Mapping[str, torch.dtype], load: Callable[..., None]) -> None:
+    """Gives a layer parameters that hold nothing, by which vLLM brings it the tensors of a
+    checkpoint that go by other names in it.
+
+    Args:
+        dtypes: that the tensors usually have, by their names: vLLM warns of others
+        load: given the layer, the name, the parameter, the tensor, and the shard if there are some
+    """
+    for name, dtype in dtypes.items():
+        waits = torch.nn.Parameter(torch.empty(0, dtype=dtype), requires_grad=False)
+        waits.weight_loader = functools.partial(load, layer, name)
+        layer.register_parameter(name, waits)
 
 
 def names(quant_config: Any, prefix: str) -> list[str]:

@@ -1,10 +1,9 @@
 """What vLLM gets of SqueezeLLM: its config, and linear layers that stay packed. Imports vLLM.
 
 A row of integers is a stream of bits in the checkpoint as well (``packed.tables``), though one that
-runs down a column. What is sparse is multiplied apart, in float32.
+runs down a column. What is sparse beside them is added in float32, before a product is rounded.
 """
 
-import functools
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -69,7 +68,7 @@ class SqueezeLLMLinear(LinearMethodBase):  # type: ignore[misc]
 
     @property
     def kernel_name(self) -> str:
-        return native.kernel() if current_platform.is_cpu() else "torch (layer by layer)"
+        return native.kernel(current_platform.is_cpu())
 
     def create_weights(
         self,
@@ -88,12 +87,8 @@ class SqueezeLLMLinear(LinearMethodBase):  # type: ignore[misc]
         # Values are rounded to what they are multiplied in.
         values = torch.zeros(rows, 2**self._bits, dtype=params_dtype)
         layer.register_parameter("tables", Parameter(values, False))
-        # What vLLM looks for to give it the tensors.
         layer.waiting = {}
-        for name, dtype in (DENSE | SPARSE | FULL).items():
-            waits = Parameter(torch.empty(0, dtype=dtype), False)
-            waits.weight_loader = functools.partial(self._load, layer, name)
-            layer.register_parameter(name, waits)
+        shards.wait_for(layer, DENSE | SPARSE | FULL, self._load)
 
     def _load(
         self, layer: Any, name: str, _parameter: Any, tensor: torch.Tensor, shard: Any = None
