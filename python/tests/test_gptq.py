@@ -497,6 +497,10 @@ def test_experts_are_dequantized_while_they_are_read(tmp_path: Path) -> None:
     assert found
     for name, parameter in found.items():
         assert torch.equal(parameter, expected[name]), name
+    with loading.environment():
+        error = loading.refused(made.quantized, enable_lora=True)
+    assert error.reason == "unsupported_quantization"
+    assert "Leave out `enable_lora`" in error.message
 
 
 @pytest.mark.parametrize("bits", [2, 8])
