@@ -6,7 +6,7 @@ defmodule VLLM.RealEngine do
   alias VLLM.{DemoModel, FakeEngine, Footprint}
   alias VLLM.Engine.Table
 
-  # What vLLM has just started, or had forked.
+  # What vLLM has just started, or had forked, and has no name of its own yet.
   @started ~r/spawn_main|^vllm_bridge\0(EngineCore|VllmWorker)/
 
   # How long anything may take on a machine that is slow and busy, in ms.
@@ -22,7 +22,7 @@ defmodule VLLM.RealEngine do
 
   @doc """
   The processes of an engine that begins anew, and of these one that vLLM has just started: its
-  `n`th, with which it imports what it needs.
+  `n`th.
   """
   def await_starting(llm, n) do
     {:ok, table, _pid} = Table.lookup(llm)
@@ -30,15 +30,18 @@ defmodule VLLM.RealEngine do
     find = fn ->
       with {program, _conn} <- Table.run(table, 1),
            processes = Footprint.roles(Footprint.guard(program.run_dir)),
-           # They have no name of their own yet.
-           spawned = for({_, pid} <- processes, command(pid) =~ @started, do: pid),
-           victim when victim != nil <- Enum.at(Enum.sort(spawned), n - 1),
+           # A forked one has a name of its own within milliseconds.
+           started =
+             for({role, pid} <- processes, role in [:engine_core, :rank] or new?(pid), do: pid),
+           victim when victim != nil <- Enum.at(Enum.sort(started), n - 1),
            do: send(self(), {:starting, processes, victim})
     end
 
     true = eventually(fn -> match?({:starting, _, _}, find.()) end, @patience)
     receive do: ({:starting, processes, victim} -> {processes, victim})
   end
+
+  defp new?(pid), do: command(pid) =~ @started
 
   @doc "Whether all of these processes are gone, which may take a moment."
   def gone?(processes) do
