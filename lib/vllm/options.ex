@@ -24,6 +24,7 @@ defmodule VLLM.Options do
           | :string
           | :env
           | :devices
+          | :patterns
           | :lora_request
           | :wire
           | :map
@@ -53,6 +54,12 @@ defmodule VLLM.Options do
        "all starts but the first. It is kept for five minutes after the last engine and holds " <>
        "about half a gigabyte, most of it shared with the workers. Workers with an `env` of their " <>
        "own are started without it"},
+    {:allowed_models, :patterns, nil,
+     "the only models that may be named, for applications whose users name them: a list of names, " <>
+       "of patterns (`\"org/*\"`, `\"/models/*\"`, where `*` stands for anything) and of regular " <>
+       "expressions. Anything else is `:not_allowed` before it is looked up. `config :ex_vllm, " <>
+       "allowed_models: [...]` holds for every call; a model must be in both where both are given. " <>
+       "Paths are compared in full (without `..`), hub names with their `:Q8_0`"},
     {:load_timeout, :timeout, 900_000,
      "milliseconds until a worker must be ready, downloads included"},
     {:max_in_flight, :pos_integer, nil,
@@ -508,6 +515,8 @@ defmodule VLLM.Options do
   defp valid?(:env, env), do: env?(env)
   defp valid?(:devices, [_ | _] = replicas), do: all?(replicas, &devices?/1)
   defp valid?(:devices, _value), do: false
+  defp valid?(:patterns, [_ | _] = patterns), do: all?(patterns, &pattern?/1)
+  defp valid?(:patterns, patterns), do: patterns == []
 
   defp valid?(:term, _value), do: true
 
@@ -544,6 +553,9 @@ defmodule VLLM.Options do
   defp all?([head | tail], check?), do: check?.(head) and all?(tail, check?)
   defp all?(tail, _check?), do: tail == []
 
+  defp pattern?(%Regex{}), do: true
+  defp pattern?(pattern), do: valid?(:string, pattern)
+
   defp device_name?(name), do: is_binary(name) and name =~ ~r/\A[\w.:-]+\z/
 
   defp expected(:name),
@@ -563,6 +575,7 @@ defmodule VLLM.Options do
     do: "a map from names (each once) to strings of valid UTF-8, or a list of such maps"
 
   defp expected(:devices), do: "a list of lists of devices, one for each replica"
+  defp expected(:patterns), do: "a list of strings and regular expressions"
   defp expected(:map), do: "a keyword list or a map"
   defp expected(:lora_request), do: "an adapter from `VLLM.lora_request!/3`"
 
@@ -572,7 +585,7 @@ defmodule VLLM.Options do
   """
   @spec expand(String.t()) :: String.t()
   def expand(path) do
-    if String.starts_with?(path, [".", "~"]) or File.dir?(path),
+    if String.starts_with?(path, [".", "~"]) or File.exists?(path),
       do: Path.expand(path),
       else: path
   end

@@ -17,6 +17,7 @@ REASONS: Final = frozenset(
         "prompt_too_long",
         "unsupported",
         # Models
+        "not_allowed",
         "model_not_found",
         "not_a_model",
         "model_gated",

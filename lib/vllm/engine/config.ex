@@ -7,7 +7,7 @@ defmodule VLLM.Engine.Config do
 
   alias VLLM.Bridge.{MessagePack, Program}
   alias VLLM.Engine.Table
-  alias VLLM.{Error, Options, Secrets}
+  alias VLLM.{AllowedModels, Error, Options, Secrets}
 
   @enforce_keys [:name, :model, :engine_options, :secrets, :options]
   defstruct [:name, :model, :engine_options, :secrets, :options, :owner, :start_program]
@@ -32,6 +32,7 @@ defmodule VLLM.Engine.Config do
     with {:ok, given} <- Options.to_map(options),
          {:ok, options, rest} <- Options.split(given, Options.engine()),
          {:ok, model, rest} <- model(rest),
+         :ok <- AllowedModels.check(model, options.allowed_models),
          {:ok, rest} <- Options.to_wire(rest),
          {:ok, options} <- replicas(options),
          {env, options} = Map.pop!(options, :env),

@@ -12,6 +12,7 @@ defmodule VLLM.Error.Reasons do
     prompt_too_long: "the prompt does not fit into `max_model_len`",
     unsupported: "this engine, model or device cannot do what was asked",
     # Models
+    not_allowed: "the model is none of those that `allowed_models` allows",
     model_not_found: "there is no such folder, or no such model on the hub",
     not_a_model: "the folder is there and is not a model (no readable `config.json`)",
     model_gated: "the model's owner must grant access; a token is needed",
