@@ -4,8 +4,7 @@ defmodule VLLM.Doctor do
   # functions and facts, so that tests can describe a machine) and returns what
   # it found; the task prints.
 
-  alias VLLM.Bridge.Session
-  alias VLLM.{Error, Python}
+  alias VLLM.{Error, Python, Tools}
   alias VLLM.Python.{Setup, Stamp}
 
   defmodule Check do
@@ -50,9 +49,6 @@ defmodule VLLM.Doctor do
 
   @handshake_timeout 30_000
 
-  # An import of vLLM takes long on a busy machine with a cold disk.
-  @answer_timeout 120_000
-
   @doc "This machine."
   @spec system() :: system()
   def system do
@@ -69,16 +65,11 @@ defmodule VLLM.Doctor do
       find: &System.find_executable/1,
       run: &System.cmd(&1, &2, stderr_to_stdout: true),
       python_version: &Python.version/1,
-      ask: &ask/2,
+      ask: &Tools.ask/2,
       read: &File.read/1,
       free: &Setup.free_bytes/1,
       handshake: fn -> VLLM.Bridge.handshake(timeout: @handshake_timeout) end
     }
-  end
-
-  # Of a worker of the kind that has no engine.
-  defp ask(method, params) do
-    Session.run(:tools, &Session.call(&1, method, params, @answer_timeout))
   end
 
   @doc "All checks, each made when the stream comes to it."

@@ -92,6 +92,12 @@ defmodule VLLM.Options do
      "milliseconds until the whole call must have its answer, waiting for a starting engine included; or `:infinity`"}
   ]
 
+  @tools [
+    {:timeout, :timeout, 120_000,
+     "milliseconds until the answer must be there, the start of a Python process and what it asks of " <>
+       "the hub included; or `:infinity`"}
+  ]
+
   @drain [
     {:timeout, :timeout, :infinity,
      "milliseconds that requests in flight may take to end; then they end with `:shutdown`. Their own " <>
@@ -289,6 +295,10 @@ defmodule VLLM.Options do
 
   @spec call() :: [spec()]
   def call, do: @call
+
+  @doc "What all questions take that are answered without an engine."
+  @spec tools() :: [spec()]
+  def tools, do: @tools
 
   @doc "How long replicas that are to end or begin anew are given."
   @spec drain() :: [spec()]

@@ -43,13 +43,14 @@ defmodule VLLM.Bridge.Session do
   Starts a worker and shakes hands with it. It ends with the calling process.
 
   Options: `:timeout` in milliseconds until it has answered, default 30,000;
-  `:python`, the path of the interpreter.
+  `:python`, the path of the interpreter; `:env`, a map of environment variables on
+  top of the BEAM's.
   """
   @spec open(kind(), keyword()) :: {:ok, t()} | {:error, Error.t()}
   def open(kind, opts \\ []) do
     timeout = Keyword.get(opts, :timeout, @start_timeout)
 
-    case GenServer.start(__MODULE__, {self(), kind, Keyword.take(opts, [:python])}) do
+    case GenServer.start(__MODULE__, {self(), kind, Keyword.take(opts, [:python, :env])}) do
       {:ok, pid} -> greet(%__MODULE__{pid: pid, conn: GenServer.call(pid, :conn)}, timeout)
       {:error, {:shutdown, error}} -> {:error, error}
     end

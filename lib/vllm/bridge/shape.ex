@@ -43,7 +43,8 @@ defmodule VLLM.Bridge.Shape do
     "tokenize" => {:record, %{"token_ids" => :binary}},
     "detokenize" => {:record, %{"text" => :binary}},
     "list_loras" => {:list, :map},
-    "metrics" => :map
+    "metrics" => :map,
+    "detect" => :map
   }
 
   @doc "Whether `result` can be the answer to a request of `method`."

@@ -1,0 +1,14 @@
+"""What a worker without an engine can do: the table of its methods.
+
+It starts in half a second, because nothing of it imports torch or vLLM before a method needs them.
+What can be read of models and of the hub without an engine belongs here: a method is a row of
+``METHODS`` in the module of its subject, which imports what it needs when it is asked.
+"""
+
+from vllm_bridge.rpc.table import Method, Table
+from vllm_bridge.tools import packages, quantization
+
+
+def table() -> Table:
+    rows = packages.METHODS | quantization.METHODS
+    return Table({name: Method(params, serve) for name, (params, serve) in rows.items()})

@@ -1,0 +1,60 @@
+defmodule VLLM.ToolsTest do
+  use ExUnit.Case, async: true
+
+  alias VLLM.{DemoModel, Error, Tools}
+  alias VLLM.Quantization
+  alias VLLM.Quantization.Detected
+
+  # Nothing is started of it.
+  @nowhere "/no/python"
+
+  test "a model is asked about with the options of an engine" do
+    options = [replicas: 2, max_model_len: 512, env: [%{"A" => "b"}, %{}]]
+
+    assert {:ok, %Detected{method: "awq"}} =
+             Quantization.detect(DemoModel.path("demo-awq"), options)
+  end
+
+  test "what is no model and what is no option is refused without Python" do
+    for model <- ["", nil, :llama, <<255>>] do
+      assert {:error, %Error{reason: :invalid_option, details: %{"option" => "model"}}} =
+               Tools.about("detect", model, python: @nowhere)
+    end
+
+    for {name, value} <- [timeout: 0, replicas: 0, python: 1, quantization: self()] do
+      options = [{name, value}, {:python, @nowhere}]
+      option = Atom.to_string(name)
+
+      assert {:error, %Error{reason: :invalid_option, details: %{"option" => ^option}}} =
+               Tools.about("detect", "model", options)
+    end
+  end
+
+  @tag :tmp_dir
+  test "a worker that does not answer in time is given up, with its start", %{tmp_dir: folder} do
+    python = Path.join(folder, "python")
+
+    File.write!(python, """
+    #!/bin/sh
+    case "$1" in
+      -m) exec sleep 600 ;;
+      *) exec "#{VLLM.TestPython.executable!()}" "$@" ;;
+    esac
+    """)
+
+    File.chmod!(python, 0o755)
+
+    assert {:error, %Error{reason: :timeout, details: details} = error} =
+             Tools.ask("packages", %{"names" => []}, python: python, timeout: 300)
+
+    assert details == %{"method" => "packages", "option" => "timeout", "timeout" => 300}
+    assert error.message =~ "within 0.3 seconds"
+  end
+
+  test "its environment is the worker's" do
+    assert {:error, %Error{reason: :engine_dead, details: %{"log" => [line]}}} =
+             Tools.ask("packages", %{"names" => []}, env: %{"PYTHONPATH" => "/nowhere"})
+
+    assert line =~ "No module named vllm_bridge"
+  end
+end
