@@ -98,7 +98,7 @@ class Variant:
     options: dict[str, Any] = dataclasses.field(default_factory=dict)
     reference: Callable[[Path], Tensors] | None = None
     emulation: Callable[[Path], AbstractContextManager[None]] | None = None
-    run: "Callable[[Variant, Path, Measured], Awaitable[dict[str, Any]]] | None" = None
+    run: "Callable[[Variant, Path, Plain], Awaitable[dict[str, Any]]] | None" = None
 
 
 @dataclasses.dataclass
@@ -196,6 +196,22 @@ class Session:
         (weight,) = await self._engine._llm.collective_rpc("get_weight")
         return dict(weight)
 
+    async def measure(self) -> Measured:
+        return Measured(
+            sentences=await self.sentences(),
+            chosen=await self.logprobs(texts()),
+            distributions=await self.distributions(texts()[:DISTRIBUTIONS]),
+            tokens_per_second=await self.tokens_per_second() if SPEED else 0.0,
+            weight=await self.weight(),
+            info=self.info,
+        )
+
+    async def take_weights(self, model: Path) -> None:
+        """Has the engine go on with the weights of another model of the same shapes."""
+        llm = self._engine._llm
+        await llm.collective_rpc("reload_weights", kwargs={"weights_path": str(model)})
+        await llm.reset_prefix_cache()
+
     async def tokens_per_second(self) -> float:
         """Of many requests at once: the median of three runs."""
         rates = []
@@ -220,14 +236,21 @@ async def session(model: Path, **options: Any) -> AsyncIterator[Session]:
 async def measure(model: Path, **options: Any) -> Measured:
     """Loads the demo model, or a variant, and asks it everything."""
     async with session(model, **options) as asked:
-        return Measured(
-            sentences=await asked.sentences(),
-            chosen=await asked.logprobs(texts()),
-            distributions=await asked.distributions(texts()[:DISTRIBUTIONS]),
-            tokens_per_second=await asked.tokens_per_second() if SPEED else 0.0,
-            weight=await asked.weight(),
-            info=asked.info,
-        )
+        return await asked.measure()
+
+
+class Plain:
+    """An engine with the demo model, which takes the weights of one reference after another. A
+    start takes longer than all that a reference is asked."""
+
+    def __init__(self, asked: Session, bf16: Measured) -> None:
+        self.bf16 = bf16  # what it says with the weights of the demo model
+        self._asked = asked
+
+    async def measure(self, model: Path) -> Measured:
+        """What is said with the weights in that folder, which are of the demo model's shapes."""
+        await self._asked.take_weights(model)
+        return await self._asked.measure()
 
 
 def _matrix(packed: dict[str, Any]) -> FloatArray:
@@ -252,12 +275,12 @@ def difference(measured: Measured, reference: Measured) -> dict[str, float]:
     }
 
 
-async def compare(variant: Variant, folder: Path, bf16: Measured) -> dict[str, Any]:
+async def compare(variant: Variant, folder: Path, plain: Plain) -> dict[str, Any]:
     """A variant of the demo model against its weights in bf16, and against the model itself."""
     model = checkpoints.make(variant.checkpoint, folder / variant.checkpoint)
     measured = await measure(model, **variant.options)
-    reference = await _reference(variant, model, bf16)
-    report = _report(model, measured, reference, bf16)
+    reference = await _reference(variant, model, plain)
+    report = _report(model, measured, reference, plain.bf16)
     # One that is emulated is slow.
     return report | {"bf16_tokens_per_second": await _plain_speed()}
 
@@ -288,20 +311,19 @@ def _disk_bytes(model: Path) -> int:
 _references: dict[Hashable, Measured] = {}
 
 
-async def _reference(variant: Variant, model: Path, bf16: Measured) -> Measured:
+async def _reference(variant: Variant, model: Path, plain: Plain) -> Measured:
     key = (variant.checkpoint, variant.reference, variant.emulation)
     if key not in _references:
         with contextlib.ExitStack() as changed:
             if variant.emulation is not None:
                 changed.enter_context(variant.emulation(model))
             if variant.reference is not None:
-                plain = model.with_name("plain")
-                checkpoints.write_plain(plain, variant.reference(model))
-                _references[key] = await measure(plain)
+                folder = checkpoints.write_plain(model.with_name("plain"), variant.reference(model))
+                _references[key] = await plain.measure(folder)
             elif variant.emulation is not None:
                 _references[key] = await measure(checkpoints.DEMO)
             else:
-                return bf16
+                return plain.bf16
     return _references[key]
 
 
@@ -313,7 +335,7 @@ async def _plain_speed() -> float:
         return await asked.tokens_per_second()
 
 
-async def adapt(variant: Variant, folder: Path, _bf16: Measured) -> dict[str, Any]:
+async def adapt(variant: Variant, folder: Path, _plain: Plain) -> dict[str, Any]:
     """What a variant says with an adapter, and without, in one engine."""
     model = checkpoints.make(variant.checkpoint, folder / variant.checkpoint)
     facts = pairs("facts")
@@ -327,7 +349,7 @@ async def adapt(variant: Variant, folder: Path, _bf16: Measured) -> dict[str, An
         }
 
 
-async def embed(variant: Variant, folder: Path, _bf16: Measured) -> dict[str, Any]:
+async def embed(variant: Variant, folder: Path, _plain: Plain) -> dict[str, Any]:
     """The vectors of a variant against those of its weights in bf16, and of the model itself."""
     model = checkpoints.make(variant.checkpoint, folder / variant.checkpoint)
     plain = checkpoints.write_plain(folder / "plain", checkpoints.unpack(model))
@@ -344,7 +366,7 @@ async def embed(variant: Variant, folder: Path, _bf16: Measured) -> dict[str, An
     }
 
 
-async def experts(variant: Variant, folder: Path, _bf16: Measured) -> dict[str, Any]:
+async def experts(variant: Variant, folder: Path, _plain: Plain) -> dict[str, Any]:
     """A mixture of experts against the plain one that its weights stand for, and against the one
     that was quantized."""
     if variant.checkpoint == "online":
@@ -361,19 +383,21 @@ async def experts(variant: Variant, folder: Path, _bf16: Measured) -> dict[str, 
     return _report(model, measured, reference, await _once(made.original))
 
 
-async def gguf(variant: Variant, folder: Path, bf16: Measured) -> dict[str, Any]:
+async def gguf(variant: Variant, folder: Path, plain: Plain) -> dict[str, Any]:
     """A GGUF file that computes with activations as they are, against its weights in bf16 and the
     model that was quantized; and as it computes where nothing is asked, against llama.cpp."""
     name, type = variant.checkpoint.split("-")
     model = GGUF_MODELS[name]()
     file = gguf_models.write(model, type, folder)
     exact = await measure(file, **variant.options)
-    plain = {key: tensor.bfloat16() for key, tensor in gguf_models.unpack(file).items()}
-    # The tokenizer that transformers would have with these weights depends on the kind of model.
-    tokenizer = {"tokenizer": str(checkpoints.DEMO)}
-    reference = await _once(mixtures.write(folder / "plain", plain, model.config), **tokenizer)
-    original = bf16
-    if name != "demo":
+    weights = {key: tensor.bfloat16() for key, tensor in gguf_models.unpack(file).items()}
+    unpacked = mixtures.write(folder / "plain", weights, model.config)
+    if name == "demo":
+        reference, original = await plain.measure(unpacked), plain.bf16
+    else:
+        # The tokenizer that transformers would have with them depends on the kind of model.
+        tokenizer = {"tokenizer": str(checkpoints.DEMO)}
+        reference = await _once(unpacked, **tokenizer)
         unquantized = mixtures.write(folder / "original", model.tensors, model.config)
         original = await _once(unquantized, **tokenizer)
     async with session(file) as asked:
@@ -405,7 +429,7 @@ async def _once(model: Path, **options: Any) -> Measured:
     return _measured[digest]
 
 
-async def weigh(_variant: Variant, folder: Path, _bf16: Measured) -> dict[str, Any]:
+async def weigh(_variant: Variant, folder: Path, _plain: Plain) -> dict[str, Any]:
     """What a model of 300 MB takes of memory, as it is and quantized, and what was foreseen."""
     wide, awq = (checkpoints.make(name, folder / name) for name in ("wide", "wide-awq"))
     config = checkpoints.read_config(checkpoints.DEMO) | checkpoints.WIDE | {"head_dim": 128}
@@ -430,7 +454,7 @@ async def weigh(_variant: Variant, folder: Path, _bf16: Measured) -> dict[str, A
     return weights
 
 
-async def refuse(variant: Variant, _folder: Path, _bf16: Measured) -> dict[str, Any]:
+async def refuse(variant: Variant, _folder: Path, _plain: Plain) -> dict[str, Any]:
     """The error that a variant ends with, before a process is started."""
     try:
         async with session(checkpoints.DEMO, **variant.options):
@@ -639,21 +663,26 @@ async def main(results: Path, names: list[str]) -> None:
     with tempfile.TemporaryDirectory() as temporary:
         # What a start leaves for a guard to remove is removed with it.
         tempfile.tempdir = temporary
-        bf16 = await measure(checkpoints.DEMO)
         every = (*VARIANTS, *FURTHER_GGUF)
-        for variant in [one for one in every if one.name in names] if names else VARIANTS:
-            started = time.monotonic()
-            folder = Path(temporary) / variant.name
-            try:
-                async with asyncio.timeout(TIMEOUT):
-                    line = await (variant.run or compare)(variant, folder, bf16)
-            except Exception as error:
-                traceback.print_exc()
-                line = {"error": str(error), "reason": getattr(error, "reason", None)}
-            line |= {"name": variant.name, "seconds": time.monotonic() - started}
-            shutil.rmtree(folder, ignore_errors=True)
-            with results.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
+        async with session(checkpoints.DEMO) as asked:
+            plain = Plain(asked, await asked.measure())
+            for variant in [one for one in every if one.name in names] if names else VARIANTS:
+                folder = Path(temporary) / variant.name
+                line = await _run(variant, folder, plain)
+                shutil.rmtree(folder, ignore_errors=True)
+                with results.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(line) + "\n")
+
+
+async def _run(variant: Variant, folder: Path, plain: Plain) -> dict[str, Any]:
+    started = time.monotonic()
+    try:
+        async with asyncio.timeout(TIMEOUT):
+            line = await (variant.run or compare)(variant, folder, plain)
+    except Exception as error:
+        traceback.print_exc()
+        line = {"error": str(error), "reason": getattr(error, "reason", None)}
+    return line | {"name": variant.name, "seconds": time.monotonic() - started}
 
 
 if __name__ == "__main__":
