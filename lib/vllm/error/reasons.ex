@@ -17,6 +17,12 @@ defmodule VLLM.Error.Reasons do
     not_a_model: "the folder is there and is not a model (no readable `config.json`)",
     model_gated: "the model's owner must grant access; a token is needed",
     hub_unreachable: "the model is not in the cache and the hub does not answer",
+    hub_unauthorized: "the hub refuses the token, or the token may not read the model",
+    rate_limited:
+      "the hub was asked too often; try again in `details[\"retry_after_ms\"]` milliseconds",
+    download_corrupt: "what the hub sent is not the file that it told of; it was removed",
+    disk_full: "the model's files do not fit on the disk, or into the quota",
+    cache_not_writable: "the folder of downloaded models cannot be written to",
     unsupported_model: "the installed vLLM does not know this architecture",
     unsupported_quantization: "this quantization does not run here, or is not the checkpoint's",
     invalid_checkpoint: "the model's files are damaged or contradict its config",
