@@ -9,11 +9,11 @@ defmodule VLLM.Telemetry do
   | event | measurements | metadata |
   | --- | --- | --- |
   | `[:vllm, :load, :start]` | `system_time` | as below |
-  | `[:vllm, :load, :progress]` | `duration` since the start | and `phase`; `done` and `total` where there are parts |
+  | `[:vllm, :load, :progress]` | `duration` since the start | and `phase`; `done` and `total` where there are parts; the fields of `VLLM.Hub.Progress` while files are downloaded |
   | `[:vllm, :load, :stop]` | `duration` | as below |
   | `[:vllm, :load, :exception]` | `duration` | and `error`, a `VLLM.Error` |
 
-  Metadata of all: `engine` (its name, or nil), `model`, `worker` (1 to `replicas`). A `phase` is one of `:python`, `:hub`, `:import`,
+  Metadata of all: `engine` (its name, or nil), `model`, `worker` (1 to `replicas`). A `phase` is one of `:python`, `:hub`, `:download`, `:import`,
   `:config`, `:engine`, `:weights`, `:warmup` and `:ready`.
 
   ## Requests

@@ -130,7 +130,8 @@ defmodule VLLM.FramesTest do
         [2, "deltas", %{"deltas" => []}],
         [2, "deltas", %{"deltas" => [[2 ** 40, 0, "a", "", nil, nil, nil]]}],
         [2, "load_progress", %{"phase" => 7}],
-        [2, "load_progress", %{}]
+        [2, "load_progress", %{}],
+        [2, "load_progress", %{"phase" => "download", "bytes" => "many"}]
       ]
 
       steps = Enum.map_join(notes, ";", &("frame:" <> encoded(&1)))

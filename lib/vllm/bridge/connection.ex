@@ -161,6 +161,39 @@ defmodule VLLM.Bridge.Connection do
     end)
   end
 
+  @doc """
+  Like `call/4`, of a request that says how far it is: `on_progress` is given each of these, and the
+  error is `:timeout` where nothing was heard for `patience` milliseconds.
+  """
+  @spec follow(t(), String.t(), map(), timeout(), (map() -> term())) ::
+          {:ok, term()} | {:error, Error.t()}
+  def follow(conn, method, params, patience, on_progress) do
+    Inbox.run(fn inbox ->
+      with {:ok, request} <- request(conn, inbox, method, params, :infinity, :many) do
+        try do
+          await(request, inbox, patience, on_progress)
+        after
+          finish(request)
+        end
+      end
+    end)
+  end
+
+  defp await(request, inbox, patience, on_progress) do
+    case Inbox.next(inbox, patience) do
+      {_ref, {:progress, progress}} ->
+        on_progress.(progress)
+        await(request, inbox, patience, on_progress)
+
+      {_ref, last} ->
+        answer(request, last)
+
+      :timeout ->
+        cancel(request)
+        {:error, timeout()}
+    end
+  end
+
   @typedoc "The last message of a request."
   @type last :: {:response, binary()} | {:error, Error.t()} | {:down, term()}
 
@@ -469,6 +502,15 @@ defmodule VLLM.Bridge.Connection do
   end
 
   def deliver_deltas(_conn, _rows), do: {:malformed, "a delta of another shape"}
+
+  @doc "Tells the caller of `id` how far its request is, if it wants to know."
+  @spec deliver_progress(t(), non_neg_integer(), map()) :: :ok
+  def deliver_progress(conn, id, progress) do
+    with [{^id, address, _pid, _monitor, :many}] <- :ets.lookup(conn.routes, id),
+         do: Inbox.send(address, {:progress, progress})
+
+    :ok
+  end
 
   @doc "Ends the connection: everyone who waits gets `error`."
   @spec close(t(), Error.t()) :: :ok

@@ -75,13 +75,32 @@ defmodule VLLM.Bridge.Session do
   error of this request and of all that follow.
   """
   @spec call(t(), String.t(), map(), timeout()) :: {:ok, term()} | {:error, Error.t()}
-  def call(%__MODULE__{pid: pid, conn: conn}, method, params, timeout) do
-    case Connection.call(conn, method, params, Deadline.new(timeout)) do
-      {:error, %Error{reason: :timeout}} -> {:error, late(method, timeout)}
-      {:error, %Error{reason: :engine_dead} = error} -> {:error, cause(pid) || error}
-      result -> result
-    end
+  def call(%__MODULE__{conn: conn} = session, method, params, timeout) do
+    conn
+    |> Connection.call(method, params, Deadline.new(timeout))
+    |> explained(session, method, timeout)
   end
+
+  @doc """
+  Like `call/4`, of a request that takes as long as it takes and says how far it is: `on_progress`
+  is given each of these, and the request ends with `:timeout` where nothing was heard for `patience`
+  milliseconds.
+  """
+  @spec follow(t(), String.t(), map(), timeout(), (map() -> term())) ::
+          {:ok, term()} | {:error, Error.t()}
+  def follow(%__MODULE__{conn: conn} = session, method, params, patience, on_progress) do
+    conn
+    |> Connection.follow(method, params, patience, on_progress)
+    |> explained(session, method, patience)
+  end
+
+  defp explained({:error, %Error{reason: :timeout}}, _session, method, timeout),
+    do: {:error, late(method, timeout)}
+
+  defp explained({:error, %Error{reason: :engine_dead} = error}, session, _method, _timeout),
+    do: {:error, cause(session.pid) || error}
+
+  defp explained(result, _session, _method, _timeout), do: result
 
   defp late(method, timeout) do
     Error.new(
@@ -181,7 +200,11 @@ defmodule VLLM.Bridge.Session do
         _ = Connection.deliver(conn, id, {:response, body})
         receive_frames(frames, conn)
 
-      # None of these kinds of worker tells anything that nobody asked for.
+      {:notification, "progress", %{"id" => id} = progress} ->
+        Connection.deliver_progress(conn, id, progress)
+        receive_frames(frames, conn)
+
+      # None of these kinds of worker tells anything else that nobody asked for.
       {:notification, _method, _params} ->
         receive_frames(frames, conn)
 

@@ -4,17 +4,22 @@ defmodule VLLM.Engine.Progress do
   # processes log.
 
   alias VLLM.Engine.Config
+  alias VLLM.{Hub, Terminal}
 
+  @typedoc "`:download` has the fields of a `VLLM.Hub.Progress`, but for its beginning."
   @type t :: %{
           required(:phase) => phase(),
           optional(:done) => pos_integer(),
-          optional(:total) => pos_integer()
+          optional(:total) => pos_integer(),
+          optional(atom()) => number() | nil
         }
-  @type phase :: :python | :hub | :import | :config | :engine | :weights | :warmup | :ready
+  @type phase ::
+          :python | :hub | :download | :import | :config | :engine | :weights | :warmup | :ready
 
   @texts %{
     python: "starting Python",
     hub: "asking the Hugging Face hub",
+    download: "downloading",
     import: "importing vLLM",
     config: "reading the model's config",
     engine: "starting the engine",
@@ -23,13 +28,35 @@ defmodule VLLM.Engine.Progress do
     ready: "ready"
   }
 
-  @doc "The phase of that name in a `load_progress` notification."
-  @spec phase(term()) :: phase() | nil
-  def phase("hub"), do: :hub
-  def phase("import"), do: :import
-  def phase("config"), do: :config
-  def phase("engine"), do: :engine
-  def phase(_), do: nil
+  @doc "What a `load_progress` notification says, if this version knows its phase."
+  @spec of_wire(map()) :: t() | nil
+  def of_wire(%{"phase" => "hub"}), do: %{phase: :hub}
+  def of_wire(%{"phase" => "import"}), do: %{phase: :import}
+  def of_wire(%{"phase" => "config"}), do: %{phase: :config}
+  def of_wire(%{"phase" => "engine"}), do: %{phase: :engine}
+
+  def of_wire(%{"phase" => "download"} = params) do
+    case Hub.Progress.from_wire(params) do
+      {:ok, progress} -> progress |> Map.from_struct() |> Map.put(:phase, :download)
+      :error -> %{phase: :download}
+    end
+  end
+
+  def of_wire(_newer), do: nil
+
+  @doc """
+  Whether `progress` is worth a line in the log after `last`: a download tells of itself several
+  times a second.
+  """
+  @spec notable?(t(), t() | nil) :: boolean()
+  def notable?(%{phase: :download, bytes: _} = progress, %{phase: :download, bytes: _} = last),
+    do: tenth(progress) != tenth(last)
+
+  def notable?(_progress, _last), do: true
+
+  defp tenth(progress), do: progress |> download() |> Hub.Progress.percent() |> div(10)
+
+  defp download(progress), do: struct!(Hub.Progress, Map.delete(progress, :phase))
 
   @doc """
   What a line of the log says about loading, if anything.
@@ -60,30 +87,22 @@ defmodule VLLM.Engine.Progress do
   def describe(%{phase: phase, done: done, total: total}),
     do: "#{@texts[phase]} (#{done} of #{total})"
 
+  def describe(%{phase: :download, bytes: _} = progress),
+    do: "#{@texts.download} #{progress |> download() |> Hub.Progress.describe()}"
+
   def describe(%{phase: phase}), do: @texts[phase]
 
-  @doc """
-  A function that shows progress on the terminal of the calling process: a line
-  that overwrites itself. Unless told so or not, it does in iex and in mix tasks
-  that have a terminal.
-  """
+  @doc "A function that shows progress on the terminal of the calling process, if anybody is to see it."
   @spec printer(Config.t()) :: (t() -> :ok)
   def printer(config) do
-    shown = config.options.progress
-    shown = if is_nil(shown), do: terminal?() and interactive?(), else: shown
+    print = Terminal.printer(config.options.progress)
     name = Config.display_name(config)
-    if shown, do: &print(name, &1), else: fn _ -> :ok end
-  end
 
-  defp terminal?, do: match?({:ok, _columns}, :io.columns())
-
-  defp interactive? do
-    Enum.any?(Application.started_applications(), fn {app, _, _} -> app in [:iex, :mix] end)
-  end
-
-  defp print(name, progress) do
-    last = if progress.phase == :ready, do: "\n", else: ""
-    # Back to the start of the line, and clear it.
-    IO.write("\r\e[K#{name}: #{describe(progress)}#{last}")
+    fn progress ->
+      print.(
+        fn -> "#{name}: #{describe(progress)}" end,
+        if(progress.phase == :ready, do: :last, else: :more)
+      )
+    end
   end
 end

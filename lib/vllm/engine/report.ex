@@ -16,6 +16,7 @@ defmodule VLLM.Engine.Report do
           :config => Config.t(),
           :run => Run.t() | nil,
           :started_at => integer() | nil,
+          :progress => Progress.t() | nil,
           optional(atom()) => term()
         }
 
@@ -41,11 +42,13 @@ defmodule VLLM.Engine.Report do
     log(worker, :error, fn -> error.message end)
   end
 
-  @spec progress(worker(), Progress.t()) :: :ok
+  @spec progress(worker(), Progress.t()) :: worker()
   def progress(worker, progress) do
     Table.put_progress(worker.table, Table.index(worker.slot), progress)
     Telemetry.load_progress(worker.started_at, Map.merge(metadata(worker), progress))
-    log(worker, :info, fn -> Progress.describe(progress) end)
+    level = if Progress.notable?(progress, worker.progress), do: :info, else: :debug
+    log(worker, level, fn -> Progress.describe(progress) end)
+    %{worker | progress: progress}
   end
 
   @doc "Passes on what the program has logged since the last time."
@@ -55,16 +58,13 @@ defmodule VLLM.Engine.Report do
   def follow_log(worker) do
     {lines, run} = Run.read_log(worker.run)
 
-    for line <- lines do
-      case Progress.of_line(line) do
-        nil -> :ok
-        progress -> progress(worker, progress)
-      end
-
-      log(worker, Log.level(line), fn -> line end)
+    for line <- lines, reduce: %{worker | run: run} do
+      worker ->
+        progress = Progress.of_line(line)
+        worker = if progress, do: progress(worker, progress), else: worker
+        log(worker, Log.level(line), fn -> line end)
+        worker
     end
-
-    %{worker | run: run}
   end
 
   @spec name(worker()) :: String.t()

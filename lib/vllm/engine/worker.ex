@@ -46,6 +46,8 @@ defmodule VLLM.Engine.Worker do
     :config,
     :run,
     :started_at,
+    # How far the start has come.
+    :progress,
     # The worker's own request in flight: hello, then load.
     :request,
     :info,
@@ -151,7 +153,7 @@ defmodule VLLM.Engine.Worker do
     # A run that was killed may have left its entry.
     Table.delete_worker(data.table, data.slot)
     Table.put_status(data.table, data.slot, :starting)
-    data = %{data | started_at: System.monotonic_time(), info: nil, next: nil}
+    data = %{data | started_at: System.monotonic_time(), progress: nil, info: nil, next: nil}
     Report.load_start(data)
     {:keep_state, data, [{:state_timeout, 0, :start}]}
   end
@@ -160,7 +162,7 @@ defmodule VLLM.Engine.Worker do
     Table.put_config(data.table, data.slot, data.config)
     Table.put_worker(data.table, data.slot, worker_row(data))
     Table.put_info(data.table, data.info)
-    Report.progress(data, %{phase: :ready})
+    data = Report.progress(data, %{phase: :ready})
     Table.put_status(data.table, data.slot, :ready)
     Report.load_stop(data)
     data = %{data | fallback: nil}
@@ -203,7 +205,7 @@ defmodule VLLM.Engine.Worker do
   ## Starting: the program, the handshake, the load
 
   def handle_event(:state_timeout, :start, :starting, data) do
-    Report.progress(data, %{phase: :python})
+    data = Report.progress(data, %{phase: :python})
 
     case Run.start(data.table, data.slot, data.config) do
       {:ok, run} ->
@@ -476,13 +478,11 @@ defmodule VLLM.Engine.Worker do
     with {:ok, run} <- Run.pong(data.run, params), do: {:ok, %{data | run: run}}
   end
 
-  defp receive_message({:notification, "load_progress", %{"phase" => phase}}, data) do
-    case Progress.phase(phase) do
-      nil -> :ok
-      phase -> Report.progress(data, %{phase: phase})
+  defp receive_message({:notification, "load_progress", params}, data) do
+    case Progress.of_wire(params) do
+      nil -> {:ok, data}
+      progress -> {:ok, Report.progress(data, progress)}
     end
-
-    {:ok, data}
   end
 
   # Newer workers may send notifications that this version does not know.

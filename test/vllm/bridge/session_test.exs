@@ -3,7 +3,7 @@ defmodule VLLM.Bridge.SessionTest do
 
   import VLLM.OSProcess
 
-  alias VLLM.Bridge.Session
+  alias VLLM.Bridge.{MessagePack, Session}
   alias VLLM.Error
 
   # It speaks as the worker of an engine does, and `load` has it do what the model's name says.
@@ -102,6 +102,44 @@ defmodule VLLM.Bridge.SessionTest do
     assert message =~ "`load` within 0.05 seconds"
     assert {:ok, _} = Session.call(session, "hello", %{}, 60_000)
     Session.close(session)
+  end
+
+  describe "a request that is followed" do
+    defp follow(session, model, patience) do
+      test = self()
+      Session.follow(session, "load", %{"model" => model}, patience, &send(test, {:heard, &1}))
+    end
+
+    # The step by which the fake worker says how far it is.
+    defp progress(bytes) do
+      note = encode([2, "progress", %{"id" => "the request", "bytes" => bytes}])
+      "frame:" <> String.replace(note, encode("the request"), "ID")
+    end
+
+    defp encode(term) do
+      term |> MessagePack.encode!() |> IO.iodata_to_binary() |> Base.encode16(case: :lower)
+    end
+
+    test "tells how far it is, and then its answer" do
+      session = open!()
+      steps = [progress(1), progress(2), "frame:" <> "9302a870726f677265737380", "ready"]
+      assert {:ok, %{"model" => _}} = follow(session, Enum.join(steps, ";"), 60_000)
+      assert_received {:heard, %{"bytes" => 1}}
+      assert_received {:heard, %{"bytes" => 2}}
+      refute_received _
+      Session.close(session)
+    end
+
+    test "ends where nothing is heard for too long" do
+      session = open!()
+      assert {:error, %Error{reason: :timeout}} = follow(session, progress(1) <> ";hang", 100)
+      assert_received {:heard, %{"bytes" => 1}}
+      # Nobody follows this one.
+      assert {:ok, _} = Session.call(session, "hello", %{}, 60_000)
+      assert {:ok, _} = load(session, progress(3) <> ";ready")
+      refute_received _
+      Session.close(session)
+    end
   end
 
   @tag :tmp_dir

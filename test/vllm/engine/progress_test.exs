@@ -18,9 +18,38 @@ defmodule VLLM.Engine.ProgressTest do
   end
 
   test "a phase that this version does not know is left out" do
-    assert Progress.phase("config") == :config
-    assert Progress.describe(%{phase: Progress.phase("hub")}) == "asking the Hugging Face hub"
-    assert Progress.phase("made_up") == nil
-    assert Progress.phase(7) == nil
+    assert Progress.of_wire(%{"phase" => "config"}) == %{phase: :config}
+
+    assert Progress.describe(Progress.of_wire(%{"phase" => "hub"})) ==
+             "asking the Hugging Face hub"
+
+    assert Progress.of_wire(%{"phase" => "made_up"}) == nil
+    assert Progress.of_wire(%{"phase" => 7}) == nil
+    assert Progress.of_wire(%{}) == nil
+  end
+
+  describe "a download" do
+    defp download(bytes) do
+      figures = %{"bytes" => bytes, "total_bytes" => 1_000_000, "files" => 1, "total_files" => 3}
+      Progress.of_wire(Map.put(figures, "phase", "download"))
+    end
+
+    test "is told with its figures" do
+      assert %{phase: :download, bytes: 250_000, total_files: 3} = progress = download(250_000)
+      assert Progress.describe(progress) == "downloading 0.3 of 1.0 MB (25 %), 1 of 3 files"
+    end
+
+    test "is told without figures that make no sense" do
+      assert Progress.of_wire(%{"phase" => "download"}) == %{phase: :download}
+      assert Progress.of_wire(%{"phase" => "download", "bytes" => -1}) == %{phase: :download}
+      assert Progress.describe(download("many")) == "downloading"
+    end
+
+    test "is worth a line in the log at each tenth of the way" do
+      assert Progress.notable?(download(0), %{phase: :download})
+      assert Progress.notable?(download(100_000), download(99_999))
+      refute Progress.notable?(download(199_999), download(100_000))
+      assert Progress.notable?(%{phase: :import}, download(199_999))
+    end
   end
 end

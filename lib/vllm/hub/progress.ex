@@ -1,0 +1,120 @@
+defmodule VLLM.Hub.Progress do
+  @moduledoc """
+  How far a download has come: what `VLLM.Hub.pull/2` tells with `notify:`, and what an engine that
+  loads a model by its name tells as telemetry (`VLLM.Telemetry`).
+
+    * `:bytes` - of the model's files that are here, what an earlier try left included
+    * `:total_bytes` - of all files that the model needs
+    * `:files` - how many of them are whole
+    * `:total_files` - how many the model needs
+    * `:bytes_per_second` - of the last seconds; nil at the beginning
+    * `:seconds_left` - until the end at that speed; nil where nobody knows
+  """
+
+  @numbers [:bytes, :total_bytes, :files, :total_files]
+  @estimates [:bytes_per_second, :seconds_left]
+
+  @enforce_keys @numbers
+  defstruct @numbers ++ @estimates
+
+  @type t :: %__MODULE__{
+          bytes: non_neg_integer(),
+          total_bytes: non_neg_integer(),
+          files: non_neg_integer(),
+          total_files: non_neg_integer(),
+          bytes_per_second: number() | nil,
+          seconds_left: number() | nil
+        }
+
+  @doc false
+  @spec from_wire(map()) :: {:ok, t()} | :error
+  def from_wire(wire) do
+    numbers = for name <- @numbers, do: {name, wire[Atom.to_string(name)]}
+    estimates = for name <- @estimates, do: {name, wire[Atom.to_string(name)]}
+
+    if Enum.all?(numbers, fn {_, value} -> is_integer(value) and value >= 0 end) and
+         Enum.all?(estimates, fn {_, value} ->
+           value == nil or (is_number(value) and value >= 0)
+         end),
+       do: {:ok, struct!(__MODULE__, numbers ++ estimates)},
+       else: :error
+  end
+
+  @doc """
+  Progress in words.
+
+      iex> VLLM.Hub.Progress.describe(%VLLM.Hub.Progress{
+      ...>   bytes: 1_300_000_000,
+      ...>   total_bytes: 4_100_000_000,
+      ...>   files: 1,
+      ...>   total_files: 5,
+      ...>   bytes_per_second: 47_900_000.0,
+      ...>   seconds_left: 58.4
+      ...> })
+      "1.3 of 4.1 GB (31 %), 1 of 5 files, 47.9 MB/s, 58 s left"
+  """
+  @spec describe(t()) :: String.t()
+  def describe(%__MODULE__{} = progress) do
+    [
+      "#{amount(progress)} (#{percent(progress)} %)",
+      "#{progress.files} of #{progress.total_files} files",
+      progress.bytes_per_second && "#{size(progress.bytes_per_second)}/s",
+      progress.seconds_left && "#{time(progress.seconds_left)} left"
+    ]
+    |> Enum.reject(&is_nil/1)
+    |> Enum.join(", ")
+  end
+
+  @doc "Progress as a line for a terminal of so many `columns`: a bar, and `describe/1`."
+  @spec bar(t(), pos_integer()) :: String.t()
+  def bar(%__MODULE__{} = progress, columns) do
+    words = describe(progress)
+
+    case min(columns - String.length(words) - 3, 30) do
+      width when width >= 5 ->
+        done = div(width * percent(progress), 100)
+        "[#{String.duplicate("=", done)}#{String.duplicate(" ", width - done)}] #{words}"
+
+      _too_narrow ->
+        words
+    end
+  end
+
+  @doc false
+  @spec percent(t()) :: 0..100
+  def percent(%__MODULE__{total_bytes: 0}), do: 100
+  def percent(progress), do: min(div(progress.bytes * 100, progress.total_bytes), 100)
+
+  @units [{1.0e12, "TB"}, {1.0e9, "GB"}, {1.0e6, "MB"}, {1.0e3, "kB"}]
+
+  @doc """
+  A size as people write it.
+
+      iex> Enum.map([999, 1_500, 4_100_000_000], &VLLM.Hub.Progress.size/1)
+      ["999 B", "1.5 kB", "4.1 GB"]
+  """
+  @spec size(number()) :: String.t()
+  def size(bytes) do
+    {factor, unit} = unit(bytes)
+    "#{in_unit(bytes, factor)} #{unit}"
+  end
+
+  # "1.3 of 4.1 GB": both in the unit of the whole.
+  defp amount(%{bytes: bytes, total_bytes: total}) do
+    {factor, unit} = unit(total)
+    "#{in_unit(bytes, factor)} of #{in_unit(total, factor)} #{unit}"
+  end
+
+  defp unit(bytes), do: Enum.find(@units, {1, "B"}, fn {factor, _unit} -> bytes >= factor end)
+
+  defp in_unit(bytes, 1), do: round(bytes)
+  defp in_unit(bytes, factor), do: :erlang.float_to_binary(bytes / factor, decimals: 1)
+
+  defp time(seconds) when seconds < 90, do: "#{round(seconds)} s"
+  defp time(seconds) when seconds < 5_400, do: "#{round(seconds / 60)} min"
+
+  defp time(seconds) do
+    minutes = round(seconds / 60)
+    "#{div(minutes, 60)} h #{rem(minutes, 60)} min"
+  end
+end
