@@ -1,0 +1,102 @@
+defmodule Mix.Vllm.Arguments do
+  @moduledoc false
+  # The command line of tasks that ask about a model: the model, and options by
+  # the names that they have in Elixir, with `-` for `_`. Which there are is for
+  # those to say who take them, vLLM among them.
+
+  alias VLLM.Options
+
+  @doc """
+  The model, the options for it, and the task's own flags (the names of switches without a
+  value) that were given.
+
+      iex> Mix.Vllm.Arguments.parse!(~w(org/m --max-model-len 8192 --json), "vllm.check", ~w(json))
+      {"org/m", %{"max_model_len" => 8192}, ["json"]}
+  """
+  @spec parse!([String.t()], String.t(), [String.t()]) ::
+          {String.t(), %{String.t() => term()}, [String.t()]}
+  def parse!(argv, task, flags) do
+    switches = flags ++ named(:boolean)
+    {models, options} = argv |> words(switches) |> Enum.split_with(&is_binary/1)
+
+    model =
+      case models do
+        [model] ->
+          model
+
+        [] ->
+          Mix.raise("Which model? `mix #{task} MODEL`, with a folder, a file or a hub id.")
+
+        [_, word | _] ->
+          Mix.raise("mix #{task} takes one model, and no argument #{inspect(word)}")
+      end
+
+    {flags, options} = Enum.split_with(options, fn {name, _value} -> name in flags end)
+    {model, Enum.reduce(options, %{}, &put!(&1, &2, task)), for({name, true} <- flags, do: name)}
+  end
+
+  defp put!({name, _value}, options, task) when is_map_key(options, name),
+    do: Mix.raise("mix #{task} takes --#{String.replace(name, "_", "-")} once")
+
+  defp put!({name, value}, options, _task), do: Map.put(options, name, value)
+
+  defp words([], _switches), do: []
+
+  defp words(["--no-" <> name | rest], switches),
+    do: [{underscored(name), false} | words(rest, switches)]
+
+  defp words(["--" <> word | rest], switches) do
+    [name | value] = String.split(word, "=", parts: 2)
+    name = underscored(name)
+
+    case {value, rest} do
+      {[value], rest} ->
+        [{name, value(name, value)} | words(rest, switches)]
+
+      {[], [value | rest]} when value in ["true", "false"] ->
+        [{name, value(value)} | words(rest, switches)]
+
+      {[], ["--" <> _ | _]} ->
+        [{name, true} | words(rest, switches)]
+
+      {[], []} ->
+        [{name, true}]
+
+      {[], [value | after_value]} ->
+        if name in switches,
+          do: [{name, true} | words(rest, switches)],
+          else: [{name, value(name, value)} | words(after_value, switches)]
+    end
+  end
+
+  defp words([word | rest], switches), do: [word | words(rest, switches)]
+
+  # A revision may look like a number.
+  defp value(name, text), do: if(name in named(:string), do: text, else: value(text))
+
+  # The options whose values are of a type, this library's and vLLM's.
+  defp named(type) do
+    specs = Options.engine() ++ Options.tools()
+    ours = for {name, ^type, _default, _doc} <- specs, do: name
+
+    theirs =
+      for {name, word, _default, _doc} <- Options.engine_arguments(),
+          word == Atom.to_string(type),
+          do: name
+
+    Enum.map(ours ++ theirs, &Atom.to_string/1)
+  end
+
+  defp value("true"), do: true
+  defp value("false"), do: false
+
+  defp value(text) do
+    case {Integer.parse(text), Float.parse(text)} do
+      {{number, ""}, _} -> number
+      {_, {number, ""}} -> number
+      _ -> text
+    end
+  end
+
+  defp underscored(name), do: String.replace(name, "-", "_")
+end

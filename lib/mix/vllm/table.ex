@@ -1,0 +1,85 @@
+defmodule Mix.Vllm.Table do
+  @moduledoc false
+  # What the tasks print: tables whose columns are as wide as what is in them,
+  # and sizes as people read them.
+
+  @typedoc "A text, or one in a colour of `IO.ANSI`."
+  @type cell :: String.t() | {atom(), String.t()}
+
+  @typedoc "The title of a column; numbers stand to the right."
+  @type column :: String.t() | {:right, String.t()}
+
+  @gap "  "
+
+  @doc "Prints a table by `Mix.shell/0`, a line for each row; nothing where there are no rows."
+  @spec print([column()], [[cell()]]) :: :ok
+  def print(columns, rows), do: columns |> lines(rows) |> Enum.each(&Mix.shell().info/1)
+
+  @doc "The lines of a table, as `IO.ANSI.format/1` takes them."
+  @spec lines([column()], [[cell()]]) :: [IO.ANSI.ansidata()]
+  def lines(_columns, []), do: []
+
+  def lines(columns, rows) do
+    titles = for column <- columns, do: {:bright, title(column)}
+    all = [titles | rows]
+    widths = all |> Enum.zip_with(& &1) |> Enum.map(&widest/1)
+    for row <- all, do: line(row, columns, widths)
+  end
+
+  # No spaces follow the last text of a line.
+  defp line(row, columns, widths) do
+    [row, columns, widths]
+    |> Enum.zip()
+    |> Enum.reverse()
+    |> Enum.drop_while(fn {cell, _column, _width} -> text(cell) == "" end)
+    |> Enum.with_index(fn {cell, column, width}, index ->
+      coloured(cell, pad(text(cell), column, if(index == 0, do: 0, else: width), width))
+    end)
+    |> Enum.reverse()
+    |> Enum.intersperse(@gap)
+  end
+
+  defp pad(text, {:right, _title}, _width, full), do: String.pad_leading(text, full)
+  defp pad(text, _title, width, _full), do: String.pad_trailing(text, width)
+
+  defp coloured({colour, _text}, padded), do: [colour, padded, :reset]
+  defp coloured(_text, padded), do: padded
+
+  defp widest(cells), do: cells |> Enum.map(&(&1 |> text() |> String.length())) |> Enum.max()
+
+  defp text({_colour, text}), do: text
+  defp text(text), do: text
+
+  defp title({:right, title}), do: title
+  defp title(title), do: title
+
+  @doc """
+  A number of bytes in GiB, or in MiB where it is less than one.
+
+      iex> Mix.Vllm.Table.bytes(16_060_522_496)
+      "15.0 GiB"
+      iex> Mix.Vllm.Table.bytes(8_300_000)
+      "7.9 MiB"
+  """
+  @spec bytes(number() | nil) :: String.t()
+  def bytes(nil), do: "?"
+  def bytes(bytes) when bytes < 0x4000_0000, do: "#{decimal(bytes / 0x10_0000, 1)} MiB"
+  def bytes(bytes), do: "#{decimal(bytes / 0x4000_0000, 1)} GiB"
+
+  @doc """
+  A whole number with commas.
+
+      iex> Mix.Vllm.Table.whole(131_072)
+      "131,072"
+  """
+  @spec whole(integer() | nil) :: String.t()
+  def whole(nil), do: "?"
+
+  def whole(number) do
+    number |> Integer.to_string() |> String.replace(~r/(?<=\d)(?=(\d{3})+$)/, ",")
+  end
+
+  @doc "A number with so many decimals."
+  @spec decimal(number(), non_neg_integer()) :: String.t()
+  def decimal(number, decimals), do: :erlang.float_to_binary(number / 1, decimals: decimals)
+end

@@ -1,0 +1,40 @@
+defmodule Mix.Vllm.TableTest do
+  use ExUnit.Case, async: true
+
+  alias Mix.Vllm.{JSON, Table}
+
+  doctest Table
+  doctest JSON
+
+  defp lines(columns, rows) do
+    for line <- Table.lines(columns, rows),
+        do: line |> IO.ANSI.format(false) |> IO.iodata_to_binary()
+  end
+
+  test "columns are as wide as what is in them, and numbers stand to the right" do
+    rows = [["awq", "3.9 GiB", {:green, "yes"}], ["bfloat16", "15.0 GiB", ""]]
+
+    assert lines(["format", {:right, "memory"}, "fits"], rows) == [
+             "format      memory  fits",
+             "awq        3.9 GiB  yes",
+             "bfloat16  15.0 GiB"
+           ]
+  end
+
+  test "a table without rows has no lines" do
+    assert Table.lines(["format"], []) == []
+  end
+
+  test "numbers are written in full" do
+    assert Enum.map([0, 999, 1000, 1_234_567, nil], &Table.whole/1) ==
+             ["0", "999", "1,000", "1,234,567", "?"]
+
+    assert Enum.map([0, 1024 * 1024 * 1024, nil], &Table.bytes/1) == ["0.0 MiB", "1.0 GiB", "?"]
+  end
+
+  test "text is JSON whatever is in it" do
+    assert JSON.encode("a \"b\" \\ \n \t \e é") == ~S("a \"b\" \\ \n \t \u001b é")
+    assert JSON.encode(%{list: [], map: %{}, number: 1.5}) =~ ~S("list": [],)
+    assert JSON.encode({1, :a, true, nil}) == "[\n  1,\n  \"a\",\n  true,\n  null\n]"
+  end
+end
