@@ -11,7 +11,8 @@ defmodule VLLM.Error do
       option's name, the path to what is wrong in its value, the nearest known
       name, the last log lines, and of a fault that is not the caller's a Python
       traceback (`"traceback"`, which `inspect` leaves out). Its keys depend on the
-      reason and may grow.
+      reason and may grow. Where the message ends with what to do, `"remedy"` has
+      that part by itself.
 
   ## Reasons
 

@@ -163,7 +163,7 @@ def test_an_assertion_without_words_says_its_line(log: Path) -> None:
     with pytest.raises(AssertionError) as caught:
         fail()
     caught.value.args = ()  # pytest gives it words
-    assert load_error(caught.value).message.endswith("assert log is None")
+    assert load_error(caught.value).message.endswith("assert log is None.")
 
 
 @pytest.mark.parametrize("content", [None, "{", "{}"])

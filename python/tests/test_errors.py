@@ -50,6 +50,18 @@ def test_details_are_plain_data_without_secrets(value: Any, expected: Any) -> No
     msgspec.msgpack.encode(wire)
 
 
+def test_what_to_do_is_the_end_of_the_message_and_a_detail() -> None:
+    error = BridgeError("internal", "It broke.", {"at": 1}, "Use hf_abcDEF123456789.")
+    assert str(error) == error.message == "It broke. Use hf_abcDEF123456789."
+    assert error.details == {"at": 1}
+    assert error.to_wire() == {
+        "reason": "internal",
+        "message": "It broke. Use [redacted].",
+        "details": {"at": 1, "remedy": "Use [redacted]."},
+    }
+    assert BridgeError("internal", "It broke.").to_wire()["details"] == {}
+
+
 def test_nearest_names() -> None:
     assert nearest("quantisation", ["quantization", "tokenizer"]) == "quantization"
     assert nearest("TENSOR_PARALLEL", ["tensor_parallel_size"]) == "tensor_parallel_size"

@@ -55,7 +55,7 @@ def test_a_method_beside_the_dtype_is_one_too_many() -> None:
         online.take_dtype({"dtype": "int8", "quantization": "hqq"})
     assert caught.value.reason == "invalid_option"
     assert caught.value.details["option"] == "dtype"
-    assert "leave out `quantization`, or the dtype" in caught.value.message
+    assert "Leave out one of the two" in caught.value.message
 
 
 @pytest.mark.parametrize("method", ["GGUF", "awq", "AutoGPTQ"])

@@ -30,6 +30,7 @@ def use_devices(devices: Sequence[str]) -> None:
             "unsupported",
             f"vLLM cannot choose among the devices of {current_platform.device_type}.",
             {"option": "devices"},
+            remedy="Leave the option out.",
         )
     os.environ[variable] = ",".join(devices)
 

@@ -56,6 +56,8 @@ _MESSENGERS = re.compile(
 _ENDED = re.compile(r"'(\w+)': (-?\d+)")
 
 
+_AGAIN = "Download them again, from one place."
+
 # In a traceback: where a model takes its weights.
 _LOADS_WEIGHTS = re.compile(r", in (?:load_weights|weight_loader(?:_v2)?)$")
 
@@ -64,10 +66,11 @@ class _Rule(NamedTuple):
     pattern: re.Pattern[str]
     reason: str
     opening: str
+    remedy: str
 
 
-def _rule(pattern: str, reason: str, opening: str) -> _Rule:
-    return _Rule(re.compile(pattern, re.IGNORECASE), reason, opening)
+def _rule(pattern: str, reason: str, opening: str, remedy: str = "") -> _Rule:
+    return _Rule(re.compile(pattern, re.IGNORECASE), reason, opening, remedy)
 
 
 # The first that matches the exception's type and text tells the reason.
@@ -75,46 +78,49 @@ _RULES = (
     _rule(
         r"weights were not initialized",
         "invalid_checkpoint",
-        "The model's files are incomplete or contradict its config: download them again, from one "
-        "place. A model that is known to run without them is loaded unchecked by "
-        "`model_loader_extra_config: %{enable_weights_track: false}`.",
+        "The model's files are incomplete or contradict its config.",
+        "Download them again, from one place. A model that is known to run without them is loaded "
+        "unchecked by `model_loader_extra_config: %{enable_weights_track: false}`.",
     ),
     _rule(
         r"The checkpoint's `",
         "invalid_checkpoint",
-        "The model's files are damaged or contradict its config: download them again, from one "
-        "place.",
+        "The model's files are damaged or contradict its config.",
+        _AGAIN,
     ),
     _rule(
         r"weights are not finite numbers",
         "invalid_checkpoint",
         "The model would answer nonsense: its files are damaged, or its weights are too large for "
-        'the `dtype`, for which `dtype: "bfloat16"` has room.',
+        "the `dtype`.",
+        'Give `dtype: "bfloat16"`, which has room for them, or download the model again.',
     ),
     _rule(
         r"KV cache|cache blocks",
         "out_of_memory",
-        "The KV cache does not fit. Lower `max_model_len` or `max_num_seqs`, or give it more "
+        "The KV cache does not fit.",
+        "Lower `max_model_len` or `max_num_seqs`, or give it more "
         "memory (`kv_cache_memory_bytes`, `gpu_memory_utilization`).",
     ),
     _rule(
         r"out of memory|OutOfMemory|MemoryError|bad_alloc|can't allocate memory"
         r"|memory utilization|Insufficient space in /dev/shm",
         "out_of_memory",
-        "There is not enough memory to start the engine. Use a smaller or a quantized model, or "
-        "lower `gpu_memory_utilization`, `max_model_len` or `max_num_seqs`.",
+        "There is not enough memory to start the engine.",
+        "Use a smaller or a quantized model, or lower `gpu_memory_utilization`, `max_model_len` or "
+        "`max_num_seqs`.",
     ),
     _rule(
         r"busy or unavailable",
         "out_of_memory",
-        "Another process has the device for itself. End that one, or start the engine on another "
-        "device (`devices`).",
+        "Another process has the device for itself.",
+        "End that one, or start the engine on another device (`devices`).",
     ),
     _rule(
         r"InvalidCxxCompiler|CppCompileError",
         "load_failed",
-        "The model could not be compiled. Install a C++ compiler (g++), or set "
-        "`enforce_eager: true`.",
+        "The model could not be compiled.",
+        "Install a C++ compiler (g++), or set `enforce_eager: true`.",
     ),
     _rule(
         r"quantiz|_quant\b|Cannot find the config file for|weight_bits|desc_act|marlin",
@@ -133,22 +139,32 @@ _RULES = (
         r"|shape invalid|assert .*loaded_weight",
         "invalid_checkpoint",
         "The model's files are damaged or contradict its config.",
+        _AGAIN,
     ),
     _rule(
         r"trust_remote_code|trust-remote-code",
         "unsupported_model",
-        "The model brings code of its own, which runs only with `trust_remote_code: true`.",
+        "The model brings code of its own.",
+        "It runs only with `trust_remote_code: true`.",
     ),
     _rule(
         r"RepositoryNotFoundError|is not a valid model identifier",
         "model_not_found",
         "There is no such model on the hub.",
+        "Look at how its name is spelt; if it is a private one, give a token that may read it as "
+        "`HF_TOKEN` or `hf_token`.",
     ),
-    _rule(r"GatedRepoError|gated repo", "model_gated", "The model's owner must grant access."),
+    _rule(
+        r"GatedRepoError|gated repo",
+        "model_gated",
+        "The model's owner must grant access.",
+        "Ask for it on the model's page, and give your token as `HF_TOKEN` or `hf_token`.",
+    ),
     _rule(
         r"LocalEntryNotFoundError|OfflineMode|ConnectError|ConnectionError|couldn't connect",
         "hub_unreachable",
         "A file of the model is not in the cache and the hub does not answer.",
+        "Check the network, or give a local folder.",
     ),
     _rule(
         r"NotImplementedError|not supported|unsupported",
@@ -172,10 +188,10 @@ def load_errors(options: Mapping[str, Any]) -> Iterator[None]:
     except BridgeError as error:
         overrides = options.get("hf_overrides")
         if error.reason == "invalid_checkpoint" and isinstance(overrides, dict) and overrides:
-            error.message = (
+            error.remedy = (
                 f"`hf_overrides` ({', '.join(overrides)}) changes what the model's config says, "
                 "which may be all that is wrong: leave the option out. If the model does not load "
-                f"without it either: {error.message}"
+                f"without it either: {error.remedy[:1].lower()}{error.remedy[1:]}"
             )
             error.details["option"] = "hf_overrides"
         raise
@@ -193,9 +209,9 @@ def load_error(error: Exception) -> BridgeError:
         if any("No space left on device" in line for line in lines[-_RECENT_LINES:]):
             return BridgeError(
                 "load_failed",
-                "The disk is full: a file that vLLM needed to write could not be written. Free "
-                "some space (TMPDIR and ~/.cache are where it writes) and try again.",
+                "The disk is full: a file that vLLM needed to write could not be written.",
                 details,
+                "Free some space (TMPDIR and ~/.cache are where it writes) and try again.",
             )
         if cause is not None:
             type_name, text = cause
@@ -211,45 +227,53 @@ def load_error(error: Exception) -> BridgeError:
     words = readable(text) or type_name
     for rule in _RULES:
         if rule.pattern.search(f"{type_name}: {text}"):
-            return BridgeError(rule.reason, f"{rule.opening} vLLM says: {words}", details)
+            what = f"{rule.opening} vLLM says: {sentence(words)}"
+            return BridgeError(rule.reason, what, details, rule.remedy)
     if loading:
         return BridgeError(
             "invalid_checkpoint",
             "The model's weights cannot be loaded: its files are damaged or contradict its "
-            f"config. vLLM says: {words}",
+            f"config. vLLM says: {sentence(words)}",
             details,
+            _AGAIN,
         )
     if _is_of_tokenizer(error):
         return BridgeError(
             "invalid_checkpoint",
-            "The model's tokenizer cannot be loaded. Copy its files (tokenizer.json and its kin) "
-            "from where the model comes from, name another with `tokenizer`, or, to use token ids "
-            f"only, set `skip_tokenizer_init: true`. The loader says: {words}",
+            f"The model's tokenizer cannot be loaded. The loader says: {sentence(words)}",
             details,
+            "Copy its files (tokenizer.json and its kin) from where the model comes from, name "
+            "another with `tokenizer`, or, to use token ids only, set `skip_tokenizer_init: true`.",
         )
     if is_validation_error(error) or isinstance(error, ValueError):
         from vllm_bridge.params import engine_fields
 
         if option := _mentioned(text, engine_fields()):
             details["option"] = option
-        return BridgeError("invalid_option", f"vLLM refuses these options: {words}", details)
+        return BridgeError(
+            "invalid_option", f"vLLM refuses these options: {sentence(words)}", details
+        )
     details["traceback"] = traceback_of(error)
-    return BridgeError("load_failed", f"vLLM could not start the engine: {words}", details)
+    return BridgeError(
+        "load_failed", f"vLLM could not start the engine: {sentence(words)}", details
+    )
 
 
 def _died(text: str, details: dict[str, Any]) -> BridgeError:
     """The error for a process of vLLM's that ended without an exception: the next may not."""
     ends = {name: int(code) for name, code in _ENDED.findall(text)}
     how = ", ".join(f"{name}: {ranks.ended(code)}" for name, code in ends.items())
-    message = f"A process of vLLM's ended while it started{how and f' ({how})'}, and no word why."
+    what = f"A process of vLLM's ended while it started{how and f' ({how})'}, and no word why."
+    remedy = ""
     if -signal.SIGKILL in ends.values():
-        message += (
-            " The system kills one when memory runs out: if it goes on, use a smaller or a "
+        remedy = (
+            "The system kills one when memory runs out: if it goes on, use a smaller or a "
             "quantized model, or a smaller KV cache."
         )
     # The end of the worker is the answer, and the log tells the rest.
-    logger.error(message)
-    return BridgeError("engine_dead", message, details)
+    error = BridgeError("engine_dead", what, details, remedy)
+    logger.error(error.message)
+    return error
 
 
 def request_error(
@@ -484,6 +508,11 @@ def _mentioned(text: str, names: Iterable[str]) -> str | None:
     known = set(names)
     words = (match[0].replace("-", "_") for match in re.finditer(r"\b[a-z][a-z0-9_-]*", text))
     return next((word for word in words if word in known), None)
+
+
+def sentence(text: str) -> str:
+    """A text that others may follow."""
+    return text.rstrip(". ") + "."
 
 
 def readable(text: str) -> str:

@@ -140,5 +140,6 @@ def _as_given(params: Streamed) -> Iterator[None]:
                 "structured_outputs" if "structured_outputs" in params.sampling_params else "tools"
             )
             error.details["option"] = option = "schema" if params.parse else given
-            error.message = error.message.replace("`structured_outputs`", f"`{option}`")
+            error.what = error.what.replace("`structured_outputs`", f"`{option}`")
+            error.remedy = error.remedy.replace("`structured_outputs`", f"`{option}`")
         raise

@@ -59,23 +59,36 @@ class BridgeError(Exception):
 
     Args:
         reason: one of ``REASONS``
-        message: a sentence or two for people who need not know Python: what happened and
-            what to do
+        what: a sentence or two for people who need not know Python: what is the matter. What to
+            do about it may be in it too, where the two are one thing.
         details: what a program or a bug report wants to know
+        remedy: what to do about it: a sentence, or nothing
     """
 
-    def __init__(self, reason: str, message: str, details: dict[str, Any] | None = None) -> None:
+    def __init__(
+        self, reason: str, what: str, details: dict[str, Any] | None = None, remedy: str = ""
+    ) -> None:
         assert reason in REASONS, reason  # noqa: S101 - a fault of ours, not of the caller's
-        super().__init__(message)
+        super().__init__(what, remedy)
         self.reason = reason
-        self.message = message
+        self.what = what
         self.details = details or {}
+        self.remedy = remedy
+
+    @property
+    def message(self) -> str:
+        """All that is said to people."""
+        return f"{self.what} {self.remedy}".strip()
+
+    def __str__(self) -> str:
+        return self.message
 
     def to_wire(self) -> dict[str, Any]:
+        details = self.details | ({"remedy": self.remedy} if self.remedy else {})
         return {
             "reason": self.reason,
             "message": redact(self.message),
-            "details": redact_all(self.details),
+            "details": redact_all(details),
         }
 
 
@@ -85,14 +98,19 @@ def nearest(name: str, known: Iterable[str]) -> str | None:
     return matches[0] if matches else None
 
 
-def unknown_name(kind: str, name: str, known: Iterable[str], hint: str = "") -> BridgeError:
+def did_you_mean(suggestion: str | None) -> str:
+    """The question that a remedy begins with, where something may have been meant."""
+    return f"Did you mean `{suggestion}`? " if suggestion else ""
+
+
+def unknown_name(kind: str, name: str, known: Iterable[str]) -> BridgeError:
     """The error for a name that nobody knows, with the one that was probably meant."""
     suggestion = nearest(name, known)
-    question = f" Did you mean `{suggestion}`?" if suggestion else hint
     return BridgeError(
         "invalid_option",
-        f"Unknown {kind} `{name}`.{question}",
+        f"Unknown {kind} `{name}`.",
         {"option": name, "nearest": suggestion},
+        remedy=did_you_mean(suggestion).rstrip(),
     )
 
 

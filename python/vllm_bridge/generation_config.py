@@ -17,7 +17,7 @@ NAME = "generation_config.json"
 # What sampling parameters are called there, if not like vLLM's.
 _OTHER_NAMES = {"max_new_tokens": "max_tokens"}
 
-_ADVICE = 'Correct it, or do without the file: `generation_config: "vllm"`.'
+_REMEDY = 'Correct it, or do without the file: `generation_config: "vllm"`.'
 
 
 def check(folder: str | None, arguments: Mapping[str, Any]) -> None:
@@ -65,7 +65,10 @@ def read(folder: str | None, options: Mapping[str, Any]) -> tuple[str, Mapping[s
             raise ValueError("it is not a JSON object")
     except (OSError, ValueError) as error:
         raise BridgeError(
-            "invalid_checkpoint", f"`{path}` cannot be read: {error}. {_ADVICE}", {"file": path}
+            "invalid_checkpoint",
+            f"`{path}` cannot be read: {error}.",
+            {"file": path},
+            remedy=_REMEDY,
         ) from error
     return path, values
 
@@ -90,8 +93,9 @@ def _refusal_of(path: str) -> Callable[[str, Any, str], BridgeError]:
     def refused(name: str, value: Any, why: str) -> BridgeError:
         return BridgeError(
             "invalid_checkpoint",
-            f"`{path}` gives `{name}` as {value!r}: {why.rstrip('.')}. {_ADVICE}",
+            f"`{path}` gives `{name}` as {value!r}: {why.rstrip('.')}.",
             {"file": path, "field": name, "value": value},
+            remedy=_REMEDY,
         )
 
     return refused
@@ -102,4 +106,5 @@ def _refused_override(name: str, value: Any, why: str) -> BridgeError:
         "invalid_option",
         f"`override_generation_config` gives `{name}` as {value!r}: {why.rstrip('.')}.",
         {"option": "override_generation_config", "field": name, "value": value},
+        remedy="Leave it out, or give it another value.",
     )

@@ -242,9 +242,9 @@ class SamplingParamsFactory:
             return unknown_name("sampling parameter", name, self._fields)
         return BridgeError(
             "invalid_option",
-            f"Unknown sampling parameter `{name}`. It goes into `structured_outputs`, as "
-            f"`structured_outputs: [{name}: …]`.",
+            f"Unknown sampling parameter `{name}`.",
             {"option": name, "nearest": "structured_outputs"},
+            remedy=f"It goes into `structured_outputs`, as `structured_outputs: [{name}: …]`.",
         )
 
 
@@ -254,15 +254,16 @@ def invalid_value(
     """The error for a value that an option cannot have."""
     came = HIDDEN if is_secret(option) else value
     details = {"option": option, "value": came, "errors": reasons}
+    why = remedy = ""
     if allowed:
-        expected = "Allowed: " + ", ".join(str(item) for item in allowed) + "."
+        remedy = "Allowed: " + ", ".join(str(item) for item in allowed) + "."
         details["allowed"] = allowed
     else:
-        expected = "; ".join(reasons).rstrip(".") + "."
+        why = " " + "; ".join(reasons).rstrip(".") + "."
     shown = repr(redact_all(came))
     if len(shown) > 100:
         shown = shown[:100] + "…"
-    return BridgeError("invalid_option", f"`{option}` cannot be {shown}. {expected}", details)
+    return BridgeError("invalid_option", f"`{option}` cannot be {shown}.{why}", details, remedy)
 
 
 def _reasons(error: pydantic.ValidationError, value: Any) -> list[str]:

@@ -218,9 +218,10 @@ class Pooler:
             translated = diagnosis.request_error(error, limit, names, ended=ended)
             if translated.reason == "prompt_too_long":
                 # Nothing is generated: all of it is for the prompt.
-                translated.message = (
-                    f"The prompt does not fit into `max_model_len` ({limit} tokens). Shorten it, "
-                    "or have it cut with `tokenization_kwargs: [truncate_prompt_tokens: -1]`."
+                translated.what = f"The prompt does not fit into `max_model_len` ({limit} tokens)."
+                translated.remedy = (
+                    "Shorten it, or have it cut with `tokenization_kwargs: "
+                    "[truncate_prompt_tokens: -1]`."
                 )
             return translated
 

@@ -35,16 +35,18 @@ def check_versions() -> None:
     if version is None:
         raise BridgeError(
             "vllm_not_installed",
-            "This Python has no vLLM. Run `mix vllm.setup`, or point `VLLM_VENV` to a virtual "
-            "environment that has it.",
+            "This Python has no vLLM.",
+            remedy=(
+                "Run `mix vllm.setup`, or point `VLLM_VENV` to a virtual environment that has it."
+            ),
         )
     if not version.startswith(VLLM_VERSIONS):
         known = ", ".join(f"{prefix}x" for prefix in VLLM_VERSIONS)
         raise BridgeError(
             "vllm_version",
-            f"vLLM {version} is installed, and this version of the library works with {known}. "
-            "Run `mix vllm.setup` for one that fits.",
+            f"vLLM {version} is installed, and this version of the library works with {known}.",
             {"installed": version, "supported": known},
+            remedy="Run `mix vllm.setup` for one that fits.",
         )
 
 

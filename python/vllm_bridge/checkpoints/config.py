@@ -7,6 +7,8 @@ from typing import Any
 
 from vllm_bridge.errors import BridgeError
 
+_REMEDY = "Correct it, or download it again."
+
 
 def read_config(folder: str) -> Mapping[str, Any]:
     path = os.path.join(folder, "config.json")
@@ -17,7 +19,10 @@ def read_config(folder: str) -> Mapping[str, Any]:
             raise ValueError("it is not a JSON object")
     except (OSError, ValueError) as error:
         raise BridgeError(
-            "not_a_model", f"`{path}` cannot be read: {error}.", {"model": folder}
+            "not_a_model",
+            f"`{path}` cannot be read: {error}.",
+            {"model": folder},
+            remedy=_REMEDY,
         ) from error
     quantization = config.get("quantization_config")
     if quantization is not None and (
@@ -29,5 +34,6 @@ def read_config(folder: str) -> Mapping[str, Any]:
             f"The `quantization_config` in `{path}` does not name a method: it should be an "
             "object with `quant_method`, a string.",
             {"model": folder},
+            remedy=_REMEDY,
         )
     return config

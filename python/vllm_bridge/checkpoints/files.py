@@ -78,9 +78,10 @@ def weight_files(folder: str, names: Iterable[str], form: str) -> list[str]:
     if missing:
         raise BridgeError(
             "invalid_checkpoint",
-            f"{len(missing)} of {len(indexed)} weight files are missing in `{folder}`, the "
-            f"first is {missing[0]}. Was the download finished?",
+            f"{len(missing)} of {len(indexed)} weight files are missing in `{folder}`, the first "
+            f"is {missing[0]}.",
             {"model": folder, "missing": missing},
+            remedy="Finish its download, or repeat it.",
         )
     return indexed
 
@@ -151,10 +152,12 @@ def _undecided(folder: str, name: str, files: list[str], indexed: str | None) ->
     return BridgeError(
         "invalid_checkpoint",
         f"{' and '.join(files[:2])} in `{folder}` both hold the tensor `{name}`{index}: it cannot "
-        "be told which of them the model means. Remove the file that does not belong to it (one "
-        "that an earlier download or another tool left behind), or download the model again, with "
-        "its index.",
+        "be told which of them the model means.",
         {"model": folder, "tensor": name, "files": files},
+        remedy=(
+            "Remove the file that does not belong to it (one that an earlier download or another "
+            "tool left behind), or download the model again, with its index."
+        ),
     )
 
 
@@ -172,8 +175,9 @@ def _check_index(
         raise BridgeError(
             "invalid_checkpoint",
             f"The files in `{folder}` lack {len(missing)} of the {len(named)} tensors that "
-            f"{INDEXES[form]} names, the first is {missing[0]}. Download them again.",
+            f"{INDEXES[form]} names, the first is {missing[0]}.",
             {"model": folder, "missing": missing[:10]},
+            remedy="Download them again.",
         )
 
 
@@ -189,7 +193,10 @@ def _read_index(folder: str, form: str) -> dict[str, str] | None:
             raise TypeError("a file's name is a string")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise BridgeError(
-            "invalid_checkpoint", f"`{path}` cannot be read: {error!r}.", {"model": folder}
+            "invalid_checkpoint",
+            f"`{path}` cannot be read: {error!r}.",
+            {"model": folder},
+            remedy="Download it again.",
         ) from error
     return dict(weight_map)
 

@@ -54,8 +54,9 @@ def check_memory(
     raise BridgeError(
         "out_of_memory",
         f"The model's weights{dequantized} need {needed / memory.GIB:.1f} GiB and "
-        f"{available / memory.GIB:.1f} GiB of {kind} are available. {advice}.",
+        f"{available / memory.GIB:.1f} GiB of {kind} are available.",
         {"needed_bytes": needed, "available_bytes": available},
+        remedy=f"{advice}.",
     )
 
 

@@ -166,7 +166,7 @@ def read(path: str) -> File:
             path,
             f"it is one of {count} parts, and its name does not end with such as "
             f"`-00001-of-{count:05}.gguf`, by which the others are found",
-            advice="Give the files the names that they had.",
+            remedy="Give the files the names that they had.",
         )
     headers = [header if part == path else _read_header(part) for part in paths]
     tensors: dict[str, Tensor] = {}
@@ -216,8 +216,9 @@ def parts(path: str) -> tuple[str, ...]:
         raise BridgeError(
             "invalid_checkpoint",
             f"{len(missing)} of {len(paths)} parts of `{path}` are missing, the first is "
-            f"{missing[0]}. Was the download finished?",
+            f"{missing[0]}.",
             {"file": path, "missing": missing[:_MAX_MISSING]},
+            remedy="Finish its download, or repeat it.",
         )
     return tuple(paths)
 
@@ -271,24 +272,24 @@ def _read_version(reader: "_Reader") -> int:
     if magic == b"vers":
         raise _DamagedError(
             "it is not the model but what Git LFS has in its place",
-            advice="Fetch the model with `git lfs pull`.",
+            remedy="Fetch the model with `git lfs pull`.",
         )
     if magic != _MAGIC:
         raise _DamagedError(
             f"it begins with the bytes {magic.hex(' ')}, not with `GGUF`",
-            advice="Give the path of a GGUF file; files of older formats of ggml's must be made "
+            remedy="Give the path of a GGUF file; files of older formats of ggml's must be made "
             "again with llama.cpp.",
         )
     version: int = reader.number("I")
     if version and version % 2**16 == 0:
         raise _DamagedError(
             "it is written for big-endian machines",
-            advice="Use the usual little-endian variant of the model.",
+            remedy="Use the usual little-endian variant of the model.",
         )
     if version not in _VERSIONS:
         raise _DamagedError(
             f"it has version {version} of the format, and versions 2 and 3 are read",
-            advice="Make it again with llama.cpp, or use another variant of the model.",
+            remedy="Make it again with llama.cpp, or use another variant of the model.",
         )
     return version
 
@@ -332,7 +333,7 @@ def _read_infos(reader: "_Reader", count: int) -> Iterator[tuple[str, Type, tupl
         if kind is None:
             raise _DamagedError(
                 f"`{name}` is of ggml's type {number}, which is not known",
-                advice="Use another variant of the model.",
+                remedy="Use another variant of the model.",
                 tensor=name,
                 type=number,
             )
@@ -374,12 +375,13 @@ class _DamagedError(Exception):
 
 
 def _damaged(
-    path: str, what: str, advice: str = "Download it again.", **details: Any
+    path: str, what: str, remedy: str = "Download it again.", **details: Any
 ) -> BridgeError:
     return BridgeError(
         "invalid_checkpoint",
-        f"`{path}` cannot be read as GGUF: {what}. {advice}",
+        f"`{path}` cannot be read as GGUF: {what}.",
         {"file": path, **details},
+        remedy=remedy,
     )
 
 

@@ -81,9 +81,9 @@ class _Model:
         raise BridgeError(
             "unsupported_model",
             f"`{self.file.path}` is of the architecture {found:.64}, which is not read from GGUF "
-            f"files here. These are: {', '.join(_ARCHITECTURES)}. Use the model in the form that "
-            "Hugging Face has it in.",
+            f"files here. These are: {', '.join(_ARCHITECTURES)}.",
             {"file": self.file.path, "architecture": found[:64], "allowed": list(_ARCHITECTURES)},
+            remedy="Use the model in the form that Hugging Face has it in.",
         )
 
     def _layers(self) -> int:
@@ -100,9 +100,9 @@ class _Model:
     def wrong(self, what: str, **details: Any) -> BridgeError:
         return BridgeError(
             "invalid_checkpoint",
-            f"`{self.file.path}` does not describe a model: {what}. Download it again, or use "
-            "another variant of the model.",
+            f"`{self.file.path}` does not describe a model: {what}.",
             {"file": self.file.path, **details},
+            remedy="Download it again, or use another variant of the model.",
         )
 
     def has(self, key: str) -> bool:
@@ -119,8 +119,9 @@ class _Model:
                 raise BridgeError(
                     "unsupported_model",
                     f"The layers of the model in `{self.file.path}` have different values of "
-                    f"`{full}`. Use the model in the form that Hugging Face has it in.",
+                    f"`{full}`.",
                     {"file": self.file.path, "key": full},
+                    remedy="Use the model in the form that Hugging Face has it in.",
                 )
             return found[0]
         return found
@@ -185,6 +186,7 @@ class _Model:
                 f"Keys and values of the model in `{self.file.path}` are of different sizes, which "
                 "is not read from GGUF files here.",
                 {"file": self.file.path},
+                remedy="Use the model in the form that Hugging Face has it in.",
             )
         if queries % keys:
             raise self.wrong(f"it has {queries} heads of queries for {keys} of keys")
@@ -296,6 +298,7 @@ def _scaling(model: _Model) -> Config:
             f"The model in `{model.file.path}` scales its positions by {kind:.64}, which is not "
             "read from GGUF files here.",
             {"file": model.file.path},
+            remedy="Use the model in the form that Hugging Face has it in.",
         )
     optional = {
         "attention_factor": "rope.scaling.yarn_attn_factor",
@@ -342,9 +345,9 @@ def _llama3(model: _Model, factors: list[float], theta: float, rotated: int) -> 
         if not _are_llama3(factors, waves, scaling):
             raise BridgeError(
                 "unsupported_model",
-                f"`{model.file.path}` has a `rope_freqs.weight` that is not of Llama 3's kind. Use "
-                "the model in the form that Hugging Face has it in.",
+                f"`{model.file.path}` has a `rope_freqs.weight` that is not of Llama 3's kind.",
                 {"file": model.file.path, "tensor": "rope_freqs.weight"},
+                remedy="Use the model in the form that Hugging Face has it in.",
             )
     return scaling
 
@@ -370,9 +373,9 @@ def _has_biases(model: _Model, *stems: str) -> bool:
         key = keys[there.index(False)]
         raise BridgeError(
             "unsupported_model",
-            f"`{model.file.path}` lacks `{key}`, and has others of its kind. Use the model in the "
-            "form that Hugging Face has it in.",
+            f"`{model.file.path}` lacks `{key}`, and has others of its kind.",
             {"file": model.file.path, "tensor": key},
+            remedy="Use the model in the form that Hugging Face has it in.",
         )
     return all(there)
 
@@ -550,6 +553,7 @@ def _stablelm(model: _Model) -> Config:
             f"The model in `{model.file.path}` is a StableLM with parallel residuals, which vLLM "
             "does not compute.",
             {"file": model.file.path},
+            remedy="Use another model.",
         )
     return _common(model, "stablelm", "StableLmForCausalLM", "layer_norm_eps") | {
         "hidden_act": "silu",

@@ -34,9 +34,9 @@ def find(folder: str, names: Iterable[str]) -> str | None:
         found = [os.path.basename(path) for path in models]
         raise BridgeError(
             "not_a_model",
-            f"`{folder}` has several models: {', '.join(found)}. Name the file of one: "
-            f"`{models[0]}`.",
+            f"`{folder}` has several models: {', '.join(found)}.",
             {"model": folder, "files": found},
+            remedy=f"Name the file of one: `{models[0]}`.",
         )
     return models[0] if models else min(paths, default=None)
 
@@ -61,8 +61,9 @@ def look_at(path: str, options: Mapping[str, Any]) -> Checkpoint:
     if load_format not in _LOAD_FORMATS:
         raise BridgeError(
             "invalid_option",
-            f'`load_format: "{load_format}"` does not go with a GGUF file. Leave it out.',
+            f'`load_format: "{load_format}"` does not go with a GGUF file.',
             {"option": "load_format", "value": load_format, "allowed": list(_LOAD_FORMATS)},
+            remedy="Leave it out.",
         )
     file = gguf.read(path)
     _check_kind(file)
@@ -97,8 +98,9 @@ def check(checkpoint: Checkpoint) -> None:
             raise BridgeError(
                 "unsupported_quantization",
                 f"`{name}` in `{path}` is {tensor.dtype}, of which there are no weights to make "
-                f"here. Use a variant of the model in one of {', '.join(sorted(gguf.KEPT))}.",
+                "here.",
                 {"file": path, "tensor": name, "type": tensor.dtype, "allowed": sorted(gguf.KEPT)},
+                remedy=f"Use a variant of the model in one of {', '.join(sorted(gguf.KEPT))}.",
             )
     gguf_names.check(path, checkpoint.config, checkpoint.tensors)
 
@@ -110,21 +112,27 @@ def _check_kind(file: gguf.File) -> None:
         raise BridgeError(
             "not_a_model",
             f"`{file.path}` is a projector (mmproj), the part of a model that takes pictures or "
-            "sound. Give the GGUF file of the model itself, which answers text; for pictures, use "
-            "the model in the form that Hugging Face has it in.",
+            "sound.",
             {"model": file.path},
+            remedy=(
+                "Give the GGUF file of the model itself, which answers text; for pictures, use "
+                "the model in the form that Hugging Face has it in."
+            ),
         )
     if kind == "adapter":
         raise BridgeError(
             "not_a_model",
-            f"`{file.path}` is a LoRA adapter. Load the base model with `enable_lora: true` and "
-            "give the adapter per request, in the form that peft saves it in.",
+            f"`{file.path}` is a LoRA adapter.",
             {"model": file.path},
+            remedy=(
+                "Load the base model with `enable_lora: true` and give the adapter per request, "
+                "in the form that peft saves it in."
+            ),
         )
     if kind == "imatrix":
         raise BridgeError(
             "not_a_model",
-            f"`{file.path}` is an importance matrix, with which models are quantized. Give the "
-            "GGUF file of the model.",
+            f"`{file.path}` is an importance matrix, with which models are quantized.",
             {"model": file.path},
+            remedy="Give the GGUF file of the model.",
         )

@@ -174,8 +174,9 @@ def names(file: File) -> dict[str, str]:
             raise BridgeError(
                 "unsupported_model",
                 f"`{file.path}` holds a tensor `{key}`, which models of the type {model_type} do "
-                "not have here. Use the model in the form that Hugging Face has it in.",
+                "not have here.",
                 {"file": file.path, "tensor": key},
+                remedy="Use the model in the form that Hugging Face has it in.",
             )
         found[key] = f"{prefix}{part.name}.{suffix}"
     return found
@@ -198,16 +199,18 @@ def check(path: str, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -
             raise BridgeError(
                 "invalid_checkpoint",
                 f"`{path}` lacks `{name}`, which a {config['model_type']} model of "
-                f"{config['num_hidden_layers']} layers has. Download it again.",
+                f"{config['num_hidden_layers']} layers has.",
                 {"file": path, "tensor": name},
+                remedy="Download it again.",
             )
         expected = tuple(sum(sizes[term] for term in size.split("+")) for size in shape.split())
         if tensor is not None and tensor.shape != expected:
             raise BridgeError(
                 "invalid_checkpoint",
                 f"`{name}` in `{path}` has the shape {list(tensor.shape)}, and by what the file "
-                f"says of the model it should have {list(expected)}. Download it again.",
+                f"says of the model it should have {list(expected)}.",
                 {"file": path, "tensor": name},
+                remedy="Download it again.",
             )
 
 

@@ -37,20 +37,29 @@ def look_up(model: str, options: Mapping[str, Any]) -> Checkpoint:
     except errors.GatedRepoError as error:
         raise BridgeError(
             "model_gated",
-            f"The owner of {model} must grant access to it. Ask for it at "
-            f"https://huggingface.co/{model} and give your token as `HF_TOKEN` or `hf_token`.",
+            f"The owner of {model} must grant access to it.",
             details,
+            remedy=(
+                f"Ask for it at https://huggingface.co/{model} and give your token as `HF_TOKEN` "
+                "or `hf_token`."
+            ),
         ) from error
     except errors.RevisionNotFoundError as error:
         raise BridgeError(
-            "model_not_found", f"{model} has no revision `{revision}` on the hub.", details
+            "model_not_found",
+            f"{model} has no revision `{revision}` on the hub.",
+            details,
+            remedy="Name a branch, a tag or a commit of it, or leave `revision` out.",
         ) from error
     except errors.RepositoryNotFoundError as error:
         raise BridgeError(
             "model_not_found",
-            hint + "It has no such model; if it is a private one, give a token that may read it "
-            "as `HF_TOKEN` or `hf_token`.",
+            hint + "It has no such model.",
             details,
+            remedy=(
+                "Look at how its name is spelt; if it is a private one, give a token that may read "
+                "it as `HF_TOKEN` or `hf_token`."
+            ),
         ) from error
     except errors.LocalEntryNotFoundError as error:
         # Also what the hub's client makes of a connection that failed.
@@ -58,12 +67,13 @@ def look_up(model: str, options: Mapping[str, Any]) -> Checkpoint:
             "hub_unreachable",
             hint
             + "It is not in the cache, and "
-            + (
-                "`HF_HUB_OFFLINE` is set."
-                if _is_offline()
-                else "the hub does not answer. Check the network, or give a local folder."
-            ),
+            + ("`HF_HUB_OFFLINE` is set." if _is_offline() else "the hub does not answer."),
             details,
+            remedy=(
+                "Download the model first, or give a local folder."
+                if _is_offline()
+                else "Check the network, or give a local folder."
+            ),
         ) from error
     except errors.EntryNotFoundError as error:
         try:
@@ -74,17 +84,22 @@ def look_up(model: str, options: Mapping[str, Any]) -> Checkpoint:
                 f"{model} on the hub has no `config.json`: it is not a model that vLLM can "
                 "load (an adapter, a data set or GGUF files only).",
                 details,
+                remedy="Name the base model, or download a GGUF file and give its path.",
             ) from error
         return Checkpoint()
     except errors.HFValidationError as error:
         raise BridgeError(
-            "model_not_found", f"`{model}` is neither a folder nor a model's name.", details
+            "model_not_found",
+            f"`{model}` is neither a folder nor a model's name.",
+            details,
+            remedy="A model of the hub is named as `owner/name`.",
         ) from error
     except (errors.HfHubHTTPError, OSError) as error:
         raise BridgeError(
             "hub_unreachable",
-            hint + "The hub does not answer as it should; try again later, or give a local folder.",
+            hint + "The hub does not answer as it should.",
             details | {"exception": str(error)},
+            remedy="Try again later, or give a local folder.",
         ) from error
     return Checkpoint(config=read_config(os.path.dirname(path)))
 

@@ -44,7 +44,11 @@ def check_model(
             ``invalid_checkpoint``
     """
     if not model:
-        raise BridgeError("model_not_found", "No model was named.")
+        raise BridgeError(
+            "model_not_found",
+            "No model was named.",
+            remedy="Give the path of one, or its name on the Hugging Face hub.",
+        )
     if "://" in model:
         return Checkpoint()  # storage that only vLLM can look into
     if os.path.isdir(model):
@@ -56,27 +60,31 @@ def check_model(
             "model_not_found",
             f"`{model}` is a link to `{os.readlink(model)}`, which is not there.",
             {"model": model},
+            remedy="Download the model again, or name where it is.",
         )
     if _HUB_GGUF.fullmatch(model):
         raise BridgeError(
             "model_not_found",
             f"There is no file or folder `{model}` here, and GGUF files cannot be fetched from the "
-            "Hugging Face hub by name yet. Download the file and give its path." + _similar(model),
+            "Hugging Face hub by name yet.",
             {"model": model},
+            remedy=f"Download the file and give its path. {_similar(model)}".rstrip(),
         )
     if model.endswith(gguf_model.SUFFIX):
         raise BridgeError(
             "model_not_found",
-            f"There is no file `{model}`." + _similar(model),
+            f"There is no file `{model}`.",
             {"model": model},
+            remedy=_similar(model) or "Give the path of one.",
         )
     if _HUB_ID.fullmatch(model) and not model.startswith((".", "~")):
         progress("hub")
         return hub.look_up(model, options)
     raise BridgeError(
         "model_not_found",
-        f"There is no folder `{model}`." + _similar(model),
+        f"There is no folder `{model}`.",
         {"model": model},
+        remedy=_similar(model) or "Give the path of one, or a model's name on the hub.",
     )
 
 
@@ -97,14 +105,16 @@ def check_beside(name: str, options: Mapping[str, Any]) -> None:
         raise BridgeError(
             "invalid_option",
             f"`{name}` is a folder with files as Hugging Face has them, or a name on the hub, and "
-            f"`{given}` is a GGUF file. Leave the option out to use the model's own.",
+            f"`{given}` is a GGUF file.",
             details,
+            remedy="Leave the option out to use the model's own.",
         )
     if given.startswith(("/", ".", "~")) and not os.path.exists(given):
         raise BridgeError(
             "model_not_found",
-            f"`{name}` names `{given}`, and there is no such folder." + _similar(given),
+            f"`{name}` names `{given}`, and there is no such folder.",
             details,
+            remedy=_similar(given) or "Leave the option out to use the model's own.",
         )
 
 
@@ -114,7 +124,8 @@ def _check_folder(folder: str, options: Mapping[str, Any]) -> Checkpoint:
         return gguf_model.look_at(path, options)
     config_folder = options.get("hf_config_path")
     if config_folder is None and not names.intersection(_CONFIGS):
-        raise BridgeError("not_a_model", _why_no_model(folder, names), {"model": folder})
+        what, remedy = _why_no_model(folder, names)
+        raise BridgeError("not_a_model", what, {"model": folder}, remedy)
     config = {} if "config.json" not in names else read_config(folder)
     load_format = files.load_format(options)
     if load_format not in files.LOAD_FORMATS:
@@ -127,9 +138,9 @@ def _check_folder(folder: str, options: Mapping[str, Any]) -> Checkpoint:
         if not any(name.endswith(_PICKLED) for name in names):
             raise BridgeError(
                 "invalid_checkpoint",
-                f"`{folder}` has a config and no weights (*.safetensors). Was the download "
-                "finished?",
+                f"`{folder}` has a config and no weights (*.safetensors).",
                 {"model": folder},
+                remedy="Finish its download, or repeat it.",
             )
         return Checkpoint(folder, config)
     read = Found(
@@ -183,33 +194,39 @@ def _check_file(path: str, options: Mapping[str, Any]) -> Checkpoint:
     if gguf.is_one(path):
         raise BridgeError(
             "not_a_model",
-            f"`{path}` is a GGUF file by another name. Give it one that ends with "
-            f"`{gguf_model.SUFFIX}`, or name a link to it that does.",
+            f"`{path}` is a GGUF file by another name.",
             {"model": path},
+            remedy=(
+                f"Give it one that ends with `{gguf_model.SUFFIX}`, or name a link to it that does."
+            ),
         )
     raise BridgeError(
         "not_a_model",
-        f"`{path}` is a file. A model is a folder with a `config.json` and weights, a GGUF file, "
-        "or the name of a model on the Hugging Face hub.",
+        f"`{path}` is a file.",
         {"model": path},
+        remedy=(
+            "A model is a folder with a `config.json` and weights, a GGUF file, or the name of a "
+            "model on the Hugging Face hub."
+        ),
     )
 
 
-def _why_no_model(folder: str, names: set[str]) -> str:
+def _why_no_model(folder: str, names: set[str]) -> tuple[str, str]:
+    """What is the matter with a folder, and what to do about it."""
     where = f"`{folder}` has no `config.json`"
     if "adapter_config.json" in names:
         return (
-            f"{where}: it is a LoRA adapter. Load the base model with `enable_lora: true` "
-            "and give the adapter per request."
+            f"{where}: it is a LoRA adapter.",
+            "Load the base model with `enable_lora: true` and give the adapter per request.",
         )
     if not names:
-        return f"`{folder}` is empty."
+        return f"`{folder}` is empty.", "Finish its download, or repeat it."
     below = sorted(
         name for name in names if os.path.exists(os.path.join(folder, name, "config.json"))
     )
     if below:
-        return f"{where}, but the folder {below[0]} in it has one. Did you mean that?"
-    return f"{where}, so it is not a model."
+        return f"{where}, but the folder {below[0]} in it has one.", "Did you mean that?"
+    return f"{where}, so it is not a model.", "Name the folder of one."
 
 
 def _similar(path: str) -> str:
@@ -218,4 +235,4 @@ def _similar(path: str) -> str:
         suggestion = nearest(name, os.listdir(parent))
     except OSError:
         return ""
-    return f" Did you mean `{os.path.join(parent, suggestion)}`?" if suggestion else ""
+    return f"Did you mean `{os.path.join(parent, suggestion)}`?" if suggestion else ""

@@ -34,9 +34,11 @@ def check_plain(checkpoint: "Checkpoint") -> None:
         if name.endswith("_proj.weight") and tensor.dtype not in _FLOATS:
             raise BridgeError(
                 "invalid_checkpoint",
-                f"The model's config names no quantization, and `{name}` holds {tensor.dtype}. "
-                "Copy the `quantization_config` of its config.json from where it comes from.",
+                f"The model's config names no quantization, and `{name}` holds {tensor.dtype}.",
                 {"tensor": name, "dtype": tensor.dtype},
+                remedy=(
+                    "Copy the `quantization_config` of its config.json from where it comes from."
+                ),
             )
 
 
@@ -65,9 +67,9 @@ def check_bitsandbytes(checkpoint: "Checkpoint") -> None:
         if missing:
             raise BridgeError(
                 "invalid_checkpoint",
-                f"The model's files lack `{missing[0]}`, without which `{weight}` cannot be "
-                "read. Download them again.",
+                f"The model's files lack `{missing[0]}`, without which `{weight}` cannot be read.",
                 {"missing": missing},
+                remedy="Download them again.",
             )
 
 
@@ -133,6 +135,7 @@ def _number(checkpoint: "Checkpoint", config: Mapping[str, Any], name: str) -> i
         "invalid_checkpoint",
         f"`{name}` of the model's `quantization_config` is {value!r}, not a number of its kind.",
         {"quantization": checkpoint.quant_method},
+        remedy="Download the model's config.json again.",
     )
 
 
@@ -253,7 +256,8 @@ def _read(tensor: "Tensor") -> Any:
 def _contradiction(checkpoint: "Checkpoint", what: str) -> BridgeError:
     return BridgeError(
         "invalid_checkpoint",
-        f"The model's config does not describe its weights: it says "
-        f"{checkpoint.description}, but {what}. Download both again, from the same place.",
+        f"The model's config does not describe its weights: it says {checkpoint.description}, but "
+        f"{what}.",
         {"quantization": checkpoint.quant_method},
+        remedy="Download both again, from the same place.",
     )

@@ -72,9 +72,12 @@ def read(path: str) -> Any:
         said = f"it is no archive of torch's: {error}"
     raise BridgeError(
         "invalid_checkpoint",
-        f"`{path}` cannot be read: {said}. Download it again; or, if it can be loaded with "
-        "`torch.load`, save its tensors anew with `torch.save`.",
+        f"`{path}` cannot be read: {said}.",
         {"file": path},
+        remedy=(
+            "Download it again; or, if it can be loaded with `torch.load`, save its tensors anew "
+            "with `torch.save`."
+        ),
     )
 
 

@@ -28,14 +28,16 @@ class Finding(NamedTuple):
     Args:
         severity: ``"error"`` for what keeps the engine from starting
         reason: one of ``errors.REASONS``
-        message: what is the matter and what to do about it
+        message: what is the matter
         details: what a program wants to know of it
+        remedy: what to do about it: a sentence, or nothing
     """
 
-    severity: Literal["error", "warning"]
+    severity: Literal["error", "warning", "info"]
     reason: str
     message: str
-    details: Mapping[str, Any]
+    details: Mapping[str, Any] = {}
+    remedy: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +73,9 @@ class Plan:
         """
         for finding in self.findings:
             if finding.severity == "error":
-                raise BridgeError(finding.reason, finding.message, dict(finding.details))
+                raise BridgeError(
+                    finding.reason, finding.message, dict(finding.details), finding.remedy
+                )
 
 
 def plan(
@@ -133,7 +137,7 @@ def _collected(findings: list[Finding]) -> Iterator[None]:
         with map_exceptions(diagnosis.load_error):
             yield
     except BridgeError as error:
-        findings.append(Finding("error", error.reason, error.message, error.details))
+        findings.append(Finding("error", error.reason, error.what, error.details, error.remedy))
 
 
 def _strays(checkpoint: Checkpoint) -> Iterator[Finding]:
@@ -145,8 +149,9 @@ def _strays(checkpoint: Checkpoint) -> Iterator[Finding]:
             "warning",
             "invalid_checkpoint",
             f"{len(names)} tensors in `{path}` are not read: the model's index gives them to other "
-            f"files. One is `{min(names)}`. Look whether the file belongs to the model.",
+            f"files. One is `{min(names)}`.",
             {"file": path, "tensors": sorted(names)},
+            "Look whether the file belongs to the model.",
         )
 
 

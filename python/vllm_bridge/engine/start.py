@@ -50,7 +50,7 @@ async def start(
     started = time.monotonic()
     plan.check()
     for finding in plan.findings:
-        logger.warning(finding.message)
+        logger.warning(f"{finding.message} {finding.remedy}".rstrip())
     with diagnosis.load_errors(plan.options):
         progress("import")
         if devices is not None:

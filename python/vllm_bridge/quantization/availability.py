@@ -27,8 +27,9 @@ def check_packages(method: str) -> None:
         raise BridgeError(
             "unsupported_quantization",
             f"Quantization with {method} needs packages that are not installed "
-            f"({', '.join(missing)}). Run `mix vllm.setup --with {extra.name}`.",
+            f"({', '.join(missing)}).",
             {"quantization": method, "missing": missing, "extra": extra.name},
+            remedy=f"Run `mix vllm.setup --with {extra.name}`.",
         )
 
 
@@ -123,7 +124,8 @@ def refusals(checkpoint: Checkpoint, method: str | None) -> Iterator[None]:
             raise refused_for(checkpoint, method, str(error)) from error
         if refused.reason != "unsupported_quantization":
             raise
-        refused.message = f"{_sentence(refused.message)} {remedy(checkpoint, str(error))}"
+        refused.what = diagnosis.sentence(refused.what)
+        refused.remedy = remedy(checkpoint, str(error))
         raise refused from error
 
 
@@ -131,14 +133,10 @@ def refused_for(checkpoint: Checkpoint, method: str, text: str) -> BridgeError:
     """The error for a method that vLLM cannot run here, in its own words."""
     return BridgeError(
         "unsupported_quantization",
-        f"vLLM cannot run {method} here: {_sentence(diagnosis.readable(text))} "
-        f"{remedy(checkpoint, text)}",
+        f"vLLM cannot run {method} here: {diagnosis.sentence(diagnosis.readable(text))}",
         {"quantization": method, "exception": text},
+        remedy(checkpoint, text),
     )
-
-
-def _sentence(text: str) -> str:
-    return text.rstrip(". ") + "."
 
 
 def remedy(checkpoint: Checkpoint, text: str) -> str:

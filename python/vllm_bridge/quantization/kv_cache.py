@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Any, get_args
 
-from vllm_bridge.errors import BridgeError, nearest
+from vllm_bridge.errors import BridgeError, did_you_mean, nearest
 
 # What dtypes are called elsewhere; else vLLM's names in any case, with `-` for `_`.
 OTHER_NAMES = {
@@ -64,22 +64,20 @@ def check(config: Any, asked: str | None = None, unknown: str | None = None) -> 
     if is_checkpoints := unknown is None and asked in (None, "auto"):
         allowed.remove("auto")
     details: dict[str, Any] = {"option": "kv_cache_dtype", "value": value, "allowed": allowed}
+    remedy = ""
     if is_checkpoints:
         reason = "unsupported"
-        text = (
-            f"The checkpoint's config asks for a KV cache of {value}, which does not run here. "
-            "Name another as `kv_cache_dtype`."
-        )
+        text = f"The checkpoint's config asks for a KV cache of {value}, which does not run here."
+        remedy = "Name another as `kv_cache_dtype`. "
     elif unknown is None:
         reason, text = "unsupported", f'`kv_cache_dtype: "{value}"` does not run here.'
     else:
         reason, text = "invalid_option", f"There is no `kv_cache_dtype` `{value}`."
         if suggestion := nearest(value, allowed):
             details["nearest"] = suggestion
-            text += f" Did you mean `{suggestion}`?"
-    raise BridgeError(
-        reason, f"{text} Allowed for this model on this device: {', '.join(allowed)}.", details
-    )
+            remedy = did_you_mean(suggestion)
+    remedy += f"Allowed for this model on this device: {', '.join(allowed)}."
+    raise BridgeError(reason, text, details, remedy)
 
 
 def _allowed(config: Any) -> Iterator[str]:

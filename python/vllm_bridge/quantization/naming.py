@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from vllm_bridge.checkpoints.checkpoint import Checkpoint
-from vllm_bridge.errors import BridgeError, nearest
+from vllm_bridge.errors import BridgeError, did_you_mean, nearest
 from vllm_bridge.quantization import availability, registry
 
 _OVERRIDES = ("quantization_config", "quantization_config_file", "quantization_config_dict_json")
@@ -30,9 +30,9 @@ def check(checkpoint: Checkpoint, arguments: dict[str, Any]) -> None:
     elif own is not None:
         raise BridgeError(
             "unsupported_quantization",
-            f"The checkpoint is quantized with {own}, which the installed vLLM does not have. "
-            f"{availability.advice()}",
+            f"The checkpoint is quantized with {own}, which the installed vLLM does not have.",
             {"quantization": own, "allowed": methods()},
+            remedy=availability.advice(),
         )
     if loads := registry.of_load_format(arguments.get("load_format")):
         availability.check_packages(loads.name)
@@ -128,9 +128,11 @@ def _not_quantized(method: str, advice: str) -> BridgeError:
     return BridgeError(
         "unsupported_quantization",
         f"`quantization: {_quoted(method)}` needs a checkpoint that was quantized with it, and "
-        "this one is not quantized. Use a quantized variant of the model, or leave the option "
-        f"out. {advice}".rstrip(),
+        "this one is not quantized.",
         {"option": "quantization", "checkpoint": None},
+        remedy=(
+            f"Use a quantized variant of the model, or leave the option out. {advice}".rstrip()
+        ),
     )
 
 
@@ -138,9 +140,9 @@ def _mismatch(asked: str, checkpoint: Checkpoint, own: str) -> BridgeError:
     return BridgeError(
         "unsupported_quantization",
         f"`quantization: {_quoted(asked)}` is not what the checkpoint is: it is quantized with "
-        f"{checkpoint.description}. Write `quantization: {_quoted(own)}`, or "
-        "leave the option out.",
+        f"{checkpoint.description}.",
         {"option": "quantization", "checkpoint": own},
+        remedy=f"Write `quantization: {_quoted(own)}`, or leave the option out.",
     )
 
 
@@ -150,10 +152,11 @@ def _unknown(asked: str) -> BridgeError:
     suggestion = suggestion and others.get(suggestion, suggestion)
     return BridgeError(
         "unsupported_quantization",
-        f"The installed vLLM has no quantization method `{asked}`."
-        + (f" Did you mean `{suggestion}`?" if suggestion else "")
-        + f" {availability.advice()} It has: {', '.join(methods())}.",
+        f"The installed vLLM has no quantization method `{asked}`.",
         {"option": "quantization", "nearest": suggestion, "allowed": methods()},
+        remedy=(
+            did_you_mean(suggestion) + f"{availability.advice()} It has: {', '.join(methods())}."
+        ),
     )
 
 

@@ -51,15 +51,17 @@ def take_dtype(options: dict[str, Any]) -> str | None:
             raise BridgeError(
                 "invalid_option",
                 f'`quantization: "{named}"` is for models that are quantized already, and `dtype: '
-                f'"{dtype}"` quantizes plain ones. Leave out `dtype`; or, if the model is a plain '
-                "one, leave out `quantization`.",
+                f'"{dtype}"` quantizes plain ones.',
                 {"option": "dtype", "value": asked},
+                remedy=(
+                    "Leave out `dtype`; or, if the model is a plain one, leave out `quantization`."
+                ),
             )
         raise BridgeError(
             "invalid_option",
-            f'`dtype: "{dtype}"` chooses the method of quantization; leave out `quantization`, '
-            "or the dtype.",
+            f'`dtype: "{dtype}"` chooses the method of quantization, and so does `quantization`.',
             {"option": "dtype", "value": asked},
+            remedy="Leave out one of the two.",
         )
     availability.check_packages(method.name)
     del options["dtype"]
@@ -77,9 +79,9 @@ def check(checkpoint: Checkpoint, dtype: str | None) -> None:
         raise BridgeError(
             "unsupported_quantization",
             f'`dtype: "{dtype}"` quantizes a plain model while it is loaded, and this one is '
-            f"quantized already, with {checkpoint.description}. Leave `dtype` out, or use the "
-            "plain model.",
+            f"quantized already, with {checkpoint.description}.",
             {"option": "dtype", "value": dtype, "checkpoint": checkpoint.quant_method},
+            remedy="Leave `dtype` out, or use the plain model.",
         )
 
 
@@ -120,18 +122,22 @@ def check_settings(checkpoint: Checkpoint, arguments: Mapping[str, Any]) -> None
         isinstance(given, dict) and given.keys() <= set(known)
     ):
         return  # vLLM's to look at
+    remedy = "Leave it out."
     if checkpoint.quantization is not None:
-        why = f"the model is quantized already, with {checkpoint.description}. Leave it out"
+        why = f"the model is quantized already, with {checkpoint.description}"
     elif (method := arguments.get("quantization")) is not None:
-        why = f'`quantization: "{method}"` takes no such settings. Leave it out'
+        why = f'`quantization: "{method}"` takes no such settings'
     else:
         takers = " or ".join(f'`quantization: "{name}"`' for name in registry.with_settings())
-        why = f"no method is named that it could be for. Give {takers} as well, or leave it out"
+        why, remedy = (
+            "no method is named that it could be for",
+            f"Give {takers} as well, or leave it out.",
+        )
     raise BridgeError(
         "invalid_option",
-        f"`quantization_config` has no use here: {why}. vLLM's own settings, for its online "
-        f"methods, are {', '.join(known)}.",
+        f"`quantization_config` has no use here: {why}.",
         {"option": "quantization_config", "value": given, "allowed": known},
+        remedy=(f"{remedy} vLLM's own settings, for its online methods, are {', '.join(known)}."),
     )
 
 

@@ -123,8 +123,9 @@ def _check_experts(config: Any, checkpoint: Checkpoint) -> None:
     raise BridgeError(
         "unsupported_quantization",
         f"The experts of this mixture cannot be computed with {method} on this CPU: "
-        f"{diagnosis.readable(reason).rstrip('. ')}. {_instead(config, online)}",
+        f"{diagnosis.readable(reason).rstrip('. ')}.",
         {"quantization": method, "exception": reason},
+        remedy=_instead(config, online),
     )
 
 
@@ -185,9 +186,9 @@ def _check_effect(config: Any) -> None:
     raise BridgeError(
         "unsupported_quantization",
         f'`quantization: "{model.quantization}"` has no effect on this model: vLLM quantizes '
-        "only layers of experts with it, and this model has none. "
-        f"{availability.advice_online()}".rstrip(),
+        "only layers of experts with it, and this model has none.",
         {"option": "quantization", "quantization": model.quantization},
+        remedy=availability.advice_online() or "Leave it out.",
     )
 
 
@@ -202,8 +203,8 @@ def _check_shapes(
         described = "" if checkpoint.quantization is None else f" ({checkpoint.description})"
         raise BridgeError(
             "invalid_checkpoint",
-            f"The model's config does not describe its weights{described}: "
-            f"`{module}.{parameter}` has the shape {list(tensor.shape)}, and should have "
-            f"{list(expected)}. Download both again, from the same place.",
+            f"The model's config does not describe its weights{described}: `{module}.{parameter}` "
+            f"has the shape {list(tensor.shape)}, and should have {list(expected)}.",
             {"tensor": f"{module}.{parameter}", "shape": tensor.shape, "expected": expected},
+            remedy="Download both again, from the same place.",
         )

@@ -130,10 +130,12 @@ class GGUFConfig(QuantizationConfig):  # type: ignore[misc]
                 raise BridgeError(
                     "unsupported_quantization",
                     f"`{name}` cannot be divided among {count} ranks: its {columns} columns are "
-                    f"packed in blocks of {block} ({type}). Use fewer ranks "
-                    "(`tensor_parallel_size`), or a variant of the model in Q8_0 or Q4_0, whose "
-                    "blocks have 32.",
+                    f"packed in blocks of {block} ({type}).",
                     {"option": "tensor_parallel_size", "value": count, "tensor": name},
+                    remedy=(
+                        "Use fewer ranks (`tensor_parallel_size`), or a variant of the model in "
+                        "Q8_0 or Q4_0, whose blocks have 32."
+                    ),
                 )
 
     def apply_vllm_mapper(self, hf_to_vllm_mapper: Any) -> None:

@@ -372,10 +372,12 @@ def _check_template(path: str, key: str, template: str) -> None:
     except jinja2.TemplateError as error:
         raise BridgeError(
             "invalid_checkpoint",
-            f"The chat template in `{path}` (`{key}`) makes no sense: {error}. Name the "
-            "model's own tokenizer, which has one too, by the option `tokenizer`: a folder or a "
-            "name on the hub.",
+            f"The chat template in `{path}` (`{key}`) makes no sense: {error}.",
             {"file": path, "key": key},
+            remedy=(
+                "Name the model's own tokenizer, which has one too, by the option `tokenizer`: a "
+                "folder or a name on the hub."
+            ),
         ) from error
 
 
@@ -383,7 +385,10 @@ def _unsupported(path: str, kind: str, name: str, known: Iterable[str]) -> Bridg
     return BridgeError(
         "unsupported",
         f"`{path}` has a {kind} that is not known here: {name!r}. Known are "
-        f"{', '.join(sorted(known))}. Name the model's own tokenizer by the option `tokenizer`: a "
-        "folder or a name on the hub.",
+        f"{', '.join(sorted(known))}.",
         {"file": path, kind: name, "known": sorted(known)},
+        remedy=(
+            "Name the model's own tokenizer by the option `tokenizer`: a folder or a name on the "
+            "hub."
+        ),
     )

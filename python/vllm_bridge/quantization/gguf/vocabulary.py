@@ -206,9 +206,9 @@ class Vocabulary:
     def invalid(self, what: str) -> BridgeError:
         return BridgeError(
             "invalid_checkpoint",
-            f"The tokenizer in `{self.path}` makes no sense: {what}. Name the model's own by the "
-            "option `tokenizer`: a folder or a name on the hub.",
+            f"The tokenizer in `{self.path}` makes no sense: {what}.",
             {"file": self.path},
+            remedy="Name the model's own by the option `tokenizer`: a folder or a name on the hub.",
         )
 
 

@@ -25,8 +25,10 @@ def check(config: Any, layer: Any) -> None:
     except ValueError as error:
         raise BridgeError(
             "unsupported_quantization",
-            f"This GPTQ checkpoint does not run with `tensor_parallel_size: {ranks}`: {error}. "
-            "Leave the option out, or take `replicas` or `pipeline_parallel_size` to use more of "
-            "the machine.",
+            f"This GPTQ checkpoint does not run with `tensor_parallel_size: {ranks}`: {error}.",
             {"quantization": "gptq", "option": "tensor_parallel_size", "ranks": ranks},
+            remedy=(
+                "Leave the option out, or take `replicas` or `pipeline_parallel_size` to use more "
+                "of the machine."
+            ),
         ) from error

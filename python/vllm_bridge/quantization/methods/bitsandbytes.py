@@ -55,7 +55,7 @@ class BitsAndBytes(Method):
             dtype = str(config.model_config.dtype).removeprefix("torch.")
             raise BridgeError(
                 "unsupported_quantization",
-                f"With bitsandbytes a model cannot compute in {dtype} here. Leave `dtype` out, or "
-                'give `dtype: "bfloat16"`.',
+                f"With bitsandbytes a model cannot compute in {dtype} here.",
                 {"option": "dtype", "value": dtype},
+                remedy='Leave `dtype` out, or give `dtype: "bfloat16"`.',
             )

@@ -63,8 +63,9 @@ class GGUF(Method):
             raise BridgeError(
                 "invalid_option",
                 "For a GGUF file `quantization_config` says how products are computed, by "
-                f"`activations`, which is one of {', '.join(map(repr, ACTIVATIONS))}.",
+                "`activations`, and by nothing else.",
                 {"option": "quantization_config", "value": settings, "allowed": allowed},
+                remedy=f"Give `activations` as one of {', '.join(map(repr, ACTIVATIONS))}.",
             )
         return unfold(checkpoint, arguments, settings)
 
@@ -75,9 +76,10 @@ class GGUF(Method):
         if model.is_moe and not (current_platform.is_cpu() or model.enforce_eager):
             raise BridgeError(
                 "unsupported_quantization",
-                "The experts of a mixture in a GGUF file are computed one after another, as tokens "
-                "are sent to them, which no CUDA graph can hold. Give `enforce_eager: true`.",
+                "The experts of a mixture in a GGUF file are computed one after another, as "
+                "tokens are sent to them, which no CUDA graph can hold.",
                 {"option": "enforce_eager", "value": False},
+                remedy="Give `enforce_eager: true`.",
             )
         config.quant_config.check_ranks(config.parallel_config.tensor_parallel_size)
 

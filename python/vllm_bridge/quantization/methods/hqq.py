@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from vllm_bridge.checkpoints import torch_files
 from vllm_bridge.checkpoints.checkpoint import Found
 from vllm_bridge.checkpoints.headers import Tensor
-from vllm_bridge.errors import BridgeError, nearest
+from vllm_bridge.errors import BridgeError, did_you_mean, nearest
 from vllm_bridge.quantization.hqq import settings as configs
 from vllm_bridge.quantization.hqq.settings import PACKINGS, Settings
 from vllm_bridge.quantization.method import Bytes, Format, Grouped, Method, Online
@@ -101,9 +101,9 @@ class HQQ(Method):
         except ValueError as error:
             raise BridgeError(
                 "invalid_checkpoint",
-                f"The model's `quantization_config` is none of HQQ's: {error}. Download its "
-                "config.json again.",
+                f"The model's `quantization_config` is none of HQQ's: {error}.",
                 {"quantization": self.name},
+                remedy="Download its config.json again.",
             ) from error
         if checkpoint.load_format == self.name:
             return  # looked at when it was found
@@ -117,9 +117,9 @@ class HQQ(Method):
         if found and not any("W_q" in parts for parts in found.values()):
             raise BridgeError(
                 "invalid_checkpoint",
-                "The model's config says it is quantized with HQQ, and none of its weights is. "
-                "Download both again, from the same place.",
+                "The model's config says it is quantized with HQQ, and none of its weights is.",
                 {"quantization": self.name},
+                remedy="Download both again, from the same place.",
             )
 
     def take_settings(self, checkpoint: "Checkpoint", options: dict[str, Any]) -> str | None:
@@ -137,6 +137,7 @@ class HQQ(Method):
                 "invalid_option",
                 f"HQQ does not take these settings: {error}.",
                 {"option": "quantization_config", "value": given},
+                remedy="Change them, or leave `quantization_config` out.",
             ) from error
         options["hf_overrides"] = overrides | {"quantization_config": configs.config(taken)}
         groups = f"groups of {taken.group_size}" if taken.group_size else "one group for each row"
@@ -216,8 +217,9 @@ def _check_stored(name: str, parts: Mapping[str, Tensor], settings: Settings | N
             raise BridgeError(
                 "unsupported_quantization",
                 "Experts of mixtures that are quantized with HQQ are not computed here "
-                f"(`{name}`). Use the plain model, or its AWQ or GPTQ variant.",
+                f"(`{name}`).",
                 {"quantization": "hqq"},
+                remedy="Use the plain model, or its AWQ or GPTQ variant.",
             )
         if settings is None:
             raise ValueError(f"`{name}` is quantized")
@@ -233,9 +235,9 @@ def _check_stored(name: str, parts: Mapping[str, Tensor], settings: Settings | N
     except ValueError as error:
         raise BridgeError(
             "invalid_checkpoint",
-            f"The model's config does not describe its weights: {error}. Download both again, "
-            "from the same place.",
+            f"The model's config does not describe its weights: {error}.",
             {"quantization": "hqq", "layer": name},
+            remedy="Download both again, from the same place.",
         ) from error
 
 
@@ -282,8 +284,9 @@ def _numbers(tensor: Tensor, dtype: str) -> list[int]:
 def _damaged(path: str, what: str) -> BridgeError:
     return BridgeError(
         "invalid_checkpoint",
-        f"`{path}` is no model of the library hqq: {what}. Download it again.",
+        f"`{path}` is no model of the library hqq: {what}.",
         {"file": path},
+        remedy="Download it again.",
     )
 
 
@@ -293,8 +296,7 @@ def _no_settings(given: Any) -> BridgeError:
     suggestion = nearest(str(wrong), known)
     return BridgeError(
         "invalid_option",
-        f"HQQ has no setting `{wrong}`."
-        + (f" Did you mean `{suggestion}`?" if suggestion else "")
-        + f" It has: {', '.join(known)}.",
+        f"HQQ has no setting `{wrong}`.",
         {"option": "quantization_config", "nearest": suggestion, "allowed": list(known)},
+        remedy=did_you_mean(suggestion) + f"It has: {', '.join(known)}.",
     )

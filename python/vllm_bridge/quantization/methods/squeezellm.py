@@ -53,17 +53,18 @@ class SqueezeLLM(Method):
         if len(pickled) > 1:
             raise BridgeError(
                 "invalid_checkpoint",
-                f"`{folder}` has {len(pickled)} files of weights, {' and '.join(pickled[:2])}. "
-                "Leave the one that is meant, and its quant_config.json.",
+                f"`{folder}` has {len(pickled)} files of weights, {' and '.join(pickled[:2])}.",
                 {"model": folder, "files": pickled},
+                remedy="Leave the one that is meant, and its quant_config.json.",
             )
         path = os.path.join(folder, pickled[0])
         contents = torch_files.read(path)
         if not isinstance(contents, dict):
             raise BridgeError(
                 "invalid_checkpoint",
-                f"`{path}` is no model of SqueezeLLM: it is not a dict. Download it again.",
+                f"`{path}` is no model of SqueezeLLM: it is not a dict.",
                 {"file": path},
+                remedy="Download it again.",
             )
         tensors = {name: one for name, one in contents.items() if isinstance(one, Tensor)}
         return Found(config, tuple(pickled), tensors, self.name)
@@ -90,8 +91,9 @@ class SqueezeLLM(Method):
                 raise BridgeError(
                     "unsupported_quantization",
                     "Experts of mixtures that are quantized with SqueezeLLM are not computed here "
-                    f"(`{name}`). Use the plain model, or its AWQ or GPTQ variant.",
+                    f"(`{name}`).",
                     {"quantization": self.name},
+                    remedy="Use the plain model, or its AWQ or GPTQ variant.",
                 )
 
     def loaded_note(self, config: Any) -> str | None:
@@ -184,7 +186,7 @@ def _integers(tensor: Tensor) -> Any:
 def _contradiction(what: str) -> BridgeError:
     return BridgeError(
         "invalid_checkpoint",
-        f"The model is none of SqueezeLLM's: {what}. Download it again, with its "
-        "quant_config.json, from the same place.",
+        f"The model is none of SqueezeLLM's: {what}.",
         {"quantization": "squeezellm"},
+        remedy="Download it again, with its quant_config.json, from the same place.",
     )

@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from vllm_bridge.errors import BridgeError, nearest
+from vllm_bridge.errors import BridgeError, did_you_mean, nearest
 from vllm_bridge.quantization.method import Bytes, Extra, Method, Online
 
 if TYPE_CHECKING:
@@ -64,10 +64,9 @@ def _config(given: Any) -> tuple[str, Any]:
         suggestion = suggestion and next(key for key in known if key.lower() == suggestion)
         raise BridgeError(
             "invalid_option",
-            f"torchao has no config `{name}`."
-            + (f" Did you mean `{suggestion}`?" if suggestion else "")
-            + f" It has: {', '.join(sorted(known))}.",
+            f"torchao has no config `{name}`.",
             {"option": "quantization_config", "nearest": suggestion, "allowed": sorted(known)},
+            remedy=did_you_mean(suggestion) + f"It has: {', '.join(sorted(known))}.",
         )
     try:
         return name, config_to_dict(known[name](**arguments))
@@ -76,4 +75,5 @@ def _config(given: Any) -> tuple[str, Any]:
             "invalid_option",
             f"torchao's `{name}` does not take these settings: {error}.",
             {"option": "quantization_config", "value": given},
+            remedy="Change them, or leave `quantization_config` out.",
         ) from error
