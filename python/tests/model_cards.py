@@ -1,0 +1,109 @@
+"""Well-known models as cards: their configs and the headers of their files, without a weight.
+
+A card is a JSON file of ``model_cards/``, written by us:
+
+- ``id``: the model's name on the Hugging Face hub
+- ``config``: the fields of its ``config.json`` that matter here
+- ``tensors``: what the headers of its safetensors files say: dtype and shape by name. Names are
+  patterns: ``{0..31}`` stands for these numbers, ``{q,k,v}`` for these words
+- ``gguf``: in the place of both, for a model that is a GGUF file: its ``file`` name, ``metadata``,
+  ``tensors`` (their types are ggml's) and the size of its ``vocabulary``
+- ``files``: further JSON files, by name
+- ``published``: the size of its checkpoint and the source of the figure. ``of`` says what it is the
+  size of: ``"tensors"``, ``"files"`` (which have headers too), or ``"rounded"`` files
+- ``unsized``: in its place, why there is no such figure
+- ``parameters``: how many weights it has, once they are unpacked
+- ``kv``: bytes per token of its KV cache in two-byte floats, and where that figure is from
+- ``expected``: what is to be found out about it; see ``test_model_cards.py``
+"""
+
+import itertools
+import json
+import math
+import re
+import struct
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import gguf_files
+
+FOLDER = Path(__file__).parent / "model_cards"
+
+Card = Mapping[str, Any]
+
+_BRACES = re.compile(r"\{([^{}]*)\}")
+_BYTES = {
+    "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "I64": 8, "I32": 4, "U32": 4, "I16": 2, "U8": 1,
+}  # fmt: skip
+
+
+def names() -> list[str]:
+    return sorted(path.stem for path in FOLDER.glob("*.json"))
+
+
+def read(name: str) -> Card:
+    card: Card = json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))
+    return card
+
+
+def expand(pattern: str) -> Iterator[str]:
+    """The names that a pattern stands for."""
+    parts = _BRACES.split(pattern)
+    choices = [list(_choices(part)) for part in parts[1::2]]
+    for chosen in itertools.product(*choices):
+        filled = itertools.chain.from_iterable(zip(parts[::2], (*chosen, ""), strict=True))
+        yield "".join(filled)
+
+
+def _choices(words: str) -> Iterator[str]:
+    for word in words.split(","):
+        first, dots, last = word.partition("..")
+        if dots:
+            yield from map(str, range(int(first), int(last) + 1))
+        else:
+            yield word
+
+
+def write(card: Card, folder: Path) -> Path:
+    """Writes the model, and returns what to load. Its files have their true sizes and headers, and
+    nothing where the weights would be, so that they take no room.
+    """
+    folder.mkdir(parents=True)
+    for name, content in card.get("files", {}).items():
+        (folder / name).write_text(json.dumps(content), encoding="utf-8")
+    if gguf := card.get("gguf"):
+        return _write_gguf(gguf, folder)
+    if config := card.get("config"):
+        (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    if tensors := card.get("tensors"):
+        _write_safetensors(tensors, folder / "model.safetensors")
+    return folder
+
+
+def _write_safetensors(tensors: Mapping[str, Any], path: Path) -> None:
+    header, end = {}, 0
+    for pattern, (dtype, shape) in tensors.items():
+        size = math.prod(shape) * _BYTES[dtype]
+        for name in expand(pattern):
+            header[name] = {
+                "dtype": dtype,
+                "shape": shape,
+                "data_offsets": (end, end + size),
+            }
+            end += size
+    data = json.dumps(header, separators=(",", ":")).encode()
+    with path.open("wb") as file:
+        file.write(struct.pack("<Q", len(data)) + data)
+        file.truncate(8 + len(data) + end)
+
+
+def _write_gguf(gguf: Mapping[str, Any], folder: Path) -> Path:
+    tokens = [f"token{number}" for number in range(gguf["vocabulary"])]
+    tensors = {
+        name: gguf_files.Info(tuple(shape), type)
+        for pattern, (type, shape) in gguf["tensors"].items()
+        for name in expand(pattern)
+    }
+    metadata = gguf["metadata"] | {"tokenizer.ggml.tokens": tokens}
+    return gguf_files.write(folder / gguf["file"], metadata, tensors)

@@ -1,0 +1,63 @@
+"""What is found out about well-known models without their weights, as ``model_cards`` has them."""
+
+import functools
+from collections.abc import Callable
+
+import pytest
+
+import model_cards
+from model_cards import Card
+from vllm_bridge.checkpoints.checkpoint import Checkpoint
+from vllm_bridge.checkpoints.models import check_model
+
+NAMES = model_cards.names()
+
+# How far a size may be from the published one: of tensors there is no doubt, files have headers
+# too, and some are only known in the words of a model's publisher.
+CLOSE = {"tensors": 0.0, "files": 0.001, "rounded": 0.005}
+
+
+@functools.cache
+def card(name: str) -> Card:
+    return model_cards.read(name)
+
+
+def that_say(field: str) -> list[str]:
+    """The cards that have this field, or expect this of the model."""
+    return [name for name in NAMES if field in card(name) or field in card(name)["expected"]]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
+    """Writes the model of a card, once."""
+
+    @functools.cache
+    def write(name: str) -> str:
+        return str(model_cards.write(card(name), tmp_path_factory.mktemp("cards") / name))
+
+    return write
+
+
+@pytest.fixture(scope="module")
+def checkpoint(model: Callable[[str], str]) -> Callable[[str], Checkpoint]:
+    """What is known of the model of a card, looked at once."""
+    return functools.cache(lambda name: check_model(model(name), {}))
+
+
+def test_there_are_enough() -> None:
+    assert len(that_say("published")) >= 40
+
+
+@pytest.mark.parametrize("name", that_say("published"))
+def test_sizes_are_those_that_are_published(
+    name: str, checkpoint: Callable[[str], Checkpoint]
+) -> None:
+    published = card(name)["published"]
+    assert published["source"]
+    size = sum(tensor.size for tensor in checkpoint(name).tensors.values())
+    assert size == pytest.approx(published["bytes"], rel=CLOSE[published["of"]], abs=0)
+
+
+@pytest.mark.parametrize("name", that_say("unsized"))
+def test_a_size_without_a_source_is_none(name: str) -> None:
+    assert "published" not in card(name)
