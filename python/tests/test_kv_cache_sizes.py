@@ -1,0 +1,804 @@
+"""The KV cache of well-known models, held against papers, against logs that vLLM's users have shown
+in public, and against sums by hand."""
+
+import math
+from typing import Any
+
+import pytest
+
+from vllm_bridge.errors import BridgeError
+from vllm_bridge.sizing import kv_cache, layers
+
+GIB = 2**30
+
+Config = dict[str, Any]
+
+
+def transformer(count: int, heads: int, kv_heads: int, head: int, **others: Any) -> Config:
+    return {
+        "model_type": "llama",
+        "num_hidden_layers": count,
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads,
+        "hidden_size": heads * head,
+        "max_position_embeddings": 131072,
+    } | others
+
+
+LLAMA_2_7B = transformer(32, 32, 32, 128)
+LLAMA_3_8B = transformer(32, 32, 8, 128)
+LLAMA_3_405B = transformer(126, 128, 8, 128)
+MISTRAL_7B = transformer(32, 32, 8, 128, model_type="mistral", sliding_window=4096)
+MIXTRAL_8X7B = transformer(32, 32, 8, 128, model_type="mixtral", sliding_window=None)
+QWEN_25_72B = transformer(
+    80, 64, 8, 128, model_type="qwen2", sliding_window=131072, use_sliding_window=False
+)
+QWEN_3_1_7B = transformer(28, 16, 8, 128, model_type="qwen3", head_dim=128)
+QWEN_3_CODER_30B = transformer(48, 32, 4, 64, model_type="qwen3_moe", head_dim=128)
+OPT_13B = {
+    "model_type": "opt",
+    "num_hidden_layers": 40,
+    "num_attention_heads": 40,
+    "hidden_size": 5120,
+    "max_position_embeddings": 2048,
+}
+FALCON_7B = {
+    "model_type": "falcon",
+    "num_hidden_layers": 32,
+    "num_attention_heads": 71,
+    "num_kv_heads": 71,
+    "hidden_size": 4544,
+    "multi_query": True,
+    "new_decoder_architecture": False,
+}
+DEEPSEEK_V2 = {
+    "model_type": "deepseek_v2",
+    "num_hidden_layers": 60,
+    "num_attention_heads": 128,
+    "num_key_value_heads": 128,
+    "hidden_size": 5120,
+    "kv_lora_rank": 512,
+    "qk_nope_head_dim": 128,
+    "qk_rope_head_dim": 64,
+    "v_head_dim": 128,
+    "max_position_embeddings": 163840,
+}
+DEEPSEEK_V3 = DEEPSEEK_V2 | {"model_type": "deepseek_v3", "num_hidden_layers": 61}
+DEEPSEEK_V32 = DEEPSEEK_V3 | {
+    "model_type": "deepseek_v32",
+    "index_head_dim": 128,
+    "index_n_heads": 64,
+    "index_topk": 2048,
+}
+MINICPM_3_4B = {
+    "model_type": "minicpm3",
+    "num_hidden_layers": 62,
+    "num_attention_heads": 40,
+    "num_key_value_heads": 40,
+    "hidden_size": 2560,
+    "kv_lora_rank": 256,
+    "qk_nope_head_dim": 64,
+    "qk_rope_head_dim": 32,
+}
+JAMBA = {
+    "model_type": "jamba",
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "hidden_size": 4096,
+    "attn_layer_period": 8,
+    "attn_layer_offset": 4,
+    "mamba_d_conv": 4,
+    "mamba_d_state": 16,
+    "mamba_expand": 2,
+    "max_position_embeddings": 262144,
+}
+QWEN_3_NEXT = {
+    "model_type": "qwen3_next",
+    "num_hidden_layers": 48,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 2,
+    "head_dim": 256,
+    "hidden_size": 2048,
+    "full_attention_interval": 4,
+    "linear_conv_kernel_dim": 4,
+    "linear_key_head_dim": 128,
+    "linear_num_key_heads": 16,
+    "linear_num_value_heads": 32,
+    "linear_value_head_dim": 128,
+    "max_position_embeddings": 262144,
+}
+KIMI_LINEAR = {
+    "model_type": "kimi_linear",
+    "num_hidden_layers": 27,
+    "num_attention_heads": 32,
+    "hidden_size": 2304,
+    "kv_lora_rank": 512,
+    "qk_nope_head_dim": 128,
+    "qk_rope_head_dim": 64,
+    "linear_attn_config": {
+        "full_attn_layers": [4, 8, 12, 16, 20, 24, 27],
+        "head_dim": 128,
+        "num_heads": 32,
+        "short_conv_kernel_size": 4,
+    },
+}
+GEMMA_2_9B = {
+    "model_type": "gemma2",
+    "num_hidden_layers": 42,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 8,
+    "head_dim": 256,
+    "hidden_size": 3584,
+    "sliding_window": 4096,
+    "max_position_embeddings": 8192,
+}
+# As it is published: what it leaves out is in transformers' classes.
+GEMMA_3_4B = {
+    "model_type": "gemma3",
+    "text_config": {
+        "model_type": "gemma3_text",
+        "hidden_size": 2560,
+        "num_hidden_layers": 34,
+        "sliding_window": 1024,
+    },
+}
+GEMMA_3N_E4B = {
+    "model_type": "gemma3n",
+    "text_config": {
+        "model_type": "gemma3n_text",
+        "num_hidden_layers": 35,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 2,
+        "num_kv_shared_layers": 15,
+        "head_dim": 256,
+        "hidden_size": 2048,
+        "sliding_window": 512,
+        "layer_types": (["sliding_attention"] * 4 + ["full_attention"]) * 7,
+    },
+}
+GPT_OSS_20B = transformer(
+    24,
+    64,
+    8,
+    45,
+    model_type="gpt_oss",
+    head_dim=64,
+    sliding_window=128,
+    layer_types=["sliding_attention", "full_attention"] * 12,
+)
+COMMAND_R7B = transformer(
+    32, 32, 8, 128, model_type="cohere2", sliding_window=4096, sliding_window_pattern=4
+)
+PHI_3_MINI = transformer(
+    32, 32, 32, 96, model_type="phi3", sliding_window=2047, max_position_embeddings=4096
+)
+LLAMA_4_SCOUT = {
+    "model_type": "llama4",
+    "text_config": transformer(
+        48,
+        40,
+        8,
+        128,
+        model_type="llama4_text",
+        head_dim=128,
+        attention_chunk_size=8192,
+        no_rope_layers=[],
+        max_position_embeddings=10485760,
+    ),
+}
+NEMOTRON_H_8B = {
+    "model_type": "nemotron_h",
+    "hybrid_override_pattern": "M-M-M-M*-" + "M-M-M-M-M*-" * 3 + "M-M-M-M-M-",
+    "num_hidden_layers": 52,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "hidden_size": 4096,
+    "conv_kernel": 4,
+    "mamba_head_dim": 64,
+    "mamba_num_heads": 128,
+    "n_groups": 8,
+    "ssm_state_size": 128,
+    "max_position_embeddings": 8192,
+}
+GRANITE_4_TINY = {
+    "model_type": "granitemoehybrid",
+    "layer_types": (["mamba"] * 5 + ["attention"] + ["mamba"] * 4) * 4,
+    "num_hidden_layers": 40,
+    "num_attention_heads": 12,
+    "num_key_value_heads": 4,
+    "hidden_size": 1536,
+    "mamba_d_conv": 4,
+    "mamba_d_head": 64,
+    "mamba_d_state": 128,
+    "mamba_expand": 2,
+    "mamba_n_groups": 1,
+    "mamba_n_heads": 48,
+}
+FALCON_H1_7B = {
+    "model_type": "falcon_h1",
+    "num_hidden_layers": 44,
+    "num_attention_heads": 12,
+    "num_key_value_heads": 2,
+    "head_dim": 128,
+    "hidden_size": 3072,
+    "mamba_d_conv": 4,
+    "mamba_d_head": 128,
+    "mamba_d_ssm": 3072,
+    "mamba_d_state": 256,
+    "mamba_n_groups": 1,
+    "mamba_n_heads": 24,
+}
+BAMBA_9B = {
+    "model_type": "bamba",
+    "attn_layer_indices": [9, 18, 27],
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "hidden_size": 4096,
+    "mamba_d_conv": 4,
+    "mamba_d_head": 64,
+    "mamba_d_state": 128,
+    "mamba_expand": 2,
+    "mamba_n_groups": 1,
+    "mamba_n_heads": 128,
+}
+ZAMBA_2_7B = {
+    "model_type": "zamba2",
+    "layers_block_type": ["mamba"] * 68 + ["hybrid"] * 13,
+    "num_hidden_layers": 81,
+    "num_attention_heads": 32,
+    "hidden_size": 3584,
+    "mamba_d_conv": 4,
+    "mamba_d_state": 64,
+    "mamba_expand": 2,
+    "mamba_headdim": 64,
+    "mamba_ngroups": 2,
+    "n_mamba_heads": 112,
+}
+LFM_2_1_2B = {
+    "model_type": "lfm2",
+    "full_attn_idxs": [2, 5, 8, 10, 12, 14],
+    "num_hidden_layers": 16,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "hidden_size": 2048,
+    "conv_L_cache": 3,
+    "conv_dim": 2048,
+}
+MINIMAX_TEXT = {
+    "model_type": "minimax_text_01",
+    "attn_type_list": ([0] * 7 + [1]) * 10,
+    "num_hidden_layers": 80,
+    "num_attention_heads": 64,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "hidden_size": 6144,
+}
+MAMBA_2_8B = {
+    "model_type": "mamba",
+    "num_hidden_layers": 64,
+    "hidden_size": 2560,
+    "intermediate_size": 5120,
+    "state_size": 16,
+    "conv_kernel": 4,
+}
+WHISPER_LARGE_V3 = {
+    "model_type": "whisper",
+    "is_encoder_decoder": True,
+    "d_model": 1280,
+    "decoder_attention_heads": 20,
+    "decoder_layers": 32,
+    "encoder_layers": 32,
+    "num_hidden_layers": 32,
+    "max_source_positions": 1500,
+    "max_target_positions": 448,
+}
+BERT = {
+    "model_type": "bert",
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "hidden_size": 768,
+    "max_position_embeddings": 512,
+}
+DBRX = {
+    "model_type": "dbrx",
+    "n_layers": 40,
+    "n_heads": 48,
+    "d_model": 6144,
+    "attn_config": {"kv_n_heads": 8},
+}
+CHATGLM_3 = {
+    "model_type": "chatglm",
+    "num_layers": 28,
+    "num_attention_heads": 32,
+    "hidden_size": 4096,
+    "kv_channels": 128,
+    "multi_query_attention": True,
+    "multi_query_group_num": 2,
+    "seq_length": 8192,
+}
+NEMOTRON_NAS = {
+    "model_type": "nemotron-nas",
+    "num_hidden_layers": 4,
+    "num_attention_heads": 64,
+    "hidden_size": 8192,
+    "block_configs": [
+        {"attention": {"no_op": False, "n_heads_in_group": 8}},
+        {"attention": {"no_op": True}},
+        {"attention": {"no_op": False, "n_heads_in_group": 16}},
+        {"attention": {"no_op": True}},
+    ],
+}
+LLAVA_1_5_7B = {"model_type": "llava", "text_config": {"model_type": "llama"}}
+QWEN_25_VL_7B = transformer(
+    28,
+    28,
+    4,
+    128,
+    model_type="qwen2_5_vl",
+    use_sliding_window=False,
+    sliding_window=32768,
+    vision_config={"depth": 32, "hidden_size": 1280, "num_heads": 16},
+)
+
+
+def case(name: str, *values: Any) -> Any:
+    return pytest.param(*values, id=name)
+
+
+PUBLISHED = (
+    # "Efficient Memory Management for Large Language Model Serving with PagedAttention", section 3:
+    # "the KV cache of a single token demands 800 KB of space"
+    case("OPT 13B", OPT_13B, 1, 800 * 1024),
+    # "Insights into DeepSeek-V3", table 1: KV cache per token in BF16
+    case("DeepSeek V3", DEEPSEEK_V3, 1, 70_272),
+    case("Qwen 2.5 72B", QWEN_25_72B, 1, 327_680),
+    case("Llama 3.1 405B", LLAMA_3_405B, 1, 516_096),
+    # "DeepSeek-V2", table 1: (d_c + d_R) elements in each layer, with d_c = 4 * 128, d_R = 128 / 2
+    case("DeepSeek V2", DEEPSEEK_V2, 1, (512 + 64) * 60 * 2),
+    # "Jamba: A Hybrid Transformer-Mamba Language Model", table 1: 256K tokens in 16 bits
+    case("Llama 2 7B", LLAMA_2_7B, 256 * 1024, 128 * GIB),
+    case("Mixtral 8x7B", MIXTRAL_8X7B, 256 * 1024, 32 * GIB),
+    case("Jamba", JAMBA, 256 * 1024, 4 * GIB),
+)
+
+
+@pytest.mark.parametrize(("config", "tokens", "size"), PUBLISHED)
+def test_a_token_takes_what_papers_say(config: Config, tokens: int, size: int) -> None:
+    assert kv_cache.of(config, {}).bytes_per_token * tokens == size
+
+
+LOGS = (
+    # vllm-project/vllm issue 33263: "Available KV cache memory: 18.78 GiB",
+    # "GPU KV cache size: 175,856 tokens"
+    case("Qwen 3 1.7B", QWEN_3_1_7B, {"max_model_len": 1024}, 18.78, 175_856),
+    # Issue 10517: "kv_cache_size=3.81GiB", "GPU blocks: 1952"
+    case("Llama 3.1 8B", LLAMA_3_8B, {"max_model_len": 20000}, 3.81, 1952 * 16),
+)
+
+
+@pytest.mark.parametrize(("config", "options", "memory", "tokens"), LOGS)
+def test_as_many_tokens_fit_as_logs_of_vllm_say(
+    config: Config, options: dict[str, Any], memory: float, tokens: int
+) -> None:
+    found = kv_cache.of(config, options).tokens(int(memory * GIB), options["max_model_len"])
+
+    # The log rounds the memory to hundredths.
+    assert found == pytest.approx(tokens, rel=0.01 / memory + 0.001)
+
+
+def test_the_whole_context_takes_what_a_log_of_vllm_says() -> None:
+    # Issue 34076: "To serve at least one request with the models's max seq len (262144), (24.0 GiB
+    # KV cache is needed"
+    found = kv_cache.of(QWEN_3_CODER_30B, {})
+
+    assert found.bytes(262_144) - found.bytes_per_block == 24 * GIB
+
+
+STATES = (
+    # Issue 28228, on two ranks: "Setting attention block size to 960 tokens", "Padding mamba page
+    # size by 1.89%", of MLA's (512 + 64) * 2 bytes for a token
+    case("Kimi Linear", KIMI_LINEAR, 2, 960 * (512 + 64) * 2 / 1.0189),
+    # By hand: conv (4 - 1) * 8192 in bf16, ssm 8192 * 16 in bf16
+    case("Jamba", JAMBA, 1, 3 * 8192 * 2 + 8192 * 16 * 2),
+    case("Jamba on four ranks", JAMBA, 4, (3 * 8192 * 2 + 8192 * 16 * 2) / 4),
+    # conv 3 * (keys 2048 + keys 2048 + values 4096), ssm 32 heads * 128 * 128
+    case("Qwen 3 Next", QWEN_3_NEXT, 1, 3 * 8192 * 2 + 32 * 128 * 128 * 2),
+    # conv 3 * (8192 + 2 * 8 groups * 128), ssm 128 heads * 64 * 128 in float32, which is the
+    # default of this family
+    case("Nemotron H", NEMOTRON_H_8B, 1, 3 * 10240 * 2 + 128 * 64 * 128 * 4),
+    # Sixteen ranks need sixteen groups: eight of them are copies.
+    case("Nemotron H on 16", NEMOTRON_H_8B, 16, 3 * 12288 / 16 * 2 + 8 * 64 * 128 * 4),
+    # conv 3 * (3072 + 2 * 128), ssm 48 * 64 * 128
+    case("Granite 4", GRANITE_4_TINY, 1, 3 * 3328 * 2 + 48 * 64 * 128 * 2),
+    case("Falcon H1", FALCON_H1_7B, 1, 3 * (3072 + 512) * 2 + 24 * 128 * 256 * 2),
+    case("Bamba", BAMBA_9B, 1, 3 * (8192 + 256) * 2 + 128 * 64 * 128 * 2),
+    case("Zamba 2", ZAMBA_2_7B, 1, 3 * (7168 + 2 * 2 * 64) * 2 + 112 * 64 * 64 * 2),
+    # Two inputs of 2048.
+    case("LFM 2", LFM_2_1_2B, 1, 2 * 2048 * 2),
+    # 64 heads with a matrix of 128 * 128, and no convolution
+    case("MiniMax", MINIMAX_TEXT, 1, 64 * 128 * 128 * 2),
+    case("Mamba", MAMBA_2_8B, 1, 3 * 5120 * 2 + 5120 * 16 * 2),
+)
+
+
+@pytest.mark.parametrize(("config", "ranks", "size"), STATES)
+def test_layers_without_attention_keep_a_state(config: Config, ranks: int, size: float) -> None:
+    found = kv_cache.of(config, {"tensor_parallel_size": ranks})
+    states = next(one for one in found.layers if one.kind == "mamba")
+
+    assert states.bytes_per_sequence / states.count == pytest.approx(size, rel=1e-4)
+
+
+# Of a layer with heads of keys and values, of so many numbers each, in bf16.
+def layer(heads: int, size: int) -> int:
+    return heads * size * 2 * 2
+
+
+BY_HAND = (
+    # Multi-query attention: one head of 64.
+    case("Falcon 7B", FALCON_7B, {"full": (32, 32 * layer(1, 64), None)}),
+    case("DBRX", DBRX, {"full": (40, 40 * layer(8, 128), None)}),
+    case("ChatGLM 3", CHATGLM_3, {"full": (28, 28 * layer(2, 128), None)}),
+    # Heads of 64 + 32 numbers, which vLLM does not keep in their latent form.
+    case("MiniCPM 3", MINICPM_3_4B, {"full": (62, 62 * layer(40, 96), None)}),
+    # Groups of eight and of sixteen heads; two layers without attention.
+    case(
+        "Nemotron NAS",
+        NEMOTRON_NAS,
+        {"full": (2, layer(8, 128) + layer(4, 128), None), "none": (2, 0, None)},
+    ),
+    # What finds tokens keeps 128 bytes and a float32.
+    case(
+        "DeepSeek V3.2",
+        DEEPSEEK_V32,
+        {"mla": (61, 61 * 576 * 2, None), "indexer": (61, 61 * 132, None)},
+    ),
+    case("Mistral 7B v0.1", MISTRAL_7B, {"sliding": (32, 32 * layer(8, 128), 4096)}),
+    case("Phi 3 mini", PHI_3_MINI, {"sliding": (32, 32 * layer(32, 96), 2047)}),
+    case(
+        "Gemma 2 9B",
+        GEMMA_2_9B,
+        {"sliding": (21, 21 * layer(8, 256), 4096), "full": (21, 21 * layer(8, 256), None)},
+    ),
+    # Each sixth of 34 layers is whole: five of them.
+    case(
+        "Gemma 3 4B",
+        GEMMA_3_4B,
+        {"sliding": (29, 29 * layer(4, 256), 1024), "full": (5, 5 * layer(4, 256), None)},
+    ),
+    # The last fifteen of 35 layers use the keys and values of others.
+    case(
+        "Gemma 3n E4B",
+        GEMMA_3N_E4B,
+        {
+            "sliding": (16, 16 * layer(2, 256), 512),
+            "full": (4, 4 * layer(2, 256), None),
+            "shared": (15, 0, None),
+        },
+    ),
+    case(
+        "gpt-oss 20b",
+        GPT_OSS_20B,
+        {"sliding": (12, 12 * layer(8, 64), 128), "full": (12, 12 * layer(8, 64), None)},
+    ),
+    case(
+        "Command R7B",
+        COMMAND_R7B,
+        {"sliding": (24, 24 * layer(8, 128), 4097), "full": (8, 8 * layer(8, 128), None)},
+    ),
+    case(
+        "Llama 4 Scout",
+        LLAMA_4_SCOUT,
+        {"chunked": (36, 36 * layer(8, 128), 8192), "full": (12, 12 * layer(8, 128), None)},
+    ),
+    case(
+        "Whisper large v3",
+        WHISPER_LARGE_V3,
+        {"full": (32, 32 * layer(20, 64), None), "cross": (32, 32 * layer(20, 64), None)},
+    ),
+    case("Qwen 2.5 VL 7B", QWEN_25_VL_7B, {"full": (28, 28 * layer(4, 128), None)}),
+    # Its text part says no more than "llama".
+    case("LLaVA 1.5 7B", LLAVA_1_5_7B, {"full": (32, 32 * layer(32, 128), None)}),
+    case("BERT", BERT, {}),
+    case("a diffusion model", {}, {}),
+)
+
+
+@pytest.mark.parametrize(("config", "expected"), BY_HAND)
+def test_each_kind_of_layer_keeps_what_a_sum_by_hand_gives(
+    config: Config, expected: dict[str, tuple[int, int, int | None]]
+) -> None:
+    found = kv_cache.of(config, {})
+
+    assert {
+        one.kind: (one.count, one.bytes_per_token, one.window) for one in found.layers
+    } == expected
+    kept = ("full", "mla", "indexer")
+    assert found.bytes_per_token == sum(expected[kind][1] for kind in kept if kind in expected)
+
+
+COUNTS = (
+    case("Nemotron H", NEMOTRON_H_8B, {"mamba": 24, "full": 4, "none": 24}),
+    case("Granite 4", GRANITE_4_TINY, {"mamba": 36, "full": 4}),
+    # Attention and a state side by side, in every layer.
+    case("Falcon H1", FALCON_H1_7B, {"mamba": 44, "full": 44}),
+    case("Bamba", BAMBA_9B, {"mamba": 29, "full": 3}),
+    # Every layer has a state, thirteen have attention beside it.
+    case("Zamba 2", ZAMBA_2_7B, {"mamba": 81, "full": 13}),
+    case("LFM 2", LFM_2_1_2B, {"mamba": 10, "full": 6}),
+    case("MiniMax", MINIMAX_TEXT, {"mamba": 70, "full": 10}),
+    case("Kimi Linear", KIMI_LINEAR, {"mamba": 20, "mla": 7}),
+    case("Jamba", JAMBA, {"mamba": 28, "full": 4}),
+)
+
+
+@pytest.mark.parametrize(("config", "counts"), COUNTS)
+def test_hybrid_models_have_layers_of_both_kinds(config: Config, counts: dict[str, int]) -> None:
+    found = kv_cache.of(config, {})
+
+    assert {one.kind: one.count for one in found.layers} == counts
+
+
+# Bytes of a head of 128 numbers in keys and as many in values.
+DTYPES = (
+    ("auto", 512),
+    ("bfloat16", 512),
+    ("bf16", 512),
+    ("float16", 512),
+    ("fp8", 256),
+    ("fp8_e4m3", 256),
+    ("FP8-E5M2", 256),
+    # One float32 of scale each.
+    ("fp8_per_token_head", 2 * (128 + 4)),
+    ("int8_per_token_head", 2 * (128 + 4)),
+    ("int4_per_token_head", 2 * (64 + 4)),
+    # A byte of scale for sixteen numbers.
+    ("nvfp4", 2 * (64 + 8)),
+    # One byte a key, four bits a value and their scale and zero.
+    ("turboquant_k8v4", 128 + 64 + 4),
+    # Norms of the keys.
+    ("turboquant_4bit_nc", 64 + 2 + 64 + 4),
+    ("turboquant_3bit_nc", 48 + 2 + 48 + 4),
+    # A byte of scale for 32 numbers.
+    ("ultraquant_4bit", 2 * (64 + 4)),
+)
+
+
+@pytest.mark.parametrize(("dtype", "size"), DTYPES)
+def test_the_dtype_of_the_cache_counts_with_its_scales(dtype: str, size: int) -> None:
+    found = kv_cache.of(LLAMA_3_8B, {"kv_cache_dtype": dtype})
+
+    assert found.bytes_per_token == 32 * 8 * size
+
+
+def test_vllm_has_the_same_sizes() -> None:
+    pytest.importorskip("vllm")
+    from typing import get_args
+
+    from vllm.config.cache import CacheDType
+    from vllm.model_executor.layers.quantization.turboquant.config import TurboQuantConfig
+    from vllm.utils.torch_utils import STR_DTYPE_TO_TORCH_DTYPE, nvfp4_kv_cache_full_dim
+    from vllm.v1.attention.backends.triton_attn import TritonAttentionBackend
+    from vllm.v1.attention.ops.ultraquant import format as ultraquant
+    from vllm.v1.kv_cache_interface import FullAttentionSpec, get_kv_quant_mode
+
+    def theirs(name: str) -> Any:
+        # The backends of these cannot be imported on a CPU.
+        if name.startswith("nvfp4"):
+            return 2 * nvfp4_kv_cache_full_dim(128)
+        if name.startswith("turboquant"):
+            return TurboQuantConfig.from_cache_dtype(name, 128).slot_size_aligned
+        if name.startswith("ultraquant"):
+            return ultraquant.slot_size(128)
+        spec = FullAttentionSpec(
+            block_size=1,
+            num_kv_heads=1,
+            head_size=128,
+            dtype=STR_DTYPE_TO_TORCH_DTYPE[name],
+            kv_quant_mode=get_kv_quant_mode(name),
+        )
+        return TritonAttentionBackend.customize_spec(spec).page_size_bytes
+
+    # Of "auto" there is no dtype, and one is packed for MLA only.
+    names = [name for name in get_args(CacheDType) if name != "auto" and "ds_mla" not in name]
+
+    assert {
+        name: kv_cache.of(LLAMA_3_8B, {"kv_cache_dtype": name}).bytes_per_token for name in names
+    } == {name: 32 * 8 * theirs(name) for name in names}
+
+
+def test_a_float32_model_keeps_twice_as_much() -> None:
+    assert kv_cache.of(LLAMA_3_8B, {"dtype": "float32"}).bytes_per_token == 2 * 131_072
+
+
+def test_sparse_attention_packs_its_fp8_cache() -> None:
+    # 512 numbers of FP8, 4 float32 of scales and 64 numbers of bf16; 132 bytes to find it by.
+    found = kv_cache.of(DEEPSEEK_V32, {"kv_cache_dtype": "fp8"})
+
+    assert found.bytes_per_token == 61 * (512 + 4 * 4 + 64 * 2 + 132)
+
+
+@pytest.mark.parametrize(
+    "quantization",
+    [
+        {"quant_method": "compressed-tensors", "kv_cache_scheme": {"num_bits": 8}},
+        {"quant_method": "modelopt", "quantization": {"kv_cache_quant_algo": "FP8"}},
+    ],
+    ids=["compressed-tensors", "modelopt"],
+)
+def test_a_checkpoint_says_that_its_cache_is_fp8(quantization: Config) -> None:
+    config = LLAMA_3_8B | {"quantization_config": quantization}
+
+    assert kv_cache.of(config, {}).bytes_per_token == 65_536
+    assert kv_cache.of(config, {"kv_cache_dtype": "bfloat16"}).bytes_per_token == 131_072
+
+
+def test_an_unknown_dtype_is_refused() -> None:
+    with pytest.raises(BridgeError) as refused:
+        kv_cache.of(LLAMA_3_8B, {"kv_cache_dtype": "fp2"})
+
+    assert refused.value.reason == "invalid_option"
+
+
+@pytest.mark.parametrize(
+    ("config", "ranks", "size"),
+    [
+        case("divided", LLAMA_3_8B, 4, 131_072 // 4),
+        # Each of sixteen ranks has one of eight heads.
+        case("copied", LLAMA_3_8B, 16, 131_072 // 8),
+        case("one head", FALCON_7B, 4, 32 * layer(1, 64)),
+        # Every rank has the whole latent vector.
+        case("latent", DEEPSEEK_V3, 8, 70_272),
+    ],
+)
+def test_tensor_parallel_ranks_divide_heads(config: Config, ranks: int, size: int) -> None:
+    assert kv_cache.of(config, {"tensor_parallel_size": ranks}).bytes_per_token == size
+
+
+def test_pipeline_ranks_divide_layers() -> None:
+    # 61 layers on four ranks: 15, 15, 16, 15.
+    found = kv_cache.of(DEEPSEEK_V3, {"pipeline_parallel_size": 4})
+
+    assert found.bytes_per_token == 16 * 576 * 2
+
+
+@pytest.mark.parametrize(
+    ("config", "ranks", "block"),
+    [
+        # vLLM 0.32 names it in `v1/attention/backends/rocm_attn.py`: "qwen3-next with block_size
+        # 544"
+        case("Qwen 3 Next", QWEN_3_NEXT, 1, 544),
+        case("Qwen 3 Next on four ranks", QWEN_3_NEXT, 4, 272),
+        # A page of 16 tokens has no room for 311,296 bytes: 76 tokens have, which makes 80.
+        case("Jamba", JAMBA, 1, 80),
+        # A state is smaller than a page.
+        case("LFM 2", LFM_2_1_2B, 1, 16),
+        # Of MLA's kernels blocks are multiples of 128; 943 tokens have the room of a state.
+        case("Kimi Linear on two ranks", KIMI_LINEAR, 2, 1024),
+    ],
+)
+def test_blocks_have_room_for_a_state(config: Config, ranks: int, block: int) -> None:
+    found = kv_cache.of(config, {"tensor_parallel_size": ranks})
+
+    assert found.block_size == block
+
+
+def test_a_request_takes_blocks_of_each_group_of_layers() -> None:
+    # Twelve layers with attention and three groups of twelve with a state. With the prefix cache
+    # a request has two states at a time.
+    found = kv_cache.of(QWEN_3_NEXT, {})
+    assert found.bytes_per_block == 12 * 544 * layer(2, 256)
+    assert found.blocks(5440) == 10 + 3 * 2
+
+    without = kv_cache.of(QWEN_3_NEXT, {"enable_prefix_caching": False})
+    assert without.blocks(5440) == 10 + 3
+
+
+def test_layers_with_a_window_take_blocks_of_the_window_and_what_is_computed() -> None:
+    # Twelve layers in each of two groups: 256 blocks for every token, and of 128 - 1 tokens of the
+    # window with 2 * 256 that are computed, 40, and one more.
+    found = kv_cache.of(GPT_OSS_20B, {"max_num_batched_tokens": 256})
+
+    assert found.blocks(4096) == 256 + math.ceil((127 + 512) / 16) + 1
+    assert found.bytes(4096) == (256 + 41 + 1) * 12 * 16 * layer(8, 64)
+
+
+def test_short_requests_do_not_fill_a_window() -> None:
+    found = kv_cache.of(MISTRAL_7B, {})
+
+    assert found.blocks(160) == 10 + 1
+
+
+def test_without_the_hybrid_manager_every_layer_keeps_every_token() -> None:
+    found = kv_cache.of(GPT_OSS_20B, {"disable_hybrid_kv_cache_manager": True})
+
+    assert found.bytes_per_token == 24 * layer(8, 64)
+    assert found.blocks(4096) == 256
+
+
+def test_a_variable_of_vllm_has_chunks_kept_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VLLM_ALLOW_CHUNKED_LOCAL_ATTN_WITH_HYBRID_KV_CACHE", "0")
+
+    assert kv_cache.of(LLAMA_4_SCOUT, {}).bytes_per_token == 48 * layer(8, 128)
+
+
+def test_a_decoder_with_an_encoder_keeps_its_output_as_well() -> None:
+    found = kv_cache.of(WHISPER_LARGE_V3, {})
+
+    # 448 tokens of text, and what is computed at a time: 2048.
+    assert found.blocks(448) == 28 + 128
+    assert found.bytes_per_block == 16 * 32 * layer(20, 64)
+
+
+def test_a_model_without_a_cache_takes_nothing() -> None:
+    found = kv_cache.of(BERT, {})
+
+    assert (found.bytes(512), found.tokens(GIB, 512)) == (0, 0)
+    assert found.concurrency(GIB, 512) == math.inf
+    assert found.longest(GIB, 512) == 512
+
+
+def test_the_longest_request_leaves_one_block_to_vllm() -> None:
+    found = kv_cache.of(LLAMA_3_8B, {})
+
+    # A GiB is 512 blocks of 2 MiB.
+    assert found.longest(GIB, 131_072) == 511 * 16
+    assert found.longest(GIB, 4096) == 4096
+    assert found.longest(2**20, 131_072) == 0
+
+
+@pytest.mark.parametrize(
+    ("config", "options", "length"),
+    [
+        case("its own", LLAMA_3_8B, {}, 131_072),
+        case("as asked", LLAMA_3_8B, {"max_model_len": 4096}, 4096),
+        case("as much as fits", LLAMA_3_8B, {"max_model_len": -1}, 131_072),
+        case(
+            "stretched",
+            LLAMA_3_8B
+            | {"max_position_embeddings": 4096, "rope_scaling": {"type": "linear", "factor": 2.0}},
+            {},
+            8192,
+        ),
+        case(
+            "YaRN",
+            LLAMA_3_8B | {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}},
+            {},
+            131_072,
+        ),
+        case(
+            "LongRoPE",
+            PHI_3_MINI
+            | {
+                "max_position_embeddings": 131_072,
+                "original_max_position_embeddings": 4096,
+                "rope_scaling": {"type": "longrope"},
+            },
+            {},
+            4096,
+        ),
+        case("nothing said", {"model_type": "llama", "max_position_embeddings": None}, {}, 2048),
+    ],
+)
+def test_the_longest_context(config: Config, options: dict[str, Any], length: int) -> None:
+    assert kv_cache.max_length(config, options) == length
+
+
+def test_defaults_are_those_of_transformers() -> None:
+    transformers = pytest.importorskip("transformers")
+    different = {
+        (model_type, name): value
+        for model_type, defaults in layers.DEFAULTS.items()
+        for name, value in defaults.items()
+        if getattr(transformers.CONFIG_MAPPING[model_type](), name) != value
+    }
+
+    assert not different
+
+
+def test_what_is_not_known_in_detail_is_said() -> None:
+    assert kv_cache.of(DEEPSEEK_V3 | {"model_type": "deepseek_v4"}, {}).is_approximate
+    assert not kv_cache.of(DEEPSEEK_V3, {}).is_approximate
