@@ -22,6 +22,7 @@ defmodule VLLM.Options do
           | :grace
           | :boolean
           | :string
+          | :strings
           | :env
           | :devices
           | :patterns
@@ -96,6 +97,14 @@ defmodule VLLM.Options do
     {:timeout, :timeout, 120_000,
      "milliseconds until the answer must be there, the start of a Python process and what it asks of " <>
        "the hub included; or `:infinity`"}
+  ]
+
+  # Of questions about another machine than this one.
+  @machine [
+    {:device, :string, nil,
+     "the device to answer for, by its name: `\"H100\"`, `\"RTX 4090\"`, `\"2x A10G\"`, `\"24GiB\"` (any of that " <>
+       "size), `\"cpu 64GiB\"`. By default those of this machine"},
+    {:devices, :strings, nil, "several of them, as a list: `[\"24GiB\", \"24GiB\"]`"}
   ]
 
   @drain [
@@ -299,6 +308,10 @@ defmodule VLLM.Options do
   @doc "What all questions take that are answered without an engine."
   @spec tools() :: [spec()]
   def tools, do: @tools
+
+  @doc "What questions take that can be asked about another machine."
+  @spec machine() :: [spec()]
+  def machine, do: @machine
 
   @doc "How long replicas that are to end or begin anew are given."
   @spec drain() :: [spec()]
@@ -519,6 +532,9 @@ defmodule VLLM.Options do
   defp valid?(:boolean, value), do: is_boolean(value)
   defp valid?(:string, value), do: is_binary(value) and value != "" and MessagePack.text?(value)
 
+  defp valid?(:strings, [_ | _] = values), do: all?(values, &valid?(:string, &1))
+  defp valid?(:strings, _value), do: false
+
   defp valid?(:env, [first | _] = envs) when is_map(first) or is_list(first),
     do: all?(envs, &env?/1)
 
@@ -580,6 +596,7 @@ defmodule VLLM.Options do
   defp expected(:grace), do: "a number of milliseconds from 0 to #{@longest}"
   defp expected(:boolean), do: "true or false"
   defp expected(:string), do: "a string of valid UTF-8"
+  defp expected(:strings), do: "a list of strings of valid UTF-8"
 
   defp expected(:env),
     do: "a map from names (each once) to strings of valid UTF-8, or a list of such maps"

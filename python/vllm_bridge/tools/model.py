@@ -4,9 +4,40 @@ from typing import Any
 
 import msgspec
 
+from vllm_bridge.errors import BridgeError
+from vllm_bridge.sizing.devices import Device, named
+
 
 class ModelParams(msgspec.Struct, forbid_unknown_fields=True):
     """A model and the options of an engine, as the user gave them."""
 
     model: str
     options: dict[str, Any] = {}
+
+
+class MachineParams(ModelParams, forbid_unknown_fields=True):
+    """The same, and the machine that it is about.
+
+    Args:
+        device: its device, or several as ``"2x A10G"``
+        devices: each of them
+    """
+
+    device: str | None = None
+    devices: list[str] | None = None
+
+    def machine(self) -> tuple[Device, ...] | None:
+        """The devices that were named; None for those of this machine.
+
+        Raises:
+            BridgeError: ``invalid_option``
+        """
+        if self.device is not None and self.devices is not None:
+            raise BridgeError(
+                "invalid_option",
+                "`device` and `devices` say the same.",
+                {"option": "devices", "value": self.devices},
+                remedy="Give one of them.",
+            )
+        given = self.device if self.devices is None else self.devices
+        return None if given is None else named(given)
