@@ -22,11 +22,13 @@ import json
 import math
 import re
 import struct
+from array import array
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import gguf_files
+from vllm_bridge.checkpoints.headers import read_header
 
 FOLDER = Path(__file__).parent / "model_cards"
 
@@ -67,17 +69,21 @@ def _choices(words: str) -> Iterator[str]:
 
 def write(card: Card, folder: Path) -> Path:
     """Writes the model, and returns what to load. Its files have their true sizes and headers, and
-    nothing where the weights would be, so that they take no room.
+    nothing where most weights would be, so that they take no room.
     """
     folder.mkdir(parents=True)
     for name, content in card.get("files", {}).items():
         (folder / name).write_text(json.dumps(content), encoding="utf-8")
     if gguf := card.get("gguf"):
         return _write_gguf(gguf, folder)
-    if config := card.get("config"):
-        (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
-    if tensors := card.get("tensors"):
-        _write_safetensors(tensors, folder / "model.safetensors")
+    if "config" in card:
+        (folder / "config.json").write_text(json.dumps(card["config"]), encoding="utf-8")
+    if "tensors" in card:
+        path = folder / "model.safetensors"
+        _write_safetensors(card["tensors"], path)
+        quantization = card["config"].get("quantization_config", {})
+        if quantization.get("quant_method") == "gptq":
+            _write_gptq_values(path, quantization["bits"], quantization["group_size"])
     return folder
 
 
@@ -96,6 +102,21 @@ def _write_safetensors(tensors: Mapping[str, Any], path: Path) -> None:
     with path.open("wb") as file:
         file.write(struct.pack("<Q", len(data)) + data)
         file.truncate(8 + len(data) + end)
+
+
+def _write_gptq_values(path: Path, bits: int, group: int) -> None:
+    """What GPTQ has where its weights are symmetric and their columns in the usual order, as far as
+    it is looked at before a start."""
+    tensors = read_header(str(path))
+    with path.open("r+b") as file:
+        for name, tensor in tensors.items():
+            file.seek(tensor.start)
+            if name.endswith(".g_idx"):
+                file.write(array("i", (index // group for index in range(*tensor.shape))).tobytes())
+            elif name == "model.layers.0.self_attn.q_proj.qzeros":
+                middle = (1 << (bits - 1)) - 1  # the format stores one less
+                each = sum(middle << shift for shift in range(0, 8, bits))
+                file.write(bytes([each]) * tensor.size)
 
 
 def _write_gguf(gguf: Mapping[str, Any], folder: Path) -> Path:

@@ -9,6 +9,7 @@ import model_cards
 from model_cards import Card
 from vllm_bridge.checkpoints.checkpoint import Checkpoint
 from vllm_bridge.checkpoints.models import check_model
+from vllm_bridge.sizing import kv_cache
 
 NAMES = model_cards.names()
 
@@ -61,3 +62,10 @@ def test_sizes_are_those_that_are_published(
 @pytest.mark.parametrize("name", that_say("unsized"))
 def test_a_size_without_a_source_is_none(name: str) -> None:
     assert "published" not in card(name)
+
+
+@pytest.mark.parametrize("name", that_say("kv"))
+def test_the_cache_of_a_token_takes_what_is_said(
+    name: str, checkpoint: Callable[[str], Checkpoint]
+) -> None:
+    assert kv_cache.of(checkpoint(name).config, {}).bytes_per_token == card(name)["kv"]["bytes"]
