@@ -45,6 +45,7 @@ import fp8_models
 import gguf_models
 import mixtures
 import squeezellm_models
+import stopping
 import weighing
 from checkpoints import MODELS, Tensors
 from vllm_bridge import defaults, quantization
@@ -230,7 +231,7 @@ async def session(model: Path, **options: Any) -> AsyncIterator[Session]:
     try:
         yield Session(engine, engine.info())
     finally:
-        engine._llm.shutdown()
+        stopping.stop(engine._llm)
 
 
 async def measure(model: Path, **options: Any) -> Measured:

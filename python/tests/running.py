@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 import pytest
 
+import stopping
 from conftest import MODELS
 from vllm_bridge.engine.engine import Engine, GenerateParams
 from vllm_bridge.engine.start import load
@@ -65,6 +66,6 @@ class Running:
         return caught.value
 
     def stop(self) -> None:
-        self.engine._llm.shutdown()
+        stopping.stop(self.engine._llm)
         self.loaded = None
         self.loop.run_until_complete(asyncio.sleep(0))

@@ -15,6 +15,7 @@ from transformers import AutoModel, AutoTokenizer, LlamaForSequenceClassificatio
 from vllm import PoolingParams
 from vllm.platforms import current_platform
 
+import stopping
 from conftest import MODELS
 from pooling_models import LABELS, make_classifier
 from vllm_bridge import admin
@@ -78,7 +79,7 @@ def running(model: Path, **options: Any) -> Iterator[Running]:
     try:
         yield running
     finally:
-        running.engine._llm.shutdown()
+        stopping.stop(running.engine._llm)
         running.loop.run_until_complete(asyncio.sleep(0))
         os.environ.clear()
         os.environ.update(environment)
