@@ -18,12 +18,14 @@ defmodule VLLM.Quantization do
   alias VLLM.Quantization.Detected
 
   @doc """
-  How a model is quantized, from its config and the headers of its files.
+  What a model is and how it is quantized, from its config and the headers of its files; or, of an
+  adapter's folder, what the adapter is.
 
   Errors are those of the model: `:model_not_found`, `:not_a_model`, `:model_gated`,
-  `:hub_unreachable`, `:invalid_checkpoint`.
+  `:hub_unreachable`, `:invalid_checkpoint`. That a quantization cannot be computed here is none:
+  `check/2` tells that.
 
-      {:ok, %VLLM.Quantization.Detected{method: "gptq"}} =
+      {:ok, %VLLM.Quantization.Detected{method: "gptq", bits: 4, group_size: 128}} =
         VLLM.Quantization.detect("/models/Llama-2-7B-GPTQ")
   """
   @spec detect(String.t(), keyword() | map()) :: {:ok, Detected.t()} | {:error, Error.t()}

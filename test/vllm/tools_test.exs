@@ -3,7 +3,7 @@ defmodule VLLM.ToolsTest do
 
   alias VLLM.{DemoModel, Error, Tools}
   alias VLLM.Quantization
-  alias VLLM.Quantization.Detected
+  alias VLLM.Quantization.{Adapter, Detected}
 
   # Nothing is started of it.
   @nowhere "/no/python"
@@ -11,8 +11,15 @@ defmodule VLLM.ToolsTest do
   test "a model is asked about with the options of an engine" do
     options = [replicas: 2, max_model_len: 512, env: [%{"A" => "b"}, %{}]]
 
-    assert {:ok, %Detected{method: "awq"}} =
+    assert {:ok, %Detected{} = detected} =
              Quantization.detect(DemoModel.path("demo-awq"), options)
+
+    assert %{method: "awq", title: "AWQ", format: "gemm", bits: 4, group_size: 128} = detected
+    assert %{symmetric: false, ignored: ["lm_head"], dtype: "bfloat16", adapter: nil} = detected
+    assert %{parameters: 4_066_560, model_type: "llama", made_for: nil} = detected
+
+    assert %Detected{method: nil, adapter: %Adapter{type: "lora", rank: 8, dora: false}} =
+             Quantization.detect!(DemoModel.path("demo-lora"))
   end
 
   test "what is no model and what is no option is refused without Python" do

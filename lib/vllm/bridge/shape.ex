@@ -44,7 +44,7 @@ defmodule VLLM.Bridge.Shape do
     "detokenize" => {:record, %{"text" => :binary}},
     "list_loras" => {:list, :map},
     "metrics" => :map,
-    "detect" => :map
+    "detect" => {:record, %{"ignored" => {:list, :any}, "adapter" => {:maybe, :map}}}
   }
 
   @doc "Whether `result` can be the answer to a request of `method`."

@@ -9,6 +9,13 @@ from vllm_bridge.checkpoints.headers import Tensor
 # Bytes per element of the dtypes that vLLM casts to the engine's dtype while loading.
 CAST = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 
+# vLLM's methods for what NVIDIA's ModelOpt makes, by its algorithms.
+_MODELOPT = {
+    "NVFP4": "modelopt_fp4",
+    "MXFP8": "modelopt_mxfp8",
+    "MIXED_PRECISION": "modelopt_mixed",
+}
+
 
 class Found(NamedTuple):
     """What other files than ``config.json`` say of a model.
@@ -61,11 +68,21 @@ class Checkpoint:
             for config in (self.config, self.config.get("text_config") or {}):
                 if isinstance(found := config.get(name), dict):
                     return found
-        return self.found
+        own = self.config.get("quantization")
+        return own if isinstance(own, dict) and _is_mlx(own) else self.found
 
     @property
     def quant_method(self) -> str | None:
         return _quant_method(self.quantization)
+
+    @property
+    def dtype(self) -> str | None:
+        """What the model computes in by its config: ``bfloat16``."""
+        for config in (self.config, self.config.get("text_config") or {}):
+            for name in ("dtype", "torch_dtype"):
+                if isinstance(found := config.get(name), str):
+                    return found
+        return None
 
     def dequantized(self, linear: bool, experts: bool) -> "Checkpoint":
         """The same with weights as floats of the engine's dtype, which is what they are once they
@@ -136,10 +153,24 @@ class Checkpoint:
 def _quant_method(config: Mapping[str, Any] | None) -> str | None:
     if config is None:
         return None
-    method = config.get("quant_method")
+    method = config.get("quant_method") or ""
+    own = config.get("quantization")
+    algorithm = (own if isinstance(own, dict) else config).get("quant_algo")
+    # ModelOpt has one name for what vLLM has several for.
+    if isinstance(algorithm, str) and (not method or method == "modelopt"):
+        return _MODELOPT.get(algorithm.upper(), "modelopt")
     if isinstance(method, str) and method:
         return method
     # bitsandbytes of old wrote its settings without a name.
     if config.get("load_in_8bit") or config.get("load_in_4bit"):
         return "bitsandbytes"
-    return None
+    return "mlx" if _is_mlx(config) else None
+
+
+def _is_mlx(config: Any) -> bool:
+    """Whether this is what MLX writes of a quantization, which has no name in it."""
+    if not isinstance(config, dict) or "quant_method" in config:
+        return False
+    # Layers that differ have an entry of their own.
+    settings = {name for name, one in config.items() if not (isinstance(one, dict) or "." in name)}
+    return {"bits", "group_size"} <= settings <= {"bits", "group_size", "mode"}

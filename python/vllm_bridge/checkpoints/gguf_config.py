@@ -17,6 +17,19 @@ from vllm_bridge.errors import BridgeError
 
 Config = dict[str, Any]
 
+# What llama.cpp calls the mixtures of types that its quantizer makes: its `llama_ftype`.
+FILE_TYPES: Final[Mapping[int, str]] = {
+    0: "F32", 1: "F16", 2: "Q4_0", 3: "Q4_1", 7: "Q8_0", 8: "Q5_0", 9: "Q5_1", 10: "Q2_K",
+    11: "Q3_K_S", 12: "Q3_K_M", 13: "Q3_K_L", 14: "Q4_K_S", 15: "Q4_K_M", 16: "Q5_K_S",
+    17: "Q5_K_M", 18: "Q6_K", 19: "IQ2_XXS", 20: "IQ2_XS", 21: "Q2_K_S", 22: "IQ3_XS",
+    23: "IQ3_XXS", 24: "IQ1_S", 25: "IQ4_NL", 26: "IQ3_S", 27: "IQ3_M", 28: "IQ2_S", 29: "IQ2_M",
+    30: "IQ4_XS", 31: "IQ1_M", 32: "BF16", 36: "TQ1_0", 37: "TQ2_0", 38: "MXFP4_MOE",
+    39: "NVFP4", 40: "Q1_0",
+}  # fmt: skip
+
+# What llama.cpp adds to the number where it was not told one.
+_GUESSED: Final = 1024
+
 # Larger numbers than models have. They bound what is made of them.
 _MOST: Final = 2**31 - 1
 
@@ -38,8 +51,9 @@ def config(file: File) -> Config:
     """A config as transformers and vLLM read it.
 
     No file says which dtype a model was trained in; it is taken to be bfloat16, as most are. Its
-    ``quantization_config`` has, beside the method, ``architecture``, the file's name of it, and
-    ``types``: which part of the weights of matrices is of which of ggml's types, most first.
+    ``quantization_config`` has, beside the method, ``architecture``, the file's name of it,
+    ``types``: which part of the weights of matrices is of which of ggml's types, most first; and as
+    far as the file says so ``file_type``, how llama.cpp calls such a mixture, and ``quantized_by``.
 
     Raises:
         BridgeError: ``unsupported_model`` for an architecture of which nothing is known here;
@@ -54,6 +68,7 @@ def config(file: File) -> Config:
             "quant_method": "gguf",
             "architecture": model.architecture,
             "types": _types(file),
+            **_signature(file.metadata),
         },
     }
 
@@ -389,6 +404,17 @@ def _types(file: File) -> dict[str, float]:
     total = sum(counts.values())
     most_first = sorted(counts.items(), key=lambda item: -item[1])
     return {name: round(count / total, 4) for name, count in most_first}
+
+
+def _signature(metadata: Mapping[str, Any]) -> Config:
+    """What a file says of how it was quantized, and by whom."""
+    kind, author = (metadata.get(f"general.{key}") for key in ("file_type", "quantized_by"))
+    found: Config = {}
+    if isinstance(kind, int) and kind % _GUESSED in FILE_TYPES:
+        found["file_type"] = FILE_TYPES[kind % _GUESSED]
+    if isinstance(author, str) and author:
+        found["quantized_by"] = author
+    return found
 
 
 def _decimal(number: float) -> float:

@@ -159,8 +159,4 @@ def _dtype(checkpoint: Checkpoint, options: Mapping[str, Any]) -> str | None:
     asked = options.get("dtype")
     if isinstance(asked, str) and asked != "auto":
         return asked
-    for config in (checkpoint.config, checkpoint.config.get("text_config") or {}):
-        for name in ("dtype", "torch_dtype"):
-            if isinstance(found := config.get(name), str):
-                return found
-    return None
+    return checkpoint.dtype

@@ -9,6 +9,10 @@ import dataclasses
 from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
+from vllm_bridge.errors import BridgeError
+from vllm_bridge.quantization import scheme
+from vllm_bridge.quantization.scheme import Scheme
+
 if TYPE_CHECKING:
     from vllm_bridge.checkpoints.checkpoint import Checkpoint, Found
 
@@ -73,6 +77,12 @@ class Method:
     # vLLM's name of it.
     name: ClassVar[str] = ""
 
+    # How people write it.
+    title: ClassVar[str] = ""
+
+    # The program whose own format it is, where vLLM does not load it.
+    made_for: ClassVar[str | None] = None
+
     # What people and tools call it, in lower case and with `-` for `_`, where that is not vLLM's
     # name in another spelling.
     other_names: ClassVar[tuple[str, ...]] = ()
@@ -110,6 +120,11 @@ class Method:
         """Whether vLLM's ``name`` means this method."""
         return name == self.name
 
+    def scheme(self, config: Mapping[str, Any]) -> Scheme:
+        """What a checkpoint's config says of how it is quantized. It is taken as it is: what is
+        wrong with it is told by ``check``."""
+        return scheme.usual(config)
+
     def bytes_per_weight(self, config: Mapping[str, Any]) -> Bytes | None:
         """What a weight of a linear layer takes in a checkpoint with this config; None where that
         is not known."""
@@ -137,6 +152,16 @@ class Method:
         Raises:
             BridgeError: ``invalid_checkpoint`` where they are not what their config says
         """
+
+    def foreign(self) -> BridgeError:
+        """The error for a checkpoint that is ``made_for`` another program."""
+        return BridgeError(
+            "unsupported_quantization",
+            f"The checkpoint is in {self.title}, a format of {self.made_for} that vLLM does not "
+            "load.",
+            {"quantization": self.name},
+            remedy="Use the plain model, or its AWQ, GPTQ or GGUF variant.",
+        )
 
     def prepare(self, checkpoint: "Checkpoint", arguments: dict[str, Any]) -> str | None:
         """Makes of a checkpoint of this method what vLLM can read, before vLLM's config is made.

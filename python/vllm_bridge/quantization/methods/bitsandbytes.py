@@ -5,7 +5,9 @@ from typing import TYPE_CHECKING, Any
 
 from vllm_bridge.checkpoints import packed_weights
 from vllm_bridge.errors import BridgeError
+from vllm_bridge.quantization import scheme
 from vllm_bridge.quantization.method import Bytes, Extra, Format, Grouped, Method, Online
+from vllm_bridge.quantization.scheme import Scheme
 
 if TYPE_CHECKING:
     from vllm_bridge.checkpoints.checkpoint import Checkpoint
@@ -16,6 +18,7 @@ _FLOAT32 = 32
 
 class BitsAndBytes(Method):
     name = "bitsandbytes"
+    title = "bitsandbytes"
     other_names = ("bnb", "nf4")
     extra = Extra(
         "bitsandbytes", {"bitsandbytes": "bitsandbytes", "vllm-bnb-plugin": "vllm_bnb_plugin"}
@@ -35,6 +38,14 @@ class BitsAndBytes(Method):
     has_final_shapes = False
     # Its loader looks for experts where older versions of vLLM had them.
     no_online_experts = "the plugin for bitsandbytes does not find them while it quantizes a model"
+
+    def scheme(self, config: Mapping[str, Any]) -> Scheme:
+        said = scheme.usual(config)._replace(symmetric=True, producer="transformers")
+        if config.get("load_in_8bit"):
+            return said._replace(format="int8", bits=8, strategy="channel", activation_bits=8)
+        kind = scheme.text(config, "bnb_4bit_quant_type") or "fp4"
+        double = " double" if config.get("bnb_4bit_use_double_quant") else ""
+        return said._replace(format=kind + double, bits=4, group_size=_BLOCK, strategy="group")
 
     def bytes_per_weight(self, config: Mapping[str, Any]) -> Bytes:
         if config.get("load_in_8bit"):

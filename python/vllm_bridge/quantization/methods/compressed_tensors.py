@@ -4,7 +4,9 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from vllm_bridge.checkpoints import packed_weights
+from vllm_bridge.quantization import scheme
 from vllm_bridge.quantization.method import Bytes, Format, Grouped, Method
+from vllm_bridge.quantization.scheme import Scheme
 
 if TYPE_CHECKING:
     from vllm_bridge.checkpoints.checkpoint import Checkpoint
@@ -21,6 +23,7 @@ def _config(form: str, bits: int, kind: str, **groups: Any) -> Mapping[str, Any]
 
 class CompressedTensors(Method):
     name = "compressed-tensors"
+    title = "compressed-tensors"
     needs_checkpoint = True
     other_names = ("llmcompressor", "llm-compressor")
     formats = (
@@ -34,6 +37,43 @@ class CompressedTensors(Method):
         ),
     )
     experts = "compressed-tensors (W4A16 in groups)"
+
+    def scheme(self, config: Mapping[str, Any]) -> Scheme:
+        said = scheme.usual(config)
+        found = scheme.mapping(config, "config_groups").values()
+        groups = [one for one in found if isinstance(one, dict)]
+        weights = [scheme.mapping(one, "weights") for one in groups]
+        bits = scheme.most(scheme.number(one, "num_bits") for one in weights)
+        one, inputs = next(
+            (
+                (one, scheme.mapping(group, "input_activations"))
+                for group, one in zip(groups, weights, strict=True)
+                if scheme.number(one, "num_bits") == bits
+            ),
+            ({}, {}),
+        )
+        strategy = scheme.text(one, "strategy")
+        block = one.get("block_structure")
+        side = block[0] if scheme.is_list(block) and block else None
+        group = scheme.integer(one, "group_size") or (side if isinstance(side, int) else None)
+        cache = scheme.mapping(config, "kv_cache_scheme")
+        return said._replace(
+            format=scheme.text(config, "format"),
+            bits=bits,
+            group_size=-1 if strategy == "channel" else group,
+            strategy="group" if strategy == "tensor_group" else strategy,
+            symmetric=scheme.boolean(one, "symmetric"),
+            # Of the orders only these are kept in the checkpoint.
+            desc_act=one.get("actorder") in ("group", "dynamic", True),
+            activation_bits=scheme.integer(inputs, "num_bits"),
+            activations=None
+            if not inputs
+            else "dynamic"
+            if inputs.get("dynamic") in (True, "local")
+            else "static",
+            kv_cache=scheme.cache(cache),
+            producer=said.producer or scheme.made_by("compressed-tensors", config.get("version")),
+        )
 
     def bytes_per_weight(self, config: Mapping[str, Any]) -> Bytes | None:
         groups = config.get("config_groups")

@@ -4,7 +4,9 @@ see ``patches.cpu.fp8``."""
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from vllm_bridge.quantization import scheme
 from vllm_bridge.quantization.method import Bytes, Format, Method, Online
+from vllm_bridge.quantization.scheme import Scheme
 
 if TYPE_CHECKING:
     from vllm_bridge.checkpoints.checkpoint import Checkpoint
@@ -14,6 +16,7 @@ _PLAIN = 2.0
 
 class FP8(Method):
     name = "fp8"
+    title = "FP8"
     other_names = ("float8",)
     formats = (Format("fp8", {"activation_scheme": "dynamic"}),)
     online = Online(bytes=1.0, words="8-bit floats with a scale per matrix")
@@ -26,6 +29,20 @@ class FP8(Method):
     def is_named(self, name: str) -> bool:
         # `fp8_per_tensor` and the like are its other names in vLLM, by which it quantizes online.
         return name.startswith("fp8")
+
+    def scheme(self, config: Mapping[str, Any]) -> Scheme:
+        block = config.get("weight_block_size")
+        side = block[0] if scheme.is_list(block) and block else None
+        return scheme.usual(config)._replace(
+            format=scheme.text(config, "fmt") or "e4m3",
+            bits=8,
+            group_size=side if isinstance(side, int) else None,
+            strategy="block" if side else "tensor",
+            symmetric=True,
+            activation_bits=8,
+            activations=scheme.text(config, "activation_scheme"),
+            kv_cache="fp8" if config.get("kv_cache_scheme") else None,
+        )
 
     def bytes_per_weight(self, config: Mapping[str, Any]) -> Bytes:
         return Bytes(1.0, 1.0)

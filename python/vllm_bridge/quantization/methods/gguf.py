@@ -5,7 +5,9 @@ from typing import TYPE_CHECKING, Any
 
 from vllm_bridge.checkpoints import gguf, gguf_model
 from vllm_bridge.errors import BridgeError
+from vllm_bridge.quantization import scheme
 from vllm_bridge.quantization.method import Bytes, Extra, Format, Method
+from vllm_bridge.quantization.scheme import Scheme
 
 if TYPE_CHECKING:
     from vllm_bridge.checkpoints.checkpoint import Checkpoint
@@ -20,6 +22,7 @@ _FLOAT = 2.0
 
 class GGUF(Method):
     name = "gguf"
+    title = "GGUF"
     other_names = ("ggml", "llama.cpp", "llama-cpp")
     extra = Extra("gguf", {"gguf": "gguf"}, faster={"ggml-python": "ggml"})
     formats = tuple(
@@ -33,6 +36,22 @@ class GGUF(Method):
     needs_checkpoint = True
     load_format = "gguf"
     has_final_shapes = False
+
+    def scheme(self, config: Mapping[str, Any]) -> Scheme:
+        parts = {
+            name: part
+            for name, part in scheme.mapping(config, "types").items()
+            if name in gguf.TYPES and gguf.TYPES[name].block > 1
+        }
+        most = max(parts, key=parts.__getitem__, default=None)
+        plain = next(iter(scheme.mapping(config, "types")), None)
+        form = scheme.text(config, "file_type") or most or plain
+        said = Scheme(format=form, producer=scheme.text(config, "quantized_by"))
+        if most is None:
+            return said._replace(bits=scheme.digits(form or ""))
+        return said._replace(
+            bits=scheme.digits(most), group_size=gguf.TYPES[most].block, strategy="group"
+        )
 
     def bytes_per_weight(self, config: Mapping[str, Any]) -> Bytes | None:
         types = config.get("types") or {}

@@ -4,7 +4,9 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from vllm_bridge.checkpoints import packed_weights
+from vllm_bridge.quantization import scheme
 from vllm_bridge.quantization.method import Bytes, Format, Grouped, Method
+from vllm_bridge.quantization.scheme import Scheme
 
 if TYPE_CHECKING:
     from vllm_bridge.checkpoints.checkpoint import Checkpoint
@@ -12,6 +14,7 @@ if TYPE_CHECKING:
 
 class GPTQ(Method):
     name = "gptq"
+    title = "GPTQ"
     needs_checkpoint = True
     other_names = ("autogptq", "gptqmodel", "gptq-model")
     formats = (
@@ -28,6 +31,23 @@ class GPTQ(Method):
     def is_named(self, name: str) -> bool:
         # vLLM has several names for it, one for each of the kernels that it once had.
         return name.replace("_", "-") in ("gptq", "auto-gptq", "gptq-marlin")
+
+    def scheme(self, config: Mapping[str, Any]) -> Scheme:
+        said = scheme.usual(config)
+        # Rules by layer: those with `-:` are of layers that are left as they are.
+        rules = scheme.mapping(config, "dynamic")
+        left = tuple(rule.removeprefix("-:") for rule in rules if rule.startswith("-:"))
+        form = scheme.text(config, "checkpoint_format", "format") or "gptq"
+        if scheme.boolean(config, "is_marlin_format"):
+            form = "marlin"
+        made_by = None
+        if {"model_file_base_name", "damp_percent"} <= config.keys():
+            made_by = "AutoGPTQ"
+        elif "use_cuda_fp16" in config or "exllama_config" in config:
+            made_by = "transformers"
+        return said._replace(
+            format=form, ignored=said.ignored + left, producer=said.producer or made_by
+        )
 
     def bytes_per_weight(self, config: Mapping[str, Any]) -> Bytes:
         # Zero points are there also where all are the same.

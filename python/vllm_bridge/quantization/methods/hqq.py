@@ -10,9 +10,11 @@ from vllm_bridge.checkpoints import torch_files
 from vllm_bridge.checkpoints.checkpoint import Found
 from vllm_bridge.checkpoints.headers import Tensor
 from vllm_bridge.errors import BridgeError, did_you_mean, nearest
+from vllm_bridge.quantization import scheme
 from vllm_bridge.quantization.hqq import settings as configs
 from vllm_bridge.quantization.hqq.settings import PACKINGS, Settings
 from vllm_bridge.quantization.method import Bytes, Format, Grouped, Method, Online
+from vllm_bridge.quantization.scheme import Scheme
 
 if TYPE_CHECKING:
     from vllm_bridge.checkpoints.checkpoint import Checkpoint
@@ -29,6 +31,7 @@ _SCALARS = {"nbits": "I32", "group_size": "I32", "axis": "I32"}
 
 class HQQ(Method):
     name = "hqq"
+    title = "HQQ"
     other_names = ("half-quadratic",)
     formats = tuple(
         Format(f"hqq ({bits} bits)", configs.config(Settings(bits))) for bits in (8, 4, 3, 2)
@@ -45,6 +48,24 @@ class HQQ(Method):
     # Layers hold what hqq's tensors become.
     has_final_shapes = False
     experts_note = "Its experts are left as they are."
+
+    def scheme(self, config: Mapping[str, Any]) -> Scheme:
+        said = scheme.usual(config)._replace(symmetric=False, producer="hqq")
+        try:
+            layers = configs.layers(config)
+        except ValueError:
+            return said
+        kinds = [layers.default] if layers.default else list(layers.named.values())
+        if not kinds:
+            return said
+        one = max(kinds, key=kinds.count)
+        group = one.group_size or -1
+        return said._replace(
+            format=f"axis {one.axis}",
+            bits=one.nbits,
+            group_size=group,
+            strategy="group" if group > 0 else "channel",
+        )
 
     def bytes_per_weight(self, config: Mapping[str, Any]) -> Bytes | None:
         layers = configs.layers(config)

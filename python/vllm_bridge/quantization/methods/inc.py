@@ -4,17 +4,36 @@ are laid out as those of GPTQ or AWQ."""
 from collections.abc import Mapping
 from typing import Any
 
+from vllm_bridge.quantization import scheme
 from vllm_bridge.quantization.method import Bytes, Grouped, Method
+from vllm_bridge.quantization.scheme import Scheme
 
 
 class AutoRound(Method):
     name = "inc"
+    title = "AutoRound"
     needs_checkpoint = True
     other_names = ("autoround", "auto-round", "intel-auto-round")
 
     note = (
         "auto-round by the name of Intel's tools; its checkpoints are laid out as GPTQ's or AWQ's"
     )
+
+    def scheme(self, config: Mapping[str, Any]) -> Scheme:
+        said = scheme.usual(config)
+        layers = scheme.mapping(config, "extra_config")
+        left = tuple(
+            name
+            for name, one in layers.items()
+            if isinstance(one, dict) and (scheme.number(one, "bits") or 0) >= 16
+        )
+        activations = scheme.integer(config, "act_bits")
+        return said._replace(
+            format=scheme.text(config, "packing_format", "backend"),
+            ignored=said.ignored + left,
+            activation_bits=activations if (activations or 16) < 16 else None,
+            producer=said.producer or "AutoRound",
+        )
 
     def bytes_per_weight(self, config: Mapping[str, Any]) -> Bytes:
         bits, group = config.get("bits", 4), config.get("group_size", 128)

@@ -3,12 +3,20 @@
 from collections.abc import Mapping
 from typing import Any
 
+from vllm_bridge.quantization import scheme
 from vllm_bridge.quantization.method import Bytes, Format, Grouped, Method
+from vllm_bridge.quantization.scheme import Scheme
 
 
 class MXFP4(Method):
     name = "mxfp4"
+    title = "MXFP4"
     formats = (Format("mxfp4", {}),)
+
+    def scheme(self, config: Mapping[str, Any]) -> Scheme:
+        return scheme.usual(config)._replace(
+            format="mxfp4", bits=4, group_size=32, strategy="group", symmetric=True
+        )
 
     def bytes_per_weight(self, config: Mapping[str, Any]) -> Bytes:
         return Grouped(4, 32, 8).bytes()

@@ -9,7 +9,9 @@ from vllm_bridge.checkpoints import torch_files
 from vllm_bridge.checkpoints.checkpoint import Found
 from vllm_bridge.checkpoints.headers import Tensor
 from vllm_bridge.errors import BridgeError
+from vllm_bridge.quantization import scheme
 from vllm_bridge.quantization.method import Bytes, Format, Grouped, Method
+from vllm_bridge.quantization.scheme import Scheme
 
 if TYPE_CHECKING:
     from vllm_bridge.checkpoints.checkpoint import Checkpoint
@@ -27,12 +29,17 @@ _COLUMNS = 4096
 
 class SqueezeLLM(Method):
     name = "squeezellm"
+    title = "SqueezeLLM"
     other_names = ("sqllm", "squeeze-llm")
     needs_checkpoint = True
     formats = tuple(Format(f"squeezellm ({bits} bits)", {"wbits": bits}) for bits in _BITS)
     note = "with dense-and-sparse, what is sparse takes 8 bytes for each of its weights beside that"
     # Layers hold what its tensors become.
     has_final_shapes = False
+
+    def scheme(self, config: Mapping[str, Any]) -> Scheme:
+        # Each row has a table of its own.
+        return scheme.usual(config)._replace(strategy="channel", producer="SqueezeLLM")
 
     def bytes_per_weight(self, config: Mapping[str, Any]) -> Bytes:
         bits = config["wbits"]

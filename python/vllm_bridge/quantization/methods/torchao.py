@@ -1,11 +1,14 @@
 """torchao, whose configs are settings of vLLM's method for it."""
 
 import json
+import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from vllm_bridge.errors import BridgeError, did_you_mean, nearest
+from vllm_bridge.quantization import scheme
 from vllm_bridge.quantization.method import Bytes, Extra, Method, Online
+from vllm_bridge.quantization.scheme import Scheme
 
 if TYPE_CHECKING:
     from vllm_bridge.checkpoints.checkpoint import Checkpoint
@@ -16,6 +19,7 @@ DEFAULT = "Int8WeightOnlyConfig"
 
 class TorchAO(Method):
     name = "torchao"
+    title = "torchao"
     other_names = ("ao", "torch-ao")
     extra = Extra("torchao", {"torchao": "torchao"})
     # It quantizes once the whole model is loaded.
@@ -29,6 +33,28 @@ class TorchAO(Method):
     )
     # vLLM does not have torchao quantize them.
     experts_note = "Its experts are left as they are."
+
+    def scheme(self, config: Mapping[str, Any]) -> Scheme:
+        said = scheme.usual(config)
+        kind = config.get("quant_type")
+        one = scheme.mapping(kind, "default") if isinstance(kind, dict) else {}
+        # Older configs have a name such as `int4_weight_only` and its arguments beside it.
+        form = scheme.text(one, "_type") or (kind if isinstance(kind, str) else None)
+        settings = scheme.mapping(one, "_data") or scheme.mapping(config, "quant_type_kwargs")
+        name = (form or "").lower().replace("_", "")
+        # Eight bits of activations stand before the weights' in such names.
+        bits = re.findall(r"(?:int|float|fp|uint)(\d+)", name)
+        activations = bits and ("dynamicactivation" in name or "staticactivation" in name)
+        group = scheme.integer(settings, "group_size")
+        return said._replace(
+            format=form,
+            bits=int(bits[-1]) if bits else None,
+            group_size=group,
+            strategy="group" if group else "channel" if bits else None,
+            activation_bits=int(bits[0]) if activations else None,
+            activations=None if not activations else "static" if "static" in name else "dynamic",
+            producer=said.producer or "torchao",
+        )
 
     def bytes_per_weight(self, config: Mapping[str, Any]) -> Bytes | None:
         return Bytes(1.0, 1.0) if "int8" in str(config).lower() else None
