@@ -275,6 +275,12 @@ def batched_tokens(config: Mapping[str, Any], options: Mapping[str, Any]) -> int
     return min(tokens, int(options.get("max_num_seqs") or _SEQUENCES) * length)
 
 
+def sequences(config: Mapping[str, Any], options: Mapping[str, Any]) -> int:
+    """``max_num_seqs``: how many requests are computed at a time at most."""
+    asked = options.get("max_num_seqs")
+    return int(asked) if asked else min(_SEQUENCES, batched_tokens(config, options))
+
+
 def _batches(options: Mapping[str, Any], kind: str) -> int:
     """That are computed at a time: one on each pipeline rank and, but for CPUs, one that is being
     prepared (``VllmConfig.max_concurrent_batches``)."""

