@@ -8,14 +8,14 @@ defmodule VLLM.Quantization do
 
   A model is what `VLLM.llm/2` takes, and so are the options: those of an engine, checked in the same
   way. No weights are read, and no engine is started: each question is answered by a Python process
-  of its own, within a second or two. Of this library's own options these have a meaning here:
+  of its own, within a second or two (`check/2` imports vLLM, which takes longer). Of this library's own options these have a meaning here:
   `:python` and `:env`, as of an engine, and
 
   #{VLLM.Options.docs(VLLM.Options.tools())}
   """
 
   alias VLLM.{Error, Tools}
-  alias VLLM.Quantization.Detected
+  alias VLLM.Quantization.{Detected, Report}
 
   @doc """
   What a model is and how it is quantized, from its config and the headers of its files; or, of an
@@ -37,6 +37,33 @@ defmodule VLLM.Quantization do
   @doc "Like `detect/2`, but raises `VLLM.Error`."
   @spec detect!(String.t(), keyword() | map()) :: Detected.t()
   def detect!(model, options \\ []), do: bang!(detect(model, options))
+
+  @doc """
+  Whether a model would run with these options, and what it would be: what `VLLM.llm/2` finds out
+  before it starts an engine, as a report and not as an error.
+
+      {:ok, report} = VLLM.Quantization.check("/models/Llama-3.1-8B-AWQ", tensor_parallel_size: 3)
+      report.ok?
+      #=> false
+      for finding <- report.findings, do: IO.puts([finding.message, " ", finding.remedy])
+
+  It is the same code that every start begins with: an engine whose check has an error does not
+  start, and `VLLM.llm/2` ends with the reason, message and details of the first one. What is found
+  is all that can be told without reading weights: whether the options are such that vLLM takes,
+  the model is complete, its quantization is known and has a kernel on this device, its packages
+  are installed, the weights fit into the memory. vLLM is imported for it, which takes some seconds,
+  unless there is an error before.
+
+  `{:error, error}` says that it could not be asked: no Python, or the `timeout`.
+  """
+  @spec check(String.t(), keyword() | map()) :: {:ok, Report.t()} | {:error, Error.t()}
+  def check(model, options \\ []) do
+    with {:ok, wire} <- Tools.about("check", model, options), do: {:ok, Report.from_wire(wire)}
+  end
+
+  @doc "Like `check/2`, but raises `VLLM.Error` where it could not be asked."
+  @spec check!(String.t(), keyword() | map()) :: Report.t()
+  def check!(model, options \\ []), do: bang!(check(model, options))
 
   defp bang!({:ok, result}), do: result
   defp bang!({:error, %Error{} = error}), do: raise(error)

@@ -8,7 +8,10 @@ from pathlib import Path
 
 import pytest
 
+import refusals
 from vllm_bridge import forking, preload
+
+refusals.watch()
 
 ROOT = Path(__file__).resolve().parents[2]
 MODELS = ROOT / "priv" / "models"

@@ -11,8 +11,7 @@ import pytest
 import torch
 
 from vllm_bridge import diagnosis, patches
-from vllm_bridge.engine import config
-from vllm_bridge.engine.plan import plan
+from vllm_bridge.engine.check import check
 from vllm_bridge.errors import BridgeError
 from vllm_bridge.quantization.packed import native
 
@@ -23,10 +22,7 @@ INTEGERS = "PackedLinearKernel" if native.has_vectors() else "CPUWNA16LinearKern
 def configure(model: Path, **options: Any) -> tuple[Any, str | None]:
     """vLLM's config and the kernel, by the steps of a start."""
     options = {"enforce_eager": True, "distributed_executor_backend": "uni"} | options
-    planned = plan(str(model), options)
-    planned.check()
-    with diagnosis.load_errors(options):
-        made = config.configure(planned)
+    made = check(str(model), options).configured()
     return made.vllm_config, made.kernel
 
 

@@ -39,6 +39,14 @@ class Finding(NamedTuple):
     details: Mapping[str, Any] = {}
     remedy: str = ""
 
+    @classmethod
+    def of(cls, error: BridgeError) -> "Finding":
+        """What keeps an engine from starting."""
+        return cls("error", error.reason, error.what, error.details, error.remedy)
+
+    def error(self) -> BridgeError:
+        return BridgeError(self.reason, self.message, dict(self.details), self.remedy)
+
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
@@ -73,9 +81,7 @@ class Plan:
         """
         for finding in self.findings:
             if finding.severity == "error":
-                raise BridgeError(
-                    finding.reason, finding.message, dict(finding.details), finding.remedy
-                )
+                raise finding.error()
 
 
 def plan(
@@ -137,7 +143,7 @@ def _collected(findings: list[Finding]) -> Iterator[None]:
         with map_exceptions(diagnosis.load_error):
             yield
     except BridgeError as error:
-        findings.append(Finding("error", error.reason, error.what, error.details, error.remedy))
+        findings.append(Finding.of(error))
 
 
 def _strays(checkpoint: Checkpoint) -> Iterator[Finding]:

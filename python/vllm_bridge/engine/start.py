@@ -1,4 +1,4 @@
-"""The start of an engine from its plan.
+"""The start of an engine.
 
 It blocks the event loop for seconds: vLLM reads configs and waits for its processes synchronously,
 and they must be children of the main thread (the parent-death signal that ends them with the
@@ -13,11 +13,12 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from vllm_bridge import defaults, diagnosis, forking, quantization
+from vllm_bridge import diagnosis, forking, quantization
 from vllm_bridge.chat import Chat
-from vllm_bridge.engine.config import configure, offline
+from vllm_bridge.engine import facts
+from vllm_bridge.engine.check import check
+from vllm_bridge.engine.config import Config, offline
 from vllm_bridge.engine.engine import Engine, warm_up
-from vllm_bridge.engine.plan import Plan, plan
 from vllm_bridge.quantization import online
 
 logger = logging.getLogger(__name__)
@@ -29,18 +30,10 @@ async def load(
     progress: Callable[[str], None] = lambda _: None,
     devices: Sequence[str] | None = None,
 ) -> Engine:
-    """Plans an engine and starts it; see ``start``."""
-    return await start(plan(model, options, progress), progress, devices)
-
-
-async def start(
-    plan: Plan,
-    progress: Callable[[str], None] = lambda _: None,
-    devices: Sequence[str] | None = None,
-) -> Engine:
-    """Starts what was planned. Imports vLLM.
+    """Starts an engine, if ``check`` has nothing against it. Imports vLLM.
 
     Args:
+        options: engine options as the user gave them
         progress: told of each phase that begins
         devices: the only ones that the engine may use
 
@@ -48,19 +41,15 @@ async def start(
         BridgeError: with the reason why it did not start. The process is of no use then.
     """
     started = time.monotonic()
-    plan.check()
-    for finding in plan.findings:
-        logger.warning(f"{finding.message} {finding.remedy}".rstrip())
+    checked = check(model, options, progress, devices, _import)
+    config = checked.configured()
+    for finding in checked.findings:
+        level = logging.WARNING if finding.severity == "warning" else logging.INFO
+        logger.log(level, finding.error().message)
+    plan = checked.plan
     with diagnosis.load_errors(plan.options):
-        progress("import")
-        if devices is not None:
-            defaults.use_devices(devices)
         from vllm.v1.engine.async_llm import AsyncLLM
 
-        forking.start()
-
-        progress("config")
-        config = configure(plan)
         with offline(plan):
             progress("engine")
             llm = AsyncLLM.from_vllm_config(
@@ -74,53 +63,34 @@ async def start(
             await warm_up(llm)
             await chat.warm_up()
         made = online.note(plan.online_dtype, config.settings, llm.model_config)
-        info = _info(plan.model, config.vllm_config, tasks) | {
+        info = _info(plan.model, config, tasks) | {
             "quantization_note": await quantization.note(llm, made, config.kernel),
-            "quantization_kernel": config.kernel,
             "load_seconds": time.monotonic() - started,
         }
         return Engine(llm, chat, tasks, info)
 
 
-def _info(model: str, config: Any, tasks: tuple[str, ...]) -> dict[str, Any]:
-    from vllm.platforms import current_platform
-    from vllm.version import __version__ as vllm_version
+def _import() -> None:
+    """Imports what vLLM's processes need, and forks them from what there is then."""
+    import vllm.v1.engine.async_llm  # noqa: F401
 
-    model_config, cache = config.model_config, config.cache_config
-    parallel, scheduler = config.parallel_config, config.scheduler_config
+    forking.start()
+
+
+def _info(model: str, config: Config, tasks: tuple[str, ...]) -> dict[str, Any]:
+    from vllm.platforms import current_platform
+
+    cache = config.vllm_config.cache_config
     tokens = cache.kv_cache_size_tokens
     if tokens is None:
         tokens = (cache.num_gpu_blocks or 0) * cache.block_size
-    return {
+    return facts.of_config(config) | {
         "model": model,
-        "model_type": model_config.hf_config.model_type,
-        "architecture": model_config.architecture,
-        "dtype": str(model_config.dtype).removeprefix("torch."),
-        "quantization": model_config.quantization,
-        "quantization_config": _quantization_config(model_config.hf_config),
-        "kv_cache_dtype": str(cache.cache_dtype),
         "kv_cache_tokens": tokens,
         "kv_cache_bytes": cache.kv_cache_memory_bytes,
-        "max_model_len": model_config.max_model_len,
-        "max_num_seqs": scheduler.max_num_seqs,
-        "scheduling_policy": str(scheduler.policy),
-        "tensor_parallel_size": parallel.tensor_parallel_size,
-        "pipeline_parallel_size": parallel.pipeline_parallel_size,
-        "data_parallel_size": parallel.data_parallel_size,
-        "vllm_version": vllm_version,
-        "device": current_platform.device_type,
         "device_name": _device_name(current_platform),
-        "runner": model_config.runner_type,
         "tasks": sorted(tasks),
     }
-
-
-def _quantization_config(hf_config: Any) -> dict[str, Any] | None:
-    """The quantization config of a loaded model, as plain data."""
-    found = getattr(hf_config, "quantization_config", None)
-    if found is None:
-        return None
-    return dict(found if isinstance(found, Mapping) else found.to_dict())
 
 
 def _device_name(current_platform: Any) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 from vllm_bridge.rpc.call import Call
 from vllm_bridge.rpc.table import NoParams
-from vllm_bridge.tools.model import ModelParams
+from vllm_bridge.tools.model import MachineParams, ModelParams
 
 
 async def quantization(_call: Call, _params: NoParams) -> dict[str, list[str]]:
@@ -28,7 +28,16 @@ async def detect(_call: Call, params: ModelParams) -> dict[str, Any]:
     return (await asyncio.to_thread(detect, params.model, params.options)).to_wire()
 
 
+async def check(_call: Call, params: MachineParams) -> dict[str, Any]:
+    """What would keep an engine from starting, and what it would be."""
+    from vllm_bridge.engine import facts
+    from vllm_bridge.engine.check import check
+
+    return facts.report(await asyncio.to_thread(check, params.model, params.options))
+
+
 METHODS: dict[str, Any] = {
     "quantization": (NoParams, quantization),
     "detect": (ModelParams, detect),
+    "check": (MachineParams, check),
 }

@@ -1,0 +1,46 @@
+defmodule VLLM.Quantization.Report do
+  @fields [
+    ok?: "whether nothing was found that keeps an engine from starting",
+    findings: "a list of `VLLM.Quantization.Finding`, in the order in which a start meets them",
+    model: "the folder, file or hub name that was asked about",
+    model_type: "as its config names it (`\"llama\"`)",
+    architecture: "the class that vLLM runs it with (`\"LlamaForCausalLM\"`)",
+    method: "the quantization method, by vLLM's name; nil for a plain model",
+    kernel:
+      "what computes quantized linear layers on this device; nil for a plain model, and where " <>
+        "an error or another device leaves it unknown",
+    dtype: "of what is not quantized, and of what is computed (`\"bfloat16\"`)",
+    kv_cache_dtype: "of the KV cache; `\"auto\"` is the model's dtype",
+    max_model_len: "tokens that prompt and completion may have together",
+    max_num_seqs: "requests that are computed together at most",
+    tensor_parallel_size: "devices that each layer is split over",
+    pipeline_parallel_size: "devices that the layers are dealt out to",
+    runner: "`\"generate\"`, or `\"pooling\"` for what embeds, classifies and scores",
+    loaded_bytes: "the least that the weights take in memory, in bytes; 0 where it is not known",
+    device: "the platform of the devices (`\"cuda\"`, `\"cpu\"`, …)",
+    vllm_version: "of the vLLM that was asked"
+  ]
+
+  @moduledoc """
+  What would be of a model if it were loaded, from `VLLM.Quantization.check/2`.
+
+  #{Enum.map_join(@fields, "\n", fn {name, doc} -> "  * `:#{name}` - #{doc}" end)}
+
+  After an error, what only vLLM can tell is nil (such as `:max_model_len`).
+  """
+
+  alias VLLM.Quantization.Finding
+
+  @names Keyword.keys(@fields)
+  defstruct @names
+
+  @type t :: %__MODULE__{}
+
+  @doc false
+  @spec from_wire(map()) :: t()
+  def from_wire(wire) do
+    facts = for name <- @names, do: {name, wire[Atom.to_string(name)]}
+    findings = Enum.map(wire["findings"], &Finding.from_wire/1)
+    struct!(__MODULE__, Keyword.merge(facts, ok?: wire["ok"], findings: findings))
+  end
+end

@@ -1,0 +1,118 @@
+"""Holds ``check`` to what the tests know: wherever one of them meets what keeps an engine from
+starting, the worker's answer to ``check`` must have it too, word for word.
+
+``watch`` has to be called before a test imports what it wraps.
+"""
+
+import asyncio
+import contextlib
+import os
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeVar
+
+import msgspec
+
+from vllm_bridge.errors import BridgeError
+
+_T = TypeVar("_T")
+
+# Names of the tests, without their parameters, whose refusals by vLLM's config were compared: such
+# a config takes a while, and each of a test's refusals comes from the same place.
+_compared: set[str] = set()
+
+_is_asking = False
+
+
+def watch() -> None:
+    """Wraps the steps of a start that refuse."""
+    from vllm_bridge.checkpoints import models
+    from vllm_bridge.engine import plan
+
+    plan.plan = _watched(plan.plan, _plan_error)
+
+    from vllm_bridge.engine import check
+
+    models.check_model = _raising(models.check_model)
+    check.check = _watched(check.check, _config_error)
+
+
+@contextlib.contextmanager
+def unwatched() -> Iterator[None]:
+    """Nothing is asked again within, for tests that count."""
+    global _is_asking
+    _is_asking = True
+    try:
+        yield
+    finally:
+        _is_asking = False
+
+
+def _plan_error(planned: Any) -> BridgeError | None:
+    return next((f.error() for f in planned.findings if f.severity == "error"), None)
+
+
+def _config_error(checked: Any) -> BridgeError | None:
+    name = os.environ["PYTEST_CURRENT_TEST"].partition("[")[0]
+    if checked.findings == checked.plan.findings or name in _compared:
+        return None
+    _compared.add(name)
+    return _plan_error(checked)
+
+
+def _watched(original: Callable[..., Any], error_of: Callable[[Any], BridgeError | None]) -> Any:
+    def watched(model: str, options: Mapping[str, Any], *rest: Any, **others: Any) -> Any:
+        found = original(model, options, *rest, **others)
+        if not _is_asking and (error := error_of(found)) is not None:
+            first = next(f for f in _ask(model, options) if f["severity"] == "error")
+            assert first == _said(error)
+        return found
+
+    return watched
+
+
+def _raising(original: Callable[..., Any]) -> Any:
+    """As ``_watched``, of a step that is one of several: its error need not be the first."""
+
+    def watched(model: str, options: Mapping[str, Any], *rest: Any) -> Any:
+        try:
+            return original(model, options, *rest)
+        except BridgeError as raised:
+            error = raised
+        assert _is_asking or _said(error) in _ask(model, options)
+        raise error
+
+    return watched
+
+
+def _said(error: BridgeError) -> dict[str, Any]:
+    """An error of ``load``, as a finding has it."""
+    wire = error.to_wire()
+    remedy = wire["details"].pop("remedy", "")
+    said = wire["message"].removesuffix(remedy).rstrip()
+    return _sent({"severity": "error"} | wire | {"message": said, "remedy": remedy})
+
+
+def _ask(model: str, options: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What the worker answers, in a thread without a loop of its own yet."""
+    from vllm_bridge.tools import quantization
+    from vllm_bridge.tools.model import MachineParams
+
+    answers: list[dict[str, Any]] = []
+
+    def ask() -> None:
+        params = MachineParams(model, dict(options))
+        answers.append(asyncio.run(quantization.check(None, params)))  # type: ignore[arg-type]
+
+    with unwatched():
+        thread = threading.Thread(target=ask)
+        thread.start()
+        thread.join()
+    assert not answers[0]["ok"]
+    return _sent(answers[0]["findings"])
+
+
+def _sent(value: _T) -> _T:
+    """A value as it arrives."""
+    arrived: _T = msgspec.msgpack.decode(msgspec.msgpack.encode(value))
+    return arrived

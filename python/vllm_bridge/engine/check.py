@@ -1,0 +1,77 @@
+"""What is wrong with a model and its options, by one path for all who ask: every start begins with
+it, and ``VLLM.Quantization.check`` is nothing else.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from vllm_bridge import defaults, diagnosis
+from vllm_bridge.engine.config import Config, configure
+from vllm_bridge.engine.plan import Finding, Plan, plan
+from vllm_bridge.errors import BridgeError
+
+
+class Checked(NamedTuple):
+    """What an engine would be.
+
+    Args:
+        plan: what is known without vLLM
+        findings: the plan's, and what vLLM says against it
+        config: what vLLM makes of the plan; None where a finding is against it
+    """
+
+    plan: Plan
+    findings: tuple[Finding, ...]
+    config: Config | None = None
+
+    def refuse(self) -> None:
+        """Raises the first finding that keeps the engine from starting.
+
+        Raises:
+            BridgeError: with its reason
+        """
+        for finding in self.findings:
+            if finding.severity == "error":
+                raise finding.error()
+
+    def configured(self) -> Config:
+        """vLLM's config of an engine that can run, as far as can be known without weights.
+
+        Raises:
+            BridgeError: with the reason why it cannot
+        """
+        self.refuse()
+        assert self.config is not None  # noqa: S101 - there is a finding where it is not
+        return self.config
+
+
+def check(
+    model: str,
+    options: Mapping[str, Any],
+    progress: Callable[[str], None] = lambda _: None,
+    devices: Sequence[str] | None = None,
+    imported: Callable[[], None] = lambda: None,
+) -> Checked:
+    """Looks at all that can be told of an engine before its processes are started. Imports vLLM
+    unless the plan has an error already, and sets variables of the environment that are for the
+    life of a worker. Nothing is raised.
+
+    Args:
+        options: engine options as the user gave them
+        progress: told of each phase that begins
+        devices: the only ones that the engine may use
+        imported: called once vLLM is imported and before anything of it has run
+    """
+    planned = plan(model, options, progress)
+    if any(finding.severity == "error" for finding in planned.findings):
+        return Checked(planned, planned.findings)
+    try:
+        with diagnosis.load_errors(planned.options):
+            progress("import")
+            if devices is not None:
+                defaults.use_devices(devices)
+            imported()
+            progress("config")
+            return Checked(planned, planned.findings, configure(planned))
+    except BridgeError as error:
+        return Checked(planned, (*planned.findings, Finding.of(error)))

@@ -1,0 +1,83 @@
+"""What an engine is, before and after it is loaded, for people and programs."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from vllm_bridge.engine.check import Checked
+from vllm_bridge.engine.config import Config
+from vllm_bridge.engine.plan import Finding, Plan
+from vllm_bridge.redaction import redact
+
+
+def report(checked: Checked) -> dict[str, Any]:
+    """What is sent of a check; see guides/protocol.md."""
+    facts = of_plan(checked.plan)
+    if checked.config is not None:
+        facts |= of_config(checked.config)
+    method, kernel = facts.pop("quantization"), facts.pop("quantization_kernel", None)
+    return facts | {
+        "method": method,
+        "kernel": kernel,
+        "ok": all(finding.severity != "error" for finding in checked.findings),
+        "findings": [_finding(finding) for finding in checked.findings],
+    }
+
+
+def of_plan(plan: Plan) -> dict[str, Any]:
+    """What is known without vLLM."""
+    config = plan.checkpoint.config
+    architectures = config.get("architectures")
+    return {
+        "model": plan.model,
+        "model_type": config.get("model_type"),
+        "architecture": architectures[0] if isinstance(architectures, list | tuple) else None,
+        "quantization": plan.method,
+        "dtype": plan.dtype,
+        "loaded_bytes": plan.loaded_bytes,
+    }
+
+
+def of_config(config: Config) -> dict[str, Any]:
+    """What vLLM's config says."""
+    from vllm.platforms import current_platform
+    from vllm.version import __version__ as vllm_version
+
+    made = config.vllm_config
+    model, parallel, scheduler = made.model_config, made.parallel_config, made.scheduler_config
+    return {
+        "model_type": model.hf_config.model_type,
+        "architecture": model.architecture,
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "quantization": model.quantization,
+        "quantization_config": _quantization_config(model.hf_config),
+        "quantization_kernel": config.kernel,
+        "kv_cache_dtype": str(made.cache_config.cache_dtype),
+        "max_model_len": model.max_model_len,
+        "max_num_seqs": scheduler.max_num_seqs,
+        "scheduling_policy": str(scheduler.policy),
+        "tensor_parallel_size": parallel.tensor_parallel_size,
+        "pipeline_parallel_size": parallel.pipeline_parallel_size,
+        "data_parallel_size": parallel.data_parallel_size,
+        "vllm_version": vllm_version,
+        "device": current_platform.device_type,
+        "runner": model.runner_type,
+    }
+
+
+def _finding(finding: Finding) -> dict[str, Any]:
+    wire = finding.error().to_wire()
+    return {
+        "severity": finding.severity,
+        "reason": wire["reason"],
+        "message": redact(finding.message),
+        "remedy": wire["details"].pop("remedy", ""),
+        "details": wire["details"],
+    }
+
+
+def _quantization_config(hf_config: Any) -> dict[str, Any] | None:
+    """The quantization config of a loaded model, as plain data."""
+    found = getattr(hf_config, "quantization_config", None)
+    if found is None:
+        return None
+    return dict(found if isinstance(found, Mapping) else found.to_dict())

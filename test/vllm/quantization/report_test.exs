@@ -1,0 +1,70 @@
+defmodule VLLM.Quantization.ReportTest do
+  use ExUnit.Case, async: true
+
+  alias VLLM.{DemoModel, Error, Quantization}
+  alias VLLM.Quantization.{Finding, Report}
+
+  # As the worker sends it.
+  @wire %{
+    "ok" => false,
+    "findings" => [
+      %{
+        "severity" => "warning",
+        "reason" => "invalid_checkpoint",
+        "message" => "A file is not read.",
+        "remedy" => "",
+        "details" => %{"file" => "a"}
+      },
+      %{
+        "severity" => "error",
+        "reason" => "from_the_future",
+        "message" => "No.",
+        "remedy" => "Do.",
+        "details" => %{}
+      }
+    ],
+    "model" => "/models/llama",
+    "method" => "gptq",
+    "kernel" => nil,
+    "loaded_bytes" => 12,
+    "quantization_config" => %{"bits" => 4}
+  }
+
+  test "a report has the findings in their order, and of what is not known nothing" do
+    assert %Report{ok?: false, method: "gptq", loaded_bytes: 12, max_model_len: nil} =
+             report = Report.from_wire(@wire)
+
+    assert report.findings == [
+             %Finding{
+               severity: :warning,
+               reason: :invalid_checkpoint,
+               message: "A file is not read.",
+               remedy: "",
+               details: %{"file" => "a"}
+             },
+             %Finding{
+               severity: :error,
+               reason: :internal,
+               message: "No.",
+               remedy: "Do.",
+               details: %{"reason" => "from_the_future"}
+             }
+           ]
+  end
+
+  test "what keeps a model from running is no failure to ask" do
+    assert {:ok, %Report{ok?: false, method: "awq", findings: findings}} =
+             Quantization.check(DemoModel.path("demo-awq"), quantisation: "awq", dtype: "int8")
+
+    assert [
+             %Finding{severity: :error, reason: :invalid_option, details: %{"option" => option}},
+             %Finding{severity: :error, reason: :unsupported_quantization}
+           ] = findings
+
+    assert option == "quantisation"
+    assert hd(findings).remedy == "Did you mean `quantization`?"
+
+    assert {:error, %Error{reason: :python_not_found}} =
+             Quantization.check(DemoModel.path(), python: "/no/python")
+  end
+end
