@@ -7,6 +7,7 @@ import pytest
 
 import model_cards
 from model_cards import Card
+from vllm_bridge.checkpoints import detect
 from vllm_bridge.checkpoints.checkpoint import Checkpoint
 from vllm_bridge.checkpoints.models import check_model
 from vllm_bridge.sizing import kv_cache
@@ -62,6 +63,34 @@ def test_sizes_are_those_that_are_published(
 @pytest.mark.parametrize("name", that_say("unsized"))
 def test_a_size_without_a_source_is_none(name: str) -> None:
     assert "published" not in card(name)
+
+
+# What is expected of a quantization, by the name that it has where it is detected.
+SCHEME = ("bits", "group_size", "symmetric", "desc_act")
+
+
+@pytest.mark.parametrize("name", sorted({*that_say("tensors"), *that_say("gguf")}))
+def test_how_they_are_quantized_is_detected(
+    name: str, checkpoint: Callable[[str], Checkpoint]
+) -> None:
+    expected = card(name)["expected"]
+    found = detect.of(checkpoint(name))
+    wire = found.to_wire()
+    assert found.method == expected["method"]
+    assert {one: wire[one] for one in SCHEME if one in expected} == {
+        one: expected[one] for one in SCHEME if one in expected
+    }
+    assert (found.made_for is not None) == ("unsupported" in expected)
+
+
+@pytest.mark.parametrize("name", that_say("parameters"))
+def test_packed_weights_are_counted_as_what_they_stand_for(
+    name: str, checkpoint: Callable[[str], Checkpoint]
+) -> None:
+    found = detect.of(checkpoint(name)).parameters
+    # Some have biases of zeros that the model does not have, and some figures count scales.
+    close = 3e-4 if card(name)["expected"]["method"] else 0.0
+    assert found == pytest.approx(card(name)["parameters"], rel=close, abs=0)
 
 
 @pytest.mark.parametrize("name", that_say("kv"))

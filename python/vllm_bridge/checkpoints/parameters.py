@@ -18,6 +18,9 @@ _BESIDE = re.compile(
     r"|q_(?:scale|scale_max|groups|group_map|invperm|perm))$|\.quant_state\."
 )
 
+# What is computed anew from the config: angles of positions, and their numbers.
+_BUFFER = re.compile(r"(?:inv_freq|position_ids)$")
+
 _WORDS = ("I32", "U32")
 _WORD = 32
 _BYTE = 8
@@ -48,6 +51,8 @@ def weights(checkpoint: Checkpoint, scheme: Scheme) -> Iterator[Weights]:
     hqq = {name.removesuffix("W_q") for name in checkpoint.tensors if name.endswith(".W_q")}
     for name, tensor in checkpoint.tensors.items():
         layer, dot, part = name.rpartition(".")
+        if _BUFFER.search(name):
+            continue
         if layer + dot in hqq:
             if part == "W_q":
                 yield from _packed(name, tensor, checkpoint.tensors, scheme)
