@@ -47,7 +47,8 @@ class Fault:
             after ``after`` bytes of the body, ``reset`` resets it; ``stall`` stops there until the
             client is gone; ``corrupt`` sends other bytes from there on
         method: of the requests; any if it is None
-        times: how often, from now on
+        skip: how many requests are served before
+        times: how often, from then on
     """
 
     path: str
@@ -56,6 +57,7 @@ class Fault:
     headers: Mapping[str, str] = field(default_factory=dict)
     after: int = 0
     method: str | None = None
+    skip: int = 0
     times: int = 2**31
 
 
@@ -81,6 +83,8 @@ class Request:
 class Hub:
     """The stand-in, which serves while its ``with`` block runs."""
 
+    knows_ranges = True
+
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.faults: list[Fault] = []
@@ -102,13 +106,38 @@ class Hub:
             server.shutdown()
             server.server_close()
 
-    def fault(self, method: str, path: str) -> Fault | None:
-        """What is to go wrong with this request."""
+    def answers(self, monkeypatch: Any, home: Path) -> None:
+        """Has the client of this process ask here, with an empty cache below ``home``."""
+        from huggingface_hub import constants
+
+        for name, value in {
+            "ENDPOINT": self.endpoint,
+            "HUGGINGFACE_CO_URL_TEMPLATE": self.endpoint
+            + "/{repo_id}/resolve/{revision}/{filename}",
+            "HF_HUB_CACHE": str(home / "hub"),
+            "HF_TOKEN_PATH": str(home / "token"),
+            "HF_HUB_OFFLINE": False,
+        }.items():
+            monkeypatch.setattr(constants, name, value)
+        for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
+            monkeypatch.delenv(name, raising=False)
+
+    def fault(self, method: str, path: str, *, has_body: bool) -> Fault | None:
+        """What is to go wrong with this request.
+
+        Args:
+            has_body: whether it is about the body of the answer
+        """
         with self._lock:
             for fault in self.faults:
-                if fault.times and fault.method in (None, method) and re.search(fault.path, path):
-                    fault.times -= 1
-                    return fault
+                fits = fault.method in (None, method) and (fault.kind != "status") == has_body
+                if not fits or not fault.times or not re.search(fault.path, path):
+                    continue
+                if fault.skip:
+                    fault.skip -= 1
+                    continue
+                fault.times -= 1
+                return fault
         return None
 
     def note(self, request: Request) -> None:
@@ -247,11 +276,10 @@ class _Handler(BaseHTTPRequestHandler):
     def _answer(self) -> None:
         url = urlsplit(self.path)
         path, query = unquote(url.path), parse_qs(url.query)
-        fault = self.hub.fault(self.command, path)
-        if fault and fault.kind == "status":
+        if fault := self.hub.fault(self.command, path, has_body=False):
             return self._error(fault.status, headers=fault.headers)
         if self.is_cdn:
-            return self._send(self.hub.folder / path.lstrip("/"), {}, fault)
+            return self._send(self.hub.folder / path.lstrip("/"), {})
         if path == "/requests":
             return self._json([asdict(one) for one in self.hub.requests])
         if self._token and not self._token.startswith("hf_good"):
@@ -266,7 +294,7 @@ class _Handler(BaseHTTPRequestHandler):
         if match := re.fullmatch(r"/api/models/([^/]+(?:/[^/]+)?)", path):
             return self._info(match[1], "main", query)
         if match := re.fullmatch(r"/([^/]+(?:/[^/]+)?)/resolve/([^/]+)/(.+)", path):
-            return self._resolve(match[1], match[2], match[3], fault)
+            return self._resolve(match[1], match[2], match[3])
         return self._error(404)
 
     def _allowed(self, name: str, revision: str) -> Repository | None:
@@ -303,7 +331,7 @@ class _Handler(BaseHTTPRequestHandler):
         if found := self._allowed(name, revision):
             self._json([{"type": "file", **found.entry(path)} for path in found.paths])
 
-    def _resolve(self, name: str, revision: str, path: str, fault: Fault | None) -> None:
+    def _resolve(self, name: str, revision: str, path: str) -> None:
         found = self._allowed(name, revision)
         if found is None:
             return None
@@ -315,18 +343,19 @@ class _Handler(BaseHTTPRequestHandler):
         entry = found.entry(path)
         if not is_large(path):
             headers["ETag"] = f'"{entry["oid"]}"'
-            return self._send(found.folder / path, headers, fault)
+            return self._send(found.folder / path, headers)
         file = (found.folder / path).relative_to(self.hub.folder)
         headers["X-Linked-Size"] = str(entry["size"])
         headers["X-Linked-ETag"] = f'"{entry["lfs"]["oid"]}"'
         headers["Location"] = f"{self.hub.cdn}/{file}"
         return self._head(302, headers, 0)
 
-    def _send(self, file: Path, headers: dict[str, str], fault: Fault | None) -> None:
+    def _send(self, file: Path, headers: dict[str, str]) -> None:
         size = file.stat().st_size
         start, end = 0, size
         headers["Accept-Ranges"] = "bytes"
-        if match := re.fullmatch(r"bytes=(\d*)-(\d*)", self.headers.get("Range", "")):
+        asked = self.headers.get("Range", "") if self.hub.knows_ranges else ""
+        if match := re.fullmatch(r"bytes=(\d*)-(\d*)", asked):
             if match[1]:
                 start = int(match[1])
                 end = min(int(match[2]) + 1, size) if match[2] else size
@@ -338,6 +367,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._head(206 if match else 200, headers, end - start)
         if self.command == "HEAD":
             return None
+        fault = self.hub.fault(self.command, self.path, has_body=True)
         with file.open("rb") as source:
             source.seek(start)
             return self._stream(source.read, end - start, fault)

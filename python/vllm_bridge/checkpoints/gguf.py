@@ -226,11 +226,25 @@ def parts(path: str) -> tuple[str, ...]:
 def _read_header(path: str) -> File:
     try:
         with open(path, "rb") as file:
-            return _parse(path, _Reader(file))
-    except _DamagedError as error:
-        raise _damaged(path, *error.args, **error.details) from None
+            return read_one(path, file)
     except OSError as error:
         raise _damaged(path, f"it cannot be read ({error.strerror or error})") from error
+
+
+def read_one(path: str, file: BinaryIO) -> File:
+    """What one file, which may be a part, says and holds.
+
+    Args:
+        path: what it is called
+        file: it, open; its header is read from the front, and no more of it than that
+
+    Raises:
+        BridgeError: see ``read``
+    """
+    try:
+        return _parse(path, _Reader(file))
+    except _DamagedError as error:
+        raise _damaged(path, *error.args, **error.details) from None
 
 
 def _parse(path: str, reader: "_Reader") -> File:

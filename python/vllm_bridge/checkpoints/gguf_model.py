@@ -29,7 +29,7 @@ def find(folder: str, names: Iterable[str]) -> str | None:
         BridgeError: ``not_a_model`` if it has several that are a model each
     """
     paths = {gguf.parts(os.path.join(folder, name))[0] for name in names if name.endswith(SUFFIX)}
-    models = [path for path in sorted(paths) if not _is_beside(path)]
+    models = [path for path in sorted(paths) if is_model(path)]
     if len(models) > 1:
         found = [os.path.basename(path) for path in models]
         raise BridgeError(
@@ -41,9 +41,10 @@ def find(folder: str, names: Iterable[str]) -> str | None:
     return models[0] if models else min(paths, default=None)
 
 
-def _is_beside(path: str) -> bool:
-    name = os.path.basename(path).lower()
-    return any(word in name for word in _BESIDE)
+def is_model(path: str) -> bool:
+    """Whether a file is a model, or a part of one, by its name."""
+    name = os.path.basename(path)
+    return name.endswith(SUFFIX) and not any(word in name.lower() for word in _BESIDE)
 
 
 def look_at(path: str, options: Mapping[str, Any]) -> Checkpoint:

@@ -12,7 +12,7 @@ from vllm_bridge.errors import BridgeError
 _MAX_HEADER = 100_000_000
 
 # Bits per element of the dtypes that weights have.
-_WIDTH = {
+WIDTH = {
     "F64": 64, "F32": 32, "F16": 16, "BF16": 16, "I64": 64, "I32": 32, "I16": 16, "I8": 8,
     "U64": 64, "U32": 32, "U16": 16, "U8": 8, "BOOL": 8, "F8_E4M3": 8, "F8_E5M2": 8,
 }  # fmt: skip
@@ -54,7 +54,7 @@ def read_header(path: str) -> dict[str, Tensor]:
                     continue
                 first, last = tensor["data_offsets"]
                 shape = tuple(tensor["shape"])
-                width = _WIDTH.get(tensor["dtype"])
+                width = WIDTH.get(tensor["dtype"])
                 if width and (last - first) * 8 != width * math.prod(shape):
                     raise ValueError(f"`{name}` has {last - first} bytes for {list(shape)}")
                 end = max(end, last)

@@ -1,0 +1,428 @@
+"""Downloads, by the real client from a stand-in of the hub with faults."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from huggingface_hub import constants, snapshot_download
+
+import hub_models
+from hub_models import plain, repository
+from hub_server import Fault, Hub
+from vllm_bridge.errors import BridgeError
+from vllm_bridge.hub import cache, download
+from vllm_bridge.hub.download import Progress, pull
+from vllm_bridge.hub.look_up import look_up
+from vllm_bridge.hub.names import parse
+from vllm_bridge.hub.repository import Repository
+
+PYTHON = Path(__file__).resolve().parents[1]
+
+# So large that it comes in many pieces.
+LARGE = 2_000_000
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    root = tmp_path / "repositories"
+    repository(root, "org/name", plain(LARGE))
+    monkeypatch.setattr(download, "_PAUSE", 0.001)
+    with Hub(root) as hub:
+        hub.answers(monkeypatch, tmp_path / "home")
+        yield hub
+
+
+def found(name: str = "org/name", **options: Any) -> Repository:
+    parsed = parse(name)
+    assert parsed is not None
+    return look_up(parsed, options)
+
+
+def fetched(name: str = "org/name", **options: Any) -> Path:
+    return Path(pull(found(name, **options), options))
+
+
+def refused(name: str = "org/name", **options: Any) -> BridgeError:
+    with pytest.raises(BridgeError) as caught:
+        fetched(name, **options)
+    return caught.value
+
+
+def blobs(name: str = "org/name") -> Path:
+    return Path(cache.storage(name, {}), "blobs")
+
+
+def is_model(name: str = "org/name") -> bool:
+    """Whether anybody would take what is here for a model."""
+    return any(Path(cache.storage(name, {})).glob("snapshots/*/config.json"))
+
+
+def test_a_model_comes_whole_and_only_what_is_needed(hub: Hub) -> None:
+    original = hub.folder / "org/name"
+    (original / "pytorch_model.bin").write_bytes(b"no")
+    (original / "README.md").write_text("no")
+    folder = fetched()
+    assert sorted(os.listdir(folder)) == ["config.json", "model.safetensors", "tokenizer.json"]
+    for name in os.listdir(folder):
+        assert (folder / name).read_bytes() == (original / name).read_bytes()
+    assert not hub.asked("pytorch_model.bin|README")
+
+
+def test_the_client_finds_what_we_fetched_and_we_what_it_did(hub: Hub) -> None:
+    folder = fetched()
+    before = len(hub.asked("/name/"))
+    assert snapshot_download("org/name", local_files_only=True) == str(folder)
+    repository(hub.folder, "org/other", plain())
+    snapshot_download("org/other")
+    before = len(hub.asked("resolve"))
+    assert fetched("org/other").name == found("org/other").commit
+    assert len(hub.asked("resolve")) == before
+
+
+def test_what_is_here_is_not_asked_for_again(hub: Hub) -> None:
+    folder = fetched()
+    before = len(hub.requests)
+    assert fetched() == folder
+    assert [one.path for one in hub.requests[before:]] == ["/api/models/org/name?blobs=true"]
+
+
+def test_progress(hub: Hub) -> None:
+    told: list[Progress] = []
+    repository = found()
+    pull(repository, {}, told.append)
+    assert told[-1] == Progress(
+        repository.size, repository.size, 3, 3, told[-1].bytes_per_second, told[-1].seconds_left
+    )
+    assert [one.bytes for one in told] == sorted(one.bytes for one in told)
+
+
+def test_files_of_a_subfolder_a_revision_and_a_gguf_file(hub: Hub, tmp_path: Path) -> None:
+    files = {f"sub/{name}": content for name, content in plain().items()}
+    repository(hub.folder, "org/name@v1", files)
+    folder = fetched(revision="v1", subfolder="sub")
+    assert folder.name == "sub"
+    assert (folder / "model.safetensors").is_file()
+    assert sorted(os.listdir(folder.parent)) == ["sub"]
+    gguf = hub_models.gguf(tmp_path)
+    repository(hub.folder, "org/files-GGUF", {"a.Q8_0.gguf": gguf, "a.Q4_K_M.gguf": gguf})
+    path = fetched("org/files-GGUF")
+    assert path.name == "a.Q4_K_M.gguf"
+    assert path.read_bytes() == gguf
+    assert not hub.asked("Q8_0")
+
+
+def test_tokens_stay_with_the_hub(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    repository(hub.folder, "org/private", plain(), private=True)
+    assert refused("org/private").reason == "model_not_found"
+    options = {"hf_token": "hf_good_by_option"}
+    assert fetched("org/private", **options).is_dir()
+    asked = [one for one in hub.requests if one.token]
+    assert {one.token for one in asked} == {"hf_good_by_option"}
+    assert [one for one in hub.requests if one.is_cdn]
+    assert not [one for one in asked if one.is_cdn]
+    repository(hub.folder, "org/private2", plain(), private=True)
+    monkeypatch.setenv("HF_TOKEN", "hf_good_by_variable")
+    assert fetched("org/private2").is_dir()
+
+
+# -- faults
+
+
+def cut(kind: str, times: int = 2**31) -> Fault:
+    return Fault("model.safetensors", kind, after=1_000_000, times=times)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("kind", ["cut", "reset"])
+def test_a_connection_that_is_cut_is_taken_up_where_it_was(hub: Hub, kind: str) -> None:
+    hub.faults.append(cut(kind, times=2))
+    folder = fetched()
+    original = hub.folder / "org/name/model.safetensors"
+    assert (folder / "model.safetensors").read_bytes() == original.read_bytes()
+    asked = [one for one in hub.asked("model.safetensors") if one.is_cdn]
+    assert len(asked) == 3
+    assert asked[0].range is None
+    assert all(one.range for one in asked[1:])
+
+
+def test_a_hub_that_is_cut_again_and_again(hub: Hub) -> None:
+    hub.faults.append(Fault("model.safetensors", "cut", after=0))
+    error = refused()
+    assert error.reason == "hub_unreachable"
+    assert not is_model()
+    assert len([one for one in hub.asked("model.safetensors") if one.is_cdn]) == 6
+
+
+def test_a_failure_of_the_hub_passes(hub: Hub) -> None:
+    hub.faults.append(Fault("resolve.*model.safetensors", status=503, method="GET", times=2))
+    assert fetched().is_dir()
+
+
+@pytest.mark.parametrize(
+    ("fault", "reason", "told"),
+    [
+        (Fault("/api/", status=500), "hub_unreachable", "an error of its own (500)"),
+        (Fault("resolve", status=500), "hub_unreachable", "an error of its own (500)"),
+        (
+            Fault("/api/", status=429, headers={"Retry-After": "7"}),
+            "rate_limited",
+            "Try again in 7 seconds",
+        ),
+        (
+            Fault("/api/", status=429, headers={"RateLimit": '"api";r=0;t=55'}),
+            "rate_limited",
+            "Try again in 55 seconds",
+        ),
+        (Fault("/api/", status=403), "hub_unauthorized", "does not let read org/name"),
+        (Fault("resolve.*config.json", status=403), "hub_unauthorized", "does not let read"),
+    ],
+)
+def test_what_the_hub_answers(hub: Hub, fault: Fault, reason: str, told: str) -> None:
+    hub.faults.append(fault)
+    error = refused()
+    assert (error.reason, error.details["status"]) == (reason, fault.status)
+    assert told in error.message
+    assert not is_model()
+
+
+def test_when_to_ask_again(hub: Hub) -> None:
+    hub.faults.append(Fault("/api/", status=429, headers={"Retry-After": "7"}))
+    assert refused().details["retry_after_ms"] == 7000
+
+
+def test_the_hub_is_asked_less_when_it_says_so(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    waited: list[float] = []
+    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", waited.append)
+    headers = {"Retry-After": "30"}
+    hub.faults.append(
+        Fault("resolve.*tokenizer", status=429, headers=headers, method="GET", times=2)
+    )
+    assert fetched().is_dir()
+    assert waited == [31.0, 31.0]
+
+
+def test_a_token_that_the_hub_does_not_know(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = {"hf_token": "hf_bad_secret_1"}
+    error = refused(**options)
+    assert error.reason == "hub_unauthorized"
+    assert "the option `hf_token`" in error.message
+    monkeypatch.setenv("HF_TOKEN", "hf_bad_secret_2")
+    error = refused()
+    assert "`HF_TOKEN`" in error.message
+    assert "secret" not in json.dumps(error.to_wire())
+
+
+def test_a_gated_model(hub: Hub) -> None:
+    repository(hub.folder, "org/gated", plain(), gated="manual")
+    for options in ({}, {"hf_token": "hf_good_and_not_granted"}):
+        error = refused("org/gated", **options)
+        assert error.reason == "model_gated"
+        assert "https://huggingface.co/org/gated" in error.message
+    repository(hub.folder, "org/gated", {}, gated="manual", granted=True)
+    options = {"hf_token": "hf_good_and_granted"}
+    assert fetched("org/gated", **options).is_dir()
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "told"),
+    [
+        ("org/none", {}, "has no model `org/none`"),
+        ("org/name", {"revision": "v9"}, "no revision `v9`"),
+        ("org/name", {"subfolder": "none"}, "no folder `none`"),
+        ("org/na--me", {}, "nor a name that a model can have"),
+        ("org/name:Q8_0", {}, "no GGUF file"),
+    ],
+)
+def test_what_is_not_there(hub: Hub, name: str, options: dict[str, str], told: str) -> None:
+    error = refused(name, **options)
+    assert error.reason == "model_not_found"
+    assert told in error.message
+
+
+def test_a_subfolder_outside(hub: Hub) -> None:
+    assert refused(subfolder="../x").reason == "invalid_option"
+
+
+def test_corrupt_files_are_removed_and_told(hub: Hub) -> None:
+    hub.faults.append(cut("corrupt"))
+    error = refused()
+    assert error.reason == "download_corrupt"
+    assert error.details["file"] == "model.safetensors"
+    assert "safetensors" not in " ".join(os.listdir(blobs()))
+    assert not is_model()
+    assert not [name for name in os.listdir(blobs()) if name.endswith(cache.INCOMPLETE)]
+    hub.faults.clear()
+    assert fetched().is_dir()
+
+
+def test_small_files_are_compared_too(hub: Hub) -> None:
+    hub.faults.append(Fault("resolve.*config.json", "corrupt", method="GET"))
+    assert refused().details["file"] == "config.json"
+
+
+def test_a_rest_that_was_damaged_is_fetched_anew(hub: Hub) -> None:
+    repository = found()
+    (file,) = [one for one in repository.files if one.path == "model.safetensors"]
+    blobs().mkdir(parents=True)
+    Path(download.blob(repository, file, {}) + cache.INCOMPLETE).write_bytes(bytes(100_000))
+    folder = fetched()
+    original = hub.folder / "org/name/model.safetensors"
+    assert (folder / "model.safetensors").read_bytes() == original.read_bytes()
+
+
+def test_a_file_that_became_shorter_is_fetched_anew(hub: Hub) -> None:
+    file = fetched() / "model.safetensors"
+    os.truncate(file, 1000)
+    assert os.path.getsize(fetched() / "model.safetensors") == file.stat().st_size > 1000
+
+
+def test_too_little_space_is_told_before_anything_comes(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = type("Usage", (), {"free": LARGE})
+    monkeypatch.setattr("shutil.disk_usage", lambda _path: usage)
+    error = refused()
+    assert error.reason == "disk_full"
+    assert error.details["free_bytes"] == LARGE
+    assert error.details["needed_bytes"] == found().size
+    assert not hub.asked("resolve")
+
+
+def test_a_folder_that_cannot_be_written_to(hub: Hub, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    error = refused(download_dir=str(tmp_path / "file"))
+    assert error.reason == "cache_not_writable"
+    assert str(tmp_path / "file") in error.message
+
+
+def test_names_that_leave_the_repository_are_left_out(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sibling = type("Sibling", (), {"size": 1, "blob_id": "0" * 40, "lfs": None})
+    files = []
+    for path in ("../../config.json", "/etc/config.json", "a/../config.json"):
+        files.append(sibling())
+        files[-1].rfilename = path
+    info = type("Info", (), {"siblings": files, "sha": "0" * 40})
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", lambda *_, **__: info)
+    assert found().files == ()
+
+
+# -- without the hub
+
+
+def test_what_is_here_is_used_while_the_hub_is_away(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = fetched()
+    for status in (500, 429):
+        hub.faults[:] = [Fault("", status=status)]
+        assert fetched() == folder
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    hub.requests.clear()
+    assert fetched() == folder
+    assert fetched(revision=folder.name) == folder
+    assert refused(revision="v1").reason == "hub_unreachable"
+    error = refused("org/other")
+    assert error.reason == "hub_unreachable"
+    assert "HF_HUB_OFFLINE" in error.message
+    assert hub.requests == []
+
+
+def test_half_a_model_is_none_while_the_hub_is_away(hub: Hub) -> None:
+    hub.faults.append(Fault("model.safetensors", "cut"))
+    assert refused().reason == "hub_unreachable"
+    assert sorted(path.stat().st_size for path in blobs().iterdir())[-1] < 1000
+    hub.faults[:] = [Fault("", status=500)]
+    assert refused().reason == "hub_unreachable"
+
+
+def test_another_gguf_file_of_a_downloaded_one(hub: Hub, tmp_path: Path) -> None:
+    gguf = hub_models.gguf(tmp_path)
+    repository(hub.folder, "org/files-GGUF", {"a.Q8_0.gguf": gguf, "a.Q4_K_M.gguf": gguf})
+    fetched("org/files-GGUF")
+    hub.faults.append(Fault("", status=500))
+    assert refused("org/files-GGUF:Q8_0").reason == "hub_unreachable"
+
+
+def test_a_hub_that_is_not_there(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:1")
+    error = refused()
+    assert error.reason == "hub_unreachable"
+    assert "HTTPS_PROXY" in error.message
+
+
+# -- other processes
+
+SCRIPT = """
+import os, resource, sys
+from vllm_bridge.errors import BridgeError
+from vllm_bridge.hub import download, look_up, names
+if len(sys.argv) > 1:
+    limit = int(sys.argv[1])
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+try:
+    print(download.pull(look_up.look_up(names.parse("org/name"), {}), {}), flush=True)
+except BridgeError as error:
+    print(error.reason, flush=True)
+"""
+
+
+def start(hub: Hub, tmp_path: Path, *arguments: str) -> "subprocess.Popen[str]":
+    environment = {
+        **os.environ,
+        "HF_ENDPOINT": hub.endpoint,
+        "HF_HOME": str(tmp_path / "home"),
+        "PYTHONPATH": str(PYTHON),
+    }
+    command = [sys.executable, "-c", SCRIPT, *arguments]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+
+
+def test_a_download_that_was_killed_goes_on_where_it_was(hub: Hub, tmp_path: Path) -> None:
+    hub.faults.append(cut("stall", times=1))
+    with start(hub, tmp_path) as process:
+        assert hub.stalled.wait(60)
+        part = wait_for_part(1_000_000)
+        process.send_signal(signal.SIGKILL)
+    assert not is_model()
+    came = part.stat().st_size
+    folder = fetched()
+    original = hub.folder / "org/name/model.safetensors"
+    assert (folder / "model.safetensors").read_bytes() == original.read_bytes()
+    last = [one for one in hub.asked("model.safetensors") if one.is_cdn][-1]
+    assert last.range == f"bytes={came}-"
+    assert last.sent == original.stat().st_size - came
+
+
+def wait_for_part(size: int) -> Path:
+    """The file that is on the way, when so much of it is on the disk."""
+    ticking = threading.Event()
+    while True:
+        for path in blobs().glob(f"*{cache.INCOMPLETE}"):
+            if path.stat().st_size >= size:
+                return path
+        ticking.wait(0.01)
+
+
+def test_of_several_processes_one_downloads(hub: Hub, tmp_path: Path) -> None:
+    with start(hub, tmp_path) as one, start(hub, tmp_path) as other:
+        assert one.stdout is not None
+        assert other.stdout is not None
+        folders = {one.stdout.read(), other.stdout.read()}
+    assert folders == {f"{fetched()}\n"}
+    assert len([one for one in hub.asked("model.safetensors") if one.is_cdn]) == 1
+
+
+def test_a_disk_that_becomes_full(hub: Hub, tmp_path: Path) -> None:
+    with start(hub, tmp_path, "1000000") as process:
+        assert process.stdout is not None
+        assert process.stdout.read() == "disk_full\n"
+    assert not is_model()
+    assert fetched().is_dir()  # once there is room

@@ -1,0 +1,188 @@
+"""A model of the hub as a folder that has all of it but the weights.
+
+Its small files are there. Its large ones are sparse: each is as long as it is on the hub, has the
+header that says what is in it, and holes where the weights would be. So what reads headers of
+models (``checkpoints``) reads a model of the hub as it reads one that is here.
+"""
+
+import atexit
+import io
+import os
+import shutil
+import struct
+import tempfile
+import threading
+import zipfile
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+from vllm_bridge.checkpoints import gguf, gguf_model
+from vllm_bridge.errors import BridgeError
+from vllm_bridge.hub import download, errors
+from vllm_bridge.hub.repository import File, Repository
+
+# What is fetched at once, at least: the headers of most safetensors files, and the directories of
+# most files of torch's.
+_BLOCK: Final = 2**16
+
+_LARGE: Final = (".safetensors", gguf_model.SUFFIX, ".bin", ".pt", ".pth")
+_MAX_HEADER: Final = 100_000_000
+
+# Of the header of an entry in a zip file: its beginning, and where the lengths of the name and of
+# what fills up are.
+_ENTRY: Final = struct.Struct("<4s22xHH")
+
+# torch has the bytes of tensors begin at multiples of this, and fills up with at least so much.
+_ALIGNMENT: Final = 64
+_FILLER: Final = 4
+
+
+def of(repository: Repository, options: Mapping[str, Any]) -> str:
+    """Makes a ghost, which is removed when this process ends.
+
+    Returns:
+        str: what to look at in the place of the model: a folder, or a GGUF file
+
+    Raises:
+        BridgeError: as ``download.pull`` does
+    """
+    folder = tempfile.mkdtemp(prefix="ghost-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    large = [file for file in repository.files if file.path.endswith(_LARGE)]
+    small = [file for file in repository.files if file not in large]
+    download.fetch(repository, small, options)
+    with errors.told(repository.id, repository.revision, options.get("hf_token")):
+        for file in small:
+            path = _room(folder, file)
+            os.symlink(download.blob(repository, file, options), path)
+        download.at_once(
+            large,
+            lambda file: _header(_room(folder, file), repository, file, options),
+            threading.Event(),
+        )
+    return repository.model_in(folder)
+
+
+def _room(folder: str, file: File) -> str:
+    path = os.path.join(folder, file.path)
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    return path
+
+
+def _header(path: str, repository: Repository, file: File, options: Mapping[str, Any]) -> None:
+    """Writes a file's header. One that is damaged is written as it is: the one who reads it says
+    so."""
+    with _Sparse(path, file.size, lambda a, b: _bytes(repository, file, options, a, b)) as sparse:
+        if path.endswith(".safetensors"):
+            (length,) = struct.unpack("<Q", sparse.read(8).ljust(8, b"\0"))
+            sparse.need(0, 8 + min(length, _MAX_HEADER))
+        elif path.endswith(gguf_model.SUFFIX):
+            try:
+                gguf.read_one(path, io.BufferedReader(sparse, 1))
+            except BridgeError:
+                return
+        elif path.endswith(".pt"):
+            _torch(sparse)
+
+
+def _torch(sparse: "_Sparse") -> None:
+    """Writes what ``checkpoints.torch_files`` looks at. In front of each tensor there is a header
+    in which nothing is new but how long it is, and that is computed: there are hundreds."""
+    try:
+        with zipfile.ZipFile(sparse) as archive:
+            entries = sorted(archive.infolist(), key=lambda entry: entry.header_offset)
+            for entry in entries:
+                if entry.filename.endswith("/data.pkl"):
+                    archive.read(entry)
+            ends = [entry.header_offset for entry in entries[1:]] + [archive.start_dir]
+    except (zipfile.BadZipFile, OSError, RuntimeError, EOFError):
+        return
+    for entry, end in zip(entries, ends, strict=True):
+        name = len(entry.filename.encode())
+        start = entry.header_offset + _ENTRY.size + name
+        filler = -(start + _FILLER) % _ALIGNMENT + _FILLER
+        if start + filler + entry.file_size > end:
+            filler = 0  # torch did not write it
+        sparse.put(entry.header_offset, _ENTRY.pack(b"PK\x03\x04", name, filler))
+
+
+class _Sparse(io.RawIOBase):
+    """A file of the hub's of which only what is read is fetched; the rest are holes."""
+
+    def __init__(self, path: str, size: int, fetch: Callable[[int, int], bytes]) -> None:
+        self._file = open(path, "w+b", buffering=0)  # noqa: SIM115 - closed with this one
+        self._file.truncate(size)
+        self._size = size
+        self._fetch = fetch
+        self._here: set[int] = set()  # numbers of blocks
+
+    def need(self, start: int, end: int) -> None:
+        """Sees that these bytes are here."""
+        end = min(end, self._size)
+        missing = [
+            number
+            for number in range(start // _BLOCK, -(-end // _BLOCK))
+            if number not in self._here
+        ]
+        if missing:
+            first, last = missing[0], missing[-1]
+            data = self._fetch(first * _BLOCK, min((last + 1) * _BLOCK, self._size))
+            os.pwrite(self._file.fileno(), data, first * _BLOCK)
+            self._here.update(range(first, last + 1))
+
+    def put(self, at: int, data: bytes) -> None:
+        """Writes what need not be fetched."""
+        if at // _BLOCK not in self._here or (at + len(data) - 1) // _BLOCK not in self._here:
+            os.pwrite(self._file.fileno(), data, at)
+
+    def readinto(self, buffer: Any) -> int:
+        at, size = self._file.tell(), len(buffer)
+        self.need(at, at + size)
+        return self._file.readinto(buffer) or 0
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        return self._file.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+    def fileno(self) -> int:
+        return self._file.fileno()
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+
+def _bytes(
+    repository: Repository, file: File, options: Mapping[str, Any], start: int, end: int
+) -> bytes:
+    """Some bytes of a file on the hub."""
+    from huggingface_hub import constants, hf_hub_url
+    from huggingface_hub.utils import build_hf_headers, hf_raise_for_status, http_stream_backoff
+
+    headers = build_hf_headers(token=options.get("hf_token"))
+    headers |= {"Accept-Encoding": "identity", "Range": f"bytes={start}-{end - 1}"}
+    with http_stream_backoff(
+        "GET",
+        hf_hub_url(repository.id, file.path, revision=repository.commit),
+        headers=headers,
+        timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT,
+        max_retries=2,
+    ) as response:
+        hf_raise_for_status(response)
+        skipped = start if response.status_code != 206 else 0  # it does not know ranges
+        data = bytearray()
+        for chunk in response.iter_bytes():
+            data += chunk
+            if len(data) >= skipped + end - start:
+                break
+    if len(data) < skipped + end - start:
+        raise ConnectionError(f"the connection ended after {len(data)} bytes")
+    return bytes(data[skipped : skipped + end - start])

@@ -1,0 +1,118 @@
+"""Finds out what a repository holds: from the hub, or from what was downloaded of it."""
+
+import dataclasses
+import os
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from vllm_bridge.errors import BridgeError
+from vllm_bridge.hub import cache, errors
+from vllm_bridge.hub.names import Name
+from vllm_bridge.hub.needed import needed
+from vllm_bridge.hub.repository import File, Repository
+
+
+def look_up(
+    name: Name,
+    options: Mapping[str, Any],
+    progress: Callable[[str], None] = lambda _: None,
+) -> Repository:
+    """Asks the hub for a model, once. Where it does not answer or is not to be asked, what was
+    downloaded before is looked at.
+
+    Args:
+        progress: told ``"hub"`` before the hub is asked, which may take seconds
+
+    Raises:
+        BridgeError: ``model_not_found``, ``model_gated``, ``hub_unreachable``, ``hub_unauthorized``
+            or ``rate_limited``
+    """
+    revision = options.get("revision") or "main"
+    subfolder = _subfolder(options)
+    progress("hub")
+    try:
+        with errors.told(name.id, options.get("revision"), options.get("hf_token")):
+            commit, found = _ask(name, revision, options)
+    except BridgeError as error:
+        if not errors.is_away(error):
+            raise
+        local = _look_up_here(name, revision, subfolder, options)
+        if local is None:
+            raise
+        return local
+    repository = Repository(name.id, revision, commit, (), subfolder)
+    return dataclasses.replace(repository, files=_chosen(found, name, subfolder, options))
+
+
+def _ask(name: Name, revision: str, options: Mapping[str, Any]) -> tuple[str, list[File]]:
+    from huggingface_hub import HfApi, constants
+
+    info = HfApi(token=options.get("hf_token")).model_info(
+        name.id,
+        revision=options.get("revision"),
+        files_metadata=True,
+        timeout=constants.HF_HUB_ETAG_TIMEOUT,
+    )
+    found = []
+    for file in info.siblings or ():
+        sha256 = file.lfs.sha256 if file.lfs is not None else None
+        found.append(File(file.rfilename, file.size or 0, sha256, sha256 or file.blob_id))
+    return info.sha or revision, found
+
+
+def _look_up_here(
+    name: Name, revision: str, subfolder: str, options: Mapping[str, Any]
+) -> Repository | None:
+    """The same of what was downloaded. A snapshot is there only once all its files are."""
+    found = cache.snapshot(name.id, revision, options)
+    if found is None:
+        return None
+    commit, folder = found
+    files = [
+        File(os.path.relpath(path, folder), os.path.getsize(path))
+        for path in cache.files_in(folder)
+    ]
+    try:
+        chosen = _chosen(files, name, subfolder, options)
+    except BridgeError:
+        return None  # another file of the repository was downloaded
+    if not chosen:
+        return None
+    return Repository(name.id, revision, commit, chosen, subfolder, is_local=True)
+
+
+def _chosen(
+    files: list[File], name: Name, subfolder: str, options: Mapping[str, Any]
+) -> tuple[File, ...]:
+    prefix = f"{subfolder}/" if subfolder else ""
+    below = {
+        file.path.removeprefix(prefix): file
+        for file in files
+        if file.path.startswith(prefix) and _is_inside(file.path)
+    }
+    if subfolder and not below:
+        raise BridgeError(
+            "model_not_found",
+            f"{name.id} has no folder `{subfolder}` at this revision.",
+            {"model": name.id, "subfolder": subfolder},
+            remedy=f"Look at https://huggingface.co/{name.id}/tree/main for what it has.",
+        )
+    return tuple(below[path] for path in needed(below, name, options))
+
+
+def _is_inside(path: str) -> bool:
+    """Whether a path stays in its repository, whoever tells of it."""
+    return not path.startswith("/") and ".." not in path.split("/") and "\\" not in path
+
+
+def _subfolder(options: Mapping[str, Any]) -> str:
+    given = options.get("subfolder") or ""
+    parts = str(given).strip("/").split("/")
+    if any(part in (".", "..") for part in parts):
+        raise BridgeError(
+            "invalid_option",
+            f"`subfolder: {given!r}` is no folder in a repository.",
+            {"option": "subfolder", "value": given},
+            remedy='Give one by its path from the top, such as `subfolder: "4bit"`.',
+        )
+    return "/".join(parts)
