@@ -293,6 +293,9 @@ class _Handler(BaseHTTPRequestHandler):
             return self._info(match[1], match[2], query)
         if match := re.fullmatch(r"/api/models/([^/]+(?:/[^/]+)?)", path):
             return self._info(match[1], "main", query)
+        small = r"/api/resolve-cache/models/([^/]+(?:/[^/]+)?)/([0-9a-f]{40})/(.+)"
+        if match := re.fullmatch(small, path):
+            return self._small(match[1], match[2], match[3])
         if match := re.fullmatch(r"/([^/]+(?:/[^/]+)?)/resolve/([^/]+)/(.+)", path):
             return self._resolve(match[1], match[2], match[3])
         return self._error(404)
@@ -343,12 +346,18 @@ class _Handler(BaseHTTPRequestHandler):
         entry = found.entry(path)
         if not is_large(path):
             headers["ETag"] = f'"{entry["oid"]}"'
-            return self._send(found.folder / path, headers)
+            headers["Location"] = f"/api/resolve-cache/models/{name}/{found.commit}/{path}"
+            return self._head(307, headers, 0)
         file = (found.folder / path).relative_to(self.hub.folder)
         headers["X-Linked-Size"] = str(entry["size"])
         headers["X-Linked-ETag"] = f'"{entry["lfs"]["oid"]}"'
         headers["Location"] = f"{self.hub.cdn}/{file}"
         return self._head(302, headers, 0)
+
+    def _small(self, name: str, commit: str, path: str) -> None:
+        if found := self._allowed(name, commit):
+            headers = {"X-Repo-Commit": commit, "ETag": f'"{found.entry(path)["oid"]}"'}
+            self._send(found.folder / path, headers)
 
     def _send(self, file: Path, headers: dict[str, str]) -> None:
         size = file.stat().st_size

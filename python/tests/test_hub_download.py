@@ -245,8 +245,31 @@ def test_what_is_not_there(hub: Hub, name: str, options: dict[str, str], told: s
     assert told in error.message
 
 
-def test_a_subfolder_outside(hub: Hub) -> None:
-    assert refused(subfolder="../x").reason == "invalid_option"
+@pytest.mark.parametrize("option", ["subfolder", "revision"])
+def test_a_path_that_leads_out(hub: Hub, option: str) -> None:
+    for path in ("../x", "a/../../x", "/x"):
+        error = refused(**{option: path})
+        assert (error.reason, error.details["option"]) == ("invalid_option", option)
+    assert hub.requests == []
+
+
+def test_a_hub_that_names_no_commit(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    info = type("Info", (), {"siblings": [], "sha": "../../x"})
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", lambda *_, **__: info)
+    error = refused()
+    assert error.reason == "hub_unreachable"
+    assert "HF_ENDPOINT" in error.message
+
+
+def test_the_client_may_be_asked_to_fetch_itself(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "HF_XET_HIGH_PERFORMANCE", True)
+    monkeypatch.setattr(download, "_WORTHWHILE", LARGE)
+    folder = fetched()
+    original = hub.folder / "org/name/model.safetensors"
+    assert (folder / "model.safetensors").read_bytes() == original.read_bytes()
+    # It asks where a file is, and goes there by itself.
+    asked = [one for one in hub.requests if "/resolve/" in one.path and "model.saf" in one.path]
+    assert [one.method for one in asked] == ["HEAD"]
 
 
 def test_corrupt_files_are_removed_and_told(hub: Hub) -> None:
@@ -270,7 +293,7 @@ def test_a_rest_that_was_damaged_is_fetched_anew(hub: Hub) -> None:
     repository = found()
     (file,) = [one for one in repository.files if one.path == "model.safetensors"]
     blobs().mkdir(parents=True)
-    Path(download.blob(repository, file, {}) + cache.INCOMPLETE).write_bytes(bytes(100_000))
+    Path(download.where(repository, file, {}) + cache.INCOMPLETE).write_bytes(bytes(100_000))
     folder = fetched()
     original = hub.folder / "org/name/model.safetensors"
     assert (folder / "model.safetensors").read_bytes() == original.read_bytes()

@@ -1,5 +1,6 @@
 """Models of the hub that are looked at before they are fetched."""
 
+import dataclasses
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -125,7 +126,18 @@ def test_small_files_are_fetched_once_for_ghost_and_model(hub: Hub) -> None:
     assert (folder / "tokenizer.json").read_text() == '{"model": {}}'
     assert cache.snapshot("org/name", "main", {}) is None
     download.pull(found(), {})
-    assert len(hub.asked("tokenizer.json")) == 1
+    assert len(hub.asked("/resolve/.*tokenizer.json")) == 1
+
+
+def test_a_hub_that_does_not_say_what_files_are(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    repository(hub.folder, "org/name", plain())
+    known = found()
+    files = tuple(file._replace(sha256=None, blob=None) for file in known.files)
+    unknown = dataclasses.replace(known, files=files)
+    expected = tensors(check_model(str(hub.folder / "org/name"), {}))
+    assert tensors(check_model(ghost.of(unknown, {}), {})) == expected
+    folder = Path(download.pull(unknown, {}))
+    assert sorted(os.listdir(folder)) == ["config.json", "model.safetensors", "tokenizer.json"]
 
 
 def test_what_is_damaged_on_the_hub_is_damaged_here(hub: Hub) -> None:

@@ -33,6 +33,10 @@ _WINDOW: Final = 10.0
 _TRIES: Final = 5
 _PAUSE = 1.0
 
+# From this size on, a user who sets `HF_XET_HIGH_PERFORMANCE` gets the client's own way of fetching
+# a file, which is faster where the network is, and begins anew after a kill.
+_WORTHWHILE = 2**27
+
 # What makes a folder a model. Without these, other files in it are none.
 _CONFIGS: Final = ("config.json", "params.json")
 
@@ -100,20 +104,24 @@ def fetch(
     options: Mapping[str, Any],
     progress: Callable[[Progress], None] = lambda _: None,
 ) -> None:
-    """Brings files to where ``blob`` says, which makes no model of them yet."""
+    """Brings files here, which makes no model of them yet: ``where`` says where each is."""
     blobs = os.path.join(cache.storage(repository.id, options), "blobs")
     meter = _Meter(blobs, files)
     with errors.told(repository.id, repository.revision, options.get("hf_token")):
         os.makedirs(blobs, exist_ok=True)
         _check_space(blobs, meter)
         one = _Fetch(repository, options)
-        queue = [file for file in files if _is_ours(file)]
-        at_once(queue, one.run, one.stop, lambda: progress(meter.read()))
+        at_once(files, one.run, one.stop, lambda: progress(meter.read()))
     progress(meter.read())
 
 
-def blob(repository: Repository, file: File, options: Mapping[str, Any]) -> str:
-    """The path that a file is brought to."""
+def where(repository: Repository, file: File, options: Mapping[str, Any]) -> str:
+    """The path of a file that is here."""
+    path = _blob(repository, file, options)
+    return path if file.blob else os.path.join(_snapshot(repository, options), file.path)
+
+
+def _blob(repository: Repository, file: File, options: Mapping[str, Any]) -> str:
     return os.path.join(cache.storage(repository.id, options), "blobs", file.blob or "")
 
 
@@ -132,7 +140,10 @@ class _Fetch:
     def run(self, file: File) -> None:
         from huggingface_hub.utils import WeakFileLock
 
-        path = blob(self._repository, file, self._options)
+        if not _is_ours(file):
+            _by_client(self._repository, file, self._options)
+            return
+        path = _blob(self._repository, file, self._options)
         locks = os.path.join(
             cache.folder(self._options),
             ".locks",
@@ -219,35 +230,38 @@ class _Fetch:
 
 
 def _place(repository: Repository, options: Mapping[str, Any]) -> None:
-    """Has the client link the files into a snapshot, and fetch those that were left to it."""
-    from huggingface_hub import hf_hub_download
-
-    def link(file: File) -> None:
-        path = os.path.join(_snapshot(repository, options), file.path)
-        if os.path.lexists(path) and not _is_whole(path, file):
-            os.unlink(path)
-        hf_hub_download(
-            repository.id,
-            file.path,
-            revision=repository.commit,
-            cache_dir=cache.folder(options),
-            token=options.get("hf_token"),
-        )
-
+    """Has the client link the files into a snapshot."""
     configs = [file for file in repository.files if os.path.basename(file.path) in _CONFIGS]
     others = [file for file in repository.files if file not in configs]
     for files in (others, configs):
-        at_once(files, link, threading.Event())
+        at_once(files, lambda file: _by_client(repository, file, options), threading.Event())
     _remember(repository, options)
+
+
+def _by_client(repository: Repository, file: File, options: Mapping[str, Any]) -> None:
+    """Has the client put a file in its place; it fetches what is not here yet."""
+    from huggingface_hub import hf_hub_download
+
+    path = os.path.join(_snapshot(repository, options), file.path)
+    if os.path.lexists(path) and not _is_whole(path, file):
+        os.unlink(path)
+    hf_hub_download(
+        repository.id,
+        file.path,
+        revision=repository.commit,
+        cache_dir=cache.folder(options),
+        token=options.get("hf_token"),
+    )
 
 
 def _remember(repository: Repository, options: Mapping[str, Any]) -> None:
     """Writes down where the revision is, for when the hub does not answer."""
     if repository.revision == repository.commit:
         return
-    path = os.path.join(cache.storage(repository.id, options), "refs", repository.revision)
+    storage = cache.storage(repository.id, options)
+    path = os.path.join(storage, "refs", repository.revision)
     os.makedirs(os.path.dirname(path), exist_ok=True)
-    new = f"{path}.{os.getpid()}"
+    new = os.path.join(storage, f"ref.{os.getpid()}")
     with open(new, "w", encoding="utf-8") as file:
         file.write(repository.commit)
     os.replace(new, path)
@@ -260,7 +274,7 @@ def _is_ours(file: File) -> bool:
 
     if file.blob is None or file.size > constants.MAX_HTTP_DOWNLOAD_SIZE:
         return False
-    return file.sha256 is None or not constants.HF_XET_HIGH_PERFORMANCE
+    return file.size < _WORTHWHILE or not constants.HF_XET_HIGH_PERFORMANCE
 
 
 def _check_space(blobs: str, meter: "_Meter") -> None:

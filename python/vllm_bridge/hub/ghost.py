@@ -54,7 +54,7 @@ def of(repository: Repository, options: Mapping[str, Any]) -> str:
     with errors.told(repository.id, repository.revision, options.get("hf_token")):
         for file in small:
             path = _room(folder, file)
-            os.symlink(download.blob(repository, file, options), path)
+            os.symlink(download.where(repository, file, options), path)
         download.at_once(
             large,
             lambda file: _header(_room(folder, file), repository, file, options),

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -27,8 +28,8 @@ def look_up(
         BridgeError: ``model_not_found``, ``model_gated``, ``hub_unreachable``, ``hub_unauthorized``
             or ``rate_limited``
     """
-    revision = options.get("revision") or "main"
-    subfolder = _subfolder(options)
+    revision = _path("revision", options) or "main"
+    subfolder = _path("subfolder", options)
     progress("hub")
     try:
         with errors.told(name.id, options.get("revision"), options.get("hf_token")):
@@ -53,11 +54,19 @@ def _ask(name: Name, revision: str, options: Mapping[str, Any]) -> tuple[str, li
         files_metadata=True,
         timeout=constants.HF_HUB_ETAG_TIMEOUT,
     )
+    if not _is_hash(info.sha):
+        raise BridgeError(
+            "hub_unreachable",
+            f"What answers for the Hugging Face hub names no commit of {name.id}.",
+            {"model": name.id, "revision": revision},
+            remedy="Look whether `HF_ENDPOINT` is the address of a hub.",
+        )
     found = []
     for file in info.siblings or ():
         sha256 = file.lfs.sha256 if file.lfs is not None else None
-        found.append(File(file.rfilename, file.size or 0, sha256, sha256 or file.blob_id))
-    return info.sha or revision, found
+        blob = sha256 or file.blob_id
+        found.append(File(file.rfilename, file.size or 0, sha256, blob if _is_hash(blob) else None))
+    return info.sha, found
 
 
 def _look_up_here(
@@ -100,19 +109,26 @@ def _chosen(
     return tuple(below[path] for path in needed(below, name, options))
 
 
+def _is_hash(given: Any) -> bool:
+    """Whether it is a commit, or the name of a blob: both become names of files here."""
+    return isinstance(given, str) and re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", given) is not None
+
+
 def _is_inside(path: str) -> bool:
     """Whether a path stays in its repository, whoever tells of it."""
     return not path.startswith("/") and ".." not in path.split("/") and "\\" not in path
 
 
-def _subfolder(options: Mapping[str, Any]) -> str:
-    given = options.get("subfolder") or ""
-    parts = str(given).strip("/").split("/")
-    if any(part in (".", "..") for part in parts):
+def _path(option: str, options: Mapping[str, Any]) -> str:
+    """An option that becomes a path, which must not lead out of where it begins."""
+    given = str(options.get(option) or "")
+    if not _is_inside(given):
         raise BridgeError(
             "invalid_option",
-            f"`subfolder: {given!r}` is no folder in a repository.",
-            {"option": "subfolder", "value": given},
-            remedy='Give one by its path from the top, such as `subfolder: "4bit"`.',
+            f"`{option}: {given!r}` is none that a repository can have.",
+            {"option": option, "value": given},
+            remedy="Give a branch, a tag or a commit, such as `main`."
+            if option == "revision"
+            else "Give a folder by its path from the top, such as `4bit`.",
         )
-    return "/".join(parts)
+    return given.rstrip("/")
