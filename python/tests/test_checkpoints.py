@@ -58,7 +58,7 @@ def test_a_good_folder(folder: Path) -> None:
     assert checkpoint.folder == str(folder)
     assert checkpoint.files == ("model.safetensors",)
     assert checkpoint.config == LLAMA
-    assert checkpoint.bytes == 20
+    assert fit.loaded_bytes(checkpoint, {}) == 20
     (name, tensor), *rest = checkpoint.tensors.items()
     assert (name, tensor.dtype, tensor.shape, tensor.size, rest) == (
         "weight",
@@ -145,13 +145,14 @@ def test_a_config_that_cannot_be_read(folder: Path, text: str) -> None:
 
 def test_another_config_may_be_named(tmp_path: Path) -> None:
     tensors(tmp_path / "model.safetensors")
-    assert check_model(str(tmp_path), {"hf_config_path": "elsewhere"}).bytes == 8
+    found = check_model(str(tmp_path), {"hf_config_path": "elsewhere"})
+    assert fit.loaded_bytes(found, {}) == 8
 
 
 def test_no_weights(folder: Path) -> None:
     error = refused(folder)
     assert error.reason == "invalid_checkpoint"
-    assert check_model(str(folder), {"load_format": "dummy"}).bytes == 0
+    assert not check_model(str(folder), {"load_format": "dummy"}).tensors
 
 
 def test_weights_of_another_format_are_left_to_vllm(folder: Path) -> None:

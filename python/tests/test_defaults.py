@@ -7,6 +7,7 @@ import pytest
 
 from vllm_bridge import defaults, memory
 from vllm_bridge.checkpoints.checkpoint import Checkpoint
+from vllm_bridge.checkpoints.headers import Tensor
 from vllm_bridge.memory import GIB
 
 VARIABLES = (
@@ -122,7 +123,8 @@ def kv_cache(max_model_len: int, *, weights: int = 0, **arguments: Any) -> int |
         parallel_config=None,
         cache_config=SimpleNamespace(kv_cache_memory_bytes=None),
     )
-    defaults.after_config(config, arguments, Checkpoint(bytes=weights))
+    tensors = {"weight": Tensor("U8", (weights,), "", 0, weights)}
+    defaults.after_config(config, arguments, Checkpoint(tensors=tensors))
     size: int | None = config.cache_config.kv_cache_memory_bytes
     return size
 

@@ -1,6 +1,7 @@
 """Quantized experts on a CPU whose vLLM has no kernel for them. What whole mixtures answer is
 measured by ``matrix.py``."""
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -265,13 +266,17 @@ SELECTS = [
 ]
 
 
+def dequantized(checkpoint: Checkpoint, linear: bool, experts: bool) -> Checkpoint:
+    return dataclasses.replace(checkpoint, is_dequantized=linear, are_experts_dequantized=experts)
+
+
 def test_memory_of_dequantized_experts() -> None:
     def checkpoint(name: str, dtype: str, **settings: Any) -> Checkpoint:
         tensors = {
             f"layers.0.experts.1.up_proj.{name}": Tensor(dtype, (1000,), "", 0, 1000),
             "layers.0.experts.1.up_proj.scales": Tensor("F16", (10,), "", 1000, 20),
         }
-        return Checkpoint("", {"quantization_config": settings}, (), 1020, 10, tensors)
+        return Checkpoint("", {"quantization_config": settings}, (), tensors)
 
     groups = {"group_0": {"weights": {"num_bits": 4}}}
     for one, count in (
@@ -282,10 +287,10 @@ def test_memory_of_dequantized_experts() -> None:
         (checkpoint("qweight", "I32", quant_method="gptq", bits=8), 1000),
         (checkpoint("weight_packed", "I32", config_groups=groups), 2000),
     ):
-        assert fit.loaded_bytes(one.dequantized(True, False), {}) == 1020
-        assert fit.loaded_bytes(one.dequantized(False, True), {}) == 20 + 2 * count
+        assert fit.loaded_bytes(dequantized(one, True, False), {}) == 1020
+        assert fit.loaded_bytes(dequantized(one, False, True), {}) == 20 + 2 * count
         assert (
-            fit.loaded_bytes(one.dequantized(False, True), {"dtype": "float32"}) == 40 + 4 * count
+            fit.loaded_bytes(dequantized(one, False, True), {"dtype": "float32"}) == 40 + 4 * count
         )
 
 
@@ -295,8 +300,8 @@ def test_memory_of_dequantized_experts() -> None:
 )
 def test_packed_weights_of_which_a_config_does_not_tell(settings: dict[str, Any]) -> None:
     tensors = {"layers.0.experts.1.up_proj.qweight": Tensor("I32", (10,), "", 0, 40)}
-    checkpoint = Checkpoint("", {"quantization_config": settings}, (), 40, 0, tensors)
-    assert fit.loaded_bytes(checkpoint.dequantized(True, True), {}) == 40
+    checkpoint = Checkpoint("", {"quantization_config": settings}, (), tensors)
+    assert fit.loaded_bytes(dequantized(checkpoint, True, True), {}) == 40
 
 
 @pytest.mark.engine

@@ -140,7 +140,7 @@ def test_memory_is_checked_for_what_the_weights_are_once_loaded(
     }
     tensors = {name: Tensor(dtype, (size,), "", 0, size) for name, (dtype, size) in sizes.items()}
     config = {"quantization_config": {"quant_method": "fp8"}}
-    checkpoint = Checkpoint("", config, (), 1_203_000, 1_000, tensors)
+    checkpoint = Checkpoint("", config, (), tensors)
 
     assert fp8.always_dequantized()
     monkeypatch.setattr(experts, "always_dequantized", lambda: True)
@@ -160,11 +160,9 @@ def test_memory_is_checked_for_what_the_weights_are_once_loaded(
     assert "weights, dequantized because" in caught.value.message
 
     # Of a plain model that is quantized online no less.
-    plain = Checkpoint(
-        "", {}, (), 4_200, 2_100, {"up.weight": Tensor("BF16", (40, 50), "", 0, 4_000)}
-    )
-    assert fit.loaded_bytes(plain, {"quantization": "fp8"}) == 2_200
-    assert fit.loaded_bytes(as_loaded(plain), {"quantization": "fp8_per_tensor"}) == 4_200
+    plain = Checkpoint("", {}, (), {"up.weight": Tensor("BF16", (40, 50), "", 0, 4_000)})
+    assert fit.loaded_bytes(plain, {"quantization": "fp8"}) == 2_000
+    assert fit.loaded_bytes(as_loaded(plain), {"quantization": "fp8_per_tensor"}) == 4_000
 
     # Where one of vLLM's kernels may take them, one byte is the least.
     first = linear._POSSIBLE_FP8_BLOCK_KERNELS[PlatformEnum.CPU][0]

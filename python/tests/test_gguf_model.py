@@ -66,7 +66,8 @@ def test_a_file_is_a_model(tmp_path: Path) -> None:
     assert (tensor.dtype, tensor.shape) == ("Q8_0", (raw.KEYS, raw.HIDDEN))
     assert tensor.file == str(path)
     assert len(checkpoint.tensors) == len(raw.llama_tensors())
-    assert (checkpoint.floats, checkpoint.bytes) == (NORMS, MATRICES * 34 // 32 + 2 * NORMS)
+    assert fit.loaded_bytes(checkpoint, {}) == MATRICES * 34 // 32 + 2 * NORMS
+    assert fit.loaded_bytes(checkpoint, {"dtype": "float32"}) == MATRICES * 34 // 32 + 4 * NORMS
     assert not findings(path)
     assert plan(str(path), {}).options == {"load_format": "gguf"}
     assert plan(str(path), {}).method == "gguf"
@@ -92,7 +93,7 @@ def test_a_file_of_a_model_says_what_its_config_does(tmp_path: Path, name: str) 
     assert next(iter(types)) == "Q4_K"
     assert sum(types.values()) == pytest.approx(1, abs=1e-3)
     weights = sum(tensor.size for tensor in checkpoint.tensors.values() if len(tensor.shape) > 1)
-    assert checkpoint.bytes == pytest.approx(weights, rel=0.02)
+    assert fit.loaded_bytes(checkpoint, {}) == pytest.approx(weights, rel=0.02)
 
 
 def test_a_folder_with_a_file_is_a_model(tmp_path: Path) -> None:
@@ -283,8 +284,7 @@ def test_the_size_in_memory_is_that_of_the_file_where_there_is_a_kernel(
     checkpoint = check_model(str(path), {})
     weights = sum(math.prod(shape) for shape in shapes.values())
     each = kind.size / kind.block if name in gguf.KEPT else 2
-    assert checkpoint.bytes == weights * each + 2 * 3 * hidden
-    assert fit.loaded_bytes(checkpoint, {}) == checkpoint.bytes
+    assert fit.loaded_bytes(checkpoint, {}) == weights * each + 2 * 3 * hidden
     per_weight = registry.of("gguf").bytes_per_weight(checkpoint.quantization or {})
     assert per_weight is not None
     assert per_weight.disk == pytest.approx(kind.size / kind.block)
@@ -294,9 +294,10 @@ def test_the_size_in_memory_is_that_of_the_file_where_there_is_a_kernel(
 
 def test_a_model_that_does_not_fit_is_a_finding(tmp_path: Path) -> None:
     checkpoint = check_model(str(write_llama(tmp_path / "small.gguf")), {})
-    fit.check_memory(checkpoint, {}, checkpoint.bytes, "memory")
+    needed = fit.loaded_bytes(checkpoint, {})
+    fit.check_memory(checkpoint, {}, needed, "memory")
     with pytest.raises(BridgeError) as caught:
-        fit.check_memory(checkpoint, {}, checkpoint.bytes - 1, "memory")
+        fit.check_memory(checkpoint, {}, needed - 1, "memory")
     assert caught.value.reason == "out_of_memory"
 
 

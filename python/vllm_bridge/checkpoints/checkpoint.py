@@ -41,11 +41,11 @@ class Checkpoint:
         folder: where they are; None for a model that is still to be downloaded
         config: its ``config.json``; empty where there is none to read
         files: the files with its weights, in ``folder``
-        bytes: what the weights take once they are loaded in two-byte floats, at least
-        floats: how many elements of them are floats, which the engine's dtype rules
         tensors: what the headers of the files say, by name
-        is_dequantized: whether FP8 weights are no such once they are loaded
-        added: how many of ``bytes`` are there because weights are dequantized
+        is_dequantized: whether FP8 weights of linear layers are floats of the engine's dtype once
+            they are loaded, because there is no kernel for them; also those that are quantized
+            online
+        are_experts_dequantized: the same of weights of experts, of 8 or 4 bits
         load_format: the one by which vLLM reads ``files``; None where there are none
         found: how it is quantized, where that is not in ``config``
     """
@@ -53,11 +53,9 @@ class Checkpoint:
     folder: str | None = None
     config: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     files: tuple[str, ...] = ()
-    bytes: int = 0
-    floats: int = 0
     tensors: Mapping[str, Tensor] = dataclasses.field(default_factory=dict, repr=False)
     is_dequantized: bool = False
-    added: int = 0
+    are_experts_dequantized: bool = False
     load_format: str | None = None
     found: Mapping[str, Any] | None = None
 
@@ -83,50 +81,6 @@ class Checkpoint:
                 if isinstance(found := config.get(name), str):
                     return found
         return None
-
-    def dequantized(self, linear: bool, experts: bool) -> "Checkpoint":
-        """The same with weights as floats of the engine's dtype, which is what they are once they
-        are loaded where there is no kernel, quantized before or online. Scales are left as they
-        are.
-
-        Args:
-            linear: whether that is so with FP8 weights of linear layers
-            experts: and with those of experts, of 8 or 4 bits
-        """
-        size = floats = 0
-        for name, tensor in self.tensors.items():
-            if ".experts." in name:
-                weights = self._weights_of_expert(name, tensor) if experts else 0
-            else:
-                eight = tensor.dtype == "F8_E4M3" and name.endswith(".weight")
-                weights = tensor.size if linear and eight else 0
-            if weights:
-                floats += weights
-                size += 2 * weights - tensor.size
-        return dataclasses.replace(
-            self,
-            bytes=self.bytes + size,
-            floats=self.floats + floats,
-            is_dequantized=linear,
-            added=size,
-        )
-
-    def _weights_of_expert(self, name: str, tensor: Tensor) -> int:
-        """How many weights a tensor of an expert stands for; none if it is not quantized."""
-        bits = {"F8_E4M3": 8, "I8": 8, "U8": 4, "I32": self._bits}.get(tensor.dtype)
-        if bits is None or not name.endswith((".weight", ".qweight", ".weight_packed")):
-            return 0
-        return tensor.size * 8 // bits
-
-    @property
-    def _bits(self) -> int | None:
-        """Of each weight, where they are packed into integers."""
-        config = self.quantization or {}
-        found = config.get("bits")
-        if isinstance(groups := config.get("config_groups"), dict):
-            weights = [group.get("weights") for group in groups.values() if isinstance(group, dict)]
-            found = next((one.get("num_bits") for one in weights if isinstance(one, dict)), None)
-        return found if isinstance(found, int) and found > 0 else None
 
     @property
     def description(self) -> str:

@@ -1,34 +1,20 @@
 """Whether the weights of a checkpoint fit into the memory."""
 
-import math
-import re
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
 from vllm_bridge import memory
-from vllm_bridge.checkpoints.checkpoint import CAST, Checkpoint
+from vllm_bridge.checkpoints.checkpoint import Checkpoint
 from vllm_bridge.errors import BridgeError
 from vllm_bridge.quantization import registry
-
-# What a weight takes at least, in bytes, where a plain model is quantized while it is loaded by a
-# method of which nothing is known.
-_ONLINE_LEAST = 0.5
-
-# Matrices that no method quantizes.
-_NO_LAYER = re.compile(r"embed|lm_head")
+from vllm_bridge.sizing import weights
 
 
 def loaded_bytes(checkpoint: Checkpoint, options: Mapping[str, Any]) -> int:
     """The least that the weights take in memory under these engine options, when it is most:
     once they are loaded, or before they are quantized online."""
-    if options.get("dtype") in ("float32", "float"):
-        return checkpoint.bytes + 2 * checkpoint.floats
-    method = options.get("quantization")
-    if not isinstance(method, str) or checkpoint.quantization is not None:
-        return checkpoint.bytes
-    each = registry.of(method).online_bytes(checkpoint, options)
-    each = _ONLINE_LEAST if each is None else each
-    return checkpoint.bytes - int(_matrix_elements(checkpoint) * (2 - each))
+    return weights.weights(checkpoint, options).peak
 
 
 def check_memory(
@@ -48,8 +34,9 @@ def check_memory(
         for dtype, method in registry.online_dtypes().items():
             if method.online is not None and method.online.as_read:
                 advice += f', or `dtype: "{dtype}"`, which quantizes each weight as it is read'
+    kept = dataclasses.replace(checkpoint, is_dequantized=False, are_experts_dequantized=False)
     dequantized = ""
-    if checkpoint.added:
+    if needed > loaded_bytes(kept, options):
         dequantized = ", dequantized because vLLM has no kernel for them here,"
     raise BridgeError(
         "out_of_memory",
@@ -73,12 +60,3 @@ def check_device_memory(checkpoint: Checkpoint, arguments: Mapping[str, Any]) ->
     ranks = arguments.get("tensor_parallel_size", 1) * arguments.get("pipeline_parallel_size", 1)
     total = current_platform.get_device_total_memory() * ranks
     check_memory(checkpoint, arguments, total, f"{current_platform.device_name} memory")
-
-
-def _matrix_elements(checkpoint: Checkpoint) -> int:
-    """How many weights a method can quantize."""
-    return sum(
-        math.prod(tensor.shape)
-        for name, tensor in checkpoint.tensors.items()
-        if tensor.dtype in CAST and len(tensor.shape) > 1 and not _NO_LAYER.search(name)
-    )

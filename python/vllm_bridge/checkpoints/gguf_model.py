@@ -1,6 +1,5 @@
 """A model that is a GGUF file."""
 
-import math
 import os
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
@@ -69,18 +68,10 @@ def look_at(path: str, options: Mapping[str, Any]) -> Checkpoint:
     file = gguf.read(path)
     _check_kind(file)
     config, names = gguf_config.config(file), gguf_names.names(file)
-    size = floats = 0
-    for tensor in map(file.tensors.__getitem__, names):
-        if tensor.dtype in gguf.KEPT:
-            size += tensor.size
-        else:
-            floats += math.prod(tensor.shape)
     return Checkpoint(
         os.path.dirname(path) or ".",
         config,
         files=tuple(os.path.basename(part) for part in file.parts),
-        bytes=size + 2 * floats,
-        floats=floats,
         tensors={name: file.tensors[key] for key, name in names.items()},
         load_format="gguf" if load_format == "auto" else load_format,
     )

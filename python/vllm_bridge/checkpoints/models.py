@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from vllm_bridge.checkpoints import files, gguf, gguf_model, hub
-from vllm_bridge.checkpoints.checkpoint import CAST, Checkpoint, Found
+from vllm_bridge.checkpoints.checkpoint import Checkpoint, Found
 from vllm_bridge.checkpoints.config import read_config
 from vllm_bridge.errors import BridgeError, nearest
 from vllm_bridge.quantization import registry
@@ -161,19 +161,11 @@ def _find(folder: str, config: Mapping[str, Any], names: Collection[str]) -> Fou
 
 
 def _found(folder: str, config: Mapping[str, Any], found: Found) -> Checkpoint:
-    size = floats = 0
-    for tensor in found.tensors.values():
-        if width := CAST.get(tensor.dtype):
-            floats += tensor.size // width
-        else:
-            size += tensor.size
     return Checkpoint(
         folder,
         config,
         load_format=found.load_format,
         files=found.files,
-        bytes=size + 2 * floats,
-        floats=floats,
         tensors=found.tensors,
         found=found.config or None,
     )

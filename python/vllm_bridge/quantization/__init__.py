@@ -1,5 +1,6 @@
 """How quantized models are loaded and computed, where that is not all vLLM's doing."""
 
+import dataclasses
 import logging
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +30,11 @@ def as_loaded(checkpoint: "Checkpoint") -> "Checkpoint":
         return checkpoint
     from vllm_bridge.patches.cpu import experts, fp8
 
-    return checkpoint.dequantized(fp8.always_dequantized(), experts.always_dequantized())
+    return dataclasses.replace(
+        checkpoint,
+        is_dequantized=fp8.always_dequantized(),
+        are_experts_dequantized=experts.always_dequantized(),
+    )
 
 
 async def note(llm: Any, online: str | None, kernel: str | None) -> str | None:

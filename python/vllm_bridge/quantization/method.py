@@ -134,6 +134,10 @@ class Method:
         """``Online.bytes``, for this model with these engine options on this device."""
         return None if self.online is None else self.online.bytes
 
+    def online_memory(self, checkpoint: "Checkpoint", options: Mapping[str, Any]) -> float | None:
+        """The same once the model is loaded."""
+        return self.online_bytes(checkpoint, options)
+
     def find(self, folder: str, names: Collection[str]) -> "Found | None":
         """Looks whether a folder whose ``config.json`` says nothing of a quantization has a
         checkpoint of this method, by other files of it.

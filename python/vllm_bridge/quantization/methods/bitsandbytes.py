@@ -50,9 +50,11 @@ class BitsAndBytes(Method):
     def bytes_per_weight(self, config: Mapping[str, Any]) -> Bytes:
         if config.get("load_in_8bit"):
             return Bytes(1.0, 1.0)
-        # With `double`, scales have 8 bits each, and scales of their own.
-        double = config.get("bnb_4bit_use_double_quant")
-        return Grouped(4, _BLOCK, 8 if double else _FLOAT32).bytes()
+        plain = Grouped(4, _BLOCK, _FLOAT32).bytes()
+        if not config.get("bnb_4bit_use_double_quant"):
+            return plain
+        # In files, scales have 8 bits each, and scales of their own.
+        return Bytes(Grouped(4, _BLOCK, 8).bytes().disk, plain.memory)
 
     def check(self, checkpoint: "Checkpoint") -> None:
         packed_weights.check_bitsandbytes(checkpoint)

@@ -59,6 +59,9 @@ class TorchAO(Method):
     def bytes_per_weight(self, config: Mapping[str, Any]) -> Bytes | None:
         return Bytes(1.0, 1.0) if "int8" in str(config).lower() else None
 
+    def online_memory(self, checkpoint: "Checkpoint", options: Mapping[str, Any]) -> float:
+        return 1.0
+
     def take_settings(self, checkpoint: "Checkpoint", options: dict[str, Any]) -> str | None:
         """They are the option ``quantization_config``: the name of one of torchao's configs, or a
         map with the name as ``type`` and its arguments. Imports torchao."""

@@ -1,0 +1,79 @@
+"""What a plain model would take in each of the formats that it can be quantized into.
+
+The tools that make checkpoints quantize the matrices of attention, MLPs and experts, and leave the
+embeddings, the output layer, routers, norms and what is beside the model of text in 16 bits. GGUF
+files have everything in one type or another: ``gguf_types`` says which.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any, Final, NamedTuple
+
+from vllm_bridge.checkpoints import gguf
+from vllm_bridge.checkpoints.checkpoint import CAST, Checkpoint
+from vllm_bridge.quantization import registry
+from vllm_bridge.sizing import gguf_types, layers, weights
+from vllm_bridge.sizing.weights import Part
+
+
+class InFormat(NamedTuple):
+    """A model in a format.
+
+    Args:
+        method: vLLM's name of it; None for plain ones
+        name: what people call it: ``awq (4 bits)``, ``Q4_K_M``
+        disk: bytes of its files, at least
+        memory: bytes of its weights once they are loaded, where the device has a kernel for them
+    """
+
+    method: str | None
+    name: str
+    disk: int
+    memory: int
+
+
+# The plain ones, by the bytes of a number. vLLM computes in 16 bits unless it is told otherwise,
+# so that this is what float32 takes in memory where it is.
+PLAIN: Final = {"float32": 4, "bfloat16": 2, "float16": 2}
+
+_HALF: Final = 2
+
+
+def in_formats(checkpoint: Checkpoint) -> tuple[InFormat, ...]:
+    """What a plain model takes as it is and would take in each format, the largest first. Empty for
+    one that is quantized, and where its tensors are not known."""
+    if checkpoint.quantization is not None or not checkpoint.tensors:
+        return ()
+    parts = [part for part in weights.parts(checkpoint, {}) if part.kind != weights.NOT_KEPT]
+    if not all(part.tensor.dtype in CAST for part in parts):
+        return ()
+    elements = sum(part.elements for part in parts)
+    quantized = sum(part.elements for part in parts if weights.is_quantizable(part))
+    found = [InFormat(None, name, elements * each, elements * each) for name, each in PLAIN.items()]
+    for method in registry.every():
+        for form in method.formats if method.name != "gguf" else ():
+            each = method.bytes_per_weight(form.config)
+            if each is not None:
+                rest = (elements - quantized) * _HALF
+                found.append(
+                    InFormat(
+                        method.name,
+                        form.name,
+                        math.ceil(quantized * each.disk) + rest,
+                        math.ceil(quantized * each.memory) + rest,
+                    )
+                )
+    config = layers.text_config(checkpoint.config)
+    found += [_gguf(name, parts, config) for name in gguf_types.FILES]
+    return tuple(sorted(found, key=lambda one: -one.disk))
+
+
+def _gguf(name: str, parts: list[Part], config: Mapping[str, Any]) -> InFormat:
+    disk = gguf_types.header_bytes(config)
+    memory = 0
+    for part in parts:
+        kind = gguf.TYPES[gguf_types.of(name, part, config)]
+        size = math.ceil(part.elements / kind.block) * kind.size
+        disk += size
+        memory += size if kind.name in gguf.KEPT else part.elements * _HALF
+    return InFormat("gguf", name, disk, memory)

@@ -1,0 +1,430 @@
+"""What a model's weights take, on the disk and in the memory of each rank.
+
+Everything is from the headers of its files: each tensor counts as what vLLM makes of it. That is
+what is in the file, but for these:
+
+- floats get the dtype that the model computes in; scales of 32 bits stay as they are
+- a tied output layer, the layers of a draft that is not used (``num_nextn_predict_layers``) and
+  computed tensors are not kept
+- FP8 weights without a kernel, and GGUF's types without one, become floats
+- packed weights whose layout vLLM changes, by their method's own words
+  (``Method.bytes_per_weight``)
+- a plain model that is quantized while it is loaded, by ``Method.online_bytes``
+- vLLM rounds vocabularies up to multiples of 64
+
+On a CPU vLLM has its weights of the embeddings and of the output layer twice: once as they are and
+once as its kernels want them (``UnquantizedEmbeddingMethod``).
+"""
+
+import dataclasses
+import math
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any, Final, NamedTuple
+
+from vllm_bridge.checkpoints import gguf
+from vllm_bridge.checkpoints.checkpoint import CAST, Checkpoint
+from vllm_bridge.checkpoints.headers import Tensor
+from vllm_bridge.quantization import registry
+from vllm_bridge.quantization.method import Method
+from vllm_bridge.sizing import layers, paging
+
+KINDS: Final = ("linear", "embeddings", "experts", "others")
+NOT_KEPT: Final = "not kept"
+
+
+class Weights(NamedTuple):
+    """Bytes of a model's weights.
+
+    Args:
+        disk: in its files, without headers
+        memory: of all ranks together, once they are loaded
+        peak: the same when it is most: where a model is quantized only once it is loaded, before
+            that
+        linear: of ``memory``, matrices of attention and of MLPs, and what belongs to them
+        embeddings: of ``memory``, those of tokens and the output layer
+        experts: of ``memory``, those of mixtures
+        others: of ``memory``, norms, biases, and parts for pictures and sound
+        per_rank: ``memory`` of each rank; those of a tensor parallel group, stage after stage
+        read: of each rank, what is read for a token: all but the embeddings and the experts that
+            it is not sent to
+    """
+
+    disk: int
+    memory: int
+    peak: int
+    linear: int
+    embeddings: int
+    experts: int
+    others: int
+    per_rank: tuple[int, ...]
+    read: tuple[int, ...]
+
+
+class Part(NamedTuple):
+    """A tensor as it counts.
+
+    Args:
+        kind: one of ``KINDS``, as the fields of ``Weights`` are called, or ``NOT_KEPT``
+        layer: of the model of text that it belongs to; None for what is outside of layers
+        elements: how many weights it stands for if it is a plain one
+    """
+
+    name: str
+    tensor: Tensor
+    kind: str
+    layer: int | None
+    elements: int
+
+
+# Words in the names of tensors. First what is beside the model of text.
+_TOWER = re.compile(
+    r"(^|[._])(vision|visual|image|audio|speech|mm|multi_?modal|connector|sam|clip)"
+)
+_EMBEDDING = re.compile(r"embed|lm_head|(^|\.)(wte|wpe)\.|^(model\.)?(output|shared)\.weight$")
+_HEAD = re.compile(r"(^|\.)(lm_head|embed_out)\.|^(model\.)?output\.weight$")
+_EXPERT = re.compile(r"\.experts\.")
+_LAYER = re.compile(r"(?:^|\.)(?:layers|layer|blocks|h)\.(\d+)\.")
+_DRAFT = re.compile(r"^(model\.)?mtp[._]")
+_COMPUTED = re.compile(r"inv_freq$|rotary_emb|\.masked_bias$")
+
+# Of these each rank has all: norms, routers, and the way into a latent cache.
+_REPLICATED = re.compile(
+    r"norm|(^|\.)ln_|router|\.gate\.|shared_expert_gate|q_a_proj|kv_a_proj|wq_a|wkv_a|fused_qkv_a"
+    r"|position|wpe|indexer"
+)
+_ROUTER = re.compile(r"router|\.gate\.|shared_expert_gate|norm")
+_KEYS = re.compile(r"(^|\.)(k_proj|v_proj|key|value|wk|wv|k|v)\.")
+_FUSED = re.compile(r"(^|\.)(qkv_proj|Wqkv|query_key_value|c_attn|qkv|attn_qkv)\.")
+
+# Floats that stay as the file has them: scales, and tables of values.
+_SCALE = re.compile(r"scale|absmax|quant_map|\.SCB$|nested|quant_state")
+
+# What a packed layer consists of.
+_PACKED = re.compile(
+    r"\.(qweight|qzeros|scales|g_idx|weight_packed|weight_shape|weight_scale\w*|weight_zero_point"
+    r"|weight_g_idx|input_scale\w*|SCB|W_q|scale|zero|lookup_table|rows|cols|vals|full_rows"
+    r"|full_row_indices|weight\.[\w.]+)$|_blocks$|_scales$"
+)
+
+# GGUF's types that are floats once they are loaded.
+_UNPACKED: Final = gguf.READ - gguf.KEPT - CAST.keys()
+
+_VOCABULARY: Final = 64
+
+# What a weight takes at least where a plain model is quantized while it is loaded by a method of
+# which nothing is known.
+_ONLINE_LEAST: Final = 0.5
+
+
+def weights(checkpoint: Checkpoint, options: Mapping[str, Any], kind: str = "cuda") -> Weights:
+    """What the weights of a model take under these engine options.
+
+    Args:
+        checkpoint: whose ``tensors`` are known; without them all is 0
+        options: by vLLM's names; those that count are ``dtype``, ``quantization`` and its settings,
+            ``tensor_parallel_size``, ``pipeline_parallel_size``, ``data_parallel_size``,
+            ``mm_encoder_tp_mode`` and ``speculative_config``
+        kind: of the device: ``"cpu"``, or another
+    """
+    loaded = _Loaded.of(checkpoint, options, kind)
+    sums = dict.fromkeys(KINDS, 0.0)
+    ranks = [0.0] * (loaded.tensor_ranks * loaded.stages)
+    read = [0.0] * len(ranks)
+    disk = peak = 0.0
+    for part in parts(checkpoint, options):
+        disk += part.tensor.size
+        if part.kind == NOT_KEPT:
+            continue
+        peak += loaded.peak(part)
+        size = loaded.memory(part) * loaded.share(part)
+        for stage in loaded.stages_of(part):
+            first = stage * loaded.tensor_ranks
+            for rank in range(first, first + loaded.tensor_ranks):
+                ranks[rank] += size
+                sums[part.kind] += size
+                if stage == loaded.stage_read(part):
+                    read[rank] += size * loaded.share_read(part)
+    per_rank = tuple(math.ceil(size) for size in ranks)
+    return Weights(
+        disk=int(disk),
+        memory=sum(per_rank),
+        peak=math.ceil(peak),
+        linear=math.ceil(sums["linear"]),
+        embeddings=math.ceil(sums["embeddings"]),
+        experts=math.ceil(sums["experts"]),
+        others=math.ceil(sums["others"]),
+        per_rank=per_rank,
+        read=tuple(math.ceil(size) for size in read),
+    )
+
+
+def parts(checkpoint: Checkpoint, options: Mapping[str, Any]) -> Iterator[Part]:
+    """The tensors of a checkpoint; those that no model keeps are ``NOT_KEPT``."""
+    config = layers.text_config(checkpoint.config)
+    count = config.get("num_hidden_layers")
+    has_draft = _uses_own_draft(options)
+    is_tied = _is_tied(checkpoint, config)
+    bits = _bits(checkpoint.quantization or {})
+    for name, tensor in checkpoint.tensors.items():
+        in_tower = _TOWER.search(name) is not None
+        match = None if in_tower else _LAYER.search(name)
+        layer = int(match[1]) if match else None
+        is_draft = _DRAFT.search(name) or (layer is not None and count and layer >= count)
+        if (
+            (is_draft and not has_draft)
+            or (is_tied and _HEAD.search(name))
+            or _COMPUTED.search(name)
+        ):
+            kind = NOT_KEPT
+        elif in_tower:
+            kind = "others"
+        elif _EXPERT.search(name):
+            kind = "experts"
+        elif _EMBEDDING.search(name):
+            kind = "embeddings"
+        elif _PACKED.search(name) or len(tensor.shape) == 2:
+            kind = "linear"
+        else:
+            kind = "others"
+        yield Part(name, tensor, kind, layer, _elements(name, tensor, bits))
+
+
+def is_quantizable(part: Part) -> bool:
+    """Whether methods quantize it in a plain model: a matrix of a layer that is no router's."""
+    is_matrix = part.kind in ("linear", "experts") and len(part.tensor.shape) > 1
+    return is_matrix and not _ROUTER.search(part.name)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Loaded:
+    """How tensors become the weights of ranks.
+
+    Args:
+        width: bytes of a number of the dtype that the model computes in
+        repacked: what becomes of a byte of a packed layer
+        online: what a weight takes that is quantized while the model is loaded, once that is done;
+            None where none is
+        online_peak: the same when it is most
+        online_experts: whether experts are quantized too
+        linear_dequantized: see ``Checkpoint``
+        experts_dequantized: see ``Checkpoint``
+        copies: of each embedding, and of each output layer
+        is_tied: whether the embeddings are the output layer too
+        tensor_ranks: of tensor parallelism
+        expert_ranks: that experts are divided among
+        stages: of pipeline parallelism
+        layers: of the whole model of text
+        heads: of queries; 0 where that is not known
+        key_heads: of keys and values; 0 where that is not known
+        sent_to: the part of all experts that a token is sent to
+        divides_tower: whether what is beside the model of text is divided among ranks
+    """
+
+    width: int
+    repacked: float
+    online: float | None
+    online_peak: float | None
+    online_experts: bool
+    linear_dequantized: bool
+    experts_dequantized: bool
+    copies: int
+    is_tied: bool
+    tensor_ranks: int
+    expert_ranks: int
+    stages: int
+    layers: int
+    heads: int
+    key_heads: int
+    sent_to: float
+    divides_tower: bool
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint, options: Mapping[str, Any], kind: str) -> "_Loaded":
+        config = layers.text_config(checkpoint.config)
+        ranks = count(options, "tensor_parallel_size")
+        is_wide = options.get("dtype") in ("float32", "float")
+        method = _online_method(checkpoint, options)
+        online = peak = None
+        if method is not None and not is_wide:
+            online, peak = (
+                method.online_memory(checkpoint, options),
+                method.online_bytes(checkpoint, options),
+            )
+            online = _ONLINE_LEAST if online is None else online
+            peak = online if peak is None else peak
+        experts = _first(config, "num_experts", "num_local_experts", "n_routed_experts")
+        chosen = _first(config, "num_experts_per_tok", "moe_topk", "top_k_experts")
+        heads = _first(config, "num_attention_heads", "n_head")
+        return cls(
+            width=4 if is_wide else 2,
+            repacked=_repacked(checkpoint),
+            online=online,
+            online_peak=peak,
+            online_experts=method is not None
+            and not method.experts_note
+            and method.no_online_experts is None,
+            linear_dequantized=checkpoint.is_dequantized,
+            experts_dequantized=checkpoint.are_experts_dequantized,
+            copies=2 if kind == "cpu" and checkpoint.load_format != "gguf" else 1,
+            is_tied=_is_tied(checkpoint, config),
+            tensor_ranks=ranks,
+            expert_ranks=ranks * count(options, "data_parallel_size"),
+            stages=count(options, "pipeline_parallel_size"),
+            layers=_first(config, "num_hidden_layers", "n_layer", "num_layers"),
+            heads=heads,
+            key_heads=_first(config, "num_key_value_heads", "num_kv_heads") or heads,
+            sent_to=min(chosen / experts, 1.0) if chosen and experts else 1.0,
+            divides_tower=options.get("mm_encoder_tp_mode") != "data",
+        )
+
+    def memory(self, part: Part) -> float:
+        """Bytes of a tensor in a model that is not divided."""
+        return self._size(part, self.online)
+
+    def peak(self, part: Part) -> float:
+        return self._size(part, self.online_peak)
+
+    def _size(self, part: Part, online: float | None) -> float:
+        name, tensor = part.name, part.tensor
+        is_experts = part.kind == "experts"
+        if is_experts and self.experts_dequantized and part.elements:
+            return part.elements * self.width
+        if tensor.dtype in gguf.KEPT:
+            return tensor.size
+        is_float = tensor.dtype in CAST
+        if tensor.dtype in _UNPACKED:
+            return part.elements * self.width
+        if self.linear_dequantized and not is_experts and _is_fp8(name, tensor):
+            return part.elements * self.width
+        if part.kind in ("linear", "experts") and (_PACKED.search(name) or not is_float):
+            return tensor.size * self.repacked
+        if not is_float or (tensor.dtype == "F32" and _SCALE.search(name)):
+            return tensor.size
+        elements = tensor.size // CAST[tensor.dtype]
+        if online is not None and self._is_quantized_online(part):
+            return elements * online
+        if part.kind == "embeddings" and len(tensor.shape) == 2:
+            rows, columns = tensor.shape
+            padded = math.ceil(rows / _VOCABULARY) * _VOCABULARY
+            copies = self.copies
+            if self.is_tied and copies > 1 and not _HEAD.search(name):
+                copies += 1
+            elements = padded * columns * copies
+        return elements * self.width
+
+    def _is_quantized_online(self, part: Part) -> bool:
+        return is_quantizable(part) and (self.online_experts or part.kind != "experts")
+
+    def share(self, part: Part) -> float:
+        """The part of it that each rank of its stage has."""
+        ranks, name = self.tensor_ranks, part.name
+        if part.kind == "experts":
+            return 1 / self.expert_ranks
+        if _TOWER.search(name):
+            return 1 / ranks if self.divides_tower and len(part.tensor.shape) == 2 else 1.0
+        if _REPLICATED.search(name) or (part.kind == "others" and len(part.tensor.shape) < 2):
+            return 1.0
+        if self.key_heads and self.heads:
+            keys = max(1, self.key_heads // ranks)  # which ranks share where there are fewer
+            if _KEYS.search(name):
+                return keys / self.key_heads
+            if _FUSED.search(name):
+                every = self.heads + 2 * self.key_heads
+                return (self.heads / ranks + 2 * keys) / every
+        return 1 / ranks
+
+    def stages_of(self, part: Part) -> list[int]:
+        """The stages that have it."""
+        last = self.stages - 1
+        if part.layer is not None:
+            return [self._stage(part.layer)]
+        if _TOWER.search(part.name):
+            return list(range(self.stages))
+        if part.kind == "embeddings" and not _HEAD.search(part.name):
+            return sorted({0, last}) if self.is_tied else [0]
+        return [last]
+
+    def stage_read(self, part: Part) -> int:
+        """The one of them that reads it for each token."""
+        return self.stages_of(part)[-1]
+
+    def share_read(self, part: Part) -> float:
+        """How much of it is read for a token."""
+        if part.kind == "experts":
+            return self.sent_to
+        if _TOWER.search(part.name):
+            return 0.0
+        if part.kind == "embeddings":
+            if _HEAD.search(part.name):
+                return 1 / self.copies
+            return 1 / (self.copies + 1 if self.copies > 1 else 1) if self.is_tied else 0.0
+        return 1.0
+
+    def _stage(self, layer: int) -> int:
+        shares = enumerate(paging.shares(self.layers, self.stages))
+        return next((stage for stage, share in shares if layer in share), self.stages - 1)
+
+
+def count(options: Mapping[str, Any], name: str) -> int:
+    """A number of ranks among the options."""
+    found = options.get(name)
+    return found if isinstance(found, int) and found > 0 else 1
+
+
+def _first(config: Mapping[str, Any], *names: str) -> int:
+    return next((found for name in names if isinstance(found := config.get(name), int)), 0)
+
+
+def _is_tied(checkpoint: Checkpoint, config: Mapping[str, Any]) -> bool:
+    """Whether the output layer is the embeddings: by the config, or because there is no other."""
+    if isinstance(said := config.get("tie_word_embeddings"), bool) and said:
+        return True
+    return not any(_HEAD.search(name) for name in checkpoint.tensors)
+
+
+def _uses_own_draft(options: Mapping[str, Any]) -> bool:
+    """Whether the layers that predict further tokens are those of the draft."""
+    speculative = options.get("speculative_config")
+    return isinstance(speculative, dict) and str(speculative.get("method", "")).endswith("mtp")
+
+
+def _online_method(checkpoint: Checkpoint, options: Mapping[str, Any]) -> Method | None:
+    name = options.get("quantization")
+    if not isinstance(name, str) or checkpoint.quantization is not None:
+        return None
+    return registry.of(name)
+
+
+def _repacked(checkpoint: Checkpoint) -> float:
+    config = checkpoint.quantization
+    if config is None or checkpoint.load_format == "gguf":
+        return 1.0
+    try:
+        each = registry.meant_by(checkpoint.quant_method or "").bytes_per_weight(config)
+    except (LookupError, TypeError, ValueError, ArithmeticError):
+        return 1.0  # what is wrong with a config is told elsewhere
+    return 1.0 if each is None else each.memory / each.disk
+
+
+def _is_fp8(name: str, tensor: Tensor) -> bool:
+    return tensor.dtype == "F8_E4M3" and name.endswith(".weight")
+
+
+def _elements(name: str, tensor: Tensor, bits: int | None) -> int:
+    """How many weights a tensor stands for; none if it is no weight."""
+    if tensor.dtype in CAST or tensor.dtype in gguf.READ:
+        return math.prod(tensor.shape)
+    each = {"F8_E4M3": 8, "I8": 8, "U8": 4, "I32": bits}.get(tensor.dtype)
+    if each is None or not name.endswith((".weight", ".qweight", ".weight_packed")):
+        return 0
+    return tensor.size * 8 // each
+
+
+def _bits(config: Mapping[str, Any]) -> int | None:
+    """Of each weight, where they are packed into integers."""
+    found = config.get("bits")
+    if isinstance(groups := config.get("config_groups"), dict):
+        weights = [group.get("weights") for group in groups.values() if isinstance(group, dict)]
+        found = next((one.get("num_bits") for one in weights if isinstance(one, dict)), None)
+    return found if isinstance(found, int) and found > 0 else None
