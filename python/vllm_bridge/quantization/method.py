@@ -107,6 +107,9 @@ class Method:
     # Whether its layers have the shape of the checkpoint's tensors before they hold any.
     has_final_shapes: ClassVar[bool] = True
 
+    # What the sizes of an expert, its inputs and its own, are made multiples of by kernels on GPUs.
+    expert_multiples: ClassVar[tuple[int, int]] = (1, 1)
+
     # The format whose experts are dequantized on a CPU that has no kernel for them.
     experts: ClassVar[str | None] = None
 
