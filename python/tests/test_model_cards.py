@@ -10,7 +10,8 @@ from model_cards import Card
 from vllm_bridge.checkpoints import detect
 from vllm_bridge.checkpoints.checkpoint import Checkpoint
 from vllm_bridge.checkpoints.models import check_model
-from vllm_bridge.sizing import kv_cache
+from vllm_bridge.memory import GIB
+from vllm_bridge.sizing import formats, kv_cache, weights
 
 NAMES = model_cards.names()
 
@@ -56,8 +57,25 @@ def test_sizes_are_those_that_are_published(
 ) -> None:
     published = card(name)["published"]
     assert published["source"]
-    size = sum(tensor.size for tensor in checkpoint(name).tensors.values())
+    size = weights.weights(checkpoint(name), {}).disk
     assert size == pytest.approx(published["bytes"], rel=CLOSE[published["of"]], abs=0)
+
+
+@pytest.mark.parametrize("name", that_say("in_format"))
+def test_plain_models_would_take_in_a_format_what_others_published_in_it(
+    name: str, checkpoint: Callable[[str], Checkpoint]
+) -> None:
+    made = card(name)["in_format"]
+    found = {one.name: one.disk for one in formats.in_formats(checkpoint(made["of"]))}
+    assert found[made["name"]] == pytest.approx(card(name)["published"]["bytes"], rel=0.003)
+
+
+@pytest.mark.parametrize("name", that_say("loaded"))
+def test_weights_take_in_memory_what_vllm_says(
+    name: str, checkpoint: Callable[[str], Checkpoint]
+) -> None:
+    found = weights.weights(checkpoint(name), {}).memory / GIB
+    assert found == pytest.approx(card(name)["loaded"]["gib"], rel=0.05)
 
 
 @pytest.mark.parametrize("name", that_say("unsized"))
