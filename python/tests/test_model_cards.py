@@ -9,6 +9,7 @@ import model_cards
 from model_cards import Card
 from vllm_bridge.checkpoints import detect
 from vllm_bridge.checkpoints.checkpoint import Checkpoint
+from vllm_bridge.checkpoints.detect import Detected
 from vllm_bridge.checkpoints.models import check_model
 from vllm_bridge.memory import GIB
 from vllm_bridge.sizing import formats, kv_cache, weights
@@ -45,6 +46,12 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
 def checkpoint(model: Callable[[str], str]) -> Callable[[str], Checkpoint]:
     """What is known of the model of a card, looked at once."""
     return functools.cache(lambda name: check_model(model(name), {}))
+
+
+@pytest.fixture(scope="module")
+def detected(checkpoint: Callable[[str], Checkpoint]) -> Callable[[str], Detected]:
+    """What is detected of the model of a card, once."""
+    return functools.cache(lambda name: detect.of(checkpoint(name)))
 
 
 def test_there_are_enough() -> None:
@@ -84,15 +91,13 @@ def test_a_size_without_a_source_is_none(name: str) -> None:
 
 
 # What is expected of a quantization, by the name that it has where it is detected.
-SCHEME = ("bits", "group_size", "symmetric", "desc_act")
+SCHEME = ("bits", "format", "group_size", "symmetric", "desc_act")
 
 
 @pytest.mark.parametrize("name", sorted({*that_say("tensors"), *that_say("gguf")}))
-def test_how_they_are_quantized_is_detected(
-    name: str, checkpoint: Callable[[str], Checkpoint]
-) -> None:
+def test_how_they_are_quantized_is_detected(name: str, detected: Callable[[str], Detected]) -> None:
     expected = card(name)["expected"]
-    found = detect.of(checkpoint(name))
+    found = detected(name)
     wire = found.to_wire()
     assert found.method == expected["method"]
     assert {one: wire[one] for one in SCHEME if one in expected} == {
@@ -103,9 +108,9 @@ def test_how_they_are_quantized_is_detected(
 
 @pytest.mark.parametrize("name", that_say("parameters"))
 def test_packed_weights_are_counted_as_what_they_stand_for(
-    name: str, checkpoint: Callable[[str], Checkpoint]
+    name: str, detected: Callable[[str], Detected]
 ) -> None:
-    found = detect.of(checkpoint(name)).parameters
+    found = detected(name).parameters
     # Some have biases of zeros that the model does not have, and some figures count scales.
     close = 3e-4 if card(name)["expected"]["method"] else 0.0
     assert found == pytest.approx(card(name)["parameters"], rel=close, abs=0)

@@ -339,6 +339,8 @@ class _Loaded:
 
     def stages_of(self, part: Part) -> list[int]:
         """The stages that have it."""
+        if self.stages == 1:
+            return [0]
         last = self.stages - 1
         if part.layer is not None:
             return [self._stage(part.layer)]
