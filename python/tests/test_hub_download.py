@@ -398,6 +398,17 @@ def test_what_is_here_is_used_while_the_hub_is_away(
     assert hub.requests == []
 
 
+def test_a_model_that_the_hub_no_longer_gives_is_still_here(
+    hub: Hub, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = fetched()
+    repository(hub.folder, "org/name", {}, private=True)
+    assert fetched() == folder
+    assert f"org/name is taken as it was downloaded ({folder.name})" in caplog.text
+    assert fetched(hf_token="hf_bad_1") == folder  # noqa: S106
+    assert refused(revision="v1").reason == "model_not_found"
+
+
 def test_half_a_model_is_none_while_the_hub_is_away(hub: Hub) -> None:
     hub.faults.append(Fault("model.safetensors", "cut"))
     assert refused().reason == "hub_unreachable"
