@@ -17,6 +17,7 @@ A card is a JSON file of ``model_cards/``, written by us:
 - ``loaded``: GiB of its weights once they are loaded, by a log of vLLM's on a GPU
 - ``parameters``: how many weights it has, once they are unpacked
 - ``kv``: bytes per token of its KV cache in two-byte floats, and where that figure is from
+- ``cache``: the tokens for which there is room in so many GiB of it, by a log of vLLM's
 - ``expected``: what is to be found out about it; see ``test_model_cards.py``
 """
 

@@ -121,3 +121,13 @@ def test_the_cache_of_a_token_takes_what_is_said(
     name: str, checkpoint: Callable[[str], Checkpoint]
 ) -> None:
     assert kv_cache.of(checkpoint(name).config, {}).bytes_per_token == card(name)["kv"]["bytes"]
+
+
+@pytest.mark.parametrize("name", that_say("cache"))
+def test_the_cache_has_room_for_as_many_tokens_as_vllm_says(
+    name: str, checkpoint: Callable[[str], Checkpoint]
+) -> None:
+    said, config = card(name)["cache"], checkpoint(name).config
+    cache = kv_cache.of(config, said["options"])
+    length = kv_cache.max_length(config, said["options"])
+    assert cache.tokens(int(said["gib"] * GIB), length) == pytest.approx(said["tokens"], rel=0.02)
