@@ -97,3 +97,32 @@ def test_graphs_take_memory_unless_there_are_none() -> None:
     # What users' logs say of either.
     assert 0.15 * GIB < eager < 0.36 * GIB
     assert 0.2 * GIB < graphs - eager < 0.4 * GIB
+
+
+@pytest.mark.parametrize(
+    ("width", "tokens", "size"),
+    # What a worker of the CPU engine had more of the system while it computed a prompt, in MiB.
+    [(8192, 2048, 219.6), (8192, 4096, 442.7), (2048, 2048, 103.8), (2048, 4096, 219.6)],
+)
+def test_on_a_cpu_a_step_takes_what_was_measured(width: int, tokens: int, size: float) -> None:
+    config = transformer(2, 16, 4, 64, intermediate_size=width, vocab_size=1088)
+    found = activations.of(config, {"max_num_batched_tokens": tokens}, "cpu")
+
+    assert found.activations / 2**20 == pytest.approx(size, rel=0.06)
+
+
+def test_positions_have_a_table_of_sines_and_cosines() -> None:
+    rope = LLAMA | {"rope_theta": 500_000.0}
+
+    # 131072 positions of 128 numbers in bf16.
+    assert activations.rotary_table(rope, {}) == 2 * 128 * 131_072
+    assert activations.rotary_table(LLAMA, {}) == 0
+    with_table = activations.of(rope, {}).framework
+    assert with_table - activations.of(LLAMA, {}).framework == 2 * 128 * 131_072
+
+
+def test_windows_have_a_table_of_their_own() -> None:
+    parts = {"sliding_attention": {"rope_theta": 10_000}, "full_attention": {"rope_theta": 1e6}}
+    config = LLAMA | {"rope_parameters": parts, "partial_rotary_factor": 0.5}
+
+    assert activations.rotary_table(config, {"dtype": "float32"}) == 2 * 4 * 64 * 131_072

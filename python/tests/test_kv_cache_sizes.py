@@ -512,3 +512,18 @@ def test_defaults_are_those_of_transformers() -> None:
 def test_what_is_not_known_in_detail_is_said() -> None:
     assert kv_cache.of(DEEPSEEK_V3 | {"model_type": "deepseek_v4"}, {}).is_approximate
     assert not kv_cache.of(DEEPSEEK_V3, {}).is_approximate
+
+
+def test_layers_with_a_state_of_an_unknown_size_do_not_count() -> None:
+    config = ZAMBA_2_7B | {"model_type": "zamba"}
+
+    found = kv_cache.of(config, {})
+    assert found.is_approximate
+    assert found.bytes_per_token == kv_cache.of(ZAMBA_2_7B, {}).bytes_per_token // 2
+    assert found.bytes_per_block == 16 * found.bytes_per_token
+
+
+def test_a_config_that_says_too_little_makes_no_cache() -> None:
+    found = kv_cache.of({"model_type": "llama", "hidden_size": 0}, {})
+
+    assert (found.bytes_per_token, found.is_approximate) == (0, True)

@@ -51,8 +51,14 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "n_group": 1,
         "topk_group": 1,
     },
-    "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1, "mamba_dt_rank": 8, "num_experts": 2},
-    "lfm2": {"conv_dim": 128, "layer_types": ["conv", "full_attention"] * 2},
+    "lfm2": {
+        "layer_types": ["conv", "full_attention"] * 2,
+        "block_dim": 128,
+        "block_ff_dim": 256,
+        "block_auto_adjust_ff_dim": False,
+        "conv_dim": 128,
+        "conv_dim_out": 128,
+    },
     "falcon_h1": {
         "mamba_d_ssm": 128,
         "mamba_n_heads": 4,
@@ -78,14 +84,16 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "moe_intermediate_size": 64,
         "shared_expert_intermediate_size": 64,
     },
-    "mamba": {"state_size": 16},
-    "falcon": {"multi_query": True, "alibi": False, "new_decoder_architecture": False},
+    "falcon": {"multi_query": True, "new_decoder_architecture": False},
 }
 
 
 def make(name: str, folder: Path) -> Path:
     torch.manual_seed(3)
-    config = AutoConfig.for_model(name, **(_SIZES | CONFIGS[name]))
+    sizes = _SIZES | CONFIGS[name]
+    if name == "falcon":
+        del sizes["head_dim"]  # which it works out itself
+    config = AutoConfig.for_model(name, **sizes)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
     model.generation_config.pad_token_id = 0
     model.save_pretrained(folder)

@@ -3,12 +3,10 @@
 from collections.abc import Mapping
 from typing import Any
 
-from vllm_bridge.engine import notes
 from vllm_bridge.engine.check import Checked
 from vllm_bridge.engine.config import Config
-from vllm_bridge.engine.finding import Finding
-from vllm_bridge.engine.plan import Plan
-from vllm_bridge.redaction import redact, redact_all
+from vllm_bridge.engine.plan import Finding, Plan
+from vllm_bridge.redaction import redact
 
 
 def report(checked: Checked) -> dict[str, Any]:
@@ -36,8 +34,6 @@ def of_plan(plan: Plan) -> dict[str, Any]:
         "quantization": plan.method,
         "dtype": plan.dtype,
         "loaded_bytes": plan.loaded_bytes,
-        "family": notes.family(plan),
-        "capabilities": list(notes.capabilities(plan)),
     }
 
 
@@ -69,12 +65,13 @@ def of_config(config: Config) -> dict[str, Any]:
 
 
 def _finding(finding: Finding) -> dict[str, Any]:
+    wire = finding.error().to_wire()
     return {
         "severity": finding.severity,
-        "reason": finding.reason,
+        "reason": wire["reason"],
         "message": redact(finding.message),
-        "remedy": redact(finding.remedy),
-        "details": redact_all(dict(finding.details)),
+        "remedy": wire["details"].pop("remedy", ""),
+        "details": wire["details"],
     }
 
 

@@ -44,8 +44,8 @@ async def load(
     checked = check(model, options, progress, devices, _import)
     config = checked.configured()
     for finding in checked.findings:
-        if finding.severity == "warning":
-            logger.warning(finding.text)
+        level = logging.WARNING if finding.severity == "warning" else logging.INFO
+        logger.log(level, finding.error().message)
     plan = checked.plan
     with diagnosis.load_errors(plan.options):
         from vllm.v1.engine.async_llm import AsyncLLM

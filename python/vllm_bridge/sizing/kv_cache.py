@@ -135,7 +135,7 @@ def of(config: Mapping[str, Any], options: Mapping[str, Any], kind: str = "cuda"
     pages = {
         number: sizes.pages(layer)
         for number, layer in every.items()
-        if layer.kind not in ("shared", "none")
+        if layer.kind not in ("shared", "none") and layer.is_known
     }
     groups = paging.groups(pages)
     numbers = iter(every)
@@ -159,7 +159,8 @@ def of(config: Mapping[str, Any], options: Mapping[str, Any], kind: str = "cuda"
         groups=groups,
         in_flight=tokens * _batches(options, kind),
         encoder_tokens=tokens,
-        is_approximate=text["model_type"] in layers.UNKNOWN,
+        is_approximate=text["model_type"] in layers.UNKNOWN
+        or not all(layer.is_known for layer in every.values()),
     )
 
 
@@ -194,7 +195,9 @@ class _Sizes:
     @classmethod
     def of(cls, config: Mapping[str, Any], options: Mapping[str, Any], kind: str) -> "_Sizes":
         every = layers.layers(config)
-        attention = [layer for layer in every if layer.kind in paging.EVERY_TOKEN]
+        attention = [
+            layer for layer in every if layer.kind in paging.EVERY_TOKEN and layer.is_known
+        ]
         itemsize = entries.model_itemsize(options)
         is_latent = any(layer.kind == "mla" for layer in every)
         asked = str(options.get("mamba_ssm_cache_dtype") or "auto")
@@ -270,7 +273,8 @@ def batched_tokens(config: Mapping[str, Any], options: Mapping[str, Any]) -> int
         return int(asked)
     length = max_length(config, options)
     tokens = _BATCHED_TOKENS
-    if layers.text_config(config).get("is_encoder_decoder"):  # prompts are not cut into pieces
+    is_whole = layers.text_config(config).get("is_encoder_decoder") or layers.is_encoder(config)
+    if is_whole:  # which is not computed in pieces
         tokens = max(tokens, length)
     return min(tokens, int(options.get("max_num_seqs") or _SEQUENCES) * length)
 

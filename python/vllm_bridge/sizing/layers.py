@@ -27,7 +27,7 @@ class Layer(NamedTuple):
         key_size: numbers in a key; of ``"mla"`` in the latent vector, of ``"indexer"`` bytes
         value_size: numbers in a value
         window: tokens of a window or chunk
-        state: of ``"mamba"``
+        state: of ``"mamba"``; None where it is not known here
     """
 
     kind: Kind
@@ -36,6 +36,13 @@ class Layer(NamedTuple):
     value_size: int = 0
     window: int | None = None
     state: states.State | None = None
+
+    @property
+    def is_known(self) -> bool:
+        """Whether the config told what it keeps."""
+        if self.kind in ("shared", "none"):
+            return True
+        return self.state is not None if self.kind == "mamba" else bool(self.key_size)
 
 
 # What transformers' classes take where a published config has no entry.
@@ -165,10 +172,10 @@ def blocks(config: Mapping[str, Any]) -> tuple[tuple[Layer, ...], ...]:
     if is_encoder(config):
         return ()
     if text.get("is_encoder_decoder"):
-        heads = int(text["decoder_attention_heads"])
-        size = int(text["d_model"]) // heads
+        heads = _number(text, "decoder_attention_heads", "num_heads") or _query_heads(text)
+        size = _number(text, "d_kv") or _number(text, "d_model", "hidden_size") // heads
         both = (Layer("full", heads, size, size), Layer("cross", heads, size, size))
-        return (both,) * int(text["decoder_layers"])
+        return (both,) * _number(text, "decoder_layers", "num_decoder_layers", "num_hidden_layers")
     kinds = list(_kinds(text))
     shared = int(text.get("num_kv_shared_layers") or 0)
     kinds[len(kinds) - shared :] = [("shared",)] * shared
@@ -193,9 +200,9 @@ def is_encoder(config: Mapping[str, Any]) -> bool:
 
 
 def _count(text: Mapping[str, Any]) -> int:
-    for name in ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "decoder_layers"):
-        if isinstance(count := text.get(name), int):
-            return count
+    names = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "decoder_layers")
+    if count := _number(text, *names, "num_decoder_layers"):
+        return count
     for name in ("hybrid_override_pattern", "layers_block_type", "layer_types"):
         if found := text.get(name):
             return len(found)
@@ -282,7 +289,8 @@ def _every(text: Mapping[str, Any]) -> int | None:
 
 def _window(text: Mapping[str, Any]) -> int | None:
     """Tokens that a layer with a sliding window attends to."""
-    if text["model_type"].startswith("qwen") and not text.get("use_sliding_window"):
+    is_used = text.get("use_sliding_window", not text["model_type"].startswith("qwen"))
+    if not is_used:
         return None
     window = text.get("sliding_window")
     if not isinstance(window, int) or window <= 0:
@@ -322,17 +330,11 @@ def _heads(text: Mapping[str, Any], kind: Kind, index: int) -> int:
     if kind == "full" and (found := text.get("num_global_key_value_heads")):  # Gemma 4
         return int(found)
     names = ("n_head_kv", "num_kv_heads", "num_key_value_heads", "multi_query_group_num")
-    for name in names:
-        if isinstance(count := text.get(name), int):
-            return count
-    return _query_heads(text)
+    return _number(text, *names) or _query_heads(text)
 
 
 def _query_heads(text: Mapping[str, Any]) -> int:
-    for name in ("num_attention_heads", "n_head", "n_heads"):
-        if isinstance(count := text.get(name), int):
-            return count
-    return 1
+    return _number(text, "num_attention_heads", "n_head", "n_heads") or 1
 
 
 def _head_size(text: Mapping[str, Any], kind: Kind) -> int:
@@ -344,13 +346,16 @@ def _head_size(text: Mapping[str, Any], kind: Kind) -> int:
         return int(text.get("attention_head_dim") or hidden // _query_heads(text))
     if kind == "full" and (found := text.get("global_head_dim")):  # Gemma 4
         return int(found)
-    for name in ("head_dim", "hidden_size_per_head", "kv_channels", "attention_head_dim"):
-        if isinstance(size := text.get(name), int) and size > 0:
-            return size
-    hidden = next(text[name] for name in ("hidden_size", "n_embd", "d_model") if name in text)
-    return int(hidden) // _query_heads(text)
+    names = ("head_dim", "hidden_size_per_head", "kv_channels", "attention_head_dim")
+    hidden = _number(text, "hidden_size", "n_embd", "d_model")
+    return _number(text, *names) or hidden // _query_heads(text)
 
 
 def _attention(block: Mapping[str, Any]) -> Mapping[str, Any]:
     found = block.get("attention")
     return found if isinstance(found, dict) else {}
+
+
+def _number(text: Mapping[str, Any], *names: str) -> int:
+    """The first entry that is there; 0 for none."""
+    return next((found for name in names if isinstance(found := text.get(name), int) and found), 0)
