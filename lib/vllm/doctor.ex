@@ -304,8 +304,13 @@ defmodule VLLM.Doctor do
   end
 
   defp quantization_here(system) do
-    case system.ask.("quantization", %{}) do
-      {:ok, %{"formats" => formats, "online" => online}} ->
+    case system.ask.("methods", %{}) do
+      {:ok, methods} ->
+        formats =
+          for %{"formats" => uses} <- methods, %{"runs" => true} = use <- uses, do: use["name"]
+
+        online = for %{"in_flight" => %{"runs" => true}} = one <- methods, do: one["name"]
+
         ok(
           "Quantization",
           "quantized checkpoints: #{Enum.join(formats, ", ")}; " <>

@@ -15,7 +15,7 @@ defmodule VLLM.Quantization do
   """
 
   alias VLLM.{Error, Tools}
-  alias VLLM.Quantization.{Detected, Report}
+  alias VLLM.Quantization.{Detected, Method, Report}
 
   @doc """
   What a model is and how it is quantized, from its config and the headers of its files; or, of an
@@ -64,6 +64,28 @@ defmodule VLLM.Quantization do
   @doc "Like `check/2`, but raises `VLLM.Error` where it could not be asked."
   @spec check!(String.t(), keyword() | map()) :: Report.t()
   def check!(model, options \\ []), do: bang!(check(model, options))
+
+  @doc """
+  The quantization methods of the installed vLLM and its plugins, with what this library knows of
+  them and what runs on this device.
+
+  It is vLLM that is asked, by having it make one layer in each format. Its import takes some
+  seconds.
+
+      {:ok, methods} = VLLM.Quantization.methods()
+      for %{runs?: true} = method <- methods, do: method.name
+
+  Options are `:timeout`, `:python` and `:env`.
+  """
+  @spec methods(keyword() | map()) :: {:ok, [Method.t()]} | {:error, Error.t()}
+  def methods(options \\ []) do
+    with {:ok, wire} <- Tools.general("methods", options),
+         do: {:ok, Enum.map(wire, &Method.from_wire/1)}
+  end
+
+  @doc "Like `methods/1`, but raises `VLLM.Error`."
+  @spec methods!(keyword() | map()) :: [Method.t()]
+  def methods!(options \\ []), do: bang!(methods(options))
 
   defp bang!({:ok, result}), do: result
   defp bang!({:error, %Error{} = error}), do: raise(error)

@@ -49,6 +49,16 @@ defmodule VLLM.Tools do
     end
   end
 
+  @doc "The answer to a question that is about no model."
+  @spec general(String.t(), keyword() | map()) :: {:ok, term()} | {:error, Error.t()}
+  def general(method, options) do
+    where = for spec <- Options.engine(), elem(spec, 0) in [:python, :env], do: spec
+
+    with {:ok, known} <- Options.only(options, Options.tools() ++ where) do
+      ask(method, %{}, timeout: known.timeout, python: known.python, env: env(known.env))
+    end
+  end
+
   # Of several replicas' environments that of the first.
   defp env([env | _]), do: env
   defp env(env), do: env

@@ -214,10 +214,13 @@ class Repository:
         """What the hub tells of a file."""
         file = self.folder / path
         size = file.stat().st_size
-        entry: dict[str, Any] = {"path": path, "size": size, "oid": _git_hash(file)}
-        if is_large(path):
-            entry["lfs"] = {"oid": _sha256(file), "size": size, "pointerSize": 134}
-        return entry
+        if not is_large(path):
+            return {"path": path, "size": size, "oid": _git_hash(file)}
+        sha256 = _sha256(file)
+        lfs = {"oid": sha256, "size": size, "pointerSize": 134}
+        # What git has of it is what points to it.
+        pointer = hashlib.sha1(sha256.encode()).hexdigest()  # noqa: S324
+        return {"path": path, "size": size, "oid": pointer, "lfs": lfs}
 
     def info(self, *, with_files: bool) -> dict[str, Any]:
         told = {"id": self.name, "sha": self.commit, "private": False, "gated": False, "tags": []}

@@ -12,8 +12,12 @@ A card is a JSON file of ``model_cards/``, written by us:
 - ``published``: the size of its checkpoint and the source of the figure. ``of`` says what it is the
   size of: ``"tensors"``, ``"files"`` (which have headers too), or ``"rounded"`` files
 - ``unsized``: in its place, why there is no such figure
+- ``in_format``: the card that it is a quantized variant ``of``, where ``sizing.formats`` has a
+  ``name`` for the format and the size is a published one
+- ``loaded``: GiB of its weights once they are loaded, by a log of vLLM's on a GPU
 - ``parameters``: how many weights it has, once they are unpacked
 - ``kv``: bytes per token of its KV cache in two-byte floats, and where that figure is from
+- ``cache``: the tokens for which there is room in so many GiB of it, by a log of vLLM's
 - ``expected``: what is to be found out about it; see ``test_model_cards.py``
 """
 

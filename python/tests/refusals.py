@@ -7,6 +7,7 @@ starting, the worker's answer to ``check`` must have it too, word for word.
 import asyncio
 import contextlib
 import os
+import re
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
@@ -54,7 +55,7 @@ def _plan_error(planned: Any) -> BridgeError | None:
 
 def _config_error(checked: Any) -> BridgeError | None:
     name = os.environ["PYTEST_CURRENT_TEST"].partition("[")[0]
-    if checked.findings == checked.plan.findings or name in _compared:
+    if _plan_error(checked.plan) is not None or name in _compared:
         return None
     _compared.add(name)
     return _plan_error(checked)
@@ -90,7 +91,7 @@ def _said(error: BridgeError) -> dict[str, Any]:
     wire = error.to_wire()
     remedy = wire["details"].pop("remedy", "")
     said = wire["message"].removesuffix(remedy).rstrip()
-    return _sent({"severity": "error"} | wire | {"message": said, "remedy": remedy})
+    return _lasting(_sent({"severity": "error"} | wire | {"message": said, "remedy": remedy}))
 
 
 def _ask(model: str, options: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -109,7 +110,18 @@ def _ask(model: str, options: Mapping[str, Any]) -> list[dict[str, Any]]:
         thread.start()
         thread.join()
     assert not answers[0]["ok"]
-    return _sent(answers[0]["findings"])
+    return list(map(_lasting, _sent(answers[0]["findings"])))
+
+
+def _lasting(said: dict[str, Any]) -> dict[str, Any]:
+    """Without what is another a moment later: how much memory is left."""
+    if "available_bytes" not in said["details"]:
+        return said
+    details = said["details"] | {"available_bytes": None}
+    return said | {
+        "message": re.sub(r"[\d.]+ GiB of", "GiB of", said["message"]),
+        "details": details,
+    }
 
 
 def _sent(value: _T) -> _T:

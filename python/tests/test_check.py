@@ -10,7 +10,7 @@ import loading
 from conftest import MODELS
 from vllm_bridge.engine import facts
 from vllm_bridge.engine.check import check
-from vllm_bridge.engine.plan import Finding
+from vllm_bridge.engine.finding import Finding
 from vllm_bridge.errors import BridgeError
 
 DEMO = str(MODELS / "demo")
@@ -27,13 +27,14 @@ def test_a_model_that_runs() -> None:
     options = {"max_model_len": 512, "max_num_seqs": 3}
     checked = check(str(MODELS / "demo-awq"), options, phases.append)
     assert phases == ["import", "config"]
-    assert checked.findings == ()
+    (told,) = checked.findings
+    assert (told.severity, told.reason, told.details["family"]) == ("info", "family", "text")
     assert checked.configured().kernel == loading.INTEGERS
     report = facts.report(checked)
-    found = {name: report[name] for name in ("ok", "findings", "method", "kernel", "dtype")}
+    found = {name: report[name] for name in ("ok", "family", "method", "kernel", "dtype")}
     assert found == {
         "ok": True,
-        "findings": [],
+        "family": "text",
         "method": "awq",
         "kernel": loading.INTEGERS,
         "dtype": "bfloat16",

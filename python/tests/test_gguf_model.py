@@ -17,7 +17,8 @@ from conftest import NEEDS_LIBGGUF, ROOT
 from gguf_files import Info, write, write_llama
 from vllm_bridge.checkpoints import fit, gguf
 from vllm_bridge.checkpoints.models import check_model
-from vllm_bridge.engine.plan import Finding, plan
+from vllm_bridge.engine.finding import Finding
+from vllm_bridge.engine.plan import plan
 from vllm_bridge.errors import BridgeError
 from vllm_bridge.quantization import registry
 

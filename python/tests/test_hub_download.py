@@ -21,7 +21,7 @@ from vllm_bridge.hub import cache, download
 from vllm_bridge.hub.download import Progress, pull
 from vllm_bridge.hub.look_up import look_up
 from vllm_bridge.hub.names import parse
-from vllm_bridge.hub.repository import Repository
+from vllm_bridge.hub.repository import File, Repository
 
 PYTHON = Path(__file__).resolve().parents[1]
 
@@ -86,6 +86,17 @@ def test_the_client_finds_what_we_fetched_and_we_what_it_did(hub: Hub) -> None:
     assert len(hub.asked("resolve")) == before
 
 
+def test_the_client_and_we_wait_for_each_other(hub: Hub, tmp_path: Path) -> None:
+    fetched()
+    snapshot_download("org/name", cache_dir=tmp_path / "other")
+    locks = [
+        {path.name for path in folder.glob(".locks/models--org--name/*.lock")}
+        for folder in (Path(cache.folder({})), tmp_path / "other")
+    ]
+    assert len(locks[0]) == 3
+    assert locks[0] == locks[1]
+
+
 def test_what_is_here_is_not_asked_for_again(hub: Hub) -> None:
     folder = fetched()
     before = len(hub.requests)
@@ -101,6 +112,25 @@ def test_progress(hub: Hub) -> None:
         repository.size, repository.size, 3, 3, told[-1].bytes_per_second, told[-1].seconds_left
     )
     assert [one.bytes for one in told] == sorted(one.bytes for one in told)
+
+
+def test_speed_and_the_time_that_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr("vllm_bridge.hub.download.time.monotonic", lambda: now[0])
+    files = [File("a", 100, blob="aa"), File("b", 1000, blob="bb")]
+    (tmp_path / "aa").write_bytes(bytes(100))
+    meter = download._Meter(str(tmp_path), files)
+    assert meter.read() == Progress(100, 1100, 1, 2, None, None)
+    now[0] += 1
+    (tmp_path / "bb.incomplete").write_bytes(bytes(200))
+    assert meter.read() == Progress(300, 1100, 1, 2, 200.0, 4.0)
+    # Nothing came for long enough that nobody knows when it will end. What another program's
+    # client has on the way counts as well.
+    now[0] += 100
+    assert meter.read() == Progress(300, 1100, 1, 2, None, None)
+    now[0] += 2
+    (tmp_path / "bb.1234abcd.incomplete").write_bytes(bytes(700))
+    assert meter.read() == Progress(800, 1100, 1, 2, 250.0, 1.2)
 
 
 def test_files_of_a_subfolder_a_revision_and_a_gguf_file(hub: Hub, tmp_path: Path) -> None:
@@ -149,6 +179,16 @@ def test_a_connection_that_is_cut_is_taken_up_where_it_was(hub: Hub, kind: str) 
     assert len(asked) == 3
     assert asked[0].range is None
     assert all(one.range for one in asked[1:])
+
+
+def test_a_connection_that_falls_silent_is_made_anew(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_DOWNLOAD_TIMEOUT", 0.2)
+    hub.faults.append(cut("stall", times=1))
+    assert fetched().is_dir()
+    asked = [one for one in hub.asked("model.safetensors") if one.is_cdn]
+    assert {one.range for one in asked} == {None, "bytes=1000000-"}
 
 
 def test_a_hub_that_is_cut_again_and_again(hub: Hub) -> None:
@@ -356,6 +396,17 @@ def test_what_is_here_is_used_while_the_hub_is_away(
     assert error.reason == "hub_unreachable"
     assert "HF_HUB_OFFLINE" in error.message
     assert hub.requests == []
+
+
+def test_a_model_that_the_hub_no_longer_gives_is_still_here(
+    hub: Hub, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = fetched()
+    repository(hub.folder, "org/name", {}, private=True)
+    assert fetched() == folder
+    assert f"org/name is taken as it was downloaded ({folder.name})" in caplog.text
+    assert fetched(hf_token="hf_bad_1") == folder  # noqa: S106
+    assert refused(revision="v1").reason == "model_not_found"
 
 
 def test_half_a_model_is_none_while_the_hub_is_away(hub: Hub) -> None:

@@ -63,7 +63,7 @@ def assert_the_same(hub: Hub, name: str, path: str, options: dict[str, Any]) -> 
     assert looked_at.files == original.files
     assert fit.loaded_bytes(looked_at, {}) == fit.loaded_bytes(original, {})
     large = [one for one in hub.requests if one.is_cdn]
-    assert 0 < sum(one.sent for one in large) < 200_000 * len(original.files)
+    assert 0 < sum(one.sent for one in large) < 300_000 * len(original.files)
     return looked_at
 
 
@@ -73,11 +73,11 @@ def test_a_model_in_one_file(hub: Hub) -> None:
     (file,) = checkpoint.files
     stat = os.stat(os.path.join(checkpoint.folder or "", file))
     assert stat.st_size > 2 * LARGE
-    assert stat.st_blocks * 512 < 200_000
+    assert stat.st_blocks * 512 < 300_000
 
 
 def test_a_model_in_shards_with_a_long_header(hub: Hub) -> None:
-    names = [{f"model.layers.{n}.{k}.weight": 4000 for k in range(1200)} for n in range(2)]
+    names = [{f"model.layers.{n}.{k}.weight": 4000 for k in range(2000)} for n in range(2)]
     shards = [f"model-0000{number}-of-00002.safetensors" for number in (1, 2)]
     index = {name: shards[n] for n, found in enumerate(names) for name in found}
     files: dict[str, Any] = {
@@ -117,7 +117,7 @@ def test_a_file_of_torchs(hub: Hub, tmp_path: Path) -> None:
         name: tensor._replace(file=path) for name, tensor in expected["weights"].items()
     }
     assert torch_files.read(path) == expected
-    assert sum(one.sent for one in hub.requests if one.is_cdn) < 300_000
+    assert sum(one.sent for one in hub.requests if one.is_cdn) < 500_000
 
 
 def test_small_files_are_fetched_once_for_ghost_and_model(hub: Hub) -> None:

@@ -76,7 +76,7 @@ def test_of_several_formats_one_is_fetched(beside: list[str], weights: list[str]
 
 def test_what_else_a_model_reads() -> None:
     module = ["1_Pooling/config.json", "2_Dense/config.json", "2_Dense/model.safetensors"]
-    small = ["chat_template.jinja", "modeling_x.py", "tekken.json", "tokenizer.model", *SMALL]
+    small = ["chat_template.jinja", "modeling_x.py", "tekken.json", "tokenizer.model.v3", *SMALL]
     found = chosen([*small, *module, "model.safetensors", "onnx/config.json", "eval/x.json"])
     assert sorted(found) == sorted([*small, *module, "model.safetensors"])
 

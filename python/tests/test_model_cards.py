@@ -9,8 +9,10 @@ import model_cards
 from model_cards import Card
 from vllm_bridge.checkpoints import detect
 from vllm_bridge.checkpoints.checkpoint import Checkpoint
+from vllm_bridge.checkpoints.detect import Detected
 from vllm_bridge.checkpoints.models import check_model
-from vllm_bridge.sizing import kv_cache
+from vllm_bridge.memory import GIB
+from vllm_bridge.sizing import formats, kv_cache, weights
 
 NAMES = model_cards.names()
 
@@ -46,6 +48,12 @@ def checkpoint(model: Callable[[str], str]) -> Callable[[str], Checkpoint]:
     return functools.cache(lambda name: check_model(model(name), {}))
 
 
+@pytest.fixture(scope="module")
+def detected(checkpoint: Callable[[str], Checkpoint]) -> Callable[[str], Detected]:
+    """What is detected of the model of a card, once."""
+    return functools.cache(lambda name: detect.of(checkpoint(name)))
+
+
 def test_there_are_enough() -> None:
     assert len(that_say("published")) >= 40
 
@@ -56,8 +64,25 @@ def test_sizes_are_those_that_are_published(
 ) -> None:
     published = card(name)["published"]
     assert published["source"]
-    size = sum(tensor.size for tensor in checkpoint(name).tensors.values())
+    size = weights.weights(checkpoint(name), {}).disk
     assert size == pytest.approx(published["bytes"], rel=CLOSE[published["of"]], abs=0)
+
+
+@pytest.mark.parametrize("name", that_say("in_format"))
+def test_plain_models_would_take_in_a_format_what_others_published_in_it(
+    name: str, checkpoint: Callable[[str], Checkpoint]
+) -> None:
+    made = card(name)["in_format"]
+    found = {one.name: one.disk for one in formats.in_formats(checkpoint(made["of"]))}
+    assert found[made["name"]] == pytest.approx(card(name)["published"]["bytes"], rel=0.003)
+
+
+@pytest.mark.parametrize("name", that_say("loaded"))
+def test_weights_take_in_memory_what_vllm_says(
+    name: str, checkpoint: Callable[[str], Checkpoint]
+) -> None:
+    found = weights.weights(checkpoint(name), {}).memory / GIB
+    assert found == pytest.approx(card(name)["loaded"]["gib"], rel=0.05)
 
 
 @pytest.mark.parametrize("name", that_say("unsized"))
@@ -66,15 +91,13 @@ def test_a_size_without_a_source_is_none(name: str) -> None:
 
 
 # What is expected of a quantization, by the name that it has where it is detected.
-SCHEME = ("bits", "group_size", "symmetric", "desc_act")
+SCHEME = ("bits", "format", "group_size", "symmetric", "desc_act")
 
 
 @pytest.mark.parametrize("name", sorted({*that_say("tensors"), *that_say("gguf")}))
-def test_how_they_are_quantized_is_detected(
-    name: str, checkpoint: Callable[[str], Checkpoint]
-) -> None:
+def test_how_they_are_quantized_is_detected(name: str, detected: Callable[[str], Detected]) -> None:
     expected = card(name)["expected"]
-    found = detect.of(checkpoint(name))
+    found = detected(name)
     wire = found.to_wire()
     assert found.method == expected["method"]
     assert {one: wire[one] for one in SCHEME if one in expected} == {
@@ -85,9 +108,9 @@ def test_how_they_are_quantized_is_detected(
 
 @pytest.mark.parametrize("name", that_say("parameters"))
 def test_packed_weights_are_counted_as_what_they_stand_for(
-    name: str, checkpoint: Callable[[str], Checkpoint]
+    name: str, detected: Callable[[str], Detected]
 ) -> None:
-    found = detect.of(checkpoint(name)).parameters
+    found = detected(name).parameters
     # Some have biases of zeros that the model does not have, and some figures count scales.
     close = 3e-4 if card(name)["expected"]["method"] else 0.0
     assert found == pytest.approx(card(name)["parameters"], rel=close, abs=0)
@@ -98,3 +121,13 @@ def test_the_cache_of_a_token_takes_what_is_said(
     name: str, checkpoint: Callable[[str], Checkpoint]
 ) -> None:
     assert kv_cache.of(checkpoint(name).config, {}).bytes_per_token == card(name)["kv"]["bytes"]
+
+
+@pytest.mark.parametrize("name", that_say("cache"))
+def test_the_cache_has_room_for_as_many_tokens_as_vllm_says(
+    name: str, checkpoint: Callable[[str], Checkpoint]
+) -> None:
+    said, config = card(name)["cache"], checkpoint(name).config
+    cache = kv_cache.of(config, said["options"])
+    length = kv_cache.max_length(config, said["options"])
+    assert cache.tokens(int(said["gib"] * GIB), length) == pytest.approx(said["tokens"], rel=0.02)

@@ -179,9 +179,11 @@ def test_tools_tell_of_packages_without_importing_them(tmp_path: Path) -> None:
 @pytest.mark.engine
 def test_tools_tell_which_quantization_runs_here(tmp_path: Path) -> None:
     async def scenario(worker: Worker) -> None:
-        runs = await worker.peer.call("quantization")
-        assert "fp8" in runs["online"]
-        assert any(name.startswith("awq") for name in runs["formats"])
+        methods = {one["name"]: one for one in await worker.peer.call("methods")}
+        assert methods["fp8"]["in_flight"]["runs"] is True
+        assert methods["awq"]["formats"] == [
+            {"name": "awq (4 bits)", "bits": 4, "runs": True, "why_not": None}
+        ]
 
     run(tmp_path, scenario, ["-m", "vllm_bridge", "tools"])
 

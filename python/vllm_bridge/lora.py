@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import msgspec
 
 from vllm_bridge.errors import BridgeError
+from vllm_bridge.hub import errors as hub_errors
 from vllm_bridge.rpc.table import NoParams
 
 CONFIG = "adapter_config.json"
@@ -68,7 +69,7 @@ class LoRAs:
 
         Raises:
             BridgeError: ``unsupported`` for an engine without adapters, ``model_not_found``,
-                ``model_gated``, ``hub_unreachable``, ``invalid_checkpoint`` or ``invalid_option``
+                ``invalid_checkpoint``, ``invalid_option``, or what is wrong with the hub
         """
         if lora is None:
             return None
@@ -199,31 +200,10 @@ def _folder(lora: LoRA, token: str | bool | None) -> str:
     if path.startswith((".", "/")):
         raise BridgeError("model_not_found", f"There is no folder `{lora.lora_path}`.", details)
 
-    from huggingface_hub import errors, snapshot_download
+    from huggingface_hub import snapshot_download
 
-    try:
+    with hub_errors.told(path, token=token):
         return str(snapshot_download(path, token=token, allow_patterns=[CONFIG, *_WEIGHTS]))
-    except errors.GatedRepoError as error:
-        raise BridgeError(
-            "model_gated",
-            f"The owner of {path} must grant access to it. Ask for it at "
-            f"https://huggingface.co/{path} and give your token as `HF_TOKEN` or `hf_token`.",
-            details,
-        ) from error
-    except (errors.RepositoryNotFoundError, errors.HFValidationError) as error:
-        raise BridgeError(
-            "model_not_found",
-            f"`{path}` is neither a folder here nor an adapter on the Hugging Face hub.",
-            details,
-        ) from error
-    except (errors.LocalEntryNotFoundError, errors.HfHubHTTPError, OSError) as error:
-        raise BridgeError(
-            "hub_unreachable",
-            f"`{path}` is not a folder here, so it was looked up on the Hugging Face hub. It is "
-            "not in the cache, and the hub does not answer. Check the network, or give a local "
-            "folder.",
-            details,
-        ) from error
 
 
 def _check_files(lora: LoRA, folder: str) -> None:

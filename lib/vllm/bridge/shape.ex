@@ -44,6 +44,7 @@ defmodule VLLM.Bridge.Shape do
     "detokenize" => {:record, %{"text" => :binary}},
     "list_loras" => {:list, :map},
     "metrics" => :map,
+    "methods" => {:list, {:record, %{"formats" => {:list, :map}, "in_flight" => {:maybe, :map}}}},
     "detect" => {:record, %{"ignored" => {:list, :any}, "adapter" => {:maybe, :map}}}
   }
 

@@ -4,8 +4,9 @@ defmodule VLLM.Quantization.Finding do
       "`:error` for what keeps an engine from starting, `:warning` for what is probably not meant, " <>
         "`:info` for what is good to know",
     reason:
-      "what it is about, as in `VLLM.Error`: of an error the `:reason` that `VLLM.llm/2` would " <>
-        "end with",
+      "what it is about: of an error the `:reason` of the `VLLM.Error` that `VLLM.llm/2` would end " <>
+        "with; of what is good to know `:family` (what the model is for) or `:device` (what only " <>
+        "the device can tell)",
     message: "what is the matter",
     remedy: "what to do about it; `\"\"` where there is nothing to do",
     details: "a map with string keys, for programs, as in `VLLM.Error`"
@@ -31,19 +32,29 @@ defmodule VLLM.Quantization.Finding do
           details: map()
         }
 
-  # An error's message has both sentences; a finding has each by itself.
+  # Reasons of no error; python/vllm_bridge/engine/finding.py has them too.
+  @notes %{"family" => :family, "device" => :device}
+
   @doc false
   @spec from_wire(map()) :: t()
   def from_wire(wire) do
-    error = Error.from_wire(wire)
+    {reason, details} = about(wire)
 
     %__MODULE__{
       severity: severity(wire["severity"]),
-      reason: error.reason,
-      message: error.message,
+      reason: reason,
+      message: wire["message"],
       remedy: wire["remedy"],
-      details: error.details
+      details: details
     }
+  end
+
+  defp about(%{"reason" => note, "details" => details}) when is_map_key(@notes, note),
+    do: {@notes[note], details}
+
+  defp about(wire) do
+    error = Error.from_wire(wire)
+    {error.reason, error.details}
   end
 
   defp severity("error"), do: :error

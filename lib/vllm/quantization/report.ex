@@ -5,6 +5,13 @@ defmodule VLLM.Quantization.Report do
     model: "the folder, file or hub name that was asked about",
     model_type: "as its config names it (`\"llama\"`)",
     architecture: "the class that vLLM runs it with (`\"LlamaForCausalLM\"`)",
+    family:
+      "what kind of model it is: `\"text\"`, `\"vision\"`, `\"audio\"`, `\"embedding\"`, `\"reranker\"`, " <>
+        "`\"classifier\"`, `\"token classifier\"`, `\"reward\"`, `\"late interaction\"`; what vLLM is not for, " <>
+        "such as `\"diffusion\"`, is an error among the findings; nil where it is not known",
+    capabilities:
+      "what it can be asked for, by the names of functions of `VLLM` (`\"generate\"`, `\"chat\"`, " <>
+        "`\"embed\"`, …), and `\"images\"`, `\"tools\"`, `\"reasoning\"`",
     method: "the quantization method, by vLLM's name; nil for a plain model",
     kernel:
       "what computes quantized linear layers on this device; nil for a plain model, and where " <>

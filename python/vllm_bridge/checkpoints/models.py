@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
-from vllm_bridge.checkpoints import files, gguf, gguf_model, hub
+from vllm_bridge.checkpoints import families, files, gguf, gguf_model, hub
 from vllm_bridge.checkpoints.checkpoint import Checkpoint, Found
 from vllm_bridge.checkpoints.config import read_config
 from vllm_bridge.errors import BridgeError, nearest
@@ -124,6 +124,7 @@ def _check_folder(folder: str, options: Mapping[str, Any]) -> Checkpoint:
         return gguf_model.look_at(path, options)
     config_folder = options.get("hf_config_path")
     if config_folder is None and not names.intersection(_CONFIGS):
+        families.check_folder(folder, names)
         what, remedy = _why_no_model(folder, names)
         raise BridgeError("not_a_model", what, {"model": folder}, remedy)
     config = {} if "config.json" not in names else read_config(folder)

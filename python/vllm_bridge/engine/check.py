@@ -6,8 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from vllm_bridge import defaults, diagnosis
+from vllm_bridge.engine import notes
 from vllm_bridge.engine.config import Config, configure
-from vllm_bridge.engine.plan import Finding, Plan, plan
+from vllm_bridge.engine.finding import Finding
+from vllm_bridge.engine.plan import Plan, plan
 from vllm_bridge.errors import BridgeError
 
 
@@ -16,7 +18,7 @@ class Checked(NamedTuple):
 
     Args:
         plan: what is known without vLLM
-        findings: the plan's, and what vLLM says against it
+        findings: the plan's, what vLLM says against it, and what is good to know
         config: what vLLM makes of the plan; None where a finding is against it
     """
 
@@ -63,8 +65,9 @@ def check(
         imported: called once vLLM is imported and before anything of it has run
     """
     planned = plan(model, options, progress)
+    findings = (*planned.findings, *notes.of(planned))
     if any(finding.severity == "error" for finding in planned.findings):
-        return Checked(planned, planned.findings)
+        return Checked(planned, findings)
     try:
         with diagnosis.load_errors(planned.options):
             progress("import")
@@ -72,6 +75,6 @@ def check(
                 defaults.use_devices(devices)
             imported()
             progress("config")
-            return Checked(planned, planned.findings, configure(planned))
+            return Checked(planned, findings, configure(planned))
     except BridgeError as error:
-        return Checked(planned, (*planned.findings, Finding.of(error)))
+        return Checked(planned, (*findings, Finding.of(error)))

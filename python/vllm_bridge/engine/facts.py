@@ -3,10 +3,12 @@
 from collections.abc import Mapping
 from typing import Any
 
+from vllm_bridge.engine import notes
 from vllm_bridge.engine.check import Checked
 from vllm_bridge.engine.config import Config
-from vllm_bridge.engine.plan import Finding, Plan
-from vllm_bridge.redaction import redact
+from vllm_bridge.engine.finding import Finding
+from vllm_bridge.engine.plan import Plan
+from vllm_bridge.redaction import redact, redact_all
 
 
 def report(checked: Checked) -> dict[str, Any]:
@@ -34,6 +36,8 @@ def of_plan(plan: Plan) -> dict[str, Any]:
         "quantization": plan.method,
         "dtype": plan.dtype,
         "loaded_bytes": plan.loaded_bytes,
+        "family": notes.family(plan),
+        "capabilities": list(notes.capabilities(plan)),
     }
 
 
@@ -65,13 +69,12 @@ def of_config(config: Config) -> dict[str, Any]:
 
 
 def _finding(finding: Finding) -> dict[str, Any]:
-    wire = finding.error().to_wire()
     return {
         "severity": finding.severity,
-        "reason": wire["reason"],
+        "reason": finding.reason,
         "message": redact(finding.message),
-        "remedy": wire["details"].pop("remedy", ""),
-        "details": wire["details"],
+        "remedy": redact(finding.remedy),
+        "details": redact_all(dict(finding.details)),
     }
 
 

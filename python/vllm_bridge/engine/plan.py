@@ -7,12 +7,14 @@ import contextlib
 import dataclasses
 import os
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 from vllm_bridge import diagnosis, generation_config, memory, quantization, versions
-from vllm_bridge.checkpoints import files, fit
+from vllm_bridge.checkpoints import families, files, fit
 from vllm_bridge.checkpoints.checkpoint import Checkpoint
 from vllm_bridge.checkpoints.models import check_beside, check_model
+from vllm_bridge.engine import parallel
+from vllm_bridge.engine.finding import Finding
 from vllm_bridge.errors import BridgeError, map_exceptions
 from vllm_bridge.params import check_option_names
 from vllm_bridge.quantization import naming, online, registry
@@ -20,32 +22,6 @@ from vllm_bridge.quantization import naming, online, registry
 # Options that name what is used in the place of a part of the model. It may be on the hub although
 # the model is not.
 BESIDE = ("tokenizer", "hf_config_path")
-
-
-class Finding(NamedTuple):
-    """Something about the model or the options that a user should know.
-
-    Args:
-        severity: ``"error"`` for what keeps the engine from starting
-        reason: one of ``errors.REASONS``
-        message: what is the matter
-        details: what a program wants to know of it
-        remedy: what to do about it: a sentence, or nothing
-    """
-
-    severity: Literal["error", "warning", "info"]
-    reason: str
-    message: str
-    details: Mapping[str, Any] = {}
-    remedy: str = ""
-
-    @classmethod
-    def of(cls, error: BridgeError) -> "Finding":
-        """What keeps an engine from starting."""
-        return cls("error", error.reason, error.what, error.details, error.remedy)
-
-    def error(self) -> BridgeError:
-        return BridgeError(self.reason, self.message, dict(self.details), self.remedy)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,6 +84,10 @@ def plan(
     for name in BESIDE:
         with _collected(findings):
             check_beside(name, left)
+    with _collected(findings):
+        families.check(checkpoint)
+    with _collected(findings):
+        parallel.check(checkpoint, left)
     with _collected(findings):
         online.check(checkpoint, dtype)
     with _collected(findings):

@@ -44,8 +44,8 @@ async def load(
     checked = check(model, options, progress, devices, _import)
     config = checked.configured()
     for finding in checked.findings:
-        level = logging.WARNING if finding.severity == "warning" else logging.INFO
-        logger.log(level, finding.error().message)
+        if finding.severity == "warning":
+            logger.warning(finding.text)
     plan = checked.plan
     with diagnosis.load_errors(plan.options):
         from vllm.v1.engine.async_llm import AsyncLLM

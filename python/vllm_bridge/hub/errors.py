@@ -27,11 +27,6 @@ def told(name: str, revision: str | None = None, token: Any = None) -> Iterator[
         raise _error(error, name, revision, token) from error
 
 
-def is_away(error: BridgeError) -> bool:
-    """Whether the hub cannot be asked at the moment, so that what is here must do."""
-    return error.reason in ("hub_unreachable", "rate_limited")
-
-
 def disk_full(folder: str, needed: int | None = None, free: int | None = None) -> BridgeError:
     """
     Args:

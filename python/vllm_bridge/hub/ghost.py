@@ -23,7 +23,7 @@ from vllm_bridge.hub.repository import File, Repository
 
 # What is fetched at once, at least: the headers of most safetensors files, and the directories of
 # most files of torch's.
-_BLOCK: Final = 2**16
+_BLOCK: Final = 2**17
 
 _LARGE: Final = (".safetensors", gguf_model.SUFFIX, ".bin", ".pt", ".pth")
 _MAX_HEADER: Final = 100_000_000

@@ -1,6 +1,7 @@
 """Finds out what a repository holds: from the hub, or from what was downloaded of it."""
 
 import dataclasses
+import logging
 import os
 import re
 from collections.abc import Callable, Mapping
@@ -12,14 +13,16 @@ from vllm_bridge.hub.names import Name
 from vllm_bridge.hub.needed import needed
 from vllm_bridge.hub.repository import File, Repository
 
+logger = logging.getLogger(__name__)
+
 
 def look_up(
     name: Name,
     options: Mapping[str, Any],
     progress: Callable[[str], None] = lambda _: None,
 ) -> Repository:
-    """Asks the hub for a model, once. Where it does not answer or is not to be asked, what was
-    downloaded before is looked at.
+    """Asks the hub for a model, once. Where it does not answer, is not to be asked or no longer
+    gives it, what was downloaded before will do.
 
     Args:
         progress: told ``"hub"`` before the hub is asked, which may take seconds
@@ -35,11 +38,12 @@ def look_up(
         with errors.told(name.id, options.get("revision"), options.get("hf_token")):
             commit, found = _ask(name, revision, options)
     except BridgeError as error:
-        if not errors.is_away(error):
+        if (local := _look_up_here(name, revision, subfolder, options)) is None:
             raise
-        local = _look_up_here(name, revision, subfolder, options)
-        if local is None:
-            raise
+        if not _is_offline():
+            logger.warning(
+                "%s is taken as it was downloaded (%s): %s", name.id, local.commit, error.what
+            )
         return local
     repository = Repository(name.id, revision, commit, (), subfolder)
     return dataclasses.replace(repository, files=_chosen(found, name, subfolder, options))
@@ -117,6 +121,12 @@ def _is_hash(given: Any) -> bool:
 def _is_inside(path: str) -> bool:
     """Whether a path stays in its repository, whoever tells of it."""
     return not path.startswith("/") and ".." not in path.split("/") and "\\" not in path
+
+
+def _is_offline() -> bool:
+    from huggingface_hub import constants
+
+    return bool(constants.HF_HUB_OFFLINE)
 
 
 def _path(option: str, options: Mapping[str, Any]) -> str:

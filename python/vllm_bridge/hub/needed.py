@@ -115,7 +115,8 @@ def _stem(path: str) -> str:
 
 def _is_small(path: str) -> bool:
     folder, _, name = path.rpartition("/")
-    if not name.endswith(_SMALL):
+    # Mistral's tokenizers have versions: `tokenizer.model.v3`.
+    if not name.endswith(_SMALL) and not name.startswith("tokenizer.model"):
         return False
     if name.endswith(".py"):
         return True  # code of a model may be in packages

@@ -15,6 +15,13 @@ from vllm_bridge import diagnosis
 from vllm_bridge.checkpoints.checkpoint import Checkpoint
 from vllm_bridge.errors import BridgeError
 from vllm_bridge.quantization import layers, registry
+from vllm_bridge.quantization.method import Method
+
+# What the layer is called that methods are looked at with.
+_LAYER = "layer"
+
+# Why a method does not run that has nothing to do with linear layers.
+EXPERTS_ONLY = "it leaves linear layers as they are"
 
 
 def check_packages(method: str) -> None:
@@ -33,29 +40,48 @@ def check_packages(method: str) -> None:
         )
 
 
-@functools.cache
 def formats() -> tuple[str, ...]:
     """The formats of checkpoints that run here."""
-    return tuple(
-        name
-        for method in registry.every()
-        for name, config in method.formats
-        if _format_runs(method.name, config)
-    )
+    return tuple(name for name, refused in of_formats().items() if refused is None)
+
+
+def online() -> tuple[str, ...]:
+    """The methods that quantize a plain model while it is loaded, and run here."""
+    return tuple(name for name, refused in of_methods_online().items() if refused is None)
 
 
 @functools.cache
-def online() -> tuple[str, ...]:
-    """The methods that quantize a plain model while it is loaded, and run here."""
+def of_formats() -> Mapping[str, str | None]:
+    """Why formats of checkpoints do not run here, by their names; None for those that do."""
+    return {
+        name: _format_refusal(method, config)
+        for method in registry.every()
+        for name, config in method.formats
+    }
+
+
+@functools.cache
+def of_methods_online() -> Mapping[str, str | None]:
+    """The same of methods that quantize a plain model while it is loaded."""
     from vllm.model_executor.layers.quantization import QUANTIZATION_METHODS
 
-    found = []
-    for method in QUANTIZATION_METHODS:
-        with contextlib.suppress(Exception):
-            config = online_config(method)
-            if config is not None and refusal(config) is None:
-                found.append(method)
-    return tuple(found)
+    found = {}
+    for name in QUANTIZATION_METHODS:
+        method = registry.of(name)
+        if method.needs_checkpoint:
+            continue
+        try:
+            check_packages(method.name)
+            config = online_config(name)
+            if config is not None:
+                found[name] = refusal(config)
+            elif method.online is not None:
+                found[name] = None  # by settings of the user's
+        except BridgeError as error:
+            found[name] = error.message
+        except Exception as error:
+            found[name] = str(error)
+    return found
 
 
 def online_config(method: str) -> Any:
@@ -97,10 +123,10 @@ def refusal(quant_config: Any) -> str | None:
         # What some of them compile is not worth it for one layer: it takes seconds.
         with (
             torch.compiler.set_stance("force_eager"),
-            layers.linear(config, torch.bfloat16, quant_config, "layer") as layer,
+            layers.linear(config, torch.bfloat16, quant_config, _LAYER) as layer,
         ):
             if not layers.is_quantized(layer):
-                return "it leaves linear layers as they are"
+                return EXPERTS_ONLY
             return layers.missing_operation(layer)
     except Exception as error:
         return str(error)
@@ -163,12 +189,16 @@ def needs_checkpoint(method: str, folder: str) -> bool:
     return online_config(method) is None
 
 
-def _format_runs(method: str, config: Mapping[str, Any]) -> bool:
+def _format_refusal(method: Method, config: Mapping[str, Any]) -> str | None:
     from vllm.model_executor.layers.quantization import get_quantization_config
 
+    name = method.name
     try:
-        check_packages(method)
-        made = get_quantization_config(method).from_config({"quant_method": method, **config})
-    except (BridgeError, ValueError):
-        return False
-    return refusal(made) is None
+        check_packages(name)
+        made = get_quantization_config(name).from_config({"quant_method": name, **config})
+    except BridgeError as error:
+        return error.message
+    except ValueError as error:
+        return str(error)
+    method.ready_for_look(made, config, _LAYER)
+    return refusal(made)

@@ -92,6 +92,9 @@ class Method:
     # The usual formats of its checkpoints.
     formats: ClassVar[tuple[Format, ...]] = ()
 
+    # The bits of its weights, beside those of ``formats``.
+    bits: ClassVar[tuple[float, ...]] = ()
+
     # What users should know of it before they choose it; it is in guides/quantization.md.
     note: ClassVar[str] = ""
 
@@ -106,6 +109,9 @@ class Method:
 
     # Whether its layers have the shape of the checkpoint's tensors before they hold any.
     has_final_shapes: ClassVar[bool] = True
+
+    # What the sizes of an expert, its inputs and its own, are made multiples of by kernels on GPUs.
+    expert_multiples: ClassVar[tuple[int, int]] = (1, 1)
 
     # The format whose experts are dequantized on a CPU that has no kernel for them.
     experts: ClassVar[str | None] = None
@@ -181,6 +187,15 @@ class Method:
             BridgeError: ``invalid_checkpoint`` or ``unsupported``
         """
         return None
+
+    def ready_for_look(self, quant_config: Any, config: Mapping[str, Any], name: str) -> None:
+        """Has vLLM's config of one of ``formats`` take a layer for one of it, where that depends on
+        the layer's name.
+
+        Args:
+            quant_config: vLLM's, made of ``config``
+            name: of the layer
+        """
 
     def check_layer(self, config: Any, layer: Any) -> None:
         """Looks at a quantized linear layer as vLLM makes it, before weights are read.

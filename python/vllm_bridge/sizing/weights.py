@@ -8,7 +8,7 @@ what is in the file, but for these:
   computed tensors are not kept
 - FP8 weights without a kernel, and GGUF's types without one, become floats
 - packed weights whose layout vLLM changes, by their method's own words
-  (``Method.bytes_per_weight``)
+  (``Method.bytes_per_weight``, ``Method.expert_multiples``)
 - a plain model that is quantized while it is loaded, by ``Method.online_bytes``
 - vLLM rounds vocabularies up to multiples of 64
 
@@ -203,6 +203,7 @@ class _Loaded:
     Args:
         width: bytes of a number of the dtype that the model computes in
         repacked: what becomes of a byte of a packed layer
+        padded: the same of a packed expert
         online: what a weight takes that is quantized while the model is loaded, once that is done;
             None where none is
         online_peak: the same when it is most
@@ -223,6 +224,7 @@ class _Loaded:
 
     width: int
     repacked: float
+    padded: float
     online: float | None
     online_peak: float | None
     online_experts: bool
@@ -259,6 +261,7 @@ class _Loaded:
         return cls(
             width=4 if is_wide else 2,
             repacked=_repacked(checkpoint),
+            padded=1.0 if kind == "cpu" else _padded(checkpoint, config, ranks),
             online=online,
             online_peak=peak,
             online_experts=method is not None
@@ -298,7 +301,7 @@ class _Loaded:
         if self.linear_dequantized and not is_experts and _is_fp8(name, tensor):
             return part.elements * self.width
         if part.kind in ("linear", "experts") and (_PACKED.search(name) or not is_float):
-            return tensor.size * self.repacked
+            return tensor.size * self.repacked * (self.padded if is_experts else 1.0)
         if not is_float or (tensor.dtype == "F32" and _SCALE.search(name)):
             return tensor.size
         elements = tensor.size // CAST[tensor.dtype]
@@ -336,6 +339,8 @@ class _Loaded:
 
     def stages_of(self, part: Part) -> list[int]:
         """The stages that have it."""
+        if self.stages == 1:
+            return [0]
         last = self.stages - 1
         if part.layer is not None:
             return [self._stage(part.layer)]
@@ -405,6 +410,17 @@ def _repacked(checkpoint: Checkpoint) -> float:
     except (LookupError, TypeError, ValueError, ArithmeticError):
         return 1.0  # what is wrong with a config is told elsewhere
     return 1.0 if each is None else each.memory / each.disk
+
+
+def _padded(checkpoint: Checkpoint, config: Mapping[str, Any], ranks: int) -> float:
+    """How much larger experts become because kernels want multiples of their sizes."""
+    inputs = _first(config, "hidden_size")
+    own = _first(config, "moe_intermediate_size", "intermediate_size") / ranks
+    if not inputs or not own:
+        return 1.0
+    multiples = registry.meant_by(checkpoint.quant_method or "").expert_multiples
+    sizes = zip((inputs, own), multiples, strict=True)
+    return math.prod(math.ceil(size / multiple) * multiple / size for size, multiple in sizes)
 
 
 def _is_fp8(name: str, tensor: Tensor) -> bool:

@@ -11,14 +11,11 @@ from vllm_bridge.rpc.table import NoParams
 from vllm_bridge.tools.model import MachineParams, ModelParams
 
 
-async def quantization(_call: Call, _params: NoParams) -> dict[str, list[str]]:
-    """What the installed vLLM computes on this device. Blocks for the seconds of its import."""
-    from vllm.plugins import load_general_plugins
+async def methods(_call: Call, _params: NoParams) -> list[dict[str, Any]]:
+    """The methods of the installed vLLM, and what of them runs on this device."""
+    from vllm_bridge.quantization import table
 
-    from vllm_bridge.quantization import availability
-
-    load_general_plugins()
-    return {"formats": list(availability.formats()), "online": list(availability.online())}
+    return [row.to_wire() for row in await asyncio.to_thread(table.rows)]
 
 
 async def detect(_call: Call, params: ModelParams) -> dict[str, Any]:
@@ -37,7 +34,7 @@ async def check(_call: Call, params: MachineParams) -> dict[str, Any]:
 
 
 METHODS: dict[str, Any] = {
-    "quantization": (NoParams, quantization),
+    "methods": (NoParams, methods),
     "detect": (ModelParams, detect),
     "check": (MachineParams, check),
 }

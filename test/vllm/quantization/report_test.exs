@@ -16,6 +16,13 @@ defmodule VLLM.Quantization.ReportTest do
         "details" => %{"file" => "a"}
       },
       %{
+        "severity" => "info",
+        "reason" => "family",
+        "message" => "A text model.",
+        "remedy" => "",
+        "details" => %{}
+      },
+      %{
         "severity" => "error",
         "reason" => "from_the_future",
         "message" => "No.",
@@ -43,6 +50,13 @@ defmodule VLLM.Quantization.ReportTest do
                details: %{"file" => "a"}
              },
              %Finding{
+               severity: :info,
+               reason: :family,
+               message: "A text model.",
+               remedy: "",
+               details: %{}
+             },
+             %Finding{
                severity: :error,
                reason: :internal,
                message: "No.",
@@ -58,7 +72,8 @@ defmodule VLLM.Quantization.ReportTest do
 
     assert [
              %Finding{severity: :error, reason: :invalid_option, details: %{"option" => option}},
-             %Finding{severity: :error, reason: :unsupported_quantization}
+             %Finding{severity: :error, reason: :unsupported_quantization},
+             %Finding{severity: :info, reason: :family, details: %{"family" => "text"}}
            ] = findings
 
     assert option == "quantisation"

@@ -107,16 +107,20 @@ class GGUFConfig(QuantizationConfig):  # type: ignore[misc]
             settings = json.load(config)["quantization_config"]
         self.is_exact = settings.get("activations") == "exact"
         names = gguf_names.names(file)
-        self.types = {name: file.tensors[key].dtype for key, name in names.items()}
+        self.take({name: file.tensors[key].dtype for key, name in names.items()})
         self.shares = gguf_config.config(file)["quantization_config"]["types"]
         self._divided = [
             (name, self.types[name], file.tensors[key].shape[-1])
             for key, name in names.items()
             if _DIVIDED.fullmatch(key)
         ]
-        self._hf_names = {name: name for name in self.types}
         self._embedding = names[_EMBEDDING]
         self._head = names.get(_HEAD, self._embedding)
+
+    def take(self, types: dict[str, str]) -> None:
+        """Has these tensors packed in these of ggml's types."""
+        self.types = types
+        self._hf_names = {name: name for name in types}
 
     def check_ranks(self, count: int) -> None:
         """Looks whether ``count`` ranks can each have whole blocks of each matrix.

@@ -11,6 +11,7 @@ from vllm_bridge.quantization.scheme import Scheme
 class FBGEMM(Method):
     name = "fbgemm_fp8"
     title = "FBGEMM FP8"
+    bits = (8,)
     needs_checkpoint = True
 
     def scheme(self, config: Mapping[str, Any]) -> Scheme:

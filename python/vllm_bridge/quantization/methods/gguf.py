@@ -88,6 +88,10 @@ class GGUF(Method):
             )
         return unfold(checkpoint, arguments, settings)
 
+    def ready_for_look(self, quant_config: Any, config: Mapping[str, Any], name: str) -> None:
+        (type,) = config["types"]
+        quant_config.take({f"{name}.weight": type})
+
     def check_layer(self, config: Any, layer: Any) -> None:
         from vllm.platforms import current_platform
 

@@ -12,6 +12,7 @@ from vllm_bridge.quantization.scheme import Scheme
 class AutoRound(Method):
     name = "inc"
     title = "AutoRound"
+    bits = (2, 3, 4, 8)
     needs_checkpoint = True
     other_names = ("autoround", "auto-round", "intel-auto-round")
 

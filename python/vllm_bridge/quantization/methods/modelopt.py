@@ -16,6 +16,7 @@ _CONFIG = "hf_quant_config.json"
 class ModelOpt(Method):
     name = "modelopt"
     title = "ModelOpt"
+    bits = (8,)
     needs_checkpoint = True
     other_names = ("modelopt-fp8", "nvidia-modelopt")
     note = "NVIDIA's; FP8 checkpoints"

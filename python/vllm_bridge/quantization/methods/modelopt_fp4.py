@@ -11,6 +11,7 @@ from vllm_bridge.quantization.scheme import Scheme
 class NVFP4(Method):
     name = "modelopt_fp4"
     title = "NVFP4"
+    bits = (4,)
     needs_checkpoint = True
     other_names = ("nvfp4",)
 

@@ -12,6 +12,8 @@ class MXFP4(Method):
     name = "mxfp4"
     title = "MXFP4"
     formats = (Format("mxfp4", {}),)
+    # Marlin's and TensorRT-LLM's (`mxfp4_round_up_hidden_size_and_intermediate_size`).
+    expert_multiples = (256, 128)
 
     def scheme(self, config: Mapping[str, Any]) -> Scheme:
         return scheme.usual(config)._replace(

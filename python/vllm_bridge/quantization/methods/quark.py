@@ -11,6 +11,7 @@ from vllm_bridge.quantization.scheme import Scheme
 class Quark(Method):
     name = "quark"
     title = "Quark"
+    bits = (4, 6, 8)
     needs_checkpoint = True
     other_names = ("amd-quark",)
     note = "AMD's; FP8, MXFP4 and MXFP6 checkpoints are usual"

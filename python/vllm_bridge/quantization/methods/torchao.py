@@ -20,6 +20,7 @@ DEFAULT = "Int8WeightOnlyConfig"
 class TorchAO(Method):
     name = "torchao"
     title = "torchao"
+    bits = (4, 8)
     other_names = ("ao", "torch-ao")
     extra = Extra("torchao", {"torchao": "torchao"})
     # It quantizes once the whole model is loaded.
