@@ -64,8 +64,9 @@ def test_every_figure_has_a_source_and_every_source_a_figure() -> None:
     found = rules()
     named = {row.loss.source for row in found.formats.values()}
     named |= {row.training.source for row in found.formats.values() if row.training}
-    named |= {row.speed.source for row in found.rows}
-    named |= {row.speed.many_source for row in found.rows}
+    named |= {speed.source for _scope, speed in found.rows}
+    named |= {speed.many_source for _scope, speed in found.rows}
+    named |= {refusal.source for _scope, refusal in found.refusals}
     assert named == found.sources.keys()
 
 
@@ -76,8 +77,8 @@ def test_weights_of_each_goal_add_up_to_one() -> None:
 
 def test_rows_of_speed_are_for_formats_that_the_rules_know() -> None:
     known = set(rules().formats) | {name.partition(" (")[0] for name in rules().formats}
-    for row in rules().rows:
-        assert set(row.formats) <= known
+    for scope, _said in (*rules().rows, *rules().refusals):
+        assert set(scope.formats) <= known
 
 
 def test_the_registry_of_methods_and_the_rules_know_each_other() -> None:

@@ -196,12 +196,13 @@ def _choice(
         "memory": min(sizes) / candidate.memory if candidate.memory else 1.0,
         "training": rule.training.speed if rule and rule.training else 0.0,
     }
-    marks = {name: round(mark, 3) for name, mark in marks.items()}
+    # Coarse, as figures of other models are, and so that sizes which differ by little are equal.
+    marks = {name: round(mark, 2) for name, mark in marks.items()}
     score = sum(weight * marks[name] for name, weight in goal.weights.items())
     return Choice(
         candidate,
         rule,
-        round(score, 3),
+        round(score, 2),
         {name: marks[name] for name in goal.weights},
         speed,
         needs,

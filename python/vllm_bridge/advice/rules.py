@@ -72,6 +72,7 @@ class Format(NamedTuple):
         in_flight: the options that make it of the plain model while that loads; None where none do
         made_with: what makes a checkpoint of it; empty where nothing does
         training: None where no adapters are trained over it
+        is_dense: whether the experts of mixtures cannot have it
         note: what to know beside that
     """
 
@@ -82,6 +83,7 @@ class Format(NamedTuple):
     in_flight: Mapping[str, Any] | None
     made_with: str
     training: Training | None
+    is_dense: bool
     note: str
 
 
@@ -119,16 +121,26 @@ class Goal(NamedTuple):
     weights: Mapping[Mark, float]
 
 
-class _Row(NamedTuple):
-    """For which formats and devices a speed is."""
+class Refusal(NamedTuple):
+    """Why formats cannot run on devices.
+
+    Args:
+        source: a name of ``Rules.sources``
+    """
+
+    message: str
+    source: str
+
+
+class Scope(NamedTuple):
+    """The formats and the devices that something is said of."""
 
     formats: tuple[str, ...]
     kind: str
     since: tuple[int, ...]
     until: tuple[int, ...] | None
-    speed: Speed
 
-    def is_for(self, name: str, kind: str, capability: tuple[int, int] | None) -> bool:
+    def covers(self, name: str, kind: str, capability: tuple[int, int] | None) -> bool:
         # A method's name stands for all of its formats.
         if name not in self.formats and name.partition(" (")[0] not in self.formats:
             return False
@@ -159,7 +171,13 @@ class Rules(NamedTuple):
     goals: Mapping[str, Goal]
     formats: Mapping[str, Format]
     classes: tuple[str, ...]
-    rows: tuple[_Row, ...]
+    rows: tuple[tuple[Scope, Speed], ...]
+    refusals: tuple[tuple[Scope, Refusal], ...]
+
+    def refusal(self, name: str, kind: str, capability: tuple[int, int] | None) -> str:
+        """Why a format cannot run on a device, as far as the rules know; empty if they do not."""
+        found = (one for scope, one in self.refusals if scope.covers(name, kind, capability))
+        return next((one.message for one in found), "")
 
     def speed(self, name: str, kind: str, capability: tuple[int, int] | None) -> Speed | None:
         """Of a format on a device; None where nothing is known of it.
@@ -168,8 +186,8 @@ class Rules(NamedTuple):
             kind: of the device: ``"cuda"``, ``"rocm"``, ``"xpu"``, ``"cpu"``, …
             capability: its compute capability, where it has one
         """
-        rows = (row for row in self.rows if row.is_for(name, kind, capability))
-        return next((row.speed for row in rows), None)
+        found = (speed for scope, speed in self.rows if scope.covers(name, kind, capability))
+        return next(found, None)
 
 
 @functools.cache
@@ -186,7 +204,11 @@ def rules() -> Rules:
             for order, found in enumerate(read["formats"])
         },
         classes=tuple(found["name"] for found in classes),
-        rows=tuple(_row(dict(found)) for found in read["speeds"]),
+        rows=tuple((_scope(found), _speed(found)) for found in read["speeds"]),
+        refusals=tuple(
+            (_scope(found), Refusal(found["message"], found["source"]))
+            for found in read["refusals"]
+        ),
     )
 
 
@@ -200,6 +222,7 @@ def _format(order: int, found: Mapping[str, Any], classes: list[Mapping[str, Any
         in_flight=found.get("in_flight"),
         made_with=found.get("made_with", ""),
         training=Training(**training) if training else None,
+        is_dense=found.get("is_dense", False),
         note=found.get("note", ""),
     )
 
@@ -210,8 +233,16 @@ def _loss(found: Mapping[str, Any], classes: list[Mapping[str, Any]]) -> Loss:
     return Loss(metric, value, found["source"], of["name"], of["mark"])
 
 
-def _row(found: dict[str, Any]) -> _Row:
-    formats, kind = tuple(found.pop("formats")), found.pop("kind")
-    since, until = tuple(found.pop("since", ())), found.pop("until", None)
-    found.setdefault("many_source", found["source"])
-    return _Row(formats, kind, since, until and tuple(until), Speed(**found))
+def _scope(found: Mapping[str, Any]) -> Scope:
+    until = found.get("until")
+    return Scope(
+        tuple(found["formats"]),
+        found["kind"],
+        tuple(found.get("since", ())),
+        until and tuple(until),
+    )
+
+
+def _speed(found: Mapping[str, Any]) -> Speed:
+    said = {name: found[name] for name in Speed._fields if name in found}
+    return Speed(**{"many_source": found["source"]} | said)

@@ -122,7 +122,7 @@ def _row(names: tuple[str, ...]) -> Row:
         dtype=method.online and method.online.dtype,
         extra=method.extra and method.extra.name,
         installed=missing is None,
-        capability=_capability(name),
+        capability=capability(name),
         runs=_any(uses) if refused is None else False,
         why_not=refused or _why_not(uses),
         note=method.note or None,
@@ -204,7 +204,7 @@ def _refused_by_platform(name: str) -> str | None:
         current_platform.verify_quantization(name)
     except ValueError as error:
         return diagnosis.readable(str(error))
-    least = _capability(name)
+    least = capability(name)
     if least is None or not current_platform.is_cuda():
         return None
     found = current_platform.get_device_capability()
@@ -215,7 +215,9 @@ def _refused_by_platform(name: str) -> str | None:
     )
 
 
-def _capability(name: str) -> float | None:
+def capability(name: str) -> float | None:
+    """The least compute capability of an NVIDIA GPU that vLLM has a method for, such as 7.5; None
+    where it does not say."""
     from vllm.model_executor.layers.quantization import get_quantization_config
 
     if name not in naming.methods():
