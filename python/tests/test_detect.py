@@ -744,6 +744,56 @@ def test_modelopt_says_it_in_a_file_of_its_own(tmp_path: Path) -> None:
     }
 
 
+@pytest.mark.parametrize(
+    ("source", "file", "settings", "producer"),
+    [
+        (
+            "demo-gptq",
+            "quantize_config.json",
+            {
+                "bits": 4,
+                "group_size": 128,
+                "damp_percent": 0.01,
+                "desc_act": False,
+                "sym": True,
+                "true_sequential": True,
+                "model_name_or_path": None,
+                "model_file_base_name": "model",
+            },
+            "AutoGPTQ",
+        ),
+        (
+            "demo-awq",
+            "quant_config.json",
+            {"zero_point": True, "q_group_size": 128, "w_bit": 4, "version": "GEMM"},
+            "AutoAWQ",
+        ),
+    ],
+)
+def test_tools_of_old_said_it_in_files_of_their_own(
+    source: str, file: str, settings: Mapping[str, Any], producer: str, tmp_path: Path
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(MODELS / source, folder)
+    config = checkpoints.read_config(folder)
+    del config["quantization_config"]
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / file).write_text(json.dumps(settings))
+    found = detect.detect(str(folder), {})
+    assert found.method == source.removeprefix("demo-")
+    assert (found.bits, found.scheme.group_size, found.scheme.producer) == (4, 128, producer)
+    assert found.parameters == PARAMETERS
+
+    # One that another tool or another model has left says nothing.
+    for content in ("{", "[]", "{}", json.dumps({"bits": 4})):
+        (folder / file).write_text(content)
+        assert detect.detect(str(folder), {}).method is None
+    plain = tmp_path / "plain"
+    shutil.copytree(DEMO, plain)
+    (plain / file).write_text(json.dumps(settings))
+    assert detect.detect(str(plain), {}).method is None
+
+
 def test_layers_of_several_widths_have_the_average(tmp_path: Path) -> None:
     checkpoint = check_model(str(CHECKPOINTS / "gptq-w3"), {})
     wider = check_model(str(CHECKPOINTS / "gptq-w8"), {})

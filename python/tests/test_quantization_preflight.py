@@ -227,6 +227,19 @@ def test_a_look_that_fails_keeps_no_model_from_loading(monkeypatch: pytest.Monke
     assert kernel is None
 
 
+def test_settings_in_a_file_of_gptqs_own_are_those_of_the_checkpoint(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(MODELS / "demo-gptq", folder)
+    config = json.loads((folder / "config.json").read_text())
+    settings = config.pop("quantization_config")
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "quantize_config.json").write_text(json.dumps(settings))
+    assert (
+        load(folder)[0].model_config.quantization
+        == load(MODELS / "demo-gptq")[0].model_config.quantization
+    )
+
+
 # -- checkpoints that the installed vLLM refuses
 
 

@@ -4,12 +4,14 @@ few small tensors are read, and nothing is imported but NumPy.
 vLLM loads most such checkpoints and answers nonsense, or ends with words about sizes.
 """
 
+import json
 import math
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
+from vllm_bridge.checkpoints.headers import read_header
 from vllm_bridge.errors import BridgeError
 
 if TYPE_CHECKING:
@@ -23,6 +25,32 @@ _BYTE = 8
 
 # So many weights of a layer tell their range.
 _SAMPLE = 2**20
+
+
+def settings_beside(
+    folder: str, names: Collection[str], file: str, needed: Collection[str]
+) -> Mapping[str, Any] | None:
+    """What a tool says in a file of its own of weights that are packed as GPTQ's or AWQ's; None
+    where there is no such file, or no such weights.
+
+    Args:
+        names: of the files in the folder
+        file: the tool's
+        needed: what such a file must have; other tools have files of the same name
+    """
+    weights = sorted(name for name in names if name.endswith(".safetensors"))
+    if file not in names or not weights:
+        return None
+    try:
+        with open(os.path.join(folder, file), encoding="utf-8") as opened:
+            config = json.load(opened)
+    except (OSError, ValueError):
+        return None
+    if not isinstance(config, dict) or not config.keys() >= set(needed):
+        return None
+    # A file that another model has left says nothing of plain weights.
+    tensors = read_header(os.path.join(folder, weights[0]))
+    return config if any(name.endswith(".qweight") for name in tensors) else None
 
 
 def check_plain(checkpoint: "Checkpoint") -> None:

@@ -1,15 +1,19 @@
 """GPTQ: integers in groups."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
 from vllm_bridge.checkpoints import packed_weights
+from vllm_bridge.checkpoints.checkpoint import Found
 from vllm_bridge.quantization import scheme
 from vllm_bridge.quantization.method import Bytes, Format, Grouped, Method
 from vllm_bridge.quantization.scheme import Scheme
 
 if TYPE_CHECKING:
     from vllm_bridge.checkpoints.checkpoint import Checkpoint
+
+# Where AutoGPTQ said how it quantized, before transformers had a place for it.
+_CONFIG = "quantize_config.json"
 
 
 class GPTQ(Method):
@@ -53,6 +57,14 @@ class GPTQ(Method):
         # Zero points are there also where all are the same.
         bits, group = config.get("bits", 4), config.get("group_size", 128)
         return Grouped(bits, group, 16 + bits).bytes()
+
+    def find(self, folder: str, names: Collection[str]) -> Found | None:
+        config = packed_weights.settings_beside(
+            folder, names, _CONFIG, ("bits", "group_size", "desc_act", "sym")
+        )
+        if config is None or config.get("quant_method", self.name) != self.name:
+            return None
+        return Found({"quant_method": self.name, **config})
 
     def check(self, checkpoint: "Checkpoint") -> None:
         packed_weights.check_integers(checkpoint, "gptq")
