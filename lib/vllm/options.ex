@@ -107,6 +107,12 @@ defmodule VLLM.Options do
     {:devices, :strings, nil, "several of them, as a list: `[\"24GiB\", \"24GiB\"]`"}
   ]
 
+  @estimate @machine ++
+              [
+                {:concurrency, :pos_integer, 1,
+                 "how many requests of `max_model_len` tokens are to fit at a time"}
+              ]
+
   @drain [
     {:timeout, :timeout, :infinity,
      "milliseconds that requests in flight may take to end; then they end with `:shutdown`. Their own " <>
@@ -312,6 +318,10 @@ defmodule VLLM.Options do
   @doc "What questions take that can be asked about another machine."
   @spec machine() :: [spec()]
   def machine, do: @machine
+
+  @doc "What `VLLM.Quantization.estimate/2` takes beside options of an engine."
+  @spec estimate() :: [spec()]
+  def estimate, do: @estimate
 
   @doc "How long replicas that are to end or begin anew are given."
   @spec drain() :: [spec()]

@@ -14,8 +14,8 @@ defmodule VLLM.Quantization do
   #{VLLM.Options.docs(VLLM.Options.tools())}
   """
 
-  alias VLLM.{Error, Tools}
-  alias VLLM.Quantization.{Detected, Method, Report}
+  alias VLLM.{Error, Options, Tools}
+  alias VLLM.Quantization.{Detected, Estimate, Method, Report}
 
   @doc """
   What a model is and how it is quantized, from its config and the headers of its files; or, of an
@@ -86,6 +86,48 @@ defmodule VLLM.Quantization do
   @doc "Like `methods/1`, but raises `VLLM.Error`."
   @spec methods!(keyword() | map()) :: [Method.t()]
   def methods!(options \\ []), do: bang!(methods(options))
+
+  @doc """
+  How much memory an engine would take on each of its devices, whether it fits, how long a context and
+  how many requests at a time do, and what would make it fit.
+
+      {:ok, estimate} =
+        VLLM.Quantization.estimate("TheBloke/Llama-2-70B-AWQ",
+          devices: ["24GiB", "24GiB"], gpu_memory_utilization: 0.95)
+
+      estimate.fits?
+      #=> true
+      estimate.kv_cache.tokens
+      #=> 31824
+
+  No weights are read: their sizes are in the headers of the files. A model fits where there is room
+  for its weights, what vLLM needs beside them, and `:concurrency` requests of `max_model_len` tokens;
+  vLLM starts where there is room for one. `guides/sizing.md` tells what each figure is from, and how
+  sure it is.
+
+  Of an engine's options those count that change any of it: `max_model_len`, `kv_cache_dtype`,
+  `dtype`, `quantization`, `gpu_memory_utilization`, the parallel sizes, `max_num_batched_tokens`,
+  `enable_lora` with `max_loras` and `max_lora_rank`, `cpu_offload_gb`, `speculative_config`, … Further
+  options:
+
+  #{VLLM.Options.docs(VLLM.Options.estimate())}
+
+  Several devices are used all: by tensor parallelism, or by pipeline parallelism where they do not
+  divide the model's heads. Of a single one there are as many as `tensor_parallel_size` and
+  `pipeline_parallel_size` ask for.
+
+  Errors are those of the model, as of `detect/2`; `:unsupported` where no headers can be read, as of
+  PyTorch's `.bin` files; `:invalid_option` for an option or a device that is not known.
+  """
+  @spec estimate(String.t(), keyword() | map()) :: {:ok, Estimate.t()} | {:error, Error.t()}
+  def estimate(model, options \\ []) do
+    with {:ok, wire} <- Tools.about("estimate", model, options, Options.estimate()),
+         do: {:ok, Estimate.from_wire(wire)}
+  end
+
+  @doc "Like `estimate/2`, but raises `VLLM.Error`."
+  @spec estimate!(String.t(), keyword() | map()) :: Estimate.t()
+  def estimate!(model, options \\ []), do: bang!(estimate(model, options))
 
   defp bang!({:ok, result}), do: result
   defp bang!({:error, %Error{} = error}), do: raise(error)

@@ -47,8 +47,8 @@ def in_formats(checkpoint: Checkpoint) -> tuple[InFormat, ...]:
     parts = [part for part in weights.parts(checkpoint, {}) if part.kind != weights.NOT_KEPT]
     if not all(part.tensor.dtype in CAST for part in parts):
         return ()
-    elements = sum(part.elements for part in parts)
-    quantized = sum(part.elements for part in parts if weights.is_quantizable(part))
+    elements = sum(part.elements * part.alike for part in parts)
+    quantized = sum(part.elements * part.alike for part in parts if weights.is_quantizable(part))
     found = [InFormat(None, name, elements * each, elements * each) for name, each in PLAIN.items()]
     for method in registry.every():
         for form in method.formats if method.name != "gguf" else ():
@@ -74,6 +74,6 @@ def _gguf(name: str, parts: list[Part], config: Mapping[str, Any]) -> InFormat:
     for part in parts:
         kind = gguf.TYPES[gguf_types.of(name, part, config)]
         size = math.ceil(part.elements / kind.block) * kind.size
-        disk += size
-        memory += size if kind.name in gguf.KEPT else part.elements * _HALF
+        disk += size * part.alike
+        memory += part.alike * (size if kind.name in gguf.KEPT else part.elements * _HALF)
     return InFormat("gguf", name, disk, memory)

@@ -17,9 +17,11 @@ once as its kernels want them (``UnquantizedEmbeddingMethod``).
 """
 
 import dataclasses
+import functools
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 
 from vllm_bridge.checkpoints import gguf
@@ -65,9 +67,11 @@ class Part(NamedTuple):
     """A tensor as it counts.
 
     Args:
+        name: of it, and of the first of those that are alike
         kind: one of ``KINDS``, as the fields of ``Weights`` are called, or ``NOT_KEPT``
         layer: of the model of text that it belongs to; None for what is outside of layers
-        elements: how many weights it stands for if it is a plain one
+        elements: how many weights it stands for
+        alike: how many there are, which is one but for the experts of a layer
     """
 
     name: str
@@ -75,6 +79,7 @@ class Part(NamedTuple):
     kind: str
     layer: int | None
     elements: int
+    alike: int
 
 
 # Words in the names of tensors. First what is beside the model of text.
@@ -84,6 +89,7 @@ _TOWER = re.compile(
 _EMBEDDING = re.compile(r"embed|lm_head|(^|\.)(wte|wpe)\.|^(model\.)?(output|shared)\.weight$")
 _HEAD = re.compile(r"(^|\.)(lm_head|embed_out)\.|^(model\.)?output\.weight$")
 _EXPERT = re.compile(r"\.experts\.")
+_NUMBER_OF_EXPERT = re.compile(r"(?<=\.experts\.)\d+(?=\.)")
 _LAYER = re.compile(r"(?:^|\.)(?:layers|layer|blocks|h)\.(\d+)\.")
 _DRAFT = re.compile(r"^(model\.)?mtp[._]")
 _COMPUTED = re.compile(r"inv_freq$|rotary_emb|\.masked_bias$")
@@ -133,11 +139,11 @@ def weights(checkpoint: Checkpoint, options: Mapping[str, Any], kind: str = "cud
     read = [0.0] * len(ranks)
     disk = peak = 0.0
     for part in parts(checkpoint, options):
-        disk += part.tensor.size
+        disk += part.tensor.size * part.alike
         if part.kind == NOT_KEPT:
             continue
-        peak += loaded.peak(part)
-        size = loaded.memory(part) * loaded.share(part)
+        peak += loaded.peak(part) * part.alike
+        size = loaded.memory(part) * loaded.share(part) * part.alike
         for stage in loaded.stages_of(part):
             first = stage * loaded.tensor_ranks
             for rank in range(first, first + loaded.tensor_ranks):
@@ -159,35 +165,70 @@ def weights(checkpoint: Checkpoint, options: Mapping[str, Any], kind: str = "cud
     )
 
 
-def parts(checkpoint: Checkpoint, options: Mapping[str, Any]) -> Iterator[Part]:
+def parts(checkpoint: Checkpoint, options: Mapping[str, Any]) -> tuple[Part, ...]:
     """The tensors of a checkpoint; those that no model keeps are ``NOT_KEPT``."""
     config = layers.text_config(checkpoint.config)
-    count = config.get("num_hidden_layers")
-    has_draft = _uses_own_draft(options)
-    is_tied = _is_tied(checkpoint, config)
-    bits = _bits(checkpoint.quantization or {})
-    for name, tensor in checkpoint.tensors.items():
-        in_tower = _TOWER.search(name) is not None
-        match = None if in_tower else _LAYER.search(name)
-        layer = int(match[1]) if match else None
-        is_draft = _DRAFT.search(name) or (layer is not None and count and layer >= count)
-        if (
-            (is_draft and not has_draft)
-            or (is_tied and _HEAD.search(name))
-            or _COMPUTED.search(name)
-        ):
-            kind = NOT_KEPT
-        elif in_tower:
-            kind = "others"
-        elif _EXPERT.search(name):
-            kind = "experts"
-        elif _EMBEDDING.search(name):
-            kind = "embeddings"
-        elif _PACKED.search(name) or len(tensor.shape) == 2:
-            kind = "linear"
-        else:
-            kind = "others"
-        yield Part(name, tensor, kind, layer, _elements(name, tensor, bits))
+    return _parts(
+        _Same(checkpoint.tensors),
+        _first(config, "num_hidden_layers"),
+        _uses_own_draft(options),
+        _is_tied(checkpoint, config),
+        _bits(checkpoint.quantization or {}),
+    )
+
+
+class _Same:
+    """Tensors as a key: many questions are asked of the same ones."""
+
+    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+        self.tensors = tensors
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and other.tensors is self.tensors
+
+    def __hash__(self) -> int:
+        return id(self.tensors)
+
+
+@functools.lru_cache(maxsize=4)
+def _parts(
+    same: _Same, layers: int, has_draft: bool, is_tied: bool, bits: int | None
+) -> tuple[Part, ...]:
+    found: dict[tuple[str, str, tuple[int, ...]], list[str]] = defaultdict(list)
+    for name, tensor in same.tensors.items():
+        found[_NUMBER_OF_EXPERT.sub("", name), tensor.dtype, tensor.shape].append(name)
+    return tuple(
+        _part(names, same.tensors[names[0]], layers, has_draft, is_tied, bits)
+        for names in found.values()
+    )
+
+
+def _part(
+    names: list[str],
+    tensor: Tensor,
+    layers: int,
+    has_draft: bool,
+    is_tied: bool,
+    bits: int | None,
+) -> Part:
+    name = names[0]
+    in_tower = _TOWER.search(name) is not None
+    match = None if in_tower else _LAYER.search(name)
+    layer = int(match[1]) if match else None
+    is_draft = _DRAFT.search(name) or (layer is not None and 0 < layers <= layer)
+    if (is_draft and not has_draft) or (is_tied and _HEAD.search(name)) or _COMPUTED.search(name):
+        kind = NOT_KEPT
+    elif in_tower:
+        kind = "others"
+    elif _EXPERT.search(name):
+        kind = "experts"
+    elif _EMBEDDING.search(name):
+        kind = "embeddings"
+    elif _PACKED.search(name) or len(tensor.shape) == 2:
+        kind = "linear"
+    else:
+        kind = "others"
+    return Part(name, tensor, kind, layer, _elements(name, tensor, bits), len(names))
 
 
 def is_quantizable(part: Part) -> bool:

@@ -33,8 +33,30 @@ async def check(_call: Call, params: MachineParams) -> dict[str, Any]:
     return facts.report(await asyncio.to_thread(check, params.model, params.options))
 
 
+class EstimateParams(MachineParams, forbid_unknown_fields=True):
+    """The same as ``MachineParams``, and how many requests are to fit at a time."""
+
+    concurrency: int | None = None
+
+
+async def estimate(_call: Call, params: EstimateParams) -> dict[str, Any]:
+    """How much memory an engine would take, and whether it fits."""
+    return await asyncio.to_thread(_estimate, params)
+
+
+def _estimate(params: EstimateParams) -> dict[str, Any]:
+    from vllm_bridge.engine.plan import plan
+    from vllm_bridge.sizing import devices
+    from vllm_bridge.sizing.estimate import estimate
+
+    machine = params.machine() or devices.here()
+    wishes = {"concurrency": params.concurrency}
+    return estimate(plan(params.model, params.options), machine, wishes)
+
+
 METHODS: dict[str, Any] = {
     "methods": (NoParams, methods),
     "detect": (ModelParams, detect),
     "check": (MachineParams, check),
+    "estimate": (EstimateParams, estimate),
 }

@@ -1,0 +1,57 @@
+"""What LoRA adapters take of each rank: vLLM makes room for ``max_loras`` of the largest rank in
+every layer when it starts, whatever an adapter then has (``lora/layers/``)."""
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from vllm_bridge.sizing import layers
+
+# vLLM's defaults.
+_RANK: Final = 16
+_ADAPTERS: Final = 1
+
+
+def bytes_per_rank(config: Mapping[str, Any], options: Mapping[str, Any]) -> int:
+    """
+    Args:
+        config: a model's ``config.json``
+        options: by vLLM's names; those that count are ``enable_lora``, ``max_loras``,
+            ``max_lora_rank``, ``dtype``, ``tensor_parallel_size`` and ``pipeline_parallel_size``
+
+    Returns:
+        bytes of all adapters; 0 without ``enable_lora``
+    """
+    if not options.get("enable_lora"):
+        return 0
+    text = layers.text_config(config)
+    rank = int(options.get("max_lora_rank") or _RANK)
+    ranks = int(options.get("tensor_parallel_size") or 1)
+    stages = int(options.get("pipeline_parallel_size") or 1)
+    hidden, vocabulary = text.get("hidden_size") or 0, text.get("vocab_size") or 0
+    per_layer = _attention(text, ranks) + _feed_forward(text, ranks)
+    count = -(-int(text.get("num_hidden_layers") or 0) // stages)
+    # Embeddings and the output layer: what goes in is of one size, what comes out of the other.
+    outer = 2 * (hidden + vocabulary)
+    width = 4 if options.get("dtype") in ("float32", "float") else 2
+    numbers = rank * (count * per_layer + outer)
+    return numbers * width * int(options.get("max_loras") or _ADAPTERS)
+
+
+def _attention(text: Mapping[str, Any], ranks: int) -> int:
+    """Numbers of one layer for each of an adapter's ranks. The way in is whole on each device where
+    outputs are divided, the way out where inputs are."""
+    hidden, heads = text.get("hidden_size") or 0, text.get("num_attention_heads") or 0
+    if not heads:
+        return 0
+    head = text.get("head_dim") or hidden // heads
+    queries = heads * head
+    keys = max(1, (text.get("num_key_value_heads") or heads) // ranks) * head
+    return 3 * hidden + queries // ranks + 2 * keys + queries // ranks + hidden
+
+
+def _feed_forward(text: Mapping[str, Any], ranks: int) -> int:
+    hidden = text.get("hidden_size") or 0
+    experts = text.get("num_experts") or text.get("num_local_experts") or 1
+    inner = text.get("moe_intermediate_size") if experts > 1 else None
+    inner = (inner or text.get("intermediate_size") or 0) // ranks
+    return int(experts * (2 * hidden + 2 * inner + inner + hidden))
