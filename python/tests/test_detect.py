@@ -711,9 +711,11 @@ def test_models_of_mlx_are_named_and_refused() -> None:
             "symmetric": False,
             "producer": "mlx-lm",
         }
-        with pytest.raises(BridgeError, match="MLX, a format of MLX that vLLM does not") as caught:
+        with pytest.raises(BridgeError, match="is in the format of MLX, which vLLM") as caught:
             registry.of(checkpoint.quant_method).check(checkpoint)
         assert caught.value.reason == "unsupported_quantization"
+    with pytest.raises(BridgeError, match="is in EXL2, the format of ExLlamaV2, which vLLM does"):
+        registry.of("exl2").check(Checkpoint())
     # Not what Mistral has by that name.
     assert Checkpoint(config={"quantization": {"qformat_weight": "fp8_e4m3"}}).quant_method is None
 

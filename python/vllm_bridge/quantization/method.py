@@ -165,10 +165,10 @@ class Method:
 
     def foreign(self) -> BridgeError:
         """The error for a checkpoint that is ``made_for`` another program."""
+        named = "" if self.title == self.made_for else f"{self.title}, "
         return BridgeError(
             "unsupported_quantization",
-            f"The checkpoint is in {self.title}, a format of {self.made_for} that vLLM does not "
-            "load.",
+            f"The checkpoint is in {named}the format of {self.made_for}, which vLLM does not load.",
             {"quantization": self.name},
             remedy="Use the plain model, or its AWQ, GPTQ or GGUF variant.",
         )
