@@ -8,8 +8,8 @@ defmodule VLLM.Quantization do
 
   A model is what `VLLM.llm/2` takes, and so are the options: those of an engine, checked in the same
   way. No weights are read, and no engine is started: each question is answered by a Python process
-  of its own, within a second or two (`check/2` imports vLLM, which takes longer). Of this library's own options these have a meaning here:
-  `:python` and `:env`, as of an engine, and
+  of its own, within a second or two (`check/2` imports vLLM, which takes longer). Of this library's
+  own options these have a meaning here: `:python` and `:env`, as of an engine, and
 
   #{VLLM.Options.docs(VLLM.Options.tools())}
   """
@@ -55,10 +55,19 @@ defmodule VLLM.Quantization do
   unless there is an error before.
 
   `{:error, error}` says that it could not be asked: no Python, or the `timeout`.
+
+  It can be asked about another machine, too:
+
+  #{Options.docs(Options.machine())}
+
+  Then the devices here are not looked at. What depends on the device is judged by what vLLM says
+  that it needs and by the sizes; what only the device itself can tell is a finding of the severity
+  `:info` and the reason `:device`.
   """
   @spec check(String.t(), keyword() | map()) :: {:ok, Report.t()} | {:error, Error.t()}
   def check(model, options \\ []) do
-    with {:ok, wire} <- Tools.about("check", model, options), do: {:ok, Report.from_wire(wire)}
+    with {:ok, wire} <- Tools.about("check", model, options, Options.machine()),
+         do: {:ok, Report.from_wire(wire)}
   end
 
   @doc "Like `check/2`, but raises `VLLM.Error` where it could not be asked."

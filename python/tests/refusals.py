@@ -64,7 +64,8 @@ def _config_error(checked: Any) -> BridgeError | None:
 def _watched(original: Callable[..., Any], error_of: Callable[[Any], BridgeError | None]) -> Any:
     def watched(model: str, options: Mapping[str, Any], *rest: Any, **others: Any) -> Any:
         found = original(model, options, *rest, **others)
-        if not _is_asking and (error := error_of(found)) is not None:
+        is_here = others.get("is_here", others.get("machine") is None)
+        if is_here and not _is_asking and (error := error_of(found)) is not None:
             first = next(f for f in _ask(model, options) if f["severity"] == "error")
             assert first == _said(error)
         return found

@@ -100,6 +100,11 @@ def test_causes_in_child_processes(log: Path, cause: str, reason: str) -> None:
     ("text", "reason", "option"),
     [
         ("Model architectures ['Foo'] are not supported for now.", "unsupported_model", None),
+        (
+            "Model architectures ['Foo'] failed to be inspected. Please check the logs",
+            "unsupported_model",
+            None,
+        ),
         ("Unknown quantization method: foo.", "unsupported_quantization", None),
         (
             "Quantization method specified in the model config (gptq) does not match the "

@@ -128,6 +128,12 @@ _RULES = (
         "This quantization does not run here, or is not the checkpoint's.",
     ),
     _rule(
+        r"failed to be inspected",
+        "unsupported_model",
+        "vLLM has this architecture, and its code cannot be imported here.",
+        "A package that it needs is probably missing: the log says which.",
+    ),
+    _rule(
         r"are not supported for now|does not recognize this architecture|model type `"
         r"|No model architectures|architectures? .* not supported",
         "unsupported_model",

@@ -6,11 +6,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from vllm_bridge import defaults, diagnosis
-from vllm_bridge.engine import notes
+from vllm_bridge.engine import elsewhere, notes
 from vllm_bridge.engine.config import Config, configure
 from vllm_bridge.engine.finding import Finding
 from vllm_bridge.engine.plan import Plan, plan
 from vllm_bridge.errors import BridgeError
+from vllm_bridge.sizing.devices import Device
 
 
 class Checked(NamedTuple):
@@ -19,7 +20,8 @@ class Checked(NamedTuple):
     Args:
         plan: what is known without vLLM
         findings: the plan's, what vLLM says against it, and what is good to know
-        config: what vLLM makes of the plan; None where a finding is against it
+        config: what vLLM makes of the plan; None where a finding is against it, and for devices of
+            another machine
     """
 
     plan: Plan
@@ -53,6 +55,7 @@ def check(
     progress: Callable[[str], None] = lambda _: None,
     devices: Sequence[str] | None = None,
     imported: Callable[[], None] = lambda: None,
+    machine: Sequence[Device] | None = None,
 ) -> Checked:
     """Looks at all that can be told of an engine before its processes are started. Imports vLLM
     unless the plan has an error already, and sets variables of the environment that are for the
@@ -63,8 +66,10 @@ def check(
         progress: told of each phase that begins
         devices: the only ones that the engine may use
         imported: called once vLLM is imported and before anything of it has run
+        machine: the devices that it is asked about, where they are not this machine's. Then there
+            is no config of vLLM's, which would be of the devices here
     """
-    planned = plan(model, options, progress)
+    planned = plan(model, options, progress, is_here=machine is None)
     findings = (*planned.findings, *notes.of(planned))
     if any(finding.severity == "error" for finding in planned.findings):
         return Checked(planned, findings)
@@ -75,6 +80,8 @@ def check(
                 defaults.use_devices(devices)
             imported()
             progress("config")
+            if machine is not None:
+                return Checked(planned, (*findings, *elsewhere.check(planned, machine)))
             return Checked(planned, findings, configure(planned))
     except BridgeError as error:
         return Checked(planned, (*findings, Finding.of(error)))

@@ -1,6 +1,6 @@
 """What an engine is, before and after it is loaded, for people and programs."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vllm_bridge.engine import notes
@@ -9,11 +9,18 @@ from vllm_bridge.engine.config import Config
 from vllm_bridge.engine.finding import Finding
 from vllm_bridge.engine.plan import Plan
 from vllm_bridge.redaction import redact, redact_all
+from vllm_bridge.sizing.devices import Device
 
 
-def report(checked: Checked) -> dict[str, Any]:
-    """What is sent of a check; see guides/protocol.md."""
+def report(checked: Checked, machine: Sequence[Device] | None = None) -> dict[str, Any]:
+    """What is sent of a check; see guides/protocol.md.
+
+    Args:
+        machine: the devices that it was asked for, where they are not this machine's
+    """
     facts = of_plan(checked.plan)
+    if machine is not None:
+        facts["device"] = machine[0].kind
     if checked.config is not None:
         facts |= of_config(checked.config)
     method, kernel = facts.pop("quantization"), facts.pop("quantization_kernel", None)

@@ -61,7 +61,11 @@ class Plan:
 
 
 def plan(
-    model: str, options: Mapping[str, Any], progress: Callable[[str], None] = lambda _: None
+    model: str,
+    options: Mapping[str, Any],
+    progress: Callable[[str], None] = lambda _: None,
+    *,
+    is_here: bool = True,
 ) -> Plan:
     """Looks at the model and the options. What is wrong with them is in the plan, all of it that
     can be told; nothing is raised.
@@ -69,6 +73,7 @@ def plan(
     Args:
         options: engine options as the user gave them
         progress: told of a phase that may take long, such as ``"hub"``
+        is_here: whether it is to run on this machine, whose memory counts then
     """
     findings: list[Finding] = []
     left = dict(options)
@@ -98,7 +103,7 @@ def plan(
         generation_config.read(checkpoint.folder, left)
     with _collected(findings):
         findings += _strays(checkpoint)
-    if versions.is_cpu_build():
+    if is_here and versions.is_cpu_build():
         with _collected(findings):
             fit.check_memory(checkpoint, left, memory.available_cpu(), "memory")
     if checkpoint.load_format is not None:

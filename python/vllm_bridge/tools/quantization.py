@@ -30,7 +30,9 @@ async def check(_call: Call, params: MachineParams) -> dict[str, Any]:
     from vllm_bridge.engine import facts
     from vllm_bridge.engine.check import check
 
-    return facts.report(await asyncio.to_thread(check, params.model, params.options))
+    machine = params.machine()
+    checked = await asyncio.to_thread(check, params.model, params.options, machine=machine)
+    return facts.report(checked, machine)
 
 
 class EstimateParams(MachineParams, forbid_unknown_fields=True):

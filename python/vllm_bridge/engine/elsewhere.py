@@ -1,0 +1,149 @@
+"""What can be told here of an engine on devices of another machine. Imports vLLM, for what its
+methods say of themselves, and asks nothing of the devices of this one."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from vllm_bridge import memory
+from vllm_bridge.checkpoints import families
+from vllm_bridge.engine.finding import Finding
+from vllm_bridge.engine.plan import Plan
+from vllm_bridge.params import engine_options
+from vllm_bridge.quantization import naming, table
+from vllm_bridge.sizing import weights
+from vllm_bridge.sizing.devices import Device
+
+# The least that vLLM computes in bfloat16 on. Source: ``supported_dtypes`` in platforms/cuda.py,
+# which needs a device.
+_BFLOAT16 = (8, 0)
+
+
+def check(plan: Plan, machine: Sequence[Device]) -> Iterator[Finding]:
+    """What is found out about a plan for these devices.
+
+    Raises:
+        BridgeError: ``invalid_option`` for a value that vLLM does not take
+    """
+    options = engine_options(plan.options)
+    yield from _devices(options, machine)
+    yield from _known(plan, options)
+    yield from _capability(plan, options, machine)
+    yield from _memory(plan, machine)
+    yield Finding(
+        "info",
+        "device",
+        f"This is said of {_named(machine)} without one: which kernel computes the layers, and how "
+        "much its vLLM leaves to the KV cache, only the device itself can tell.",
+        {"devices": [device.name for device in machine]},
+    )
+
+
+def _named(machine: Sequence[Device]) -> str:
+    name = machine[0].name
+    return name if len(machine) == 1 else f"{len(machine)} devices ({name})"
+
+
+def _devices(options: dict[str, Any], machine: Sequence[Device]) -> Iterator[Finding]:
+    ranks = options.get("tensor_parallel_size", 1) * options.get("pipeline_parallel_size", 1)
+    if ranks > len(machine) and machine[0].kind != "cpu":
+        yield Finding(
+            "error",
+            "invalid_option",
+            f"The engine would have {ranks} ranks (`tensor_parallel_size` times "
+            f"`pipeline_parallel_size`), and the machine has {len(machine)} "
+            f"device{'s' if len(machine) > 1 else ''}.",
+            {"option": "tensor_parallel_size", "value": ranks, "devices": len(machine)},
+            "Lower them, or name more devices.",
+        )
+    elif ranks < len(machine):
+        yield Finding(
+            "info",
+            "device",
+            f"The engine would use {ranks} of the {len(machine)} devices.",
+            {"option": "tensor_parallel_size", "value": ranks, "devices": len(machine)},
+            f"`tensor_parallel_size: {len(machine)}` uses all of them, and so does "
+            f"`replicas: {len(machine)}`.",
+        )
+
+
+def _known(plan: Plan, options: dict[str, Any]) -> Iterator[Finding]:
+    """What the installed vLLM knows, whatever the device."""
+    for name, details in (
+        (plan.checkpoint.quant_method, {}),
+        (options.get("quantization"), {"option": "quantization"}),
+    ):
+        if name is not None and naming.resolve(name) is None:
+            yield Finding(
+                "error",
+                "unsupported_quantization",
+                f"The installed vLLM has no quantization method `{name}`.",
+                details | {"quantization": name, "allowed": naming.methods()},
+                f"It has: {', '.join(naming.methods())}.",
+            )
+    config = plan.checkpoint.config
+    if config.get("architectures") and not families.is_known(config):
+        yield Finding(
+            "warning",
+            "unsupported_model",
+            f"{config['architectures'][0]} is not in vLLM's registry. It may run all the same, by "
+            "the code of transformers or of a plugin.",
+            {"architecture": config["architectures"][0]},
+            "Check it on the device.",
+        )
+
+
+def _capability(
+    plan: Plan, options: dict[str, Any], machine: Sequence[Device]
+) -> Iterator[Finding]:
+    found = min((d.capability for d in machine if d.capability is not None), default=None)
+    if found is None or machine[0].kind != "cuda":
+        return
+    method = options.get("quantization") or plan.method
+    least = _least(method)
+    if least is not None and found < least:
+        yield Finding(
+            "error",
+            "unsupported_quantization",
+            f"{method} needs a GPU of compute capability {_dotted(least)}; {machine[0].name} has "
+            f"{_dotted(found)}.",
+            {"quantization": method, "capability": _dotted(found), "needed": _dotted(least)},
+            "Use a newer device, or a variant of the model in another format.",
+        )
+    if plan.dtype == "bfloat16" and found < _BFLOAT16:
+        asked = options.get("dtype") == "bfloat16"
+        yield Finding(
+            "error" if asked else "info",
+            "unsupported" if asked else "device",
+            f"{machine[0].name} has compute capability {_dotted(found)}, and does not compute in "
+            "bfloat16.",
+            {"option": "dtype", "value": "bfloat16", "capability": _dotted(found)},
+            'Leave `dtype` out, or give `dtype: "float16"`.'
+            if asked
+            else "vLLM takes float16, whose range is smaller: look at what it answers.",
+        )
+
+
+def _least(method: str | None) -> tuple[int, int] | None:
+    """The least compute capability that vLLM has a method for; None where it does not say."""
+    name = method and naming.resolve(method)
+    least = table.capability(name) if name else None
+    return None if least is None else divmod(round(least * 10), 10)
+
+
+def _memory(plan: Plan, machine: Sequence[Device]) -> Iterator[Finding]:
+    """Whether the weights of each rank fit into the smallest device."""
+    needed = max(weights.weights(plan.checkpoint, plan.options).per_rank, default=0)
+    least = min(machine, key=lambda device: device.memory)
+    if needed > least.memory:
+        yield Finding(
+            "error",
+            "out_of_memory",
+            f"The weights of each rank need {needed / memory.GIB:.1f} GiB, and {least.name} has "
+            f"{least.memory / memory.GIB:.1f} GiB.",
+            {"needed_bytes": needed, "available_bytes": least.memory},
+            "`VLLM.Quantization.estimate/2` says what would make it fit.",
+        )
+
+
+def _dotted(capability: tuple[int, int]) -> str:
+    return ".".join(map(str, capability))
