@@ -10,7 +10,7 @@ import hub_models
 from hub_models import LLAMA, plain, repository
 from hub_server import Fault, Hub
 from vllm_bridge.errors import BridgeError
-from vllm_bridge.hub import cache, download
+from vllm_bridge.hub import cache, download, transfer
 from vllm_bridge.hub.look_up import look_up
 from vllm_bridge.hub.names import parse
 from vllm_bridge.hub.search import Found, method_of, search
@@ -18,7 +18,7 @@ from vllm_bridge.hub.search import Found, method_of, search
 
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    monkeypatch.setattr(download, "_PAUSE", 0.001)
+    monkeypatch.setattr(transfer, "_PAUSE", 0.001)
     with Hub(tmp_path / "repositories") as hub:
         hub.answers(monkeypatch, tmp_path / "home")
         yield hub

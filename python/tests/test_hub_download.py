@@ -1,5 +1,6 @@
 """Downloads, by the real client from a stand-in of the hub with faults."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -17,7 +18,7 @@ import hub_models
 from hub_models import plain, repository
 from hub_server import Fault, Hub
 from vllm_bridge.errors import BridgeError
-from vllm_bridge.hub import cache, download
+from vllm_bridge.hub import cache, download, transfer
 from vllm_bridge.hub.download import Progress, pull
 from vllm_bridge.hub.look_up import look_up
 from vllm_bridge.hub.names import parse
@@ -33,7 +34,7 @@ LARGE = 2_000_000
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     root = tmp_path / "repositories"
     repository(root, "org/name", plain(LARGE))
-    monkeypatch.setattr(download, "_PAUSE", 0.001)
+    monkeypatch.setattr(transfer, "_PAUSE", 0.001)
     with Hub(root) as hub:
         hub.answers(monkeypatch, tmp_path / "home")
         yield hub
@@ -181,6 +182,23 @@ def test_a_connection_that_is_cut_is_taken_up_where_it_was(hub: Hub, kind: str) 
     assert all(one.range for one in asked[1:])
 
 
+def test_a_hub_without_ranges(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Hub, "knows_ranges", False)
+    hub.faults.append(cut("cut", times=1))
+    folder = fetched()
+    original = hub.folder / "org/name/model.safetensors"
+    assert (folder / "model.safetensors").read_bytes() == original.read_bytes()
+
+
+def test_a_hub_that_sends_more_than_there_is(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    known = found()
+    files = tuple(file._replace(size=file.size - 1) for file in known.files)
+    with pytest.raises(BridgeError) as caught:
+        pull(dataclasses.replace(known, files=files), {})
+    assert caught.value.reason == "download_corrupt"
+    assert not is_model()
+
+
 def test_a_connection_that_falls_silent_is_made_anew(
     hub: Hub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -188,7 +206,8 @@ def test_a_connection_that_falls_silent_is_made_anew(
     hub.faults.append(cut("stall", times=1))
     assert fetched().is_dir()
     asked = [one for one in hub.asked("model.safetensors") if one.is_cdn]
-    assert {one.range for one in asked} == {None, "bytes=1000000-"}
+    size = os.path.getsize(hub.folder / "org/name/model.safetensors")
+    assert {one.range for one in asked} == {None, f"bytes=1000000-{size - 1}"}
 
 
 def test_a_hub_that_is_cut_again_and_again(hub: Hub) -> None:
@@ -409,6 +428,14 @@ def test_a_model_that_the_hub_no_longer_gives_is_still_here(
     assert refused(revision="v1").reason == "model_not_found"
 
 
+def test_a_branch_is_remembered_whose_commit_was_fetched(hub: Hub) -> None:
+    commit = found().commit
+    folder = fetched(revision=commit)
+    assert cache.snapshot("org/name", "main", {}) is None
+    found()
+    assert cache.snapshot("org/name", "main", {}) == (commit, str(folder))
+
+
 def test_half_a_model_is_none_while_the_hub_is_away(hub: Hub) -> None:
     hub.faults.append(Fault("model.safetensors", "cut"))
     assert refused().reason == "hub_unreachable"
@@ -471,8 +498,9 @@ def test_a_download_that_was_killed_goes_on_where_it_was(hub: Hub, tmp_path: Pat
     original = hub.folder / "org/name/model.safetensors"
     assert (folder / "model.safetensors").read_bytes() == original.read_bytes()
     last = [one for one in hub.asked("model.safetensors") if one.is_cdn][-1]
-    assert last.range == f"bytes={came}-"
-    assert last.sent == original.stat().st_size - came
+    size = original.stat().st_size
+    assert last.range == f"bytes={came}-{size - 1}"
+    assert last.sent == size - came
 
 
 def wait_for_part(size: int) -> Path:

@@ -17,7 +17,7 @@ from vllm_bridge.checkpoints.checkpoint import Checkpoint
 from vllm_bridge.checkpoints.headers import Tensor
 from vllm_bridge.checkpoints.models import check_model
 from vllm_bridge.errors import BridgeError
-from vllm_bridge.hub import cache, download, ghost
+from vllm_bridge.hub import cache, download, ghost, transfer
 from vllm_bridge.hub.look_up import look_up
 from vllm_bridge.hub.names import parse
 from vllm_bridge.hub.repository import Repository
@@ -30,7 +30,7 @@ LARGE = 4_000_000
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     (tmp_path / "tmp").mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "tmp"))
-    monkeypatch.setattr(download, "_PAUSE", 0.001)
+    monkeypatch.setattr(transfer, "_PAUSE", 0.001)
     with Hub(tmp_path / "repositories") as hub:
         hub.answers(monkeypatch, tmp_path / "home")
         yield hub
@@ -170,7 +170,9 @@ def test_a_gated_model(hub: Hub) -> None:
 
 def test_a_hub_that_goes_away(hub: Hub) -> None:
     repository(hub.folder, "org/name", plain())
-    hub.faults.append(Fault("model.safetensors", "cut", after=10))
+    hub.faults.append(Fault("model.safetensors", "cut", after=10, times=3))
+    assert tensors(check_model(of(), {})) == tensors(check_model(str(hub.folder / "org/name"), {}))
+    hub.faults.append(Fault("model.safetensors", "cut"))
     with pytest.raises(BridgeError) as caught:
         of()
     assert caught.value.reason == "hub_unreachable"

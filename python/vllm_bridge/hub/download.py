@@ -17,8 +17,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final
 
-from vllm_bridge.errors import BridgeError
-from vllm_bridge.hub import cache, errors
+from vllm_bridge.hub import cache, errors, transfer
 from vllm_bridge.hub.repository import File, Repository
 
 # As many connections as the client has at once.
@@ -27,11 +26,6 @@ _AT_ONCE: Final = 8
 # How often progress is told, in seconds, and over how many of them speed is measured.
 _TICK: Final = 0.25
 _WINDOW: Final = 10.0
-
-# So many times, the hub is asked again after it failed without a byte, each time after a pause of
-# twice as many seconds as before.
-_TRIES: Final = 5
-_PAUSE = 1.0
 
 # From this size on, a user who sets `HF_XET_HIGH_PERFORMANCE` gets the client's own way of fetching
 # a file, which is faster where the network is, and begins anew after a kill.
@@ -125,10 +119,6 @@ def _blob(repository: Repository, file: File, options: Mapping[str, Any]) -> str
     return os.path.join(cache.storage(repository.id, options), "blobs", file.blob or "")
 
 
-class _StoppedError(Exception):
-    """Another file of the download has failed."""
-
-
 class _Fetch:
     """Fetches one file at a time in each of several threads."""
 
@@ -175,58 +165,28 @@ class _Fetch:
         os.replace(part, path)
 
     def _fill(self, part: str, file: File) -> None:
-        tries = 0
-        while True:
-            before = _size(part)
-            try:
-                self._append(part, file)
-            except _StoppedError:
-                raise
-            except Exception as error:
-                tries = 0 if _size(part) > before else tries + 1
-                if tries > _TRIES or not _may_pass(error):
-                    raise
-                if self.stop.wait(_PAUSE * 2 ** max(tries - 1, 0)):
-                    raise _StoppedError from error
-            else:
-                return
-
-    def _append(self, part: str, file: File) -> None:
-        """Fetches what a file lacks. Raises where less came than should have."""
-        from huggingface_hub import constants, hf_hub_url
-        from huggingface_hub.utils import build_hf_headers, hf_raise_for_status, http_stream_backoff
-
-        with open(part, "ab") as out:
-            start = out.tell()
-            if start > file.size:
-                start = out.truncate(0)
-            if start < file.size:
-                headers = build_hf_headers(token=self._options.get("hf_token"))
-                headers["Accept-Encoding"] = "identity"
-                if start:
-                    headers["Range"] = f"bytes={start}-"
-                with http_stream_backoff(
-                    "GET",
-                    hf_hub_url(self._repository.id, file.path, revision=self._repository.commit),
-                    headers=headers,
-                    timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT,
-                    retry_on_exceptions=(),
-                    retry_on_status_codes=(429,),
-                ) as response:
-                    hf_raise_for_status(response)
-                    if start and response.status_code != 206:
-                        out.truncate(0)
-                    for chunk in response.iter_bytes():
-                        if self.stop.is_set():
-                            raise _StoppedError
-                        out.write(chunk)
-        if (found := _size(part)) < file.size:
-            raise ConnectionError(f"the connection ended after {found} of {file.size} bytes")
-        if found > file.size:
+        """Fetches what a file lacks."""
+        transfer.patiently(lambda: self._append(part, file), lambda: _size(part), self.stop)
+        if (found := _size(part)) > file.size:
             os.unlink(part)
             raise errors.corrupt(
                 self._repository.id, file.path, f"{file.size} bytes", f"{found} or more"
             )
+
+    def _append(self, part: str, file: File) -> None:
+        # Without a buffer: what came is on the disk should this process be killed.
+        with open(part, "ab", buffering=0) as out:
+            start = out.tell()
+            if start > file.size:
+                start = out.truncate(0)
+            if start == file.size:
+                return
+            for chunk in transfer.chunks(self._repository, file, self._options, start, file.size):
+                if self.stop.is_set():
+                    raise transfer.StoppedError
+                rest = memoryview(chunk)
+                while rest:
+                    rest = rest[out.write(rest) :]
 
 
 def _place(repository: Repository, options: Mapping[str, Any]) -> None:
@@ -235,7 +195,7 @@ def _place(repository: Repository, options: Mapping[str, Any]) -> None:
     others = [file for file in repository.files if file not in configs]
     for files in (others, configs):
         at_once(files, lambda file: _by_client(repository, file, options), threading.Event())
-    _remember(repository, options)
+    cache.remember(repository.id, repository.revision, repository.commit, options)
 
 
 def _by_client(repository: Repository, file: File, options: Mapping[str, Any]) -> None:
@@ -252,19 +212,6 @@ def _by_client(repository: Repository, file: File, options: Mapping[str, Any]) -
         cache_dir=cache.folder(options),
         token=options.get("hf_token"),
     )
-
-
-def _remember(repository: Repository, options: Mapping[str, Any]) -> None:
-    """Writes down where the revision is, for when the hub does not answer."""
-    if repository.revision == repository.commit:
-        return
-    storage = cache.storage(repository.id, options)
-    path = os.path.join(storage, "refs", repository.revision)
-    os.makedirs(os.path.dirname(path), exist_ok=True)
-    new = os.path.join(storage, f"ref.{os.getpid()}")
-    with open(new, "w", encoding="utf-8") as file:
-        file.write(repository.commit)
-    os.replace(new, path)
 
 
 def _is_ours(file: File) -> bool:
@@ -347,7 +294,7 @@ def at_once(
                 return
             try:
                 run(file)
-            except _StoppedError:
+            except transfer.StoppedError:
                 return
             except Exception as error:
                 failed.append(error)
@@ -364,18 +311,6 @@ def at_once(
         stop.set()
     if failed:
         raise failed[0]
-
-
-def _may_pass(error: Exception) -> bool:
-    """Whether a failure may be over in a moment: the hub's own, or one of the network."""
-    from huggingface_hub.errors import OfflineModeIsEnabled
-
-    if isinstance(error, BridgeError | OfflineModeIsEnabled):
-        return False
-    status = getattr(getattr(error, "response", None), "status_code", None)
-    if status is not None:
-        return bool(status >= 500 or status == 408)
-    return not isinstance(error, OSError) or isinstance(error, ConnectionError)
 
 
 def _digest(path: str, file: File) -> str:

@@ -18,7 +18,7 @@ from typing import Any, Final
 
 from vllm_bridge.checkpoints import gguf, gguf_model
 from vllm_bridge.errors import BridgeError
-from vllm_bridge.hub import download, errors
+from vllm_bridge.hub import download, errors, transfer
 from vllm_bridge.hub.repository import File, Repository
 
 # What is fetched at once, at least: the headers of most safetensors files, and the directories of
@@ -164,25 +164,11 @@ def _bytes(
     repository: Repository, file: File, options: Mapping[str, Any], start: int, end: int
 ) -> bytes:
     """Some bytes of a file on the hub."""
-    from huggingface_hub import constants, hf_hub_url
-    from huggingface_hub.utils import build_hf_headers, hf_raise_for_status, http_stream_backoff
+    data = bytearray()
 
-    headers = build_hf_headers(token=options.get("hf_token"))
-    headers |= {"Accept-Encoding": "identity", "Range": f"bytes={start}-{end - 1}"}
-    with http_stream_backoff(
-        "GET",
-        hf_hub_url(repository.id, file.path, revision=repository.commit),
-        headers=headers,
-        timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT,
-        max_retries=2,
-    ) as response:
-        hf_raise_for_status(response)
-        skipped = start if response.status_code != 206 else 0  # it does not know ranges
-        data = bytearray()
-        for chunk in response.iter_bytes():
-            data += chunk
-            if len(data) >= skipped + end - start:
-                break
-    if len(data) < skipped + end - start:
-        raise ConnectionError(f"the connection ended after {len(data)} bytes")
-    return bytes(data[skipped : skipped + end - start])
+    def more() -> None:
+        for chunk in transfer.chunks(repository, file, options, start + len(data), end):
+            data.extend(chunk)
+
+    transfer.patiently(more, lambda: len(data), threading.Event())
+    return bytes(data[: end - start])

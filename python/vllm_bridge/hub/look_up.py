@@ -1,5 +1,6 @@
 """Finds out what a repository holds: from the hub, or from what was downloaded of it."""
 
+import contextlib
 import dataclasses
 import logging
 import os
@@ -45,6 +46,8 @@ def look_up(
                 "%s is taken as it was downloaded (%s): %s", name.id, local.commit, error.what
             )
         return local
+    with contextlib.suppress(OSError):  # a folder that may only be read is good enough
+        cache.remember(name.id, revision, commit, options)
     repository = Repository(name.id, revision, commit, (), subfolder)
     return dataclasses.replace(repository, files=_chosen(found, name, subfolder, options))
 
