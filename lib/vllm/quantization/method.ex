@@ -62,4 +62,9 @@ defmodule VLLM.Quantization.Method do
   end
 
   defp on_wire(name), do: name |> Atom.to_string() |> String.trim_trailing("?")
+
+  # Bits such as `[8]` are no text.
+  defimpl Inspect do
+    def inspect(method, opts), do: Inspect.Any.inspect(method, %{opts | charlists: :as_lists})
+  end
 end

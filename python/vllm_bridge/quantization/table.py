@@ -15,7 +15,7 @@ from vllm_bridge.quantization.method import Method
 # vLLM counts in tenths.
 _CAPABILITY = 10
 
-_MADE = re.compile(r"(?:fp|int)(\d+)")
+_BITS = re.compile(r"(?:fp|int)(\d+)")
 
 
 class Use(NamedTuple):
@@ -110,7 +110,7 @@ def _row(names: tuple[str, ...]) -> Row:
     formats = tuple(_formats(method, refused))
     in_flight = _in_flight(name, method, refused)
     uses = [*formats, *([in_flight] if in_flight else [])]
-    bits = {use.bits for use in uses if use.bits is not None} | set(method.bits)
+    bits = {use.bits for use in uses if use.bits is not None} | set(method.bits) | _told_by(name)
     return Row(
         name=name,
         title=method.title or name,
@@ -139,12 +139,16 @@ def _in_flight(name: str, method: Method, refused: str | None) -> Use | None:
     if known is not None:
         return _use(known.words, scheme.digits(known.words), refused or online.get(name))
     if name in online:
-        # The names of vLLM's own tell what they make: `fp8_per_channel`.
-        found = _MADE.search(name)
-        return _use(name, found and int(found[1]), refused or online[name])
+        return _use(name, next(iter(_told_by(name)), None), refused or online[name])
     if _is_online(name):
         return Use(name, None, None, "What it makes is said by `quantization_config`.")
     return None
+
+
+def _told_by(name: str) -> set[int]:
+    """The bits that vLLM's names tell of: ``fp8_per_channel``."""
+    found = _BITS.search(name)
+    return {int(found[1])} if found else set()
 
 
 def _is_online(name: str) -> bool:

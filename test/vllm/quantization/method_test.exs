@@ -47,6 +47,7 @@ defmodule VLLM.Quantization.MethodTest do
            }
 
     assert Method.from_wire(%{@wire | "in_flight" => nil}).in_flight == nil
+    assert inspect(Method.from_wire(%{@wire | "bits" => [8]})) =~ "bits: [8]"
   end
 
   test "methods/1 takes no options of an engine" do
