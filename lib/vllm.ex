@@ -109,7 +109,9 @@ defmodule VLLM do
   @type conversation :: Conversation.t()
 
   @doc """
-  Starts an engine for `model`, a folder, a GGUF file or a hub id, and waits until it is ready.
+  Starts an engine for `model`, a folder, a GGUF file or a name on the Hugging Face hub, and waits until
+  it is ready. A model of the hub (`"org/name"`, `"org/name:Q8_0"`) is downloaded unless it is here; see
+  `VLLM.Hub` and guides/hub.md.
 
   The engine belongs to the calling process and stops when that ends. To have it outlive its
   caller, put `{VLLM, name: …, model: …}` into a supervision tree.

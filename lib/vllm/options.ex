@@ -26,6 +26,7 @@ defmodule VLLM.Options do
           | :env
           | :devices
           | :patterns
+          | :notify
           | :lora_request
           | :wire
           | :map
@@ -112,6 +113,43 @@ defmodule VLLM.Options do
                 {:concurrency, :pos_integer, 1,
                  "how many requests of `max_model_len` tokens are to fit at a time"}
               ]
+
+  # By which Python, and in which environment.
+  @where for spec <- @engine, elem(spec, 0) in [:python, :env], do: spec
+
+  @cached @tools ++
+            [
+              {:download_dir, :string, nil,
+               "the folder that models are downloaded to; by default that of `HF_HOME`"}
+            ]
+
+  @delete @cached ++
+            [
+              {:revision, :string, nil,
+               "only this one, a commit, tag or branch; else all of them"}
+            ]
+
+  @search @tools ++
+            [
+              {:limit, :pos_integer, 20, "how many models to return at most"},
+              {:author, :string, nil, "only models of this user or organization"},
+              {:filter, :string, nil,
+               "only models with this tag, such as `\"gguf\"` or `\"awq\"`"},
+              {:hf_token, :string, nil,
+               "access token, to find private models, too; by default that of `HF_TOKEN`"}
+            ]
+
+  @pull [
+    {:timeout, :timeout, :infinity, "milliseconds until everything must be there"},
+    {:stall_timeout, :timeout, 300_000,
+     "milliseconds that may pass without anything that comes; then the pull ends with `:timeout`. " <>
+       "What has come stays, and the next one goes on from there"},
+    {:notify, :notify, nil,
+     "a pid that gets `{model, %VLLM.Hub.Progress{}}` a few times a second, or `{pid, ref}` for one " <>
+       "that gets `{ref, %VLLM.Hub.Progress{}}`"},
+    {:progress, :boolean, nil,
+     "show a bar with the progress; by default in iex and in mix tasks that have a terminal"}
+  ]
 
   @drain [
     {:timeout, :timeout, :infinity,
@@ -286,6 +324,8 @@ defmodule VLLM.Options do
      "take prompts as embeddings: `%{prompt_embeds: data, shape: {tokens, hidden_size}}`"},
     {:tokenizer, "string", "the model", "folder or hub id of another tokenizer"},
     {:revision, "string", "the default branch", "branch, tag or commit of a hub model"},
+    {:subfolder, "string", "the top", "folder of a hub model's repository that the model is in"},
+    {:download_dir, "string", "that of `HF_HOME`", "folder that hub models are downloaded to"},
     {:runner, "string", "`\"auto\"`",
      "`\"generate\"`, or `\"pooling\"` for `VLLM.embed/3` and its kin; by default what the model is made for"},
     {:convert, "string", "`\"auto\"`",
@@ -322,6 +362,26 @@ defmodule VLLM.Options do
   @doc "What `VLLM.Quantization.estimate/2` takes beside options of an engine."
   @spec estimate() :: [spec()]
   def estimate, do: @estimate
+
+  @doc "By which Python, and in which environment, as of an engine."
+  @spec where() :: [spec()]
+  def where, do: @where
+
+  @doc "What is asked about the models on this machine."
+  @spec cached() :: [spec()]
+  def cached, do: @cached
+
+  @doc "What `search` takes."
+  @spec search() :: [spec()]
+  def search, do: @search
+
+  @doc "What `delete` takes."
+  @spec delete() :: [spec()]
+  def delete, do: @delete
+
+  @doc "What `pull` takes beside the options of an engine."
+  @spec pull() :: [spec()]
+  def pull, do: @pull
 
   @doc "How long replicas that are to end or begin anew are given."
   @spec drain() :: [spec()]
@@ -554,6 +614,9 @@ defmodule VLLM.Options do
   defp valid?(:patterns, [_ | _] = patterns), do: all?(patterns, &pattern?/1)
   defp valid?(:patterns, patterns), do: patterns == []
 
+  defp valid?(:notify, {pid, _ref}), do: is_pid(pid)
+  defp valid?(:notify, pid), do: is_pid(pid)
+
   defp valid?(:term, _value), do: true
 
   defp env?(env) when is_map(env) and not is_struct(env) do
@@ -613,6 +676,7 @@ defmodule VLLM.Options do
 
   defp expected(:devices), do: "a list of lists of devices, one for each replica"
   defp expected(:patterns), do: "a list of strings and regular expressions"
+  defp expected(:notify), do: "a pid or `{pid, ref}`"
   defp expected(:map), do: "a keyword list or a map"
   defp expected(:lora_request), do: "an adapter from `VLLM.lora_request!/3`"
 

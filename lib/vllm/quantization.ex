@@ -88,7 +88,7 @@ defmodule VLLM.Quantization do
   """
   @spec methods(keyword() | map()) :: {:ok, [Method.t()]} | {:error, Error.t()}
   def methods(options \\ []) do
-    with {:ok, wire} <- Tools.general("methods", options),
+    with {:ok, wire} <- Tools.general("methods", %{}, options),
          do: {:ok, Enum.map(wire, &Method.from_wire/1)}
   end
 

@@ -16,6 +16,17 @@ defmodule VLLM.Telemetry do
   Metadata of all: `engine` (its name, or nil), `model`, `worker` (1 to `replicas`). A `phase` is one of `:python`, `:hub`, `:download`, `:import`,
   `:config`, `:engine`, `:weights`, `:warmup` and `:ready`.
 
+  ## Downloads
+
+  Those of `VLLM.Hub.pull/2`; what an engine downloads is part of its loading.
+
+  | event | measurements | metadata |
+  | --- | --- | --- |
+  | `[:vllm, :pull, :start]` | `system_time` | `model`, as it was named |
+  | `[:vllm, :pull, :progress]` | `duration` since the start, and the fields of `VLLM.Hub.Progress` | `model` |
+  | `[:vllm, :pull, :stop]` | `duration` | `model`, `path` |
+  | `[:vllm, :pull, :exception]` | `duration` | `model`, `error`, a `VLLM.Error` |
+
   ## Requests
 
   A request is one prompt, conversation or set of texts that was sent to a worker: a call with three prompts makes three.
@@ -79,6 +90,26 @@ defmodule VLLM.Telemetry do
   @doc false
   def load_exception(started_at, metadata, error) do
     execute([:vllm, :load, :exception], duration(started_at), Map.put(metadata, :error, error))
+  end
+
+  @doc false
+  def pull_start(model) do
+    execute([:vllm, :pull, :start], %{system_time: System.system_time()}, %{model: model})
+  end
+
+  @doc false
+  def pull_progress(started_at, model, figures) do
+    measurements = Map.merge(figures, duration(started_at))
+    execute([:vllm, :pull, :progress], measurements, %{model: model})
+  end
+
+  @doc false
+  def pull_end(started_at, model, {:ok, path}) do
+    execute([:vllm, :pull, :stop], duration(started_at), %{model: model, path: path})
+  end
+
+  def pull_end(started_at, model, {:error, error}) do
+    execute([:vllm, :pull, :exception], duration(started_at), %{model: model, error: error})
   end
 
   # Without telemetry there is no span, and a request emits no events.

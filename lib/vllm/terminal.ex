@@ -3,14 +3,17 @@ defmodule VLLM.Terminal do
   # A line of progress that overwrites itself, for those who wait at a terminal.
 
   @doc """
-  A function that shows a text on the terminal of the calling process, in place of the one before,
-  and ends the line after the last. With `shown?` nil it does so in iex and in mix tasks that have a
-  terminal; where it does not, the text is not even made.
+  Runs `fun` with a function that shows a text on the terminal of the calling process, in place of
+  the one before, and ends the line after it. The function is given what makes the text.
+
+  With `shown?` nil it is shown in iex and in mix tasks that have a terminal; where it is not, no text
+  is made.
   """
-  @spec printer(boolean() | nil) :: ((() -> String.t()), :last | :more -> :ok)
-  def printer(shown?) do
+  @spec line(boolean() | nil, (((() -> String.t()) -> :ok) -> result)) :: result
+        when result: term()
+  def line(shown?, fun) do
     shown? = if is_nil(shown?), do: columns() != nil and interactive?(), else: shown?
-    if shown?, do: &print/2, else: fn _text, _which -> :ok end
+    if shown?, do: shown(fun), else: fun.(fn _text -> :ok end)
   end
 
   @doc "How wide the terminal is; nil where there is none."
@@ -26,8 +29,17 @@ defmodule VLLM.Terminal do
     Enum.any?(Application.started_applications(), fn {app, _, _} -> app in [:iex, :mix] end)
   end
 
-  defp print(text, which) do
-    # Back to the start of the line, and clear it.
-    IO.write("\r\e[K#{text.()}#{if which == :last, do: "\n"}")
+  defp shown(fun) do
+    texts = :counters.new(1, [])
+
+    try do
+      fun.(fn text ->
+        :counters.add(texts, 1, 1)
+        # Back to the start of the line, and clear it.
+        IO.write(["\r\e[K", text.()])
+      end)
+    after
+      if :counters.get(texts, 1) > 0, do: IO.write("\n")
+    end
   end
 end

@@ -4,7 +4,7 @@ defmodule VLLM.Tools do
   # takes half a second, asks it and ends it.
 
   alias VLLM.Bridge.{Deadline, MessagePack, Session}
-  alias VLLM.{Error, Options}
+  alias VLLM.{AllowedModels, Error, Options}
 
   @doc """
   The answer to one question.
@@ -33,35 +33,69 @@ defmodule VLLM.Tools do
   @spec about(String.t(), term(), keyword() | map(), [Options.spec()]) ::
           {:ok, term()} | {:error, Error.t()}
   def about(method, model, options, specs \\ []) do
-    specs = Options.tools() ++ specs
+    with {:ok, known, params, where} <- question(model, options, Options.tools() ++ specs) do
+      asked = known |> Map.delete(:timeout) |> given()
+      ask(method, Map.merge(asked, params), [timeout: known.timeout] ++ where)
+    end
+  end
+
+  @doc """
+  Has something done to a model that says how far it is, which `on_progress` is told. `options` are
+  those of an engine and those of `specs`, `:timeout` and `:stall_timeout` among them.
+  """
+  @spec follow(String.t(), term(), keyword() | map(), [Options.spec()], (map() -> term())) ::
+          {:ok, term()} | {:error, Error.t()}
+  def follow(method, model, options, specs, on_progress) do
+    with {:ok, known, params, where} <- question(model, options, specs) do
+      deadline = Deadline.new(known.timeout)
+
+      result =
+        Session.run(:tools, where, fn session ->
+          left = Deadline.remaining(deadline)
+          Session.follow(session, method, params, left, known.stall_timeout, on_progress)
+        end)
+
+      with {:error, %Error{reason: :timeout}} <- result do
+        if Deadline.passed?(deadline),
+          do: {:error, late(method, known.timeout)},
+          else: {:error, stalled(model, known.stall_timeout)}
+      end
+    end
+  end
+
+  # The params of a question, and how the worker is started that is asked.
+  defp question(model, options, specs) do
     ours = Options.names(specs)
     engine = for spec <- Options.engine(), elem(spec, 0) not in ours, do: spec
 
     with {:ok, model} <- model(model),
          {:ok, known, rest} <- Options.split(options, specs),
          {:ok, engine, rest} <- Options.split(rest, engine),
+         :ok <- AllowedModels.check(model, engine.allowed_models),
          {:ok, rest} <- Options.to_wire(rest) do
-      asked = known |> Map.delete(:timeout) |> Enum.reject(fn {_name, value} -> value == nil end)
-      params = Map.new(asked, fn {name, value} -> {Atom.to_string(name), value} end)
-      params = Map.merge(params, %{"model" => model, "options" => rest})
-      where = [timeout: known.timeout, python: engine.python, env: env(engine.env)]
-      ask(method, params, where)
+      {:ok, known, %{"model" => model, "options" => rest}, where(engine)}
     end
   end
 
-  @doc "The answer to a question that is about no model."
-  @spec general(String.t(), keyword() | map()) :: {:ok, term()} | {:error, Error.t()}
-  def general(method, options) do
-    where = for spec <- Options.engine(), elem(spec, 0) in [:python, :env], do: spec
-
-    with {:ok, known} <- Options.only(options, Options.tools() ++ where) do
-      ask(method, %{}, timeout: known.timeout, python: known.python, env: env(known.env))
+  @doc """
+  The answer to a question that is about no model to be loaded. Of `specs`, which have a `:timeout`,
+  those that were given go with it as params.
+  """
+  @spec general(String.t(), map(), keyword() | map(), [Options.spec()]) ::
+          {:ok, term()} | {:error, Error.t()}
+  def general(method, params, options, specs \\ Options.tools()) do
+    with {:ok, known} <- Options.only(options, specs ++ Options.where()) do
+      asked = known |> Map.drop([:timeout, :python, :env]) |> given()
+      ask(method, Map.merge(params, asked), [timeout: known.timeout] ++ where(known))
     end
   end
 
-  # Of several replicas' environments that of the first.
-  defp env([env | _]), do: env
-  defp env(env), do: env
+  # By which Python and in which environment; of several replicas' environments that of the first.
+  defp where(%{python: python, env: env}), do: [python: python, env: env |> List.wrap() |> hd()]
+
+  defp given(options) do
+    for {name, value} <- options, value != nil, into: %{}, do: {Atom.to_string(name), value}
+  end
 
   defp model(model) do
     if is_binary(model) and model != "" and MessagePack.text?(model),
@@ -79,6 +113,15 @@ defmodule VLLM.Tools do
       "`#{method}` was not answered within #{timeout / 1000} seconds. The machine or the hub may " <>
         "be slow: give it more time with `timeout:`.",
       %{"method" => method, "option" => "timeout", "timeout" => timeout}
+    )
+  end
+
+  defp stalled(model, timeout) do
+    Error.new(
+      :timeout,
+      "Nothing of `#{model}` has come for #{timeout / 1000} seconds (`stall_timeout:`). What came " <>
+        "before is kept: try again, and it goes on from there.",
+      %{"option" => "stall_timeout", "timeout" => timeout}
     )
   end
 

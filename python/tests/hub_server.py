@@ -181,9 +181,7 @@ class Hub:
                 self.hub, self.is_cdn = hub, is_cdn
                 super().__init__(*args)
 
-        server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        server.daemon_threads = True
-        return server
+        return _Server(("127.0.0.1", 0), Handler)
 
 
 @dataclass(frozen=True)
@@ -237,6 +235,15 @@ class Repository:
 
 def is_large(path: str) -> bool:
     return path.endswith(LARGE)
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, *request: Any) -> None:
+        # Clients are killed by the tests.
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(*request)
 
 
 class _Handler(BaseHTTPRequestHandler):

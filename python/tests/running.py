@@ -37,8 +37,11 @@ class Running:
 
     def load(self, model: Path | str = MODELS / "demo", **options: Any) -> dict[str, Any]:
         options = {"enforce_eager": True, "kv_cache_memory_bytes": 2**28} | options
-        self.loaded = self.run(load(str(model), options, self.phases.append))
+        self.loaded = self.run(load(str(model), options, self._progress))
         return self.loaded.info()
+
+    def _progress(self, phase: str, *_figures: Any) -> None:
+        self.phases.append(phase)
 
     async def generate(self, prompt: Any, priority: int = 0, **params: Any) -> dict[str, Any]:
         self._requests += 1

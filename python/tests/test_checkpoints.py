@@ -7,9 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from huggingface_hub import errors as hub_errors
 
-import refusals
 from conftest import MODELS
 from vllm_bridge import checkpoints
 from vllm_bridge.checkpoints import files, fit
@@ -76,31 +74,6 @@ def test_a_path_that_does_not_exist(name: str) -> None:
     error = refused(name)
     assert error.reason == "model_not_found"
     assert name in error.message
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        "unsloth/Qwen3-0.6B-GGUF:Q4_K_M",
-        "owner/repo:Q8_0",
-        "owner/repo/file.gguf",
-        "owner/repo/BF16/file-00001-of-00002.gguf",
-        "owner/Something-GGUF",
-        "owner/something-gguf",
-    ],
-)
-def test_a_gguf_file_of_the_hub(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    hub(monkeypatch, AssertionError("the hub was asked"))
-    error = refused(name)
-    assert error.reason == "model_not_found"
-    assert f"`{name}`" in error.message
-    assert "GGUF files cannot be fetched" in error.message
-    assert "Download the file and give its path." in error.message
-
-
-def test_other_names_with_gguf_in_them_are_looked_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    hub(monkeypatch, http_error(hub_errors.RepositoryNotFoundError))
-    assert "HF_TOKEN" in refused("owner/GGUF-tools").message
 
 
 def test_a_folder_of_a_similar_name_is_suggested(folder: Path) -> None:
@@ -405,98 +378,6 @@ def test_a_quantization_that_names_no_method(folder: Path, value: Any) -> None:
     error = refused(folder)
     assert error.reason == "invalid_checkpoint"
     assert "quant_method" in error.message
-
-
-# -- the hub
-
-
-class Response:
-    """As much of an HTTP response as the hub's exceptions look at."""
-
-    request = None
-    status_code = 404
-    text = ""
-
-    def __init__(self) -> None:
-        self.headers: dict[str, str] = {}
-
-
-def hub(monkeypatch: pytest.MonkeyPatch, outcome: Any) -> None:
-    def download(*, filename: str, **_where: Any) -> str:
-        result = outcome.get(filename) if isinstance(outcome, dict) else outcome
-        if isinstance(result, Exception):
-            raise result
-        return str(result)
-
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
-    monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", lambda _url, token: None)
-
-
-def http_error(kind: type[Exception]) -> Exception:
-    return kind("from the hub", response=Response())  # type: ignore[call-arg]
-
-
-@pytest.mark.parametrize(
-    ("exception", "reason", "words"),
-    [
-        (http_error(hub_errors.GatedRepoError), "model_gated", "https://huggingface.co/a/b"),
-        (http_error(hub_errors.RepositoryNotFoundError), "model_not_found", "HF_TOKEN"),
-        (http_error(hub_errors.RevisionNotFoundError), "model_not_found", "revision"),
-        (http_error(hub_errors.HfHubHTTPError), "hub_unreachable", "Try again later"),
-        (hub_errors.LocalEntryNotFoundError("not cached"), "hub_unreachable", "network"),
-        (OSError("no route"), "hub_unreachable", "Try again later"),
-        (http_error(hub_errors.RemoteEntryNotFoundError), "not_a_model", "config.json"),
-        (hub_errors.HFValidationError("bad"), "model_not_found", "neither"),
-    ],
-)
-def test_what_the_hub_says(
-    monkeypatch: pytest.MonkeyPatch, exception: Exception, reason: str, words: str
-) -> None:
-    hub(monkeypatch, exception)
-    error = refused("a/b")
-    assert error.reason == reason
-    assert words in error.message
-
-
-def test_a_hub_that_is_not_there_is_asked_once(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    asked: list[str] = []
-
-    def not_there(url: str, token: str | None) -> None:
-        asked.append(url)
-        raise ConnectionError("no route to host")
-
-    def download(**_where: Any) -> str:
-        raise AssertionError("a download tries again and again")
-
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-    monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", not_there)
-    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
-    with refusals.unwatched():
-        error = refused("a/b", {"download_dir": str(tmp_path)})
-    assert error.reason == "hub_unreachable"
-    assert "Check the network" in error.message
-    (url,) = asked
-    assert url.endswith("/a/b/resolve/main/config.json")
-
-
-def test_offline_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    hub(monkeypatch, hub_errors.LocalEntryNotFoundError("not cached"))
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    assert "HF_HUB_OFFLINE" in refused("a/b").message
-
-
-def test_a_model_of_the_hub(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
-    hub(monkeypatch, {"config.json": folder / "config.json"})
-    assert check_model("a/b", {}) == Checkpoint(config=LLAMA)
-
-
-def test_mistrals_own_format_on_the_hub(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
-    missing = http_error(hub_errors.RemoteEntryNotFoundError)
-    hub(monkeypatch, {"config.json": missing, "params.json": folder})
-    assert check_model("a/b", {}) == Checkpoint()
 
 
 def test_paths_are_found_from_the_working_folder(

@@ -321,7 +321,7 @@ def test_a_hub_that_names_no_commit(hub: Hub, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_the_client_may_be_asked_to_fetch_itself(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(constants, "HF_XET_HIGH_PERFORMANCE", True)
+    monkeypatch.setenv("HF_XET_HIGH_PERFORMANCE", "1")
     monkeypatch.setattr(download, "_WORTHWHILE", LARGE)
     folder = fetched()
     original = hub.folder / "org/name/model.safetensors"

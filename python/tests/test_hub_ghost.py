@@ -144,11 +144,11 @@ def test_what_is_damaged_on_the_hub_is_damaged_here(hub: Hub) -> None:
     files = plain() | {"model.safetensors": b"\xff" * 100_000}
     repository(hub.folder, "org/name", files)
     with pytest.raises(BridgeError) as caught:
-        check_model(of(), {})
+        check_model("org/name", {})
     assert caught.value.reason == "invalid_checkpoint"
     repository(hub.folder, "org/files-GGUF", {"a.gguf": b"no" * 1000})
     with pytest.raises(BridgeError) as caught:
-        check_model(of("org/files-GGUF"), {})
+        check_model("org/files-GGUF", {})
     assert caught.value.reason == "invalid_checkpoint"
     repository(hub.folder, "org/torch", {"config.json": LLAMA, "qmodel.pt": b"no" * 1000})
     with pytest.raises(BridgeError):

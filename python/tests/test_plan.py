@@ -147,19 +147,6 @@ def test_a_method_of_checkpoints_for_a_plain_model(method: str) -> None:
     plan(DEMO, {"quantization": method, "hf_overrides": overrides}).check()
 
 
-def test_the_hub_is_announced(monkeypatch: pytest.MonkeyPatch) -> None:
-    phases: list[str] = []
-    monkeypatch.setattr(
-        "huggingface_hub.hf_hub_download", lambda **_: f"{DEMO}/config.json", raising=True
-    )
-    monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", lambda _url, token: None)
-    made = plan("a/b", {}, phases.append)
-    assert phases == ["hub"]
-    assert made.checkpoint.config["model_type"] == "llama"
-    plan(DEMO, {}, phases.append)
-    assert phases == ["hub"]
-
-
 @pytest.mark.parametrize(
     ("options", "offline"),
     [

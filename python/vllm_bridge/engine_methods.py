@@ -2,7 +2,7 @@
 
 import contextlib
 import functools
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from typing import Annotated, Any, Protocol
 
 import msgspec
@@ -57,8 +57,8 @@ class Slot:
             raise BridgeError("unsupported", "A worker loads one model, once; start another.")
         self._is_taken = True
 
-        def progress(phase: str) -> None:
-            call.notify("load_progress", {"phase": phase})
+        def progress(phase: str, figures: Mapping[str, Any] = {}) -> None:
+            call.notify("load_progress", {"phase": phase, **figures})
 
         self.engine = await self._load(params.model, params.options, progress, params.devices)
         self.engine.on_death(call.engine_died)

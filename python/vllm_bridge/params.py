@@ -137,16 +137,20 @@ def engine_fields() -> dict[str, Field]:
     }
 
 
+# Engine options of this library's own, which are taken out before vLLM gets the others.
+OWN: typing.Final = ("subfolder",)
+
+
 def check_option_names(options: Mapping[str, Any]) -> None:
-    """Refuses engine options that vLLM does not have, without importing it.
+    """Refuses engine options that neither vLLM nor this library has, without importing vLLM.
 
     Raises:
         BridgeError: ``invalid_option``
     """
     names = engine_option_names()
     for name in options:
-        if names and name not in names:
-            raise unknown_name("engine option", name, names)
+        if names and name not in (*names, *OWN):
+            raise unknown_name("engine option", name, (*names, *OWN))
 
 
 @functools.cache

@@ -83,6 +83,13 @@ defmodule VLLM.AllowedModelsTest do
     assert_raise Error, ~r/other/, fn -> VLLM.child_spec([refused, model: "other/name"]) end
   end
 
+  test "nothing is asked about another model" do
+    options = [allowed_models: ["org/*"], python: "/no/python"]
+
+    for ask <- [&VLLM.Quantization.detect/2, &VLLM.Hub.pull/2],
+        do: assert({:error, %Error{reason: :not_allowed}} = ask.("other/name", options))
+  end
+
   test "an engine goes over to no other model by a reload" do
     llm = VLLM.FakeEngine.start!("ready", allowed_models: ["ready"])
     assert {:error, %Error{reason: :not_allowed}} = VLLM.reload(llm, model: "hang")

@@ -163,15 +163,15 @@ defmodule VLLM.Bridge.Connection do
 
   @doc """
   Like `call/4`, of a request that says how far it is: `on_progress` is given each of these, and the
-  error is `:timeout` where nothing was heard for `patience` milliseconds.
+  error is `:timeout` where nothing was heard for `patience` milliseconds, too.
   """
-  @spec follow(t(), String.t(), map(), timeout(), (map() -> term())) ::
+  @spec follow(t(), String.t(), map(), Deadline.t(), timeout(), (map() -> term())) ::
           {:ok, term()} | {:error, Error.t()}
-  def follow(conn, method, params, patience, on_progress) do
+  def follow(conn, method, params, deadline, patience, on_progress) do
     Inbox.run(fn inbox ->
       with {:ok, request} <- request(conn, inbox, method, params, :infinity, :many) do
         try do
-          await(request, inbox, patience, on_progress)
+          await(request, inbox, deadline, patience, on_progress)
         after
           finish(request)
         end
@@ -179,11 +179,11 @@ defmodule VLLM.Bridge.Connection do
     end)
   end
 
-  defp await(request, inbox, patience, on_progress) do
-    case Inbox.next(inbox, patience) do
+  defp await(request, inbox, deadline, patience, on_progress) do
+    case Inbox.next(inbox, min(Deadline.remaining(deadline), patience)) do
       {_ref, {:progress, progress}} ->
         on_progress.(progress)
-        await(request, inbox, patience, on_progress)
+        await(request, inbox, deadline, patience, on_progress)
 
       {_ref, last} ->
         answer(request, last)

@@ -82,16 +82,15 @@ defmodule VLLM.Bridge.Session do
   end
 
   @doc """
-  Like `call/4`, of a request that takes as long as it takes and says how far it is: `on_progress`
-  is given each of these, and the request ends with `:timeout` where nothing was heard for `patience`
-  milliseconds.
+  Like `call/4`, of a request that says how far it is: `on_progress` is given each of these. It may
+  take `timeout` milliseconds, and `patience` from one to the next.
   """
-  @spec follow(t(), String.t(), map(), timeout(), (map() -> term())) ::
+  @spec follow(t(), String.t(), map(), timeout(), timeout(), (map() -> term())) ::
           {:ok, term()} | {:error, Error.t()}
-  def follow(%__MODULE__{conn: conn} = session, method, params, patience, on_progress) do
+  def follow(%__MODULE__{conn: conn} = session, method, params, timeout, patience, on_progress) do
     conn
-    |> Connection.follow(method, params, patience, on_progress)
-    |> explained(session, method, patience)
+    |> Connection.follow(method, params, Deadline.new(timeout), patience, on_progress)
+    |> explained(session, method, min(timeout, patience))
   end
 
   defp explained({:error, %Error{reason: :timeout}}, _session, method, timeout),

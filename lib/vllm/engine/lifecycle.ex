@@ -4,14 +4,21 @@ defmodule VLLM.Engine.Lifecycle do
 
   alias VLLM.Bridge.Deadline
   alias VLLM.Engine.{Config, Control, Progress, Table}
-  alias VLLM.{EngineInfo, Error, LLM, Options}
+  alias VLLM.{EngineInfo, Error, LLM, Options, Terminal}
 
   @doc "See `VLLM.llm/2`."
   @spec llm(String.t(), keyword() | map()) :: {:ok, LLM.t()} | {:error, Error.t()}
   def llm(model, options) do
     with {:ok, options} <- Options.to_map(options),
-         {:ok, config} <- Config.new(Map.put(options, "model", model)),
-         do: start(config, Progress.printer(config))
+         {:ok, config} <- Config.new(Map.put(options, "model", model)) do
+      name = Config.display_name(config)
+
+      Terminal.line(config.options.progress, fn show ->
+        start(config, fn progress ->
+          show.(fn -> "#{name}: #{Progress.describe(progress)}" end)
+        end)
+      end)
+    end
   end
 
   @doc """

@@ -3,8 +3,7 @@ defmodule VLLM.Engine.Progress do
   # The phases of loading, from the worker's notifications and from what vLLM's
   # processes log.
 
-  alias VLLM.Engine.Config
-  alias VLLM.{Hub, Terminal}
+  alias VLLM.Hub
 
   @typedoc "`:download` has the fields of a `VLLM.Hub.Progress`, but for its beginning."
   @type t :: %{
@@ -56,7 +55,7 @@ defmodule VLLM.Engine.Progress do
 
   defp tenth(progress), do: progress |> download() |> Hub.Progress.percent() |> div(10)
 
-  defp download(progress), do: struct!(Hub.Progress, Map.delete(progress, :phase))
+  defp download(progress), do: struct(Hub.Progress, progress)
 
   @doc """
   What a line of the log says about loading, if anything.
@@ -91,18 +90,4 @@ defmodule VLLM.Engine.Progress do
     do: "#{@texts.download} #{progress |> download() |> Hub.Progress.describe()}"
 
   def describe(%{phase: phase}), do: @texts[phase]
-
-  @doc "A function that shows progress on the terminal of the calling process, if anybody is to see it."
-  @spec printer(Config.t()) :: (t() -> :ok)
-  def printer(config) do
-    print = Terminal.printer(config.options.progress)
-    name = Config.display_name(config)
-
-    fn progress ->
-      print.(
-        fn -> "#{name}: #{describe(progress)}" end,
-        if(progress.phase == :ready, do: :last, else: :more)
-      )
-    end
-  end
 end

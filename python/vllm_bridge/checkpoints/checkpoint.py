@@ -2,9 +2,12 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vllm_bridge.checkpoints.headers import Tensor
+
+if TYPE_CHECKING:
+    from vllm_bridge.hub.repository import Repository
 
 # Bytes per element of the dtypes that vLLM casts to the engine's dtype while loading.
 CAST = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
@@ -48,6 +51,7 @@ class Checkpoint:
         are_experts_dequantized: the same of weights of experts, of 8 or 4 bits
         load_format: the one by which vLLM reads ``files``; None where there are none
         found: how it is quantized, where that is not in ``config``
+        repository: where its weights are still to be fetched from; None where they are here
     """
 
     folder: str | None = None
@@ -58,6 +62,7 @@ class Checkpoint:
     are_experts_dequantized: bool = False
     load_format: str | None = None
     found: Mapping[str, Any] | None = None
+    repository: "Repository | None" = None
 
     @property
     def quantization(self) -> Mapping[str, Any] | None:

@@ -35,6 +35,10 @@ _MOST: Final = 2**31 - 1
 
 _LARGEST_THETA: Final = 1e12
 
+# The tensors whose numbers are part of the config. Of all others it counts what they look like.
+FACTORS: Final = ("rope_factors_long.weight", "rope_factors_short.weight", "rope_freqs.weight")
+_LONG, _SHORT, _FREQUENCIES = FACTORS
+
 _BLOCK = re.compile(r"blk\.(\d+)\.")
 
 # How Llama 3.1 and later scale their positions, beside the factor. Files have what comes of it.
@@ -287,15 +291,15 @@ def _rope(model: _Model, head: int) -> Config:
     rope: Config = {"rope_type": "default", "rope_theta": theta}
     if rotated != head:
         rope["partial_rotary_factor"] = rotated / head
-    if (long := model.floats("rope_factors_long.weight", rotated // 2)) is not None:
+    if (long := model.floats(_LONG, rotated // 2)) is not None:
         original = model.integer("rope.scaling.original_context_length")
         return rope | {
             "rope_type": "longrope",
             "long_factor": long,
-            "short_factor": model.floats("rope_factors_short.weight", rotated // 2) or long,
+            "short_factor": model.floats(_SHORT, rotated // 2) or long,
             "original_max_position_embeddings": original,
         }
-    if (factors := model.floats("rope_freqs.weight", rotated // 2)) is not None:
+    if (factors := model.floats(_FREQUENCIES, rotated // 2)) is not None:
         return rope | _llama3(model, factors, theta, rotated)
     return rope | _scaling(model)
 

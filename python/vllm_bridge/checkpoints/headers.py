@@ -24,7 +24,7 @@ class Tensor(NamedTuple):
     Args:
         dtype: as safetensors writes it, such as ``BF16``
         shape: its sizes
-        file: the file with it
+        file: the file with it; empty where that is still on the hub
         start: of its bytes in the file
         size: of its bytes
     """
@@ -34,6 +34,11 @@ class Tensor(NamedTuple):
     file: str
     start: int
     size: int
+
+    @property
+    def is_here(self) -> bool:
+        """Whether the numbers in it can be read, and not only where they are."""
+        return self.file != ""
 
 
 def read_header(path: str) -> dict[str, Tensor]:
@@ -67,8 +72,7 @@ def read_header(path: str) -> dict[str, Tensor]:
     except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
         raise BridgeError(
             "invalid_checkpoint",
-            f"`{path}` is damaged: {error}.",
+            f"`{path}` is damaged: {error}. Download it again.",
             {"file": path},
-            remedy="Download it again.",
         ) from error
     return tensors

@@ -4,25 +4,18 @@ vLLM would find most of what is wrong with it too, but later (after seconds, or 
 less clearly, and with processes already started.
 """
 
+import dataclasses
 import os
-import re
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
-from vllm_bridge.checkpoints import families, files, gguf, gguf_model, hub
+from vllm_bridge.checkpoints import families, files, gguf, gguf_model
 from vllm_bridge.checkpoints.checkpoint import Checkpoint, Found
 from vllm_bridge.checkpoints.config import read_config
 from vllm_bridge.errors import BridgeError, nearest
+from vllm_bridge.hub import download, ghost, names
+from vllm_bridge.hub.look_up import look_up
 from vllm_bridge.quantization import registry
-
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
-
-# How llama.cpp and others name GGUF files of the hub: `OWNER/NAME-GGUF`, with `:Q4_K_M` for one of
-# them, and `OWNER/NAME/FILE.gguf`.
-_HUB_GGUF = re.compile(
-    r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(:[\w.-]+|(?<=-GGUF)|/[\w./-]+\.gguf)",
-    re.ASCII | re.IGNORECASE,
-)
 
 # Files with weights that are left to vLLM.
 _PICKLED = (".bin", ".pt", ".pth")
@@ -43,33 +36,41 @@ def check_model(
         BridgeError: ``model_not_found``, ``not_a_model``, ``model_gated``, ``hub_unreachable`` or
             ``invalid_checkpoint``
     """
+    if "://" in model:
+        return Checkpoint()  # storage that only vLLM can look into
+    found = find(model, options)
+    if isinstance(found, str):
+        return _check_path(found, options)
+    return _check_hub(found, options, progress)
+
+
+def find(model: str, options: Mapping[str, Any]) -> str | names.Name:
+    """A model as the path of what is here, or else as its name on the hub. Looks at nothing but
+    whether it is here.
+
+    Raises:
+        BridgeError: ``model_not_found`` for what can be neither, ``invalid_option``
+    """
     if not model:
         raise BridgeError(
             "model_not_found",
             "No model was named.",
             remedy="Give the path of one, or its name on the Hugging Face hub.",
         )
-    if "://" in model:
-        return Checkpoint()  # storage that only vLLM can look into
-    if os.path.isdir(model):
-        return _check_folder(model, options)
-    if os.path.isfile(model):
-        return _check_file(model, options)
-    if os.path.islink(model) and not os.path.exists(model):
+    if os.path.exists(model):
+        _refuse_subfolder(model, options)
+        return model
+    if os.path.islink(model):
         raise BridgeError(
             "model_not_found",
             f"`{model}` is a link to `{os.readlink(model)}`, which is not there.",
             {"model": model},
             remedy="Download the model again, or name where it is.",
         )
-    if _HUB_GGUF.fullmatch(model):
-        raise BridgeError(
-            "model_not_found",
-            f"There is no file or folder `{model}` here, and GGUF files cannot be fetched from the "
-            "Hugging Face hub by name yet.",
-            {"model": model},
-            remedy=f"Download the file and give its path. {_similar(model)}".rstrip(),
-        )
+    name = names.parse(model)
+    # Where a folder is here, so should be its files.
+    if name is not None and not (name.file and os.path.isdir(os.path.dirname(model))):
+        return name
     if model.endswith(gguf_model.SUFFIX):
         raise BridgeError(
             "model_not_found",
@@ -77,15 +78,42 @@ def check_model(
             {"model": model},
             remedy=_similar(model) or "Give the path of one.",
         )
-    if _HUB_ID.fullmatch(model) and not model.startswith((".", "~")):
-        progress("hub")
-        return hub.look_up(model, options)
     raise BridgeError(
         "model_not_found",
         f"There is no folder `{model}`.",
         {"model": model},
         remedy=_similar(model) or "Give the path of one, or a model's name on the hub.",
     )
+
+
+def _refuse_subfolder(model: str, options: Mapping[str, Any]) -> None:
+    if options.get("subfolder"):
+        raise BridgeError(
+            "invalid_option",
+            f"`subfolder` is for models on the hub, and `{model}` is here.",
+            {"option": "subfolder", "value": options["subfolder"]},
+            remedy="Name the folder that the model is in, and leave `subfolder` out.",
+        )
+
+
+def _check_hub(
+    name: names.Name, options: Mapping[str, Any], progress: Callable[[str], None]
+) -> Checkpoint:
+    """What is known of a model that the hub has, or had when it was downloaded."""
+    repository = look_up(name, options, progress)
+    if (path := download.here(repository, options)) is not None:
+        return _check_path(path, options)
+    path = ghost.of(repository, options)
+    try:
+        checkpoint = _check_path(path, options)
+    except BridgeError as error:
+        raise ghost.named(error) from error
+    tensors = {name: one._replace(file="") for name, one in checkpoint.tensors.items()}
+    return dataclasses.replace(checkpoint, tensors=tensors, repository=repository)
+
+
+def _check_path(path: str, options: Mapping[str, Any]) -> Checkpoint:
+    return _check_folder(path, options) if os.path.isdir(path) else _check_file(path, options)
 
 
 def check_beside(name: str, options: Mapping[str, Any]) -> None:

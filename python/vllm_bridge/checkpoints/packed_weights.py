@@ -228,6 +228,8 @@ def _check_order(
         raise _contradiction(
             checkpoint, f"`{name}` is {order.dtype} {list(order.shape)}, not I32 [{inputs}]"
         )
+    if not order.is_here:
+        return
     index = _read(order)
     usual = numpy.arange(inputs) // group
     if is_ordered:
@@ -245,7 +247,7 @@ def _check_zeros(checkpoint: "Checkpoint", module: str, bits: int, less: int) ->
     import numpy
 
     zeros = checkpoint.tensors.get(f"{module}.qzeros")
-    if zeros is None or zeros.size * _BYTE % bits:
+    if zeros is None or not zeros.is_here or zeros.size * _BYTE % bits:
         return
     fields = numpy.unpackbits(_read(zeros).view(numpy.uint8), bitorder="little")
     values = fields.reshape(-1, bits) @ (1 << numpy.arange(bits))
@@ -267,7 +269,7 @@ def check_range(checkpoint: "Checkpoint") -> None:
         return
     bound = 1 << (bits - 1)
     for name, tensor in checkpoint.tensors.items():
-        if name.endswith("_proj.weight") and tensor.dtype == "I8":
+        if name.endswith("_proj.weight") and tensor.dtype == "I8" and tensor.is_here:
             size = min(tensor.size, _SAMPLE)
             values = numpy.fromfile(tensor.file, "i1", size, offset=tensor.start)
             if values.min() < -bound or values.max() >= bound:

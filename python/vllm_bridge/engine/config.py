@@ -64,6 +64,8 @@ def configure(plan: Plan) -> Config:
 def _prepared(plan: Plan, arguments: dict[str, Any]) -> str:
     """The model that vLLM is given; what others see keeps the name that the user gave it."""
     folder = registry.of(plan.checkpoint.quant_method).prepare(plan.checkpoint, arguments)
+    if folder is None and not os.path.exists(plan.model):
+        folder = plan.checkpoint.folder  # of a model that was named by its name on the hub
     if folder is None:
         return plan.model
     arguments.setdefault("served_model_name", plan.model)
@@ -79,11 +81,10 @@ def offline(plan: Plan) -> Iterator[None]:
     seconds where there is no network. vLLM's processes inherit it. What is loaded later, an
     adapter from the hub, is not touched.
     """
-    elsewhere = [found for name in BESIDE if isinstance(found := plan.options.get(name), str)]
     if (
         plan.checkpoint.folder is None
         or "HF_HUB_OFFLINE" in os.environ
-        or not all(map(os.path.exists, elsewhere))
+        or not all(map(os.path.exists, _beside(plan)))
     ):
         yield
         return
@@ -92,3 +93,16 @@ def offline(plan: Plan) -> Iterator[None]:
         yield
     finally:
         del os.environ["HF_HUB_OFFLINE"]
+
+
+def _beside(plan: Plan) -> Iterator[str]:
+    """The folders and names on the hub that vLLM looks for parts of the model at."""
+    draft = plan.options.get("speculative_config")
+    code = plan.checkpoint.config.get("auto_map")
+    given = [plan.options.get(name) for name in BESIDE]
+    given += [draft.get("model"), draft.get("tokenizer")] if isinstance(draft, dict) else []
+    yield from (one for one in given if isinstance(one, str))
+    if plan.options.get("trust_remote_code") and isinstance(code, dict):
+        # Code of another repository: "org/name--modeling.Model"
+        names = [one.partition("--") for one in code.values() if isinstance(one, str)]
+        yield from (repository for repository, found, _ in names if found)

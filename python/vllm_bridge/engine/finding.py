@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any, Final, Literal, NamedTuple
 
 from vllm_bridge.errors import BridgeError
+from vllm_bridge.hub import ghost
 
 # What is good to know and no error: what kind of model it is, and what only the device can tell.
 NOTES: Final = frozenset({"family", "device"})
@@ -27,9 +28,10 @@ class Finding(NamedTuple):
     remedy: str = ""
 
     @classmethod
-    def of(cls, error: BridgeError) -> "Finding":
-        """What keeps an engine from starting."""
-        return cls("error", error.reason, error.what, error.details, error.remedy)
+    def of(cls, error: BridgeError, severity: Literal["error", "warning"] = "error") -> "Finding":
+        """What keeps an engine from starting, or may be a mistake."""
+        error = ghost.named(error)
+        return cls(severity, error.reason, error.what, error.details, error.remedy)
 
     @property
     def text(self) -> str:

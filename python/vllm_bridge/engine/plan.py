@@ -86,6 +86,7 @@ def plan(
         dtype = online.take_dtype(left)
     with _collected(findings):
         checkpoint = check_model(model, left, progress)
+    _take_place(model, left)
     for name in BESIDE:
         with _collected(findings):
             check_beside(name, left)
@@ -122,6 +123,14 @@ def plan(
     )
 
 
+def _take_place(model: str, options: dict[str, Any]) -> None:
+    """Takes out what says where on the hub a model is, once its files are known: vLLM gets those,
+    and the revision is not one of another tokenizer."""
+    options.pop("subfolder", None)
+    if not os.path.exists(model) and "://" not in model:
+        options.pop("revision", None)
+
+
 @contextlib.contextmanager
 def _collected(findings: list[Finding]) -> Iterator[None]:
     try:
@@ -136,14 +145,14 @@ def _strays(checkpoint: Checkpoint) -> Iterator[Finding]:
         return
     paths = [os.path.join(checkpoint.folder or "", name) for name in checkpoint.files]
     for path, names in files.strays(paths).items():
-        yield Finding(
-            "warning",
+        stray = BridgeError(
             "invalid_checkpoint",
             f"{len(names)} tensors in `{path}` are not read: the model's index gives them to other "
             f"files. One is `{min(names)}`.",
             {"file": path, "tensors": sorted(names)},
             "Look whether the file belongs to the model.",
         )
+        yield Finding.of(stray, "warning")
 
 
 def _dtype(checkpoint: Checkpoint, options: Mapping[str, Any]) -> str | None:

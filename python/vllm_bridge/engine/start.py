@@ -6,12 +6,13 @@ worker follows the thread that started them). Nothing is lost by it: a worker th
 nothing else to serve, and the guard, which watches the pipe on its own, ends it at any time.
 """
 
+import asyncio
 import contextlib
 import logging
 import platform
 import time
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
 from vllm_bridge import diagnosis, forking, quantization
 from vllm_bridge.chat import Chat
@@ -19,22 +20,34 @@ from vllm_bridge.engine import facts
 from vllm_bridge.engine.check import check
 from vllm_bridge.engine.config import Config, offline
 from vllm_bridge.engine.engine import Engine, warm_up
+from vllm_bridge.hub import download
+from vllm_bridge.hub.repository import Repository
 from vllm_bridge.quantization import online
 
 logger = logging.getLogger(__name__)
 
 
+class Progress(Protocol):
+    """Told of each phase that begins, and in one that takes long how far it is: see
+    guides/protocol.md, ``load_progress``."""
+
+    def __call__(self, phase: str, figures: Mapping[str, Any] = {}, /) -> None: ...
+
+
 async def load(
     model: str,
     options: Mapping[str, Any],
-    progress: Callable[[str], None] = lambda _: None,
+    progress: Progress = lambda _phase, _figures={}: None,
     devices: Sequence[str] | None = None,
 ) -> Engine:
     """Starts an engine, if ``check`` has nothing against it. Imports vLLM.
 
+    Of a model that is still on the hub, what the hub tells of it is checked before anything large
+    is fetched.
+
     Args:
         options: engine options as the user gave them
-        progress: told of each phase that begins
+        progress: told of each phase that begins, and how far a download is
         devices: the only ones that the engine may use
 
     Raises:
@@ -42,6 +55,12 @@ async def load(
     """
     started = time.monotonic()
     checked = check(model, options, progress, devices, _import)
+    if (repository := checked.plan.checkpoint.repository) is not None:
+        checked.refuse()
+        await _fetch(repository, options, progress)
+        # The same files, whatever happens on the hub meanwhile.
+        checked = check(model, {**options, "revision": repository.commit}, devices=devices)
+        assert checked.plan.checkpoint.repository is None, repository  # noqa: S101 - it is here
     config = checked.configured()
     for finding in checked.findings:
         if finding.severity == "warning":
@@ -68,6 +87,17 @@ async def load(
             "load_seconds": time.monotonic() - started,
         }
         return Engine(llm, chat, tasks, info)
+
+
+async def _fetch(repository: Repository, options: Mapping[str, Any], progress: Progress) -> None:
+    loop = asyncio.get_running_loop()
+    progress("download")
+
+    def told(now: download.Progress) -> None:
+        loop.call_soon_threadsafe(progress, "download", now.to_wire())
+
+    # In a thread, so that the worker hears when it is to end.
+    await asyncio.to_thread(download.pull, repository, options, told)
 
 
 def _import() -> None:

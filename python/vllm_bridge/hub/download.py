@@ -216,12 +216,14 @@ def _by_client(repository: Repository, file: File, options: Mapping[str, Any]) -
 
 def _is_ours(file: File) -> bool:
     """Whether the client is not to fetch it: it can do more than we, in parts at once, and must for
-    what is too large for one request."""
+    what is too large for one request. vLLM says for all that they want the client's way, so the
+    user is asked himself."""
     from huggingface_hub import constants
 
+    wish = os.environ.get("HF_XET_HIGH_PERFORMANCE", "")
     if file.blob is None or file.size > constants.MAX_HTTP_DOWNLOAD_SIZE:
         return False
-    return file.size < _WORTHWHILE or not constants.HF_XET_HIGH_PERFORMANCE
+    return file.size < _WORTHWHILE or wish.upper() not in constants.ENV_VARS_TRUE_VALUES
 
 
 def _check_space(blobs: str, meter: "_Meter") -> None:

@@ -16,7 +16,7 @@ import zipfile
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
-from vllm_bridge.checkpoints import gguf, gguf_model
+from vllm_bridge.checkpoints import gguf, gguf_config, gguf_model
 from vllm_bridge.errors import BridgeError
 from vllm_bridge.hub import download, errors, transfer
 from vllm_bridge.hub.repository import File, Repository
@@ -37,6 +37,10 @@ _ALIGNMENT: Final = 64
 _FILLER: Final = 4
 
 
+# The ghosts of this process, each with the name of its model.
+_made: dict[str, str] = {}
+
+
 def of(repository: Repository, options: Mapping[str, Any]) -> str:
     """Makes a ghost, which is removed when this process ends.
 
@@ -47,6 +51,7 @@ def of(repository: Repository, options: Mapping[str, Any]) -> str:
         BridgeError: as ``download.pull`` does
     """
     folder = tempfile.mkdtemp(prefix="ghost-")
+    _made[folder] = repository.id
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     large = [file for file in repository.files if file.path.endswith(_LARGE)]
     small = [file for file in repository.files if file not in large]
@@ -61,6 +66,19 @@ def of(repository: Repository, options: Mapping[str, Any]) -> str:
             threading.Event(),
         )
     return repository.model_in(folder)
+
+
+def named(error: BridgeError) -> BridgeError:
+    """An error about a ghost, of which its user has never heard, as one about the model."""
+
+    def told(value: Any) -> Any:
+        if isinstance(value, str):
+            for folder, name in _made.items():
+                value = value.replace(folder, name)
+        return value
+
+    details = {key: told(value) for key, value in error.details.items()}
+    return BridgeError(error.reason, told(error.what), details, told(error.remedy))
 
 
 def _room(folder: str, file: File) -> str:
@@ -78,9 +96,12 @@ def _header(path: str, repository: Repository, file: File, options: Mapping[str,
             sparse.need(0, 8 + min(length, _MAX_HEADER))
         elif path.endswith(gguf_model.SUFFIX):
             try:
-                gguf.read_one(path, io.BufferedReader(sparse, 1))
+                found = gguf.read_one(path, io.BufferedReader(sparse, 1))
             except BridgeError:
                 return
+            for name in gguf_config.FACTORS:
+                if (tensor := found.tensors.get(name)) is not None:
+                    sparse.need(tensor.start, tensor.start + min(tensor.size, _BLOCK))
         elif path.endswith(".pt"):
             _torch(sparse)
 

@@ -107,7 +107,8 @@ defmodule VLLM.Bridge.SessionTest do
   describe "a request that is followed" do
     defp follow(session, model, patience) do
       test = self()
-      Session.follow(session, "load", %{"model" => model}, patience, &send(test, {:heard, &1}))
+      params = %{"model" => model}
+      Session.follow(session, "load", params, :infinity, patience, &send(test, {:heard, &1}))
     end
 
     # The step by which the fake worker says how far it is.

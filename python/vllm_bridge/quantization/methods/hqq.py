@@ -251,7 +251,7 @@ def _check_stored(name: str, parts: Mapping[str, Tensor], settings: Settings | N
                 if value != own[setting] and not (setting == "nbits" and own[setting] == 1.58):
                     raise ValueError(f"`{name}` has {setting} {value}, and not {own[setting]}")
         shape = parts.get("shape")
-        if shape is not None:
+        if shape is not None and shape.is_here:
             _check_sizes(tuple(_numbers(shape, "<i8")), settings, parts)
     except ValueError as error:
         raise BridgeError(
@@ -290,7 +290,7 @@ def _count(tensor: Tensor) -> int:
 def _scalars(parts: Mapping[str, Tensor]) -> Iterator[tuple[str, int]]:
     for name, dtype in _SCALARS.items():
         tensor = parts.get(name)
-        if tensor is not None and tensor.dtype == dtype and tensor.size == 4:
+        if tensor is not None and tensor.is_here and tensor.dtype == dtype and tensor.size == 4:
             (yield name, _numbers(tensor, "<i4")[0])
 
 

@@ -146,13 +146,8 @@ def _check_sparse(parts: Mapping[str, Tensor]) -> None:
     columns = words * _WORD // (parts["lookup_table"].shape[1].bit_length() - 1)
     if {"rows", "cols", "vals"} & parts.keys():
         starts, places, values = _parts(parts, "rows", "cols", "vals")
-        found = _integers(starts)
-        if len(found) != rows + 1 or (found[1:] < found[:-1]).any() or found[0] != 0:
-            raise ValueError(f"`rows` are not the starts of {rows} rows")
-        if not found[-1] == _count(places) == _count(values):
-            raise ValueError(
-                f"`rows` has {found[-1]} entries, `cols` {_count(places)}, `vals` {_count(values)}"
-            )
+        if starts.is_here:
+            _check_starts(_integers(starts), rows, _count(places), _count(values))
         _check_range("cols", places, columns)
     if {"full_rows", "full_row_indices"} & parts.keys():
         full, numbers = _parts(parts, "full_rows", "full_row_indices")
@@ -164,7 +159,16 @@ def _check_sparse(parts: Mapping[str, Tensor]) -> None:
         _check_range("full_row_indices", numbers, rows)
 
 
+def _check_starts(starts: Any, rows: int, places: int, values: int) -> None:
+    if len(starts) != rows + 1 or (starts[1:] < starts[:-1]).any() or starts[0] != 0:
+        raise ValueError(f"`rows` are not the starts of {rows} rows")
+    if not starts[-1] == places == values:
+        raise ValueError(f"`rows` has {starts[-1]} entries, `cols` {places}, `vals` {values}")
+
+
 def _check_range(name: str, tensor: Tensor, end: int) -> None:
+    if not tensor.is_here:
+        return
     found = _integers(tensor)
     if len(found) and not 0 <= found.min() <= found.max() < end:
         raise ValueError(f"`{name}` has numbers from {found.min()} to {found.max()}, of {end}")

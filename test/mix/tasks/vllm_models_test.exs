@@ -1,0 +1,72 @@
+defmodule Mix.Tasks.Vllm.ModelsTest do
+  # Mix's shell is the same for all processes, and so is the environment.
+  use ExUnit.Case, async: false
+
+  alias Mix.Tasks.Vllm.{Models, Pull}
+  alias VLLM.{DemoModel, Hub, HubServer}
+
+  setup do
+    shell = Mix.shell()
+    Mix.shell(Mix.Shell.Process)
+    on_exit(fn -> Mix.shell(shell) end)
+  end
+
+  defp lines(acc \\ []) do
+    receive do
+      {:mix_shell, :info, [line]} -> lines([IO.chardata_to_string(line) | acc])
+    after
+      0 -> Enum.reverse(acc)
+    end
+  end
+
+  test "models are a table" do
+    model = %Hub.Model{
+      id: "org/name",
+      size: 4_400_000_000,
+      incomplete: 0,
+      last_used: ~U[2026-11-27 12:30:00Z],
+      revisions: %{"main" => String.duplicate("a", 40)},
+      method: "awq",
+      path: "/cache"
+    }
+
+    commit = String.duplicate("0123abcd", 5)
+    other = %{model | id: "m", incomplete: 7, method: nil, revisions: %{commit => commit}}
+    Models.print([model, other])
+    [title, first, second, total] = for line <- lines(), do: String.split(line, ~r/ {2,}/)
+    assert title == ["model", "revision", "method", "size", "last used"]
+    assert first == ["org/name", "main", "awq", "4.1 GiB", "2026-11-27 12:30"]
+    assert second == ["m", "0123abcd", "-", "4.1 GiB (incomplete)", "2026-11-27 12:30"]
+    assert total == ["2 models, 8.2 GiB"]
+    Models.print([])
+    assert lines() == ["There are none yet; `mix vllm.pull MODEL` downloads one."]
+  end
+
+  test "what is no option is told before anything is asked" do
+    assert_raise Mix.Error, ~r/no --jsn/, fn -> Models.run(["--jsn"]) end
+    assert_raise Mix.Error, ~r/no argument "org/, fn -> Models.run(["org/name"]) end
+    assert_raise Mix.Error, ~r/Which model/, fn -> Pull.run([]) end
+  end
+
+  @tag :tmp_dir
+  test "a model is pulled, shown and deleted", %{tmp_dir: folder} do
+    server = HubServer.start(folder)
+    config = File.read!(Path.join(DemoModel.path("demo-awq"), "config.json"))
+    HubServer.put(server, "org/demo@v1", %{"config.json" => config})
+    HubServer.put(server, "org/demo", %{"config.json" => config})
+    for {name, value} <- HubServer.env(server), do: VLLM.SystemEnv.put_env(name, value)
+    Pull.run(["org/demo", "--revision", "v1"])
+    assert [path] = lines()
+    assert File.read!(Path.join(path, "config.json")) == config
+    Models.run(["--json"])
+    assert [json] = lines()
+    assert json =~ ~s("id": "org/demo") and json =~ ~s("method": "awq") and json =~ ~s("v1": )
+    Models.run(["--delete", "org/demo"])
+    assert [deleted] = lines()
+    assert deleted =~ ~r/^org\/demo is deleted, which makes .* MiB free/
+    refute File.exists?(path)
+    assert catch_exit(Models.run(["--delete", "org/demo"])) == {:shutdown, 1}
+    assert_received {:mix_shell, :error, [message]}
+    assert message =~ "`org/demo`"
+  end
+end
