@@ -44,7 +44,7 @@ def test_a_model_that_runs() -> None:
         (AWQ, "V100", {}, "error", "unsupported_quantization", "compute capability 7.5"),
         (DEMO, "V100", {}, "info", "device", "bfloat16"),
         (DEMO, "T4", {"dtype": "bfloat16"}, "error", "unsupported", "bfloat16"),
-        (DEMO, "H100", {"tensor_parallel_size": 2}, "error", "invalid_option", "has 1 device."),
+        (DEMO, "2x H100", {"tensor_parallel_size": 4}, "error", "invalid_option", "has 2 devices."),
         (DEMO, "4x H100", {"tensor_parallel_size": 2}, "info", "device", "2 of the 4 devices"),
         (DEMO, "H100", {"quantization": "awk"}, "error", "unsupported_quantization", "`awk`"),
         (DEMO, (TINY,), {}, "error", "out_of_memory", "A tiny one has 0.0 GiB"),
@@ -71,9 +71,26 @@ def test_weights_are_divided_among_the_devices(
     model = str(model_cards.write(model_cards.read("llama-2-13b"), folder))
     options = {"skip_tokenizer_init": True}
     (refused,) = findings(model, "24GiB", **options)
-    assert refused.reason == "out_of_memory"
+    assert (refused.severity, refused.reason) == ("error", "out_of_memory")
     assert refused.details["needed_bytes"] == pytest.approx(24.2 * memory.GIB, rel=0.01)
+    assert refused.remedy.startswith("Any of these would make it fit: ")
+    assert "2 devices" in refused.remedy
     assert findings(model, "2x 24GiB", tensor_parallel_size=2, **options) == []
+    # Of a single device there are as many as are asked for.
+    assert findings(model, "24GiB", tensor_parallel_size=2, **options) == []
+    _, refused = findings(model, "2x 24GiB", **options)
+    assert refused.reason == "out_of_memory"
+
+
+def test_a_context_that_does_not_fit_is_a_warning(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    folder = tmp_path_factory.mktemp("models") / "model"
+    model = str(model_cards.write(model_cards.read("llama-3.1-8b"), folder))
+    (warned,) = findings(model, "24GiB", skip_tokenizer_init=True)
+    assert (warned.severity, warned.reason) == ("warning", "out_of_memory")
+    assert "a request of 131072 tokens needs 16.0 GiB" in warned.message
+    assert "A context of" in warned.remedy
 
 
 def test_this_machine_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:

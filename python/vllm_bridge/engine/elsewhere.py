@@ -1,6 +1,7 @@
 """What can be told here of an engine on devices of another machine. Imports vLLM, for what its
 methods say of themselves, and asks nothing of the devices of this one."""
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -8,14 +9,18 @@ from vllm_bridge import memory
 from vllm_bridge.checkpoints import families
 from vllm_bridge.engine.finding import Finding
 from vllm_bridge.engine.plan import Plan
+from vllm_bridge.errors import BridgeError
 from vllm_bridge.params import engine_options
 from vllm_bridge.quantization import naming, table
-from vllm_bridge.sizing import weights
 from vllm_bridge.sizing.devices import Device
+from vllm_bridge.sizing.estimate import estimate
 
 # The least that vLLM computes in bfloat16 on. Source: ``supported_dtypes`` in platforms/cuda.py,
 # which needs a device.
 _BFLOAT16 = (8, 0)
+
+# What would make a model fit has a few ways; the rest is in the estimate.
+_MOST_REMEDIES = 3
 
 
 def check(plan: Plan, machine: Sequence[Device]) -> Iterator[Finding]:
@@ -25,10 +30,11 @@ def check(plan: Plan, machine: Sequence[Device]) -> Iterator[Finding]:
         BridgeError: ``invalid_option`` for a value that vLLM does not take
     """
     options = engine_options(plan.options)
-    yield from _devices(options, machine)
+    ranks = options.get("tensor_parallel_size", 1) * options.get("pipeline_parallel_size", 1)
+    yield from _devices(ranks, machine)
     yield from _known(plan, options)
     yield from _capability(plan, options, machine)
-    yield from _memory(plan, machine)
+    yield from _memory(plan, ranks, machine)
     yield Finding(
         "info",
         "device",
@@ -43,16 +49,17 @@ def _named(machine: Sequence[Device]) -> str:
     return name if len(machine) == 1 else f"{len(machine)} devices ({name})"
 
 
-def _devices(options: dict[str, Any], machine: Sequence[Device]) -> Iterator[Finding]:
-    ranks = options.get("tensor_parallel_size", 1) * options.get("pipeline_parallel_size", 1)
-    if ranks > len(machine) and machine[0].kind != "cpu":
+def _devices(ranks: int, machine: Sequence[Device]) -> Iterator[Finding]:
+    """Whether there is a device for each rank. Of a single one that was named there are as many as
+    the options ask for, as in ``estimate``."""
+    details = {"option": "tensor_parallel_size", "value": ranks, "devices": len(machine)}
+    if 1 < len(machine) < ranks and machine[0].kind != "cpu":
         yield Finding(
             "error",
             "invalid_option",
             f"The engine would have {ranks} ranks (`tensor_parallel_size` times "
-            f"`pipeline_parallel_size`), and the machine has {len(machine)} "
-            f"device{'s' if len(machine) > 1 else ''}.",
-            {"option": "tensor_parallel_size", "value": ranks, "devices": len(machine)},
+            f"`pipeline_parallel_size`), and the machine has {len(machine)} devices.",
+            details,
             "Lower them, or name more devices.",
         )
     elif ranks < len(machine):
@@ -60,9 +67,9 @@ def _devices(options: dict[str, Any], machine: Sequence[Device]) -> Iterator[Fin
             "info",
             "device",
             f"The engine would use {ranks} of the {len(machine)} devices.",
-            {"option": "tensor_parallel_size", "value": ranks, "devices": len(machine)},
-            f"`tensor_parallel_size: {len(machine)}` uses all of them, and so does "
-            f"`replicas: {len(machine)}`.",
+            details,
+            f"`tensor_parallel_size: {len(machine)}` and `replicas: {len(machine)}` use all of "
+            "them.",
         )
 
 
@@ -130,19 +137,42 @@ def _least(method: str | None) -> tuple[int, int] | None:
     return None if least is None else divmod(round(least * 10), 10)
 
 
-def _memory(plan: Plan, machine: Sequence[Device]) -> Iterator[Finding]:
-    """Whether the weights of each rank fit into the smallest device."""
-    needed = max(weights.weights(plan.checkpoint, plan.options).per_rank, default=0)
-    least = min(machine, key=lambda device: device.memory)
-    if needed > least.memory:
+def _memory(plan: Plan, ranks: int, machine: Sequence[Device]) -> Iterator[Finding]:
+    """Whether it fits, by estimate."""
+    sizes = {"tensor_parallel_size": 1} | dict(plan.options)
+    try:
+        found = estimate(dataclasses.replace(plan, options=sizes), machine[:ranks])
+    except BridgeError:
+        return  # what keeps it from being estimated has a finding, or is vLLM's to find out
+    if found["fits"]:
+        return
+    ways = [way["text"].rstrip(".") for way in found["remedies"][:_MOST_REMEDIES]]
+    remedy = ways and f"Any of these would make it fit: {'; '.join(ways)}."
+    fullest = min(found["devices"], key=lambda device: device["memory"] - device["weights"])
+    weights, size = fullest["weights"], fullest["memory"]
+    details = {"needed_bytes": weights, "available_bytes": size}
+    if weights > size:
         yield Finding(
             "error",
             "out_of_memory",
-            f"The weights of each rank need {needed / memory.GIB:.1f} GiB, and {least.name} has "
-            f"{least.memory / memory.GIB:.1f} GiB.",
-            {"needed_bytes": needed, "available_bytes": least.memory},
-            "`VLLM.Quantization.estimate/2` says what would make it fit.",
+            f"The weights of a rank need {_gib(weights)}, and {fullest['name']} has {_gib(size)}.",
+            details,
+            remedy or "Use a smaller model, or more devices.",
         )
+        return
+    cache, left = found["kv_cache"]["bytes"], found["kv_cache"]["available"]
+    yield Finding(
+        "warning",
+        "out_of_memory",
+        f"By estimate it does not fit: beside the weights {_gib(left)} of a device are left for "
+        f"the KV cache, and a request of {found['max_model_len']} tokens needs {_gib(cache)}.",
+        {"needed_bytes": cache, "available_bytes": left},
+        remedy or "Lower `max_model_len`, or use more devices.",
+    )
+
+
+def _gib(size: int) -> str:
+    return f"{size / memory.GIB:.1f} GiB"
 
 
 def _dotted(capability: tuple[int, int]) -> str:

@@ -9,6 +9,7 @@ from vllm_bridge.engine.config import Config
 from vllm_bridge.engine.finding import Finding
 from vllm_bridge.engine.plan import Plan
 from vllm_bridge.redaction import redact, redact_all
+from vllm_bridge.sizing import kv_cache
 from vllm_bridge.sizing.devices import Device
 
 
@@ -21,6 +22,8 @@ def report(checked: Checked, machine: Sequence[Device] | None = None) -> dict[st
     facts = of_plan(checked.plan)
     if machine is not None:
         facts["device"] = machine[0].kind
+        if config := checked.plan.checkpoint.config:
+            facts["max_model_len"] = kv_cache.max_length(config, checked.plan.options)
     if checked.config is not None:
         facts |= of_config(checked.config)
     method, kernel = facts.pop("quantization"), facts.pop("quantization_kernel", None)
