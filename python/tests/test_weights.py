@@ -62,6 +62,9 @@ def test_processors_have_embeddings_and_the_output_layer_twice() -> None:
     once = 2 * 128256 * 4096
     assert of(LLAMA_3_8B, "cpu").embeddings == 4 * once
     assert of(LLAMA_3_8B | {"tie_word_embeddings": True}, "cpu").embeddings == 3 * once
+    # The embeddings themselves compute the output.
+    tied = LLAMA_3_8B | {"tie_word_embeddings": True, "model_type": "gemma2"}
+    assert of(tied, "cpu").embeddings == 2 * once
     assert of(LLAMA_3_8B, "cpu").read == of(LLAMA_3_8B).read
 
 

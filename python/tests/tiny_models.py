@@ -58,6 +58,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "block_auto_adjust_ff_dim": False,
         "conv_dim": 128,
         "conv_dim_out": 128,
+        "tie_word_embeddings": True,
     },
     "falcon_h1": {
         "mamba_d_ssm": 128,

@@ -118,6 +118,10 @@ _UNPACKED: Final = gguf.READ - gguf.KEPT - CAST.keys()
 
 _VOCABULARY: Final = 64
 
+# Of these the embeddings compute the output themselves, where a tied output layer of others has a
+# copy of its own on CPUs.
+_HEADLESS: Final = ("cohere", "cohere2", "gemma2", "gemma3n_text")
+
 # What a weight takes at least where a plain model is quantized while it is loaded by a method of
 # which nothing is known.
 _ONLINE_LEAST: Final = 0.5
@@ -252,6 +256,7 @@ class _Loaded:
         linear_dequantized: see ``Checkpoint``
         experts_dequantized: see ``Checkpoint``
         copies: of each embedding, and of each output layer
+        tied_copies: of embeddings that are the output layer too
         is_tied: whether the embeddings are the output layer too
         tensor_ranks: of tensor parallelism
         expert_ranks: that experts are divided among
@@ -272,6 +277,7 @@ class _Loaded:
     linear_dequantized: bool
     experts_dequantized: bool
     copies: int
+    tied_copies: int
     is_tied: bool
     tensor_ranks: int
     expert_ranks: int
@@ -299,6 +305,8 @@ class _Loaded:
         experts = _first(config, "num_experts", "num_local_experts", "n_routed_experts")
         chosen = _first(config, "num_experts_per_tok", "moe_topk", "top_k_experts")
         heads = _first(config, "num_attention_heads", "n_head")
+        copies = 2 if kind == "cpu" and checkpoint.load_format != "gguf" else 1
+        has_head = config["model_type"] not in _HEADLESS
         return cls(
             width=4 if is_wide else 2,
             repacked=_repacked(checkpoint),
@@ -310,7 +318,8 @@ class _Loaded:
             and method.no_online_experts is None,
             linear_dequantized=checkpoint.is_dequantized,
             experts_dequantized=checkpoint.are_experts_dequantized,
-            copies=2 if kind == "cpu" and checkpoint.load_format != "gguf" else 1,
+            copies=copies,
+            tied_copies=copies + int(has_head and copies > 1),
             is_tied=_is_tied(checkpoint, config),
             tensor_ranks=ranks,
             expert_ranks=ranks * count(options, "data_parallel_size"),
@@ -351,10 +360,8 @@ class _Loaded:
         if part.kind == "embeddings" and len(tensor.shape) == 2:
             rows, columns = tensor.shape
             padded = math.ceil(rows / _VOCABULARY) * _VOCABULARY
-            copies = self.copies
-            if self.is_tied and copies > 1 and not _HEAD.search(name):
-                copies += 1
-            elements = padded * columns * copies
+            is_both = self.is_tied and not _HEAD.search(name)
+            elements = padded * columns * (self.tied_copies if is_both else self.copies)
         return elements * self.width
 
     def _is_quantized_online(self, part: Part) -> bool:
@@ -404,7 +411,7 @@ class _Loaded:
         if part.kind == "embeddings":
             if _HEAD.search(part.name):
                 return 1 / self.copies
-            return 1 / (self.copies + 1 if self.copies > 1 else 1) if self.is_tied else 0.0
+            return 1 / self.tied_copies if self.is_tied else 0.0
         return 1.0
 
     def _stage(self, layer: int) -> int:
