@@ -8,7 +8,8 @@ A card is a JSON file of ``model_cards/``, written by us:
   patterns: ``{0..31}`` stands for these numbers, ``{q,k,v}`` for these words
 - ``gguf``: in the place of both, for a model that is a GGUF file: its ``file`` name, ``metadata``,
   ``tensors`` (their types are ggml's) and the size of its ``vocabulary``
-- ``files``: further JSON files, by name
+- ``files``: further JSON files, by name. Chat templates are short ones of ours, with the words by
+  which reasoning is told
 - ``published``: the size of its checkpoint and the source of the figure. ``of`` says what it is the
   size of: ``"tensors"``, ``"files"`` (which have headers too), or ``"rounded"`` files
 - ``unsized``: in its place, why there is no such figure

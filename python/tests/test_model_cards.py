@@ -1,16 +1,18 @@
 """What is found out about well-known models without their weights, as ``model_cards`` has them."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 
 import model_cards
 from model_cards import Card
+from vllm_bridge import memory
 from vllm_bridge.checkpoints import detect
 from vllm_bridge.checkpoints.checkpoint import Checkpoint
 from vllm_bridge.checkpoints.detect import Detected
-from vllm_bridge.checkpoints.models import check_model
+from vllm_bridge.engine import notes
+from vllm_bridge.engine.plan import Plan, plan
 from vllm_bridge.memory import GIB
 from vllm_bridge.sizing import formats, kv_cache, weights
 
@@ -43,9 +45,16 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
 
 
 @pytest.fixture(scope="module")
-def checkpoint(model: Callable[[str], str]) -> Callable[[str], Checkpoint]:
-    """What is known of the model of a card, looked at once."""
-    return functools.cache(lambda name: check_model(model(name), {}))
+def planned(model: Callable[[str], str]) -> Iterator[Callable[[str], Plan]]:
+    """The plan of the model of a card, on a machine with room for it, made once."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(memory, "available_cpu", lambda: 2**50)
+        yield functools.cache(lambda name: plan(model(name), {}))
+
+
+@pytest.fixture(scope="module")
+def checkpoint(planned: Callable[[str], Plan]) -> Callable[[str], Checkpoint]:
+    return lambda name: planned(name).checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -114,6 +123,34 @@ def test_packed_weights_are_counted_as_what_they_stand_for(
     # Some have biases of zeros that the model does not have, and some figures count scales.
     close = 3e-4 if card(name)["expected"]["method"] else 0.0
     assert found == pytest.approx(card(name)["parameters"], rel=close, abs=0)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_a_plan_says_of_them(name: str, planned: Callable[[str], Plan]) -> None:
+    made, expected = planned(name), card(name)["expected"]
+    refusals = [finding for finding in made.findings if finding.severity == "error"]
+    assert [one.reason for one in refusals] == [*filter(None, [expected.get("refused")])]
+    assert all(one.message and one.remedy for one in refusals)
+    assert made.method == expected.get("method")
+    assert notes.family(made) == expected["family"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_users_should_know_of_their_families(
+    name: str, planned: Callable[[str], Plan]
+) -> None:
+    made, expected = planned(name), card(name)["expected"]
+    found, family = list(notes.of(made)), expected["family"]
+    thinks = "reasoning" in expected
+    assert ("reasoning" in notes.capabilities(made)) == thinks
+    if thinks:
+        assert found.pop().details["option"] == "reasoning_parser"
+    if family == "speech":
+        assert [(one.severity, one.reason) for one in found] == [("warning", "unsupported_model")]
+    elif expected.get("refused") == "unsupported_model":
+        assert found == []
+    else:
+        assert [(one.severity, one.details["family"]) for one in found] == [("info", family)]
 
 
 @pytest.mark.parametrize("name", that_say("kv"))
