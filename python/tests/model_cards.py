@@ -19,6 +19,7 @@ A card is a JSON file of ``model_cards/``, written by us:
 - ``parameters``: how many weights it has, once they are unpacked
 - ``kv``: bytes per token of its KV cache in two-byte floats, and where that figure is from
 - ``cache``: the tokens for which there is room in so many GiB of it, by a log of vLLM's
+- ``served``: the tokens for which there is room on a ``device``, by a log of vLLM's
 - ``expected``: what is to be found out about it; see ``test_model_cards.py``
 """
 

@@ -1,5 +1,6 @@
 """What is found out about well-known models without their weights, as ``model_cards`` has them."""
 
+import dataclasses
 import functools
 from collections.abc import Callable, Iterator
 
@@ -14,7 +15,8 @@ from vllm_bridge.checkpoints.detect import Detected
 from vllm_bridge.engine import notes
 from vllm_bridge.engine.plan import Plan, plan
 from vllm_bridge.memory import GIB
-from vllm_bridge.sizing import formats, kv_cache, weights
+from vllm_bridge.sizing import devices, formats, kv_cache, weights
+from vllm_bridge.sizing.estimate import estimate
 
 NAMES = model_cards.names()
 
@@ -168,3 +170,31 @@ def test_the_cache_has_room_for_as_many_tokens_as_vllm_says(
     cache = kv_cache.of(config, said["options"])
     length = kv_cache.max_length(config, said["options"])
     assert cache.tokens(int(said["gib"] * GIB), length) == pytest.approx(said["tokens"], rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("name", "on"),
+    [(name, on) for name in that_say("fits") for on in card(name)["expected"]["fits"]],
+)
+def test_whether_they_fit(name: str, on: str, planned: Callable[[str], Plan]) -> None:
+    short = dataclasses.replace(planned(name), options={"max_model_len": 4096})
+    found = estimate(short, devices.named(on))
+    assert found["fits"] is card(name)["expected"]["fits"][on]
+    if found["fits"]:
+        assert found["longest_context"] >= 4096
+        assert found["kv_cache"]["tokens"] >= 4096
+    else:
+        assert found["remedies"]
+    for device in found["devices"]:
+        parts = ("weights", "adapters", "draft", "activations", "framework", "kv_cache")
+        assert device["fits"] is (sum(device[part] for part in parts) <= device["budget"])
+
+
+@pytest.mark.parametrize("name", that_say("served"))
+def test_as_many_tokens_fit_on_a_gpu_as_vllm_says(
+    name: str, planned: Callable[[str], Plan]
+) -> None:
+    served = card(name)["served"]
+    asked = dataclasses.replace(planned(name), options=served["options"])
+    found = estimate(asked, devices.named(served["device"]))
+    assert found["kv_cache"]["tokens"] == pytest.approx(served["tokens"], rel=0.1)

@@ -433,7 +433,12 @@ def _is_tied(checkpoint: Checkpoint, config: Mapping[str, Any]) -> bool:
     """Whether the output layer is the embeddings: by the config, or because there is no other."""
     if isinstance(said := config.get("tie_word_embeddings"), bool) and said:
         return True
-    return not any(_HEAD.search(name) for name in checkpoint.tensors)
+    return not _has_head(_Same(checkpoint.tensors))
+
+
+@functools.lru_cache(maxsize=4)
+def _has_head(same: _Same) -> bool:
+    return any(_HEAD.search(name) for name in same.tensors)
 
 
 def _uses_own_draft(options: Mapping[str, Any]) -> bool:
