@@ -66,7 +66,7 @@ defmodule VLLM.HubTest do
     HubServer.set_faults(server, [])
     assert {:ok, path} = Hub.pull("org/demo", options)
     assert size(path) == size(DemoModel.path())
-    ranges = Regex.scan(~r/"range": "bytes=(\d+)-"/, HubServer.requests(server))
+    ranges = Regex.scan(~r/"range": "bytes=(\d+)-\d*"/, HubServer.requests(server))
     assert Enum.any?(ranges, fn [_, from] -> from == Integer.to_string(kept) end)
   end
 
