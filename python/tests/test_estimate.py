@@ -94,6 +94,22 @@ def test_all_that_a_device_holds_is_told() -> None:
     json.dumps(found)
 
 
+def test_the_example_of_the_guide() -> None:
+    found = of(headers.plain(LLAMA_3_8B), "RTX 4090", max_model_len=8192)
+    shown = {
+        "fits?": "true",
+        "weights.memory": f"{found['weights']['memory']:_}",
+        "kv_cache.tokens": f"{found['kv_cache']['tokens']:_}",
+        "max_concurrency": str(found["max_concurrency"]),
+        "longest_context": f"{found['longest_context']:_}",
+        "tokens_per_second": str(found["tokens_per_second"]),
+    }
+    guide = (checkpoints.ROOT / "guides" / "sizing.md").read_text(encoding="utf-8")
+    for name, value in shown.items():
+        assert f"{'estimate.' + name:<31} #=> {value}" in guide
+    assert found["fits"]
+
+
 def test_the_context_is_the_models_unless_another_is_asked_for() -> None:
     whole = of(headers.plain(LLAMA_3_8B), "80GiB")
     assert whole["max_model_len"] == whole["longest_context"] == 131_072

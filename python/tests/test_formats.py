@@ -150,12 +150,31 @@ def test_all_formats_of_the_methods_are_there_the_largest_first() -> None:
                 assert form.name in names
     assert len(set(names)) == len(names)
     assert [one.disk for one in found] == sorted((one.disk for one in found), reverse=True)
-    assert (
-        by_name(check_model(DEMO, {}))["hqq (3 bits)"].memory
-        < by_name(check_model(DEMO, {}))["hqq (3 bits)"].disk
-    )
+    three = by_name(check_model(DEMO, {}))["hqq (3 bits)"]
+    assert three.memory < three.disk
 
 
 def test_what_is_quantized_has_no_other_formats() -> None:
     assert in_formats(headers.in_awq(LLAMA_2["7B"])) == ()
     assert in_formats(Checkpoint("", LLAMA_2["7B"])) == ()
+
+
+GUIDE = checkpoints.ROOT / "guides" / "sizing.md"
+
+
+def rows() -> list[str]:
+    """Of the guide's table."""
+    names = (
+        *("float32", "float16", "gptq (8 bits)", "compressed-tensors (W8A8)", "fp8", "Q8_0"),
+        *("Q6_K", "Q5_K_M", "Q4_K_M", "bitsandbytes (4 bits)", "awq (4 bits)", "gptq (4 bits)"),
+        *("compressed-tensors (W4A16)", "Q4_0", "gptq (3 bits)", "Q3_K_M", "Q2_K"),
+    )
+    sizes = [by_name(headers.plain(config)) for config in LLAMA_2.values()]
+    return [
+        f"| {name} | {' | '.join(f'{found[name].memory / GB:.1f}' for found in sizes)} |"
+        for name in names
+    ]
+
+
+def test_the_guide_has_what_is_computed() -> None:
+    assert "\n".join(rows()) in GUIDE.read_text(encoding="utf-8")
