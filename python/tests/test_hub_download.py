@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from huggingface_hub import constants, snapshot_download
+from huggingface_hub import constants, hf_hub_download, snapshot_download
 
 import hub_models
 from hub_models import plain, repository
@@ -35,6 +36,8 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     root = tmp_path / "repositories"
     repository(root, "org/name", plain(LARGE))
     monkeypatch.setattr(transfer, "_PAUSE", 0.001)
+    # The client's own pauses
+    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda _seconds: None)
     with Hub(root) as hub:
         hub.answers(monkeypatch, tmp_path / "home")
         yield hub
@@ -396,6 +399,43 @@ def test_names_that_leave_the_repository_are_left_out(
     assert found().files == ()
 
 
+# With 25, files are left without a config in a snapshot.
+@pytest.mark.parametrize("seed", [*range(5), 25])
+def test_whatever_goes_wrong_a_model_is_whole_or_not_there(hub: Hub, seed: int) -> None:
+    original = repository(hub.folder, "org/name", plain(100_000))
+    chance = random.Random(seed)  # noqa: S311
+    for _ in range(4):
+        path = chance.choice(["/api/models", "resolve", "config.json", "model.saf", "tokenizer"])
+        kinds = ("cut", "reset", "corrupt", "status", "status")
+        hub.faults.append(
+            Fault(
+                path,
+                chance.choice(kinds),  # type: ignore[arg-type]
+                status=chance.choice([401, 403, 404, 429, 500, 503]),
+                after=chance.choice([0, 10, 100_000]),
+                skip=chance.randrange(3),
+                times=chance.randrange(1, 9),
+            )
+        )
+    reasons = {
+        "hub_unreachable", "hub_unauthorized", "rate_limited", "download_corrupt",
+        "model_not_found",
+    }  # fmt: skip
+    errors: list[BridgeError] = []
+    folder = None
+    while folder is None and len(errors) < 40:
+        try:
+            folder = fetched()
+        except BridgeError as error:
+            errors.append(error)
+            assert not is_model()
+    assert folder is not None
+    assert {error.reason for error in errors} <= reasons
+    assert all(error.remedy for error in errors)
+    for name in ("config.json", "model.safetensors", "tokenizer.json"):
+        assert (folder / name).read_bytes() == (original / name).read_bytes()
+
+
 # -- without the hub
 
 
@@ -442,6 +482,27 @@ def test_half_a_model_is_none_while_the_hub_is_away(hub: Hub) -> None:
     assert sorted(path.stat().st_size for path in blobs().iterdir())[-1] < 1000
     hub.faults[:] = [Fault("", status=500)]
     assert refused().reason == "hub_unreachable"
+
+
+def test_a_model_that_was_not_put_in_its_place_is_none_while_the_hub_is_away(hub: Hub) -> None:
+    hub.faults.append(Fault("model.safetensors", status=500, method="HEAD"))
+    assert refused().reason == "hub_unreachable"
+    assert [path.name for path in Path(cache.storage("org/name", {})).glob("snapshots/*/*")] == [
+        "tokenizer.json"
+    ]
+    hub.faults[:] = [Fault("", status=500)]
+    assert refused(revision=found_commit(hub)).reason == "hub_unreachable"
+    # Other programs fetch configs alone.
+    hub.faults.clear()
+    hf_hub_download("org/name", "config.json")
+    hub.faults[:] = [Fault("", status=500)]
+    assert refused().reason == "hub_unreachable"
+
+
+def found_commit(hub: Hub) -> str:
+    repository = hub.repository("org/name")
+    assert repository is not None
+    return repository.commit
 
 
 def test_another_gguf_file_of_a_downloaded_one(hub: Hub, tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from vllm_bridge.hub import cache, errors, transfer
+from vllm_bridge.hub.needed import CONFIGS
 from vllm_bridge.hub.repository import File, Repository
 
 # As many connections as the client has at once.
@@ -30,9 +31,6 @@ _WINDOW: Final = 10.0
 # From this size on, a user who sets `HF_XET_HIGH_PERFORMANCE` gets the client's own way of fetching
 # a file, which is faster where the network is, and begins anew after a kill.
 _WORTHWHILE = 2**27
-
-# What makes a folder a model. Without these, other files in it are none.
-_CONFIGS: Final = ("config.json", "params.json")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -191,7 +189,7 @@ class _Fetch:
 
 def _place(repository: Repository, options: Mapping[str, Any]) -> None:
     """Has the client link the files into a snapshot."""
-    configs = [file for file in repository.files if os.path.basename(file.path) in _CONFIGS]
+    configs = [file for file in repository.files if os.path.basename(file.path) in CONFIGS]
     others = [file for file in repository.files if file not in configs]
     for files in (others, configs):
         at_once(files, lambda file: _by_client(repository, file, options), threading.Event())

@@ -19,13 +19,13 @@ from typing import Any, Final
 from vllm_bridge.checkpoints import gguf, gguf_config, gguf_model
 from vllm_bridge.errors import BridgeError
 from vllm_bridge.hub import download, errors, transfer
+from vllm_bridge.hub.needed import WEIGHTS
 from vllm_bridge.hub.repository import File, Repository
 
 # What is fetched at once, at least: the headers of most safetensors files, and the directories of
 # most files of torch's.
 _BLOCK: Final = 2**17
 
-_LARGE: Final = (".safetensors", gguf_model.SUFFIX, ".bin", ".pt", ".pth")
 _MAX_HEADER: Final = 100_000_000
 
 # Of the header of an entry in a zip file: its beginning, and where the lengths of the name and of
@@ -53,7 +53,7 @@ def of(repository: Repository, options: Mapping[str, Any]) -> str:
     folder = tempfile.mkdtemp(prefix="ghost-")
     _made[folder] = repository.id
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    large = [file for file in repository.files if file.path.endswith(_LARGE)]
+    large = [file for file in repository.files if file.path.endswith(WEIGHTS)]
     small = [file for file in repository.files if file not in large]
     download.fetch(repository, small, options)
     with errors.told(repository.id, repository.revision, options.get("hf_token")):

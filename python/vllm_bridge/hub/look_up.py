@@ -1,17 +1,17 @@
 """Finds out what a repository holds: from the hub, or from what was downloaded of it."""
 
 import contextlib
-import dataclasses
 import logging
 import os
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from vllm_bridge.checkpoints import gguf_model
 from vllm_bridge.errors import BridgeError
-from vllm_bridge.hub import cache, errors
+from vllm_bridge.hub import cache, download, errors
 from vllm_bridge.hub.names import Name
-from vllm_bridge.hub.needed import needed
+from vllm_bridge.hub.needed import CONFIGS, WEIGHTS, needed
 from vllm_bridge.hub.repository import File, Repository
 
 logger = logging.getLogger(__name__)
@@ -46,10 +46,12 @@ def look_up(
                 "%s is taken as it was downloaded (%s): %s", name.id, local.commit, error.what
             )
         return local
-    with contextlib.suppress(OSError):  # a folder that may only be read is good enough
-        cache.remember(name.id, revision, commit, options)
-    repository = Repository(name.id, revision, commit, (), subfolder)
-    return dataclasses.replace(repository, files=_chosen(found, name, subfolder, options))
+    files = _chosen(found, name, subfolder, options)
+    repository = Repository(name.id, revision, commit, files, subfolder)
+    if download.here(repository, options) is not None:
+        with contextlib.suppress(OSError):  # a folder that may only be read is good enough
+            cache.remember(name.id, revision, commit, options)
+    return repository
 
 
 def _ask(name: Name, revision: str, options: Mapping[str, Any]) -> tuple[str, list[File]]:
@@ -79,7 +81,8 @@ def _ask(name: Name, revision: str, options: Mapping[str, Any]) -> tuple[str, li
 def _look_up_here(
     name: Name, revision: str, subfolder: str, options: Mapping[str, Any]
 ) -> Repository | None:
-    """The same of what was downloaded. A snapshot is there only once all its files are."""
+    """The same of what was downloaded. What is there is not all that was meant to be if it has no
+    config, which comes last, or no weights, as other programs leave it that wanted none."""
     found = cache.snapshot(name.id, revision, options)
     if found is None:
         return None
@@ -92,7 +95,10 @@ def _look_up_here(
         chosen = _chosen(files, name, subfolder, options)
     except BridgeError:
         return None  # another file of the repository was downloaded
-    if not chosen:
+    names = {os.path.basename(file.path) for file in chosen}
+    if not any(map(gguf_model.is_model, names)) and not (
+        names.intersection(CONFIGS) and any(name.endswith(WEIGHTS) for name in names)
+    ):
         return None
     return Repository(name.id, revision, commit, chosen, subfolder, is_local=True)
 

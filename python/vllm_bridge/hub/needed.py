@@ -19,7 +19,13 @@ _SMALL: Final = (
     ".json", ".txt", ".jinja", ".py", ".model", ".tiktoken", ".spm", ".vocab", ".bpe", ".yaml",
 )  # fmt: skip
 
+# What makes a folder a model, or an adapter. Without these, other files in it are none.
+CONFIGS: Final = ("config.json", "params.json", "adapter_config.json")
+
 _SAFETENSORS: Final = ".safetensors"
+
+# How files end that have weights.
+WEIGHTS: Final = (_SAFETENSORS, gguf_model.SUFFIX, ".bin", ".pt", ".pth")
 _ADAPTER: Final = ("adapter_model.safetensors", "adapter_model.bin")
 
 # What else is kept in files of pickle's: states of a training.
