@@ -18,6 +18,7 @@ from checkpoints import CHECKPOINTS, MODELS
 from gguf_files import Info
 from hub_server import Fault, Hub
 from vllm_bridge.checkpoints import gguf
+from vllm_bridge.checkpoints.detect import detect
 from vllm_bridge.checkpoints.models import find
 from vllm_bridge.engine import start
 from vllm_bridge.engine.config import _prepared, offline
@@ -117,6 +118,19 @@ def test_a_gguf_file_is_planned_with_the_numbers_that_its_config_takes(hub: Hub)
     other = plan("org/small-GGUF:Q8_0", {})
     assert other.checkpoint.files == ("small-Q8_0.gguf",)
     assert_alike(other, plan(str(folder / "small-Q8_0.gguf"), {}))
+
+
+def test_what_the_hub_has_is_detected_like_what_is_here(hub: Hub) -> None:
+    for folder in (MODELS / "demo-gptq", MODELS / "demo-lora", CHECKPOINTS / "w4a16"):
+        assert detect(put(hub, folder), {}) == detect(str(folder), {})
+    assert fetched(hub) < 600_000
+
+    broken = hub.folder / "org" / "broken"
+    broken.mkdir()
+    (broken / "adapter_config.json").write_text("{")
+    with pytest.raises(BridgeError, match=r"`org/broken/adapter_config\.json` cannot be") as caught:
+        detect("org/broken", {})
+    assert caught.value.reason == "invalid_checkpoint"
 
 
 def test_the_hub_is_announced(hub: Hub) -> None:

@@ -10,7 +10,9 @@ from typing import Any
 from vllm_bridge.checkpoints import adapter, headers, parameters
 from vllm_bridge.checkpoints.adapter import Adapter
 from vllm_bridge.checkpoints.checkpoint import Checkpoint
-from vllm_bridge.checkpoints.models import check_model
+from vllm_bridge.checkpoints.models import check_model, locate, look_at
+from vllm_bridge.errors import BridgeError
+from vllm_bridge.hub import ghost
 from vllm_bridge.quantization import registry, scheme
 from vllm_bridge.quantization.scheme import Scheme
 
@@ -66,9 +68,15 @@ def detect(model: str, options: Mapping[str, Any]) -> Detected:
     Raises:
         BridgeError: see ``check_model``; ``invalid_checkpoint``
     """
-    if _is_adapter(model):
-        return _of_adapter(model)
-    return of(check_model(model, options))
+    if "://" in model:
+        return of(check_model(model, options))
+    place = locate(model, options)
+    if not _is_adapter(place.path):
+        return of(look_at(place, options))
+    try:
+        return _of_adapter(place.path)
+    except BridgeError as error:
+        raise ghost.named(error) from error
 
 
 def of(checkpoint: Checkpoint) -> Detected:
@@ -111,9 +119,9 @@ def _source(config: Mapping[str, Any]) -> str | None:
     return source
 
 
-def _is_adapter(model: str) -> bool:
-    return os.path.exists(os.path.join(model, adapter.CONFIG)) and not os.path.exists(
-        os.path.join(model, "config.json")
+def _is_adapter(path: str) -> bool:
+    return os.path.exists(os.path.join(path, adapter.CONFIG)) and not os.path.exists(
+        os.path.join(path, "config.json")
     )
 
 

@@ -72,7 +72,8 @@ def read_header(path: str) -> dict[str, Tensor]:
     except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
         raise BridgeError(
             "invalid_checkpoint",
-            f"`{path}` is damaged: {error}. Download it again.",
+            f"`{path}` is damaged: {error}.",
             {"file": path},
+            remedy="Download it again.",
         ) from error
     return tensors

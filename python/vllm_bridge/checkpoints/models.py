@@ -7,7 +7,7 @@ less clearly, and with processes already started.
 import dataclasses
 import os
 from collections.abc import Callable, Collection, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from vllm_bridge.checkpoints import families, files, gguf, gguf_model
 from vllm_bridge.checkpoints.checkpoint import Checkpoint, Found
@@ -15,6 +15,7 @@ from vllm_bridge.checkpoints.config import read_config
 from vllm_bridge.errors import BridgeError, nearest
 from vllm_bridge.hub import download, ghost, names
 from vllm_bridge.hub.look_up import look_up
+from vllm_bridge.hub.repository import Repository
 from vllm_bridge.quantization import registry
 
 # Files with weights that are left to vLLM.
@@ -38,10 +39,55 @@ def check_model(
     """
     if "://" in model:
         return Checkpoint()  # storage that only vLLM can look into
+    return look_at(locate(model, options, progress), options)
+
+
+class Place(NamedTuple):
+    """Where a model can be looked at.
+
+    Args:
+        path: of a folder or a file
+        repository: where its weights are still to be fetched from; None where they are in ``path``
+    """
+
+    path: str
+    repository: Repository | None = None
+
+
+def locate(
+    model: str, options: Mapping[str, Any], progress: Callable[[str], None] = lambda _: None
+) -> Place:
+    """Finds a model, or anything else that has a name on the hub.
+
+    Args:
+        progress: told ``"hub"`` before the hub is asked, which may take seconds
+
+    Raises:
+        BridgeError: ``model_not_found``, ``model_gated`` or ``hub_unreachable``
+    """
     found = find(model, options)
     if isinstance(found, str):
-        return _check_path(found, options)
-    return _check_hub(found, options, progress)
+        return Place(found)
+    repository = look_up(found, options, progress)
+    if (path := download.here(repository, options)) is not None:
+        return Place(path)
+    return Place(ghost.of(repository, options), repository)
+
+
+def look_at(place: Place, options: Mapping[str, Any]) -> Checkpoint:
+    """What is known of the model in a place.
+
+    Raises:
+        BridgeError: ``not_a_model`` or ``invalid_checkpoint``
+    """
+    if place.repository is None:
+        return _check_path(place.path, options)
+    try:
+        checkpoint = _check_path(place.path, options)
+    except BridgeError as error:
+        raise ghost.named(error) from error
+    tensors = {name: one._replace(file="") for name, one in checkpoint.tensors.items()}
+    return dataclasses.replace(checkpoint, tensors=tensors, repository=place.repository)
 
 
 def find(model: str, options: Mapping[str, Any]) -> str | names.Name:
@@ -94,22 +140,6 @@ def _refuse_subfolder(model: str, options: Mapping[str, Any]) -> None:
             {"option": "subfolder", "value": options["subfolder"]},
             remedy="Name the folder that the model is in, and leave `subfolder` out.",
         )
-
-
-def _check_hub(
-    name: names.Name, options: Mapping[str, Any], progress: Callable[[str], None]
-) -> Checkpoint:
-    """What is known of a model that the hub has, or had when it was downloaded."""
-    repository = look_up(name, options, progress)
-    if (path := download.here(repository, options)) is not None:
-        return _check_path(path, options)
-    path = ghost.of(repository, options)
-    try:
-        checkpoint = _check_path(path, options)
-    except BridgeError as error:
-        raise ghost.named(error) from error
-    tensors = {name: one._replace(file="") for name, one in checkpoint.tensors.items()}
-    return dataclasses.replace(checkpoint, tensors=tensors, repository=repository)
 
 
 def _check_path(path: str, options: Mapping[str, Any]) -> Checkpoint:

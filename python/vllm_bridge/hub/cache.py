@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 from vllm_bridge.checkpoints import gguf_model
+from vllm_bridge.checkpoints.checkpoint import Checkpoint
 from vllm_bridge.errors import BridgeError, did_you_mean, nearest
 from vllm_bridge.hub import errors
 
@@ -213,9 +214,7 @@ def _method(path: str) -> str | None:
         config = json.loads(_read(os.path.join(path, "config.json")) or "{}")
     except ValueError:
         return None
-    found = config.get("quantization_config") if isinstance(config, dict) else None
-    method = found.get("quant_method") if isinstance(found, dict) else None
-    return method if isinstance(method, str) else None
+    return Checkpoint(config=config).quant_method if isinstance(config, dict) else None
 
 
 def _scan(path: str) -> list[os.DirEntry[str]]:
