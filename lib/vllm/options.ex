@@ -151,6 +151,15 @@ defmodule VLLM.Options do
      "show a bar with the progress; by default in iex and in mix tasks that have a terminal"}
   ]
 
+  @recommend @machine ++
+               [
+                 {:for, :wire, nil,
+                  "what the model is wanted for: `:latency`, `:throughput`, `:quality`, `:memory`, `:fine_tuning` or " <>
+                    "`:cpu`. By default `:cpu` where the device is a processor, and `:throughput` elsewhere"},
+                 {:search, :boolean, false,
+                  "look on the hub for repositories of the same model in these formats"}
+               ]
+
   @drain [
     {:timeout, :timeout, :infinity,
      "milliseconds that requests in flight may take to end; then they end with `:shutdown`. Their own " <>
@@ -382,6 +391,9 @@ defmodule VLLM.Options do
   @doc "What `pull` takes beside the options of an engine."
   @spec pull() :: [spec()]
   def pull, do: @pull
+
+  @spec recommend() :: [spec()]
+  def recommend, do: @recommend
 
   @doc "How long replicas that are to end or begin anew are given."
   @spec drain() :: [spec()]

@@ -15,7 +15,7 @@ defmodule VLLM.Quantization do
   """
 
   alias VLLM.{Error, Options, Tools}
-  alias VLLM.Quantization.{Detected, Estimate, Method, Report}
+  alias VLLM.Quantization.{Advice, Detected, Estimate, Method, Report}
 
   @doc """
   What a model is and how it is quantized, from its config and the headers of its files; or, of an
@@ -137,6 +137,36 @@ defmodule VLLM.Quantization do
   @doc "Like `estimate/2`, but raises `VLLM.Error`."
   @spec estimate!(String.t(), keyword() | map()) :: Estimate.t()
   def estimate!(model, options \\ []), do: bang!(estimate(model, options))
+
+  @doc """
+  Which formats of a model suit a purpose and a device: a ranked list with sizes, what is lost, speed,
+  reasons, and how to have each.
+
+      advice = VLLM.Quantization.recommend!("meta-llama/Llama-3.1-8B", for: :latency, device: "RTX 4090")
+      hd(advice.choices).format
+      #=> "awq (4 bits)"
+
+  The rules are data, each with its source; `guides/choosing.md` explains them, and when not to follow
+  them. What cannot run on the device, or does not fit, is in `:ruled_out` with the reason. Of an
+  engine's options those count here that say how much memory it needs beside the weights
+  (`max_model_len`, `kv_cache_dtype`, `tensor_parallel_size`, …).
+
+  Options:
+
+  #{VLLM.Options.docs(VLLM.Options.recommend())}
+
+  Errors are those of the model, as of `detect/2`; `:unsupported_architecture` and others where it
+  cannot run in any format; `:invalid_option` for a goal or a device that is not known.
+  """
+  @spec recommend(String.t(), keyword() | map()) :: {:ok, Advice.t()} | {:error, Error.t()}
+  def recommend(model, options \\ []) do
+    with {:ok, wire} <- Tools.about("recommend", model, options, Options.recommend()),
+         do: {:ok, Advice.from_wire(wire)}
+  end
+
+  @doc "Like `recommend/2`, but raises `VLLM.Error`."
+  @spec recommend!(String.t(), keyword() | map()) :: Advice.t()
+  def recommend!(model, options \\ []), do: bang!(recommend(model, options))
 
   defp bang!({:ok, result}), do: result
   defp bang!({:error, %Error{} = error}), do: raise(error)

@@ -1,7 +1,9 @@
 """The rules of advice, and the order in which they put the formats of a model."""
 
 import random
+import runpy
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 
@@ -10,6 +12,8 @@ from vllm_bridge.advice.ranking import Candidate, Choice, Room, RuledOut, Target
 from vllm_bridge.advice.rules import rules
 from vllm_bridge.memory import GIB
 from vllm_bridge.quantization import registry
+
+ROOT = Path(__file__).resolve().parents[2]
 
 PARAMETERS = 8_030_261_248
 LINEAR = 6_979_321_856
@@ -177,3 +181,9 @@ def test_the_picture_shows_how_it_was_decided() -> None:
         "└─ 1 ranked for memory: 60% little memory, 40% quality\n"
         "   1. 0.94 gptq (4 bits): little memory 1.00, quality 0.85"
     )
+
+
+def test_the_tables_of_the_guide_are_those_of_the_rules() -> None:
+    script = runpy.run_path(str(ROOT / "scripts" / "choosing.py"))
+    guide = script["GUIDE"].read_text(encoding="utf-8")
+    assert script["written"](guide) == guide, "run scripts/choosing.py"

@@ -252,7 +252,7 @@ class Server:
         if method is None:
             error = unknown_name("method", request.method, self._methods)
             raise BridgeError("protocol", error.message, error.details)
-        names = method.params.__struct_fields__
+        names = method.params.__struct_encode_fields__
         for name in request.params:
             if name not in names:
                 raise unknown_name(f"parameter of `{request.method}`", name, names)

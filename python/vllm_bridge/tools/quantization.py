@@ -6,6 +6,8 @@ What takes long runs in a thread, so that the worker hears of it when nobody wai
 import asyncio
 from typing import Any
 
+import msgspec
+
 from vllm_bridge.rpc.call import Call
 from vllm_bridge.rpc.table import NoParams
 from vllm_bridge.tools.model import MachineParams, ModelParams
@@ -56,9 +58,26 @@ def _estimate(params: EstimateParams) -> dict[str, Any]:
     return estimate(plan(params.model, params.options), machine, wishes)
 
 
+class RecommendParams(MachineParams, forbid_unknown_fields=True):
+    """The params of ``recommend``; see guides/protocol.md."""
+
+    goal: str | None = msgspec.field(name="for", default=None)
+    search: bool = False
+
+
+async def recommend(_call: Call, params: RecommendParams) -> dict[str, Any]:
+    """Which formats of a model suit a purpose and a device. Imports vLLM."""
+    from vllm_bridge.advice.recommend import recommend
+
+    return await asyncio.to_thread(
+        recommend, params.model, params.options, params.goal, params.machine(), params.search
+    )
+
+
 METHODS: dict[str, Any] = {
     "methods": (NoParams, methods),
     "detect": (ModelParams, detect),
     "check": (MachineParams, check),
     "estimate": (EstimateParams, estimate),
+    "recommend": (RecommendParams, recommend),
 }
