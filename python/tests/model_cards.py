@@ -23,6 +23,7 @@ A card is a JSON file of ``model_cards/``, written by us:
 - ``expected``: what is to be found out about it; see ``test_model_cards.py``
 """
 
+import functools
 import itertools
 import json
 import math
@@ -110,6 +111,11 @@ def _write_safetensors(tensors: Mapping[str, Any], path: Path) -> None:
         file.truncate(8 + len(data) + end)
 
 
+@functools.cache
+def _usual_order(inputs: int, group: int) -> bytes:
+    return array("i", (index // group for index in range(inputs))).tobytes()
+
+
 def _write_gptq_values(path: Path, bits: int, group: int) -> None:
     """What GPTQ has where its weights are symmetric and their columns in the usual order, as far as
     it is looked at before a start."""
@@ -118,7 +124,7 @@ def _write_gptq_values(path: Path, bits: int, group: int) -> None:
         for name, tensor in tensors.items():
             file.seek(tensor.start)
             if name.endswith(".g_idx"):
-                file.write(array("i", (index // group for index in range(*tensor.shape))).tobytes())
+                file.write(_usual_order(*tensor.shape, group))
             elif name == "model.layers.0.self_attn.q_proj.qzeros":
                 middle = (1 << (bits - 1)) - 1  # the format stores one less
                 each = sum(middle << shift for shift in range(0, 8, bits))
