@@ -19,7 +19,7 @@ defmodule VLLM.Quantization do
 
   @doc """
   What a model is and how it is quantized, from its config and the headers of its files; or, of an
-  adapter's folder, what the adapter is.
+  adapter, what the adapter is. Of one on the hub nothing else is fetched.
 
   Errors are those of the model: `:model_not_found`, `:not_a_model`, `:model_gated`,
   `:hub_unreachable`, `:invalid_checkpoint`. That a quantization cannot be computed here is none:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 import checkpoints
+import gguf_files
 import gguf_models
 from checkpoints import CHECKPOINTS, DEMO, MODELS
 from vllm_bridge.checkpoints import detect, gguf_config
@@ -183,6 +184,25 @@ def test_gguf_files_are_what_llama_cpp_calls_them(type: str, tmp_path: Path) -> 
     assert found.parameters == PARAMETERS
     assert found.bits == {"F16": 16, "Q8_0": 8}.get(type, pytest.approx(4, abs=0.5))
     assert found.scheme.group_size == (None if type == "F16" else 32)
+
+
+def test_a_gguf_file_says_who_made_it_and_of_what(tmp_path: Path) -> None:
+    path = gguf_files.write_llama(
+        tmp_path / "small.gguf",
+        general__file_type=gguf_config._GUESSED + 15,
+        general__quantized_by="Unsloth",
+        general__base_model__0__repo_url="https://huggingface.co/meta-llama/Llama-3.2-1B",
+    )
+    found = detect.detect(str(path), {})
+    assert found.base_model == "meta-llama/Llama-3.2-1B"
+    assert (found.scheme.format, found.scheme.producer, found.bits) == ("Q4_K_M", "Unsloth", 8)
+    for said in (
+        {"general__file_type": 99, "general__base_model__0__repo_url": "https://example.com/a/b"},
+        {"general__file_type": "15", "general__quantized_by": ""},
+    ):
+        found = detect.detect(str(gguf_files.write_llama(path, **said)), {})
+        assert (found.base_model, found.scheme.producer) == (None, None)
+        assert found.scheme.format == "Q8_0"
 
 
 def test_a_mixture_of_ggufs_types_has_the_bits_of_all() -> None:

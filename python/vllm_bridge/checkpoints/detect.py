@@ -107,13 +107,14 @@ def of(checkpoint: Checkpoint) -> Detected:
         bytes=size or None,
         architecture=next(iter(scheme.names(config.get("architectures"))), None),
         model_type=scheme.text(config, "model_type"),
-        base_model=_source(config),
+        base_model=_source(checkpoint),
     )
 
 
-def _source(config: Mapping[str, Any]) -> str | None:
+def _source(checkpoint: Checkpoint) -> str | None:
     """The name on the hub that a model was made of; folders of somebody's machine are none."""
-    source = scheme.text(config, "_name_or_path")
+    source = scheme.text(checkpoint.quantization or {}, "base_model")
+    source = source or scheme.text(checkpoint.config, "_name_or_path")
     if source is None or source.count("/") != 1 or source.startswith((".", "/", "~")):
         return None
     return source

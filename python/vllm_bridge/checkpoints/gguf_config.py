@@ -27,6 +27,8 @@ FILE_TYPES: Final[Mapping[int, str]] = {
     39: "NVFP4", 40: "Q1_0",
 }  # fmt: skip
 
+_HUB: Final = "https://huggingface.co/"
+
 # What llama.cpp adds to the number where it was not told one.
 _GUESSED: Final = 1024
 
@@ -57,7 +59,8 @@ def config(file: File) -> Config:
     No file says which dtype a model was trained in; it is taken to be bfloat16, as most are. Its
     ``quantization_config`` has, beside the method, ``architecture``, the file's name of it,
     ``types``: which part of the weights of matrices is of which of ggml's types, most first; and as
-    far as the file says so ``file_type``, how llama.cpp calls such a mixture, and ``quantized_by``.
+    far as the file says so ``file_type``, how llama.cpp calls such a mixture, ``quantized_by`` and
+    ``base_model``, a name on the hub.
 
     Raises:
         BridgeError: ``unsupported_model`` for an architecture of which nothing is known here;
@@ -418,6 +421,9 @@ def _signature(metadata: Mapping[str, Any]) -> Config:
         found["file_type"] = FILE_TYPES[kind % _GUESSED]
     if isinstance(author, str) and author:
         found["quantized_by"] = author
+    url = metadata.get("general.base_model.0.repo_url")
+    if isinstance(url, str) and url.startswith(_HUB):
+        found["base_model"] = url.removeprefix(_HUB)
     return found
 
 
