@@ -72,11 +72,17 @@ defmodule Mix.Vllm.Arguments do
   defp words([word | rest], switches), do: [word | words(rest, switches)]
 
   # A revision may look like a number.
-  defp value(name, text), do: if(name in named(:string), do: text, else: value(text))
+  defp value(name, text) do
+    cond do
+      name in named(:string) -> text
+      name in named(:strings) -> String.split(text, ",", trim: true)
+      true -> value(text)
+    end
+  end
 
   # The options whose values are of a type, this library's and vLLM's.
   defp named(type) do
-    specs = Options.engine() ++ Options.tools()
+    specs = Options.machine() ++ Options.tools() ++ Options.engine()
     ours = for {name, ^type, _default, _doc} <- specs, do: name
 
     theirs =

@@ -35,6 +35,11 @@ defmodule Mix.Vllm.ArgumentsTest do
     assert {"m", %{"revision" => "2024"}, []} = parse(~w(m --revision 2024))
   end
 
+  test "several devices have commas between them" do
+    assert {"m", %{"devices" => ["24GiB", "RTX 4090"]}, []} =
+             parse(["m", "--devices", "24GiB,RTX 4090"])
+  end
+
   test "one model is asked about, with each option once" do
     assert_raise Mix.Error, ~r/`mix vllm.check MODEL`/, fn -> parse([]) end
     assert_raise Mix.Error, ~r/"b"/, fn -> parse(~w(a b)) end

@@ -29,7 +29,7 @@ defmodule Mix.Vllm.TableTest do
     assert Enum.map([0, 999, 1000, 1_234_567, nil], &Table.whole/1) ==
              ["0", "999", "1,000", "1,234,567", "?"]
 
-    assert Enum.map([0, 1024 * 1024 * 1024, nil], &Table.bytes/1) == ["0.0 MiB", "1.0 GiB", "?"]
+    assert Enum.map([0, 1024 * 1024 * 1024, nil], &Table.bytes/1) == ["0.0 KiB", "1.0 GiB", "?"]
   end
 
   test "text is JSON whatever is in it" do
