@@ -249,7 +249,8 @@ defmodule VLLM.Engine.Worker do
       Error.new(
         :load_timeout,
         "#{Report.name(data)} was not ready within #{option(data, :load_timeout)} ms. If the model is " <>
-          "still being downloaded or read, give it longer with `load_timeout:`.",
+          "still being downloaded or read, give it longer with `load_timeout:`. What has come of a " <>
+          "download is kept, and the next start goes on from there.",
         %{"log" => Run.recent(data.run)}
       )
 

@@ -61,12 +61,12 @@ defmodule Mix.Tasks.Vllm.ModelsTest do
     Models.run(["--json"])
     assert [json] = lines()
     assert json =~ ~s("id": "org/demo") and json =~ ~s("method": "awq") and json =~ ~s("v1": )
+    assert catch_exit(Models.run(["--delete", "org/other"])) == {:shutdown, 1}
+    assert_received {:mix_shell, :error, [message]}
+    assert message =~ "`org/other`"
     Models.run(["--delete", "org/demo"])
     assert [deleted] = lines()
     assert deleted =~ ~r/^org\/demo is deleted, which makes .* MiB free/
     refute File.exists?(path)
-    assert catch_exit(Models.run(["--delete", "org/demo"])) == {:shutdown, 1}
-    assert_received {:mix_shell, :error, [message]}
-    assert message =~ "`org/demo`"
   end
 end
