@@ -9,6 +9,9 @@ import pytest
 import model_cards
 from model_cards import Card
 from vllm_bridge import memory
+from vllm_bridge.advice import candidates, ranking
+from vllm_bridge.advice.recommend import target_of
+from vllm_bridge.advice.rules import rules
 from vllm_bridge.checkpoints import detect
 from vllm_bridge.checkpoints.checkpoint import Checkpoint
 from vllm_bridge.checkpoints.detect import Detected
@@ -172,14 +175,24 @@ def test_the_cache_has_room_for_as_many_tokens_as_vllm_says(
     assert cache.tokens(int(said["gib"] * GIB), length) == pytest.approx(said["tokens"], rel=0.02)
 
 
-@pytest.mark.parametrize(
-    ("name", "on"),
-    [(name, on) for name in that_say("fits") for on in card(name)["expected"]["fits"]],
-)
+# Models, and devices on which it is said whether they fit.
+ON = [(name, on) for name in that_say("fits") for on in card(name)["expected"]["fits"]]
+
+
+def fits(name: str, on: str) -> bool:
+    said: bool = card(name)["expected"]["fits"][on]
+    return said
+
+
+def at_4096(made: Plan) -> Plan:
+    """The same with a context of 4,096 tokens."""
+    return dataclasses.replace(made, options={"max_model_len": 4096})
+
+
+@pytest.mark.parametrize(("name", "on"), ON)
 def test_whether_they_fit(name: str, on: str, planned: Callable[[str], Plan]) -> None:
-    short = dataclasses.replace(planned(name), options={"max_model_len": 4096})
-    found = estimate(short, devices.named(on))
-    assert found["fits"] is card(name)["expected"]["fits"][on]
+    found = estimate(at_4096(planned(name)), devices.named(on))
+    assert found["fits"] is fits(name, on)
     if found["fits"]:
         assert found["longest_context"] >= 4096
         assert found["kv_cache"]["tokens"] >= 4096
@@ -198,3 +211,19 @@ def test_as_many_tokens_fit_on_a_gpu_as_vllm_says(
     asked = dataclasses.replace(planned(name), options=served["options"])
     found = estimate(asked, devices.named(served["device"]))
     assert found["kv_cache"]["tokens"] == pytest.approx(served["tokens"], rel=0.1)
+
+
+@pytest.mark.parametrize(("name", "on"), [(name, on) for name, on in ON if not fits(name, on)])
+def test_what_does_not_fit_is_not_recommended(
+    name: str, on: str, planned: Callable[[str], Plan], detected: Callable[[str], Detected]
+) -> None:
+    short, machine, known = at_4096(planned(name)), devices.named(on), rules()
+    offered = candidates.of(short, detected(name), machine[0].kind, known)
+    target = target_of(short, machine)
+    for goal in ("quality", "latency", "throughput", "memory"):
+        parameters = detected(name).parameters or 0
+        choices, out = ranking.rank(offered, known.goals[goal], target, parameters, known)
+        assert offered[0] in [one.candidate for one in out if one.why == "does_not_fit"]
+        assert all(choice.needs <= target.room.total for choice in choices)
+        # Of a quantized model there is no other format.
+        assert bool(choices) == (detected(name).method is None)
