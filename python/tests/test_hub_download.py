@@ -396,7 +396,9 @@ def test_names_that_leave_the_repository_are_left_out(
         files[-1].rfilename = path
     info = type("Info", (), {"siblings": files, "sha": "0" * 40})
     monkeypatch.setattr("huggingface_hub.HfApi.model_info", lambda *_, **__: info)
-    assert found().files == ()
+    error = refused()
+    assert error.reason == "not_a_model"
+    assert "`subfolder`" in error.remedy
 
 
 # With 25, files are left without a config in a snapshot.

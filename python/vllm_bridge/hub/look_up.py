@@ -29,8 +29,8 @@ def look_up(
         progress: told ``"hub"`` before the hub is asked, which may take seconds
 
     Raises:
-        BridgeError: ``model_not_found``, ``model_gated``, ``hub_unreachable``, ``hub_unauthorized``
-            or ``rate_limited``
+        BridgeError: ``model_not_found``, ``not_a_model``, ``hub_unreachable``,
+            ``hub_unauthorized`` or ``rate_limited``
     """
     revision = _path("revision", options) or "main"
     subfolder = _path("subfolder", options)
@@ -47,6 +47,14 @@ def look_up(
             )
         return local
     files = _chosen(found, name, subfolder, options)
+    if not files:
+        raise BridgeError(
+            "not_a_model",
+            f"{name.id} on the hub has no file that a model would have.",
+            {"model": name.id, "files": [file.path for file in found[:10]]},
+            remedy=f"Look at https://huggingface.co/{name.id}/tree/main for what it is; where the "
+            "model is in a folder of it, name that by `subfolder`.",
+        )
     repository = Repository(name.id, revision, commit, files, subfolder)
     if download.here(repository, options) is not None:
         with contextlib.suppress(OSError):  # a folder that may only be read is good enough
