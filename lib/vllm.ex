@@ -577,7 +577,11 @@ defmodule VLLM do
        %VLLM.Error{
          reason: :invalid_option,
          message: "Unknown option `temprature`. Did you mean `temperature`?",
-         details: %{"option" => "temprature", "nearest" => "temperature"}
+         details: %{
+           "option" => "temprature",
+           "nearest" => "temperature",
+           "remedy" => "Did you mean `temperature`?"
+         }
        }}
   """
   @spec sampling_params(keyword() | map()) :: {:ok, SamplingParams.t()} | {:error, Error.t()}
@@ -894,7 +898,11 @@ defmodule VLLM do
        %VLLM.Error{
          reason: :invalid_option,
          message: "Unknown option `chioce`. Did you mean `choice`?",
-         details: %{"option" => "chioce", "nearest" => "choice"}
+         details: %{
+           "option" => "chioce",
+           "nearest" => "choice",
+           "remedy" => "Did you mean `choice`?"
+         }
        }}
   """
   @spec structured_outputs(keyword() | map()) ::

@@ -8,7 +8,11 @@ defmodule VLLMTest do
     assert {:error, %Error{reason: :invalid_option} = error} =
              VLLM.generate(:nobody, "x", timout: 5)
 
-    assert error.details == %{"option" => "timout", "nearest" => "timeout"}
+    assert error.details == %{
+             "option" => "timout",
+             "nearest" => "timeout",
+             "remedy" => "Did you mean `timeout`?"
+           }
 
     assert {:error, %Error{details: %{"nearest" => "max_tokens"}}} =
              VLLM.generate(:nobody, "x", max_token: 5)

@@ -505,17 +505,17 @@ defmodule VLLM.Options do
   @doc "The error for an option that nobody knows, with the nearest of `names`."
   @spec unknown(String.t(), [atom() | String.t()]) :: Error.t()
   def unknown(name, names) do
-    {hint, details} =
-      case nearest(name, names) do
-        nil -> {"", %{}}
-        near -> {" Did you mean `#{near}`?", %{"nearest" => near}}
-      end
+    message = "Unknown option `#{name}`."
 
-    Error.new(
-      :invalid_option,
-      "Unknown option `#{name}`.#{hint}",
-      Map.put(details, "option", name)
-    )
+    case nearest(name, names) do
+      nil ->
+        Error.new(:invalid_option, message, %{"option" => name})
+
+      near ->
+        remedy = "Did you mean `#{near}`?"
+        details = %{"option" => name, "nearest" => near, "remedy" => remedy}
+        Error.new(:invalid_option, "#{message} #{remedy}", details)
+    end
   end
 
   @doc """

@@ -6,7 +6,8 @@ defmodule VLLM.Real.RefusalsTest do
   import VLLM.FakeEngine, only: [none_below?: 1]
   import VLLM.OSProcess
 
-  alias VLLM.{DemoModel, Error, Footprint}
+  alias VLLM.{DemoModel, Error, Footprint, Quantization}
+  alias VLLM.Quantization.Report
 
   @moduletag timeout: 300_000
   @moduletag :tmp_dir
@@ -21,7 +22,44 @@ defmodule VLLM.Real.RefusalsTest do
     end)
   end
 
+  # What a check says before, a start says.
   defp refusal(model, options \\ []) do
+    error = refused(model, options)
+
+    case Quantization.check(model, Keyword.merge(DemoModel.options(), options)) do
+      {:ok, report} ->
+        refute report.ok?
+        finding = Enum.find(report.findings, &(&1.severity == :error))
+        said = String.trim("#{finding.message} #{finding.remedy}")
+        details = Map.delete(error.details, "remedy")
+        assert finding.reason == error.reason
+        assert lasting(said, finding.details) == lasting(error.message, details)
+
+      # A Python that cannot be asked.
+      {:error, unasked} ->
+        assert {unasked.reason, unasked.message} == {error.reason, error.message}
+    end
+
+    error
+  end
+
+  # Without what is another a moment later: how much memory is left.
+  defp lasting(said, %{"available_bytes" => _} = details) do
+    {String.replace(said, ~r/[\d.]+ GiB of memory/, "memory"),
+     Map.delete(details, "available_bytes")}
+  end
+
+  defp lasting(said, details), do: {said, details}
+
+  # What is seen only when weights are read, or a process of vLLM's starts.
+  defp late_refusal(model, options \\ []) do
+    assert {:ok, %Report{ok?: true}} =
+             Quantization.check(model, Keyword.merge(DemoModel.options(), options))
+
+    refused(model, options)
+  end
+
+  defp refused(model, options) do
     assert {:error, %Error{} = error} =
              VLLM.llm(model, Keyword.merge(DemoModel.options(), options))
 
@@ -78,8 +116,9 @@ defmodule VLLM.Real.RefusalsTest do
     assert error.message =~ "bfloat16"
   end
 
+  # A check of it imports vLLM, which takes seconds; slower tests have it.
   test "a quantization that is not the checkpoint's" do
-    error = refusal(DemoModel.path("demo-awq"), quantization: "gptq")
+    error = refused(DemoModel.path("demo-awq"), quantization: "gptq")
     assert error.reason == :unsupported_quantization
     assert error.message =~ "awq"
   end
@@ -113,7 +152,7 @@ defmodule VLLM.Real.RefusalsTest do
   @tag :slow
   test "a config that describes another model", %{tmp_dir: dir} do
     model = changed(dir, "demo", ~s("num_hidden_layers": 6), ~s("num_hidden_layers": 8))
-    assert refusal(model).reason == :invalid_checkpoint
+    assert late_refusal(model).reason == :invalid_checkpoint
   end
 
   @tag :slow
@@ -134,7 +173,7 @@ defmodule VLLM.Real.RefusalsTest do
       )
 
     assert status == 0, log
-    error = refusal(dir)
+    error = late_refusal(dir)
     assert error.reason == :invalid_checkpoint
     assert error.message =~ lacking
   end
@@ -143,7 +182,7 @@ defmodule VLLM.Real.RefusalsTest do
   test "a folder without a tokenizer, which takes tokens if it is asked to", %{tmp_dir: dir} do
     File.cp_r!(DemoModel.path(), dir)
     for name <- ["tokenizer.json", "tokenizer_config.json"], do: File.rm!(Path.join(dir, name))
-    error = refusal(dir)
+    error = late_refusal(dir)
     assert error.reason == :invalid_checkpoint
     assert error.message =~ "skip_tokenizer_init"
 

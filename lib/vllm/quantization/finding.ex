@@ -18,7 +18,7 @@ defmodule VLLM.Quantization.Finding do
   #{Enum.map_join(@fields, "\n", fn {name, doc} -> "  * `:#{name}` - #{doc}" end)}
   """
 
-  alias VLLM.Error
+  alias VLLM.{Error, Options}
 
   @names Keyword.keys(@fields)
   @enforce_keys @names
@@ -38,24 +38,23 @@ defmodule VLLM.Quantization.Finding do
   @doc false
   @spec from_wire(map()) :: t()
   def from_wire(wire) do
-    {reason, details} = about(wire)
+    error = about(wire)
+    {remedy, details} = Map.pop(error.details, "remedy", wire["remedy"])
 
     %__MODULE__{
       severity: severity(wire["severity"]),
-      reason: reason,
-      message: wire["message"],
-      remedy: wire["remedy"],
+      reason: error.reason,
+      message: error.message |> String.replace_suffix(remedy, "") |> String.trim_trailing(),
+      remedy: remedy,
       details: details
     }
   end
 
-  defp about(%{"reason" => note, "details" => details}) when is_map_key(@notes, note),
-    do: {@notes[note], details}
+  defp about(%{"reason" => note} = wire) when is_map_key(@notes, note),
+    do: Error.new(@notes[note], wire["message"], wire["details"])
 
-  defp about(wire) do
-    error = Error.from_wire(wire)
-    {error.reason, error.details}
-  end
+  # As the error of a start is told.
+  defp about(wire), do: wire |> Error.from_wire() |> Options.or_ours()
 
   defp severity("error"), do: :error
   defp severity("warning"), do: :warning
