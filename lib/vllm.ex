@@ -118,7 +118,7 @@ defmodule VLLM do
 
   See the module's docs for the options. If the engine cannot start, nothing of it is left and the
   error says why: `:model_not_found`, `:not_a_model`, `:model_gated`, `:hub_unreachable`,
-  `:unsupported_quantization`, `:out_of_memory`, `:invalid_option`, `:load_timeout`, ….
+  `:disk_full`, `:unsupported_quantization`, `:out_of_memory`, `:invalid_option`, `:load_timeout`, ….
 
       {:ok, llm} = VLLM.llm("/models/llama", max_model_len: 4096)
   """

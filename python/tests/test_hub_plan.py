@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 import gguf_files
-from checkpoints import CHECKPOINTS, MODELS
+from conftest import MODELS, ROOT
 from gguf_files import Info
 from hub_server import Fault, Hub
 from vllm_bridge.checkpoints import gguf
@@ -28,6 +28,8 @@ from vllm_bridge.hub import download
 from vllm_bridge.hub.names import Name
 from vllm_bridge.tools import hub as tools
 from vllm_bridge.tools.model import ModelParams
+
+CHECKPOINTS = ROOT / "test" / "checkpoints"
 
 # Of which a check of the files reads numbers, too.
 VARIANTS = ("gptq-w4-act", "gptq-w4-asym-act", "w4a16", "w8a8", "hqq", "hqq-qmodel", "auto-round")
@@ -188,21 +190,18 @@ def test_a_subfolder(hub: Hub) -> None:
 
 
 @pytest.mark.parametrize(
-    ("config", "reason"),
+    ("config", "options", "reason"),
     [
-        (
-            {"quant_method": "awq", "bits": 4, "group_size": 64},
-            "invalid_checkpoint",
-        ),
-        ({"quant_method": "made_up"}, "unsupported_quantization"),
+        ({"quant_method": "awq", "bits": 4, "group_size": 64}, {}, "invalid_checkpoint"),
+        (None, {"max_model_length": 512}, "invalid_option"),
     ],
 )
 def test_what_will_not_run_is_refused_before_it_is_fetched(
-    hub: Hub, config: dict[str, Any], reason: str
+    hub: Hub, config: dict[str, Any] | None, options: dict[str, Any], reason: str
 ) -> None:
     name = put_config(hub, "model", quantization_config=config)
     with pytest.raises(BridgeError) as caught:
-        asyncio.run(start.load(name, {}))
+        asyncio.run(start.load(name, options))
     assert caught.value.reason == reason
     assert "ghost" not in json.dumps(caught.value.to_wire())
     size = os.path.getsize(MODELS / "demo/model.safetensors")

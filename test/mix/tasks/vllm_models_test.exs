@@ -55,8 +55,14 @@ defmodule Mix.Tasks.Vllm.ModelsTest do
     HubServer.put(server, "org/demo@v1", %{"config.json" => config})
     HubServer.put(server, "org/demo", %{"config.json" => config})
     for {name, value} <- HubServer.env(server), do: VLLM.SystemEnv.put_env(name, value)
+    Application.put_env(:ex_vllm, :telemetry_listeners, test: self())
+    on_exit(fn -> Application.delete_env(:ex_vllm, :telemetry_listeners) end)
     Pull.run(["org/demo", "--revision", "v1"])
     assert [path] = lines()
+    named = %{model: "org/demo"}
+    assert_received {[:vllm, :pull, :start], %{system_time: _}, ^named}
+    assert_received {[:vllm, :pull, :progress], %{bytes: _, files: 1, duration: _}, ^named}
+    assert_received {[:vllm, :pull, :stop], %{duration: _}, %{model: "org/demo", path: ^path}}
     assert File.read!(Path.join(path, "config.json")) == config
     Models.run(["--json"])
     assert [json] = lines()
@@ -66,7 +72,7 @@ defmodule Mix.Tasks.Vllm.ModelsTest do
     assert message =~ "`org/other`"
     Models.run(["--delete", "org/demo"])
     assert [deleted] = lines()
-    assert deleted =~ ~r/^org\/demo is deleted, which makes .* MiB free/
+    assert deleted =~ ~r/^org\/demo is deleted, which makes \d.* free/
     refute File.exists?(path)
   end
 end
