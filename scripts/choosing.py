@@ -25,8 +25,8 @@ from vllm_bridge.sizing.devices import named  # noqa: E402
 
 RULES = rules()
 
-# On which vLLM computes all formats of the rules but for those of its refusals.
-DEVICES = ("T4", "A10G", "A100 40GB", "RTX 4090", "H100", "RTX 5090", "cpu 32GiB")
+# On which vLLM computes all formats of the rules.
+DEVICES = ("T4", "A10G", "A100 40GB", "RTX 4090", "H100", "cpu 32GiB")
 MODEL = "llama-3.1-8b"
 NUMBERS = {name: number for number, name in enumerate(RULES.sources, 1)}
 
@@ -67,10 +67,7 @@ def devices() -> Iterator[str]:
     for name in DEVICES:
         machine = named(name)
         target = target_of(planned, machine)
-        offered = [
-            one._replace(refusal=RULES.refusal(one.name, target.kind, target.capability))
-            for one in candidates.of(planned, detected, target.kind, RULES)
-        ]
+        offered = candidates.of(planned, detected, target.kind, RULES)
         cells = []
         for goal in goals:
             choices, _out = ranking.rank(offered, goal, target, detected.parameters or 0, RULES)

@@ -70,7 +70,6 @@ def test_every_figure_has_a_source_and_every_source_a_figure() -> None:
     named |= {row.training.source for row in found.formats.values() if row.training}
     named |= {speed.source for _scope, speed in found.rows}
     named |= {speed.many_source for _scope, speed in found.rows}
-    named |= {refusal.source for _scope, refusal in found.refusals}
     assert named == found.sources.keys()
 
 
@@ -81,7 +80,7 @@ def test_weights_of_each_goal_add_up_to_one() -> None:
 
 def test_rows_of_speed_are_for_formats_that_the_rules_know() -> None:
     known = set(rules().formats) | {name.partition(" (")[0] for name in rules().formats}
-    for scope, _said in (*rules().rows, *rules().refusals):
+    for scope, _speed in rules().rows:
         assert set(scope.formats) <= known
 
 

@@ -81,7 +81,7 @@ def test_a_model_is_what_the_rules_call_so(
     card: str, name: str, planned: Callable[[str], Plan]
 ) -> None:
     found = detect.of(planned(card).checkpoint)
-    assert candidates.name(found) == name
+    assert detect.format_name(found) == name
     assert name in rules().formats
 
 

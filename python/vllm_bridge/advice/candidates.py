@@ -8,7 +8,7 @@ from typing import Any, Final
 from vllm_bridge.advice.ranking import Candidate, Way
 from vllm_bridge.advice.rules import Format, Rules
 from vllm_bridge.checkpoints import gguf_config
-from vllm_bridge.checkpoints.detect import Detected
+from vllm_bridge.checkpoints.detect import Detected, format_name
 from vllm_bridge.engine.plan import Plan
 from vllm_bridge.quantization import registry
 from vllm_bridge.quantization.method import Method
@@ -30,7 +30,7 @@ def of(plan: Plan, detected: Detected, kind: str, rules: Rules) -> list[Candidat
     Args:
         kind: of the device
     """
-    checkpoint, named = plan.checkpoint, name(detected)
+    checkpoint, named = plan.checkpoint, format_name(detected)
     if kind == "cpu":
         # As it is on those that have no kernels for its weights, and for quantized experts.
         speed = rules.speed(named, kind, None)
@@ -45,25 +45,6 @@ def of(plan: Plan, detected: Detected, kind: str, rules: Rules) -> list[Candidat
     if detected.method is None:
         candidates += _made(plan, kind, own, rules)
     return candidates
-
-
-def name(detected: Detected) -> str:
-    """What the rules call the format of a model."""
-    method, scheme = detected.method, detected.scheme
-    if method is None:
-        return "plain"
-    if method == "gguf":
-        return f"gguf ({scheme.format})"
-    if method == "compressed-tensors":
-        if scheme.activation_bits is None:
-            return f"compressed-tensors (W{detected.bits:g}A16)"
-        is_float = "float" in (scheme.format or "")
-        return f"compressed-tensors ({'FP8' if is_float else 'W8A8'})"
-    # auto-round's checkpoints are laid out as GPTQ's, and computed by the same kernels.
-    method = "gptq" if method == "inc" else method
-    known = registry.of(method).formats
-    has_one = len(known) < 2 and not any("bits" in form.name for form in known)
-    return method if has_one or detected.bits is None else f"{method} ({detected.bits:g} bits)"
 
 
 def _made(plan: Plan, kind: str, own: Weights, rules: Rules) -> Iterator[Candidate]:

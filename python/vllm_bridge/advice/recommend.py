@@ -61,7 +61,7 @@ def recommend(
         offered = _with_hub(offered, base, options, known)
     from vllm_bridge.advice import running  # imports vLLM
 
-    offered = running.refused(offered, found, devices is None, known)
+    offered = running.refused(offered, found, devices is None)
     target = target_of(planned, found)
     choices, out = ranking.rank(offered, wanted, target, detected.parameters or 0, known)
     return {

@@ -121,17 +121,6 @@ class Goal(NamedTuple):
     weights: Mapping[Mark, float]
 
 
-class Refusal(NamedTuple):
-    """Why formats cannot run on devices.
-
-    Args:
-        source: a name of ``Rules.sources``
-    """
-
-    message: str
-    source: str
-
-
 class Scope(NamedTuple):
     """The formats and the devices that something is said of."""
 
@@ -172,12 +161,6 @@ class Rules(NamedTuple):
     formats: Mapping[str, Format]
     classes: tuple[str, ...]
     rows: tuple[tuple[Scope, Speed], ...]
-    refusals: tuple[tuple[Scope, Refusal], ...]
-
-    def refusal(self, name: str, kind: str, capability: tuple[int, int] | None) -> str:
-        """Why a format cannot run on a device, as far as the rules know; empty if they do not."""
-        found = (one for scope, one in self.refusals if scope.covers(name, kind, capability))
-        return next((one.message for one in found), "")
 
     def speed(self, name: str, kind: str, capability: tuple[int, int] | None) -> Speed | None:
         """Of a format on a device; None where nothing is known of it.
@@ -205,10 +188,6 @@ def rules() -> Rules:
         },
         classes=tuple(found["name"] for found in classes),
         rows=tuple((_scope(found), _speed(found)) for found in read["speeds"]),
-        refusals=tuple(
-            (_scope(found), Refusal(found["message"], found["source"]))
-            for found in read["refusals"]
-        ),
     )
 
 

@@ -111,6 +111,26 @@ def of(checkpoint: Checkpoint) -> Detected:
     )
 
 
+def format_name(detected: Detected) -> str:
+    """What the format of a model is called among ``Method.formats``, and GGUF's mixes in the same
+    way; ``plain`` where it has none."""
+    method, scheme = detected.method, detected.scheme
+    if method is None:
+        return "plain"
+    if method == "gguf":
+        return f"gguf ({scheme.format})"
+    if method == "compressed-tensors":
+        if scheme.activation_bits is None:
+            return f"compressed-tensors (W{detected.bits:g}A16)"
+        is_float = "float" in (scheme.format or "")
+        return f"compressed-tensors ({'FP8' if is_float else 'W8A8'})"
+    # auto-round's checkpoints are laid out as GPTQ's, and computed by the same kernels.
+    method = "gptq" if method == "inc" else method
+    known = registry.of(method).formats
+    has_one = len(known) < 2 and not any("bits" in form.name for form in known)
+    return method if has_one or detected.bits is None else f"{method} ({detected.bits:g} bits)"
+
+
 def _source(checkpoint: Checkpoint) -> str | None:
     """The name on the hub that a model was made of; folders of somebody's machine are none."""
     source = scheme.text(checkpoint.quantization or {}, "base_model")

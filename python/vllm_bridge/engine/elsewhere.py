@@ -6,12 +6,13 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from vllm_bridge import memory
-from vllm_bridge.checkpoints import families
+from vllm_bridge.checkpoints import detect, families
+from vllm_bridge.checkpoints.detect import format_name
 from vllm_bridge.engine.finding import Finding
 from vllm_bridge.engine.plan import Plan
 from vllm_bridge.errors import BridgeError
 from vllm_bridge.params import engine_options
-from vllm_bridge.quantization import naming, table
+from vllm_bridge.quantization import devices, naming
 from vllm_bridge.sizing.devices import Device
 from vllm_bridge.sizing.estimate import estimate
 
@@ -102,20 +103,21 @@ def _known(plan: Plan, options: dict[str, Any]) -> Iterator[Finding]:
 def _capability(
     plan: Plan, options: dict[str, Any], machine: Sequence[Device]
 ) -> Iterator[Finding]:
+    method = options.get("quantization") or plan.method
+    if method is not None:
+        is_own = plan.checkpoint.quantization is not None
+        form = format_name(detect.of(plan.checkpoint)) if is_own else method
+        if refused := devices.refusal(form, method, machine):
+            yield Finding(
+                "error",
+                "unsupported_quantization",
+                refused,
+                {"quantization": method, "devices": [device.name for device in machine]},
+                "Use another device, or a variant of the model in another format.",
+            )
     found = min((d.capability for d in machine if d.capability is not None), default=None)
     if found is None or machine[0].kind != "cuda":
         return
-    method = options.get("quantization") or plan.method
-    least = _least(method)
-    if least is not None and found < least:
-        yield Finding(
-            "error",
-            "unsupported_quantization",
-            f"{method} needs a GPU of compute capability {_dotted(least)}; {machine[0].name} has "
-            f"{_dotted(found)}.",
-            {"quantization": method, "capability": _dotted(found), "needed": _dotted(least)},
-            "Use a newer device, or a variant of the model in another format.",
-        )
     if plan.dtype == "bfloat16" and found < _BFLOAT16:
         asked = options.get("dtype") == "bfloat16"
         yield Finding(
@@ -128,13 +130,6 @@ def _capability(
             if asked
             else "vLLM takes float16, whose range is smaller: look at what it answers.",
         )
-
-
-def _least(method: str | None) -> tuple[int, int] | None:
-    """The least compute capability that vLLM has a method for; None where it does not say."""
-    name = method and naming.resolve(method)
-    least = table.capability(name) if name else None
-    return None if least is None else divmod(round(least * 10), 10)
 
 
 def _memory(plan: Plan, ranks: int, machine: Sequence[Device]) -> Iterator[Finding]:
