@@ -29,7 +29,7 @@ import weighing
 from vllm_bridge import quantization
 from vllm_bridge.checkpoints.models import check_model
 from vllm_bridge.quantization import online
-from vllm_bridge.sizing import activations, kv_cache, weights
+from vllm_bridge.sizing import activations, adapters, kv_cache, weights
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,6 +74,11 @@ CASES = {
     "int8": Case('plain, `dtype: "int8"`', _demo("demo"), {"dtype": "int8"}),
     "kv-fp8": Case('plain, `kv_cache_dtype: "fp8"`', _demo("demo"), {"kv_cache_dtype": "fp8"}),
     "kv-float32": Case('plain, `dtype: "float32"`', _demo("demo"), {"dtype": "float32"}),
+    "lora": Case(
+        "plain, with room for four adapters",
+        _demo("demo"),
+        {"enable_lora": True, "max_loras": 4, "max_lora_rank": 32},
+    ),
     "experts": Case("experts, W4A16", _mixture("w4a16")),
     "mistral": Case("Mistral: a window", _tiny("mistral")),
     "gemma2": Case("Gemma 2: every other layer a window", _tiny("gemma2")),
@@ -123,7 +128,8 @@ async def measure(case: Case, folder: Path) -> dict[str, Any]:
     return {
         "weights": weight["linear"] + weight["others"],
         "estimated_weights": weights.weights(checkpoint, options, "cpu").memory
-        + activations.rotary_table(checkpoint.config, options),
+        + activations.rotary_table(checkpoint.config, options)
+        + adapters.bytes_per_rank(checkpoint.config, options),
         "cache": cache,
         "estimated_cache": memory // estimated.bytes_per_block * estimated.bytes_per_block,
         "tokens": tokens,

@@ -240,9 +240,17 @@ def test_each_remedy_makes_it_fit() -> None:
 def test_a_remedy_that_is_not_enough_is_none() -> None:
     found = of(headers.plain(LLAMA_2["70B"]), "16GiB")
     # Neither is a cache of 8 bits enough nor a shorter context nor one of the formats.
-    assert set(remedies(found)) == {"tensor_parallel_size", "cpu_offload_gb"}
+    assert set(remedies(found)) == {"tensor_parallel_size"}
     assert remedies(found)["tensor_parallel_size"]["devices"] == 16
     assert found["longest_context"] == found["max_concurrency"] == found["kv_cache"]["tokens"] == 0
+
+
+def test_more_devices_with_a_shorter_context_where_nothing_is_enough_by_itself() -> None:
+    long = headers.plain(LLAMA_2["70B"] | {"max_position_embeddings": 10_000_000})
+    (remedy,) = of(long, "24GiB")["remedies"]
+    assert remedy["devices"] == remedy["options"]["tensor_parallel_size"] == 8
+    assert 4096 < remedy["options"]["max_model_len"] < 1_000_000
+    assert of(long, "8x 24GiB", max_model_len=remedy["options"]["max_model_len"])["fits"]
 
 
 def test_fewer_at_a_time() -> None:

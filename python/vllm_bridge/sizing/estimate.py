@@ -180,6 +180,11 @@ class _Setup:
         more = found.peak / found.memory
         return any(rank.weights * more > rank.device.memory for rank in self.ranks)
 
+    def longest(self) -> int:
+        """The longest context for which the requests fit, up to the model's own."""
+        limit = kv_cache.max_length(self.checkpoint.config, {})
+        return self.cache.longest(self.left, limit, self.concurrency)
+
     def changed(self, **changes: Any) -> "_Setup":
         return dataclasses.replace(self, options={**self.options, **changes})
 
@@ -245,12 +250,11 @@ def estimate(
             "is_approximate": any(one.is_approximate for one in cache.caches),
         },
         "devices": [_device(rank, needed, left) for rank in ranks],
-        "longest_context": cache.longest(
-            left, kv_cache.max_length(plan.checkpoint.config, {}), setup.concurrency
-        ),
+        "longest_context": setup.longest(),
         "max_concurrency": None if math.isinf(concurrency) else int(concurrency),
-        "tokens_per_second": _speed(found, options, used),
-        "remedies": [] if fits else [remedy._asdict() for remedy in _remedies(setup, others)],
+        # Models without a cache write no tokens.
+        "tokens_per_second": None if math.isinf(concurrency) else _speed(found, options, used),
+        "remedies": [] if fits else [one._asdict() for one in _remedies(setup, others)],
         "formats": [{**one._asdict(), "fits": would_fit} for one, would_fit in others],
     }
 
@@ -381,21 +385,23 @@ def _formats(setup: _Setup) -> list[tuple[InFormat, bool]]:
     ]
 
 
-def _remedies(setup: _Setup, smaller: Sequence[tuple[InFormat, bool]]) -> Iterator[Remedy]:
-    """What would make it fit, each by itself.
+def _remedies(setup: _Setup, smaller: Sequence[tuple[InFormat, bool]]) -> list[Remedy]:
+    """What would make it fit, each by itself; or more devices with a shorter context, if nothing
+    is enough.
 
     Args:
         smaller: what ``_formats`` found
     """
+    return list(_single(setup, smaller)) or list(_devices_and_context(setup))
+
+
+def _single(setup: _Setup, smaller: Sequence[tuple[InFormat, bool]]) -> Iterator[Remedy]:
     for text, options in _options(setup):
         if setup.changed(**options).fits():
             yield Remedy(text, options)
-    cache, left = setup.cache, setup.left
-    if longest := cache.longest(left, setup.length, setup.concurrency):
-        options = {"max_model_len": longest}
-        if setup.changed(**options).fits():
-            yield Remedy(f"A context of {longest} tokens at most.", options)
-    fewer = cache.concurrency(left, setup.length)
+    if (longest := setup.longest()) and setup.changed(max_model_len=longest).fits():
+        yield Remedy(f"A context of {longest} tokens at most.", {"max_model_len": longest})
+    fewer = setup.cache.concurrency(setup.left, setup.length)
     if 1 <= fewer < setup.concurrency:
         yield Remedy(f"{int(fewer)} requests of this length at a time, not {setup.concurrency}.")
     for one, would_fit in smaller:
@@ -405,8 +411,25 @@ def _remedies(setup: _Setup, smaller: Sequence[tuple[InFormat, bool]]) -> Iterat
                 format=one.name,
             )
             break  # the others are smaller
-    if (more := _more_devices(setup)) is not None:
-        yield more
+    for larger in _larger(setup):
+        if larger.fits():
+            count = len(larger.devices)
+            options = {_TENSOR: larger.options[_TENSOR]}
+            yield Remedy(f"{count} devices like this one.", options, devices=count)
+            break
+
+
+def _devices_and_context(setup: _Setup) -> Iterator[Remedy]:
+    for larger in _larger(setup):
+        longest = larger.longest()
+        if longest and larger.changed(max_model_len=longest).fits():
+            count = len(larger.devices)
+            yield Remedy(
+                f"{count} devices like this one, and a context of {longest} tokens at most.",
+                {_TENSOR: larger.options[_TENSOR], "max_model_len": longest},
+                devices=count,
+            )
+            break
 
 
 def _options(setup: _Setup) -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -422,8 +445,9 @@ def _options(setup: _Setup) -> Iterator[tuple[str, Mapping[str, Any]]]:
             {"gpu_memory_utilization": _HIGH_UTILIZATION},
         )
     lacking = setup.cache.bytes(setup.length, setup.concurrency) - setup.left
-    least = min(rank.weights for rank in setup.ranks)
-    if not setup.options.get("cpu_offload_gb") and 0 < lacking < least:
+    # With most of them there, nobody would want to wait for an answer.
+    most = min(rank.weights for rank in setup.ranks) / 2
+    if not setup.options.get("cpu_offload_gb") and 0 < lacking < most:
         size = math.ceil(lacking / GIB)
         yield (
             f"{size} GiB of weights of each device in the memory of the machine, which is slow.",
@@ -431,20 +455,14 @@ def _options(setup: _Setup) -> Iterator[tuple[str, Mapping[str, Any]]]:
         )
 
 
-def _more_devices(setup: _Setup) -> Remedy | None:
-    """The same options on more of the same devices, of which each has a smaller part."""
+def _larger(setup: _Setup) -> Iterator[_Setup]:
+    """The same on more of the same devices, of which each has a smaller part."""
     first, ranks = setup.devices[0], weights.count(setup.options, _TENSOR)
     if first.kind == "cpu" or any(device != first for device in setup.devices):
-        return None
+        return
     heads = layers.text_config(setup.checkpoint.config).get("num_attention_heads")
     others = len(setup.devices) // ranks
     while (ranks := 2 * ranks) * others <= _MOST_DEVICES:
-        if isinstance(heads, int) and heads % ranks:
-            continue
-        larger = dataclasses.replace(
-            setup.changed(**{_TENSOR: ranks}), devices=(first,) * (ranks * others)
-        )
-        if larger.fits():
-            count = ranks * others
-            return Remedy(f"{count} devices like this one.", {_TENSOR: ranks}, devices=count)
-    return None
+        if not isinstance(heads, int) or heads % ranks == 0:
+            devices = (first,) * (ranks * others)
+            yield dataclasses.replace(setup.changed(**{_TENSOR: ranks}), devices=devices)
