@@ -8,6 +8,8 @@ import pytest
 
 import checkpoints
 import headers
+import hub_models
+import hub_server
 from headers import LLAMA_2, LLAMA_3_8B, MIXTRAL
 from vllm_bridge.checkpoints.checkpoint import Checkpoint
 from vllm_bridge.engine.plan import Plan, plan
@@ -303,6 +305,26 @@ def test_the_demo_model(tmp_path: Path) -> None:
     awq = estimate(plan(str(checkpoints.MODELS / "demo-awq"), {}), named("cpu 8GiB"))
     assert awq["method"] == "awq"
     assert awq["weights"]["linear"] < found["weights"]["linear"] / 3
+
+
+def test_a_model_of_the_hub_is_estimated_as_the_same_in_a_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "tmp"))
+    files = {path.name: path.read_bytes() for path in checkpoints.DEMO.iterdir()}
+    here = estimate(plan(DEMO, {}), named("24GiB"))
+    with hub_server.Hub(tmp_path / "repositories") as hub:
+        hub.answers(monkeypatch, tmp_path / "home")
+        hub_models.repository(hub.folder, "org/demo", files)
+        hub_models.repository(hub.folder, "org/draft", files, private=True)
+        there = estimate(plan("org/demo", {}), named("24GiB"))
+        assert there == here | {"model": "org/demo"}
+        options = {"speculative_config": {"model": "org/draft"}, "hf_token": "hf_good"}
+        (device,) = estimate(plan("org/demo", options), named("24GiB"))["devices"]
+        assert device["draft"] == 8_133_120
+        sent = [one.sent for one in hub.requests if one.is_cdn]
+        assert sum(sent) < 2 * 8_133_120
 
 
 def test_options_that_are_none() -> None:

@@ -18,8 +18,8 @@ pytestmark = [pytest.mark.engine, pytest.mark.slow]
 
 TIMEOUT = 900
 
-# Of each way to count one: packed weights, adapters, a cache of another dtype, windows beside whole layers, a
-# latent vector with experts, a state beside attention.
+# Of each way to count one: packed weights, room for adapters, a cache of another dtype, windows
+# beside whole layers, a latent vector with experts, a state beside attention.
 SAMPLE = ("awq", "lora", "kv-fp8", "gemma3_text", "deepseek_v2", "granitemoehybrid")
 
 

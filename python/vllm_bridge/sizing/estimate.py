@@ -297,10 +297,15 @@ def _weights(checkpoint: Checkpoint, options: Mapping[str, Any], kind: str) -> W
 def _draft(options: Mapping[str, Any]) -> Checkpoint | None:
     """The model that proposes tokens, where it is one of its own."""
     speculative = options.get("speculative_config")
-    model = speculative.get("model") if isinstance(speculative, dict) else None
-    if not isinstance(model, str) or str(speculative and speculative.get("method")).endswith("mtp"):
+    if not isinstance(speculative, dict) or str(speculative.get("method")).endswith("mtp"):
         return None
-    return check_model(model, {})
+    model = speculative.get("model")
+    if not isinstance(model, str):
+        return None
+    shared = {name: options[name] for name in ("hf_token", "download_dir") if name in options}
+    if (revision := speculative.get("revision")) is not None:
+        shared["revision"] = revision
+    return check_model(model, shared)
 
 
 def _placed(
