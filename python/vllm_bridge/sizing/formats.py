@@ -69,10 +69,10 @@ def in_formats(checkpoint: Checkpoint) -> tuple[InFormat, ...]:
 
 
 def _gguf(name: str, parts: list[Part], config: Mapping[str, Any]) -> InFormat:
-    disk = gguf_types.header_bytes(config)
+    disk, model = gguf_types.header_bytes(config), gguf_types.Model.of(config)
     memory = 0
     for part in parts:
-        kind = gguf.TYPES[gguf_types.of(name, part, config)]
+        kind = gguf.TYPES[gguf_types.of(name, part, model)]
         size = math.ceil(part.elements / kind.block) * kind.size
         disk += size * part.alike
         memory += part.alike * (size if kind.name in gguf.KEPT else part.elements * _HALF)

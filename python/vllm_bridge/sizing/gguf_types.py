@@ -5,6 +5,7 @@ A file of the type Q4_K_M has most of its matrices in Q4_K and the more sensitiv
 which depends on a tensor's name, its layer, and how many heads and experts the model has.
 """
 
+import functools
 import re
 from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
@@ -29,28 +30,55 @@ _FALLBACK: Final = {
 }  # fmt: skip
 
 # llama.cpp's parts by the names that models have for them on Hugging Face.
-_VALUES = re.compile(r"(^|\.)(v_proj|wv|value|v)\.")
-_KEYS = re.compile(r"(^|\.)(k_proj|wk|key|k)\.")
-_FUSED = re.compile(r"(^|\.)(qkv_proj|Wqkv|query_key_value|c_attn|qkv)\.")
-_OUTPUT = re.compile(r"(attn|attention)\.(o_proj|dense|out_proj|c_proj|wo)\.")
-_DOWN = re.compile(r"(down_proj|fc2|dense_4h_to_h|\.w2|mlp\.c_proj|fc_out)[._]")
-_UNTOUCHED = re.compile(r"norm|(^|\.)ln_|router|\.gate\.|shared_expert_gate|conv1d|position|wpe")
+_ROLES: Final = {
+    role: re.compile(pattern)
+    for role, pattern in {
+        "untouched": r"norm|(^|\.)ln_|router|\.gate\.|shared_expert_gate|conv1d|position|wpe",
+        "values": r"(^|\.)(v_proj|wv|value|v)\.",
+        "keys": r"(^|\.)(k_proj|wk|key|k)\.",
+        "down": r"(down_proj|fc2|dense_4h_to_h|\.w2|mlp\.c_proj|fc_out)[._]",
+        "output": r"(attn|attention)\.(o_proj|dense|out_proj|c_proj|wo)\.",
+        "fused": r"(^|\.)(qkv_proj|Wqkv|query_key_value|c_attn|qkv)\.",
+    }.items()
+}
 
 # Of the tokenizer, which is in the file too: what a token takes, with its part of the merges.
 _TOKEN_BYTES: Final = 50
 
 
-class _Model(NamedTuple):
-    """
+class Model(NamedTuple):
+    """What of a model the rules depend on.
+
     Args:
         layers: how many there are
         queries_per_key: heads of queries that share one of keys and values
         experts: in each mixture; 0 where there is none
+        is_tied: whether the embeddings are the output layer too
     """
 
     layers: int
     queries_per_key: int
     experts: int
+    is_tied: bool
+
+    @classmethod
+    def of(cls, config: Mapping[str, Any]) -> "Model":
+        """
+        Args:
+            config: of the model of text
+        """
+
+        def number(*names: str) -> int:
+            return next((found for name in names if isinstance(found := config.get(name), int)), 0)
+
+        heads = number("num_attention_heads", "n_head")
+        keys = number("num_key_value_heads", "num_kv_heads") or heads
+        return cls(
+            number("num_hidden_layers", "n_layer", "num_layers"),
+            heads // keys if keys else 1,
+            number("num_experts", "num_local_experts", "n_routed_experts"),
+            bool(config.get("tie_word_embeddings")),
+        )
 
 
 def header_bytes(config: Mapping[str, Any]) -> int:
@@ -59,20 +87,19 @@ def header_bytes(config: Mapping[str, Any]) -> int:
     return _TOKEN_BYTES * vocabulary if isinstance(vocabulary, int) else 0
 
 
-def of(file: str, part: Part, config: Mapping[str, Any]) -> str:
+def of(file: str, part: Part, model: Model) -> str:
     """The type of a tensor.
 
     Args:
         file: the type of the file, one of ``FILES``
         part: of a plain model
-        config: of its model of text
     """
-    if len(part.tensor.shape) < 2 or _UNTOUCHED.search(part.name):
+    if len(part.tensor.shape) < 2 or _role(part.name) == "untouched":
         return "F32"
     usual = FILES[file]
     if file in _PLAIN:
         return usual
-    found = _chosen(file, part, _model(config), bool(config.get("tie_word_embeddings")))
+    found = _chosen(file, part, model)
     columns = part.tensor.shape[-1]
     if columns % gguf.TYPES[found].block:
         found = _FALLBACK.get(found, "F16")
@@ -81,46 +108,41 @@ def of(file: str, part: Part, config: Mapping[str, Any]) -> str:
     return found
 
 
-def _model(config: Mapping[str, Any]) -> _Model:
-    def number(*names: str) -> int:
-        return next((found for name in names if isinstance(found := config.get(name), int)), 0)
-
-    heads = number("num_attention_heads", "n_head")
-    keys = number("num_key_value_heads", "num_kv_heads") or heads
-    return _Model(
-        number("num_hidden_layers", "n_layer", "num_layers"),
-        heads // keys if keys else 1,
-        number("num_experts", "num_local_experts", "n_routed_experts"),
-    )
+@functools.lru_cache(maxsize=4096)
+def _role(name: str) -> str:
+    """Which part of a model a tensor is, where the rules have something to say of it. Each file
+    asks again."""
+    return next((role for role, pattern in _ROLES.items() if pattern.search(name)), "")
 
 
-def _chosen(file: str, part: Part, model: _Model, is_tied: bool) -> str:
+def _chosen(file: str, part: Part, model: Model) -> str:
     """For rows of any length."""
     usual, name, layer = FILES[file], part.name, part.layer or 0
     if part.kind == "embeddings":
-        is_output = is_tied or "lm_head" in name or "output" in name
+        is_output = model.is_tied or "lm_head" in name or "output" in name
         return "Q6_K" if is_output and usual != "Q8_0" else usual
     is_better = _has_more_bits(layer, model.layers)
-    if _VALUES.search(name):
-        return _values(file, layer, is_better, model)
-    if _KEYS.search(name):
-        return "Q8_0" if model.experts == 8 else usual
-    if _DOWN.search(name):
-        return _down(file, layer, is_better, model)
-    if _OUTPUT.search(name):
-        if model.experts == 8:
+    match _role(name):
+        case "values":
+            return _values(file, layer, is_better, model)
+        case "keys":
+            return "Q8_0" if model.experts == 8 else usual
+        case "down":
+            return _down(file, layer, is_better, model)
+        case "output" if model.experts == 8:
             return "Q5_K" if file in _RAISED_OUTPUTS else usual
-        return {"Q2_K": "Q3_K", "Q3_K_M": "Q4_K", "Q3_K_L": "Q5_K"}.get(file, usual)
-    if _FUSED.search(name):
-        raised = {"Q3_K_M": "Q4_K", "Q3_K_L": "Q4_K", "Q4_K_M": "Q5_K", "Q5_K_M": "Q6_K"}
-        return raised.get(file, usual)
+        case "output":
+            return {"Q2_K": "Q3_K", "Q3_K_M": "Q4_K", "Q3_K_L": "Q5_K"}.get(file, usual)
+        case "fused":
+            raised = {"Q3_K_M": "Q4_K", "Q3_K_L": "Q4_K", "Q4_K_M": "Q5_K", "Q5_K_M": "Q6_K"}
+            return raised.get(file, usual)
     return usual
 
 
 _RAISED_OUTPUTS: Final = ("Q2_K", "Q3_K_S", "Q3_K_M", "IQ4_NL", "Q4_K_S", "Q4_K_M", "IQ4_XS")
 
 
-def _values(file: str, layer: int, is_better: bool, model: _Model) -> str:
+def _values(file: str, layer: int, is_better: bool, model: Model) -> str:
     found, is_shared = FILES[file], model.queries_per_key >= 4
     match file:
         case "Q2_K":
@@ -141,7 +163,7 @@ def _values(file: str, layer: int, is_better: bool, model: _Model) -> str:
     return "Q8_0" if model.experts == 8 else found
 
 
-def _down(file: str, layer: int, is_better: bool, model: _Model) -> str:
+def _down(file: str, layer: int, is_better: bool, model: Model) -> str:
     is_early = layer < model.layers // 8
     match file:
         case "Q2_K":
