@@ -22,7 +22,7 @@ defmodule VLLM.Options do
           | :grace
           | :boolean
           | :string
-          | :strings
+          | :machine
           | :env
           | :devices
           | :patterns
@@ -105,7 +105,9 @@ defmodule VLLM.Options do
     {:device, :string, nil,
      "the device to answer for, by its name: `\"H100\"`, `\"RTX 4090\"`, `\"2x A10G\"`, `\"24GiB\"` (any of that " <>
        "size), `\"cpu 64GiB\"`. By default those of this machine"},
-    {:devices, :strings, nil, "several of them, as a list: `[\"24GiB\", \"24GiB\"]`"}
+    {:devices, :machine, nil,
+     "several of them, as a list: `[\"24GiB\", \"24GiB\"]`. What an engine takes as its `devices` (`[[0, 1]]`) " <>
+       "is about this machine's"}
   ]
 
   @estimate @machine ++
@@ -614,8 +616,10 @@ defmodule VLLM.Options do
   defp valid?(:boolean, value), do: is_boolean(value)
   defp valid?(:string, value), do: is_binary(value) and value != "" and MessagePack.text?(value)
 
-  defp valid?(:strings, [_ | _] = values), do: all?(values, &valid?(:string, &1))
-  defp valid?(:strings, _value), do: false
+  defp valid?(:machine, [name | _] = names) when is_binary(name),
+    do: all?(names, &valid?(:string, &1))
+
+  defp valid?(:machine, value), do: valid?(:devices, value)
 
   defp valid?(:env, [first | _] = envs) when is_map(first) or is_list(first),
     do: all?(envs, &env?/1)
@@ -681,7 +685,7 @@ defmodule VLLM.Options do
   defp expected(:grace), do: "a number of milliseconds from 0 to #{@longest}"
   defp expected(:boolean), do: "true or false"
   defp expected(:string), do: "a string of valid UTF-8"
-  defp expected(:strings), do: "a list of strings of valid UTF-8"
+  defp expected(:machine), do: "a list of names of devices, or one of lists as an engine takes it"
 
   defp expected(:env),
     do: "a map from names (each once) to strings of valid UTF-8, or a list of such maps"

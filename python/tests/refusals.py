@@ -66,7 +66,8 @@ def _watched(original: Callable[..., Any], error_of: Callable[[Any], BridgeError
         found = original(model, options, *rest, **others)
         is_here = others.get("is_here", others.get("machine") is None)
         if is_here and not _is_asking and (error := error_of(found)) is not None:
-            first = next(f for f in _ask(model, options) if f["severity"] == "error")
+            said = _ask(model, options, others.get("devices"))
+            first = next(found for found in said if found["severity"] == "error")
             assert first == _said(error)
         return found
 
@@ -95,7 +96,9 @@ def _said(error: BridgeError) -> dict[str, Any]:
     return _lasting(_sent({"severity": "error"} | wire | {"message": said, "remedy": remedy}))
 
 
-def _ask(model: str, options: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _ask(
+    model: str, options: Mapping[str, Any], devices: list[str | int] | None = None
+) -> list[dict[str, Any]]:
     """What the worker answers, in a thread without a loop of its own yet."""
     from vllm_bridge.tools import quantization
     from vllm_bridge.tools.model import MachineParams
@@ -103,7 +106,7 @@ def _ask(model: str, options: Mapping[str, Any]) -> list[dict[str, Any]]:
     answers: list[dict[str, Any]] = []
 
     def ask() -> None:
-        params = MachineParams(model, dict(options))
+        params = MachineParams(model, dict(options), devices=None if devices is None else [devices])
         answers.append(asyncio.run(quantization.check(None, params)))  # type: ignore[arg-type]
 
     with unwatched():

@@ -1,6 +1,7 @@
 """What a check says. That it says what a start does is seen to wherever a test meets a refusal; see
 ``refusals``."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -54,6 +55,13 @@ def test_vllm_is_not_asked_where_there_is_an_error_already(tmp_path: Path) -> No
     with pytest.raises(BridgeError) as caught:
         checked.configured()
     assert caught.value.reason == "invalid_option"
+
+
+def test_devices_are_those_of_the_engine() -> None:
+    from vllm.platforms import current_platform
+
+    assert check(DEMO, {}, devices=["0"]).config is not None
+    assert os.environ[current_platform.device_control_env_var] == "0"
 
 
 def test_what_a_finding_says_has_no_secrets_and_its_remedy_by_itself() -> None:

@@ -1,5 +1,6 @@
 """The params of questions about a model."""
 
+import msgspec
 import pytest
 
 from vllm_bridge.errors import BridgeError
@@ -14,6 +15,13 @@ def test_a_machine_is_named_by_one_device_or_by_each() -> None:
     each = MachineParams("m", devices=["24GiB", "cpu 64GiB"]).machine()
     assert each is not None
     assert [device.kind for device in each] == ["gpu", "cpu"]
+    assert MachineParams("m", devices=["24GiB"]).visible() is None
+
+
+def test_numbers_are_devices_of_this_machine() -> None:
+    params = msgspec.convert({"model": "m", "devices": [[0, "1"], [2, 3]]}, MachineParams)
+    assert params.machine() is None
+    assert params.visible() == ["0", "1"]
 
 
 def test_a_machine_that_is_named_twice_is_refused() -> None:

@@ -49,6 +49,8 @@ defmodule Mix.Tasks.Vllm.Check do
   # What a check finds out of a model, in the order of what people ask first.
   @facts [
     architecture: "architecture",
+    family: "family",
+    capabilities: "capabilities",
     method: "quantization",
     kernel: "kernel",
     dtype: "dtype",
@@ -79,7 +81,8 @@ defmodule Mix.Tasks.Vllm.Check do
 
   defp shown(name, report) do
     case {name, Map.fetch!(report, name)} do
-      {_, nil} -> nil
+      {_, none} when none in [nil, []] -> nil
+      {:capabilities, names} -> Enum.join(names, ", ")
       {:loaded_bytes, 0} -> nil
       {:loaded_bytes, bytes} -> "#{Table.bytes(bytes)} at least"
       {:max_model_len, tokens} -> "#{Table.whole(tokens)} tokens"

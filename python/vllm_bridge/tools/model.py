@@ -20,11 +20,12 @@ class MachineParams(ModelParams, forbid_unknown_fields=True):
 
     Args:
         device: its device, or several as ``"2x A10G"``
-        devices: each of them
+        devices: each of them; or, as lists, what the replicas of an engine are given of this
+            machine's
     """
 
     device: str | None = None
-    devices: list[str] | None = None
+    devices: list[str | list[str | int]] | None = None
 
     def machine(self) -> tuple[Device, ...] | None:
         """The devices that were named; None for those of this machine.
@@ -39,5 +40,14 @@ class MachineParams(ModelParams, forbid_unknown_fields=True):
                 {"option": "devices", "value": self.devices},
                 remedy="Give one of them.",
             )
-        given = self.device if self.devices is None else self.devices
-        return None if given is None else named(given)
+        if self.devices is None:
+            return None if self.device is None else named(self.device)
+        names = [name for name in self.devices if isinstance(name, str)]
+        return named(names) if names else None
+
+    def visible(self) -> list[str] | None:
+        """The devices of this machine that the first replica is given; None for all of them."""
+        for replica in self.devices or ():
+            if not isinstance(replica, str):
+                return [str(device) for device in replica]
+        return None

@@ -33,7 +33,9 @@ async def check(_call: Call, params: MachineParams) -> dict[str, Any]:
     from vllm_bridge.engine.check import check
 
     machine = params.machine()
-    checked = await asyncio.to_thread(check, params.model, params.options, machine=machine)
+    checked = await asyncio.to_thread(
+        check, params.model, params.options, devices=params.visible(), machine=machine
+    )
     return facts.report(checked, machine)
 
 
