@@ -15,7 +15,7 @@ from vllm_bridge.advice.rules import rules
 from vllm_bridge.checkpoints import detect
 from vllm_bridge.checkpoints.checkpoint import Checkpoint
 from vllm_bridge.checkpoints.detect import Detected
-from vllm_bridge.engine import notes
+from vllm_bridge.engine import elsewhere, notes
 from vllm_bridge.engine.plan import Plan, plan
 from vllm_bridge.memory import GIB
 from vllm_bridge.sizing import devices, formats, kv_cache, weights
@@ -227,3 +227,15 @@ def test_what_does_not_fit_is_not_recommended(
         assert all(choice.needs <= target.room.total for choice in choices)
         # Of a quantized model there is no other format.
         assert bool(choices) == (detected(name).method is None)
+
+
+@pytest.mark.slow
+def test_a_check_for_another_machine_says_what_the_estimate_says(
+    planned: Callable[[str], Plan],
+) -> None:
+    for name, on in ON:
+        machine = devices.named(on)
+        options = {"max_model_len": 4096, "tensor_parallel_size": len(machine)}
+        found = elsewhere.check(dataclasses.replace(planned(name), options=options), machine)
+        against = {finding.reason for finding in found if finding.severity != "info"}
+        assert against == (set() if fits(name, on) else {"out_of_memory"}), (name, on)
