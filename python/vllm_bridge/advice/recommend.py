@@ -45,8 +45,7 @@ def recommend(
         is_searched: whether the hub is asked for repositories
 
     Raises:
-        BridgeError: the reason why the model cannot run in any format; ``invalid_option``; with
-            ``is_searched`` see ``hub.search``
+        BridgeError: the reason why the model cannot run in any format; ``invalid_option``
     """
     known = rules()
     found = machines.here() if devices is None else tuple(devices)
@@ -57,8 +56,12 @@ def recommend(
             raise finding.error()
     detected = detect.of(planned.checkpoint)
     offered = candidates.of(planned, detected, found[0].kind, known)
+    notes = list(_notes(planned, detected))
     if is_searched and (base := _on_hub(model, detected)) is not None:
-        offered = _with_hub(offered, base, options, known)
+        try:
+            offered = _with_hub(offered, base, options, known)
+        except BridgeError as error:
+            notes.append(f"The hub was not searched. {error.message}")
     from vllm_bridge.advice import running  # imports vLLM
 
     offered = running.refused(offered, found, devices is None)
@@ -71,7 +74,7 @@ def recommend(
         "weights": dict(wanted.weights),
         "choices": [_choice(choice, known) for choice in choices],
         "ruled_out": [_ruled_out(one) for one in out],
-        "notes": list(_notes(planned, detected)),
+        "notes": notes,
         "picture": ranking.picture(model, wanted, target, choices, out),
     }
 
