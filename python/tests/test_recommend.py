@@ -266,6 +266,25 @@ def test_a_quantized_model_says_what_to_ask_about(
     assert advice["notes"][-1].startswith("The model is quantized already")
 
 
+@pytest.mark.parametrize("card", ["magnum-12b-exl2", "llama-3.1-8b-mlx-4bit"])
+def test_formats_of_other_programs_are_not_recommended(
+    card: str, model: Callable[[str], str], all_run: None
+) -> None:
+    advice = recommend(model(card), {}, None, devices.named("H100"))
+    assert advice["choices"] == []
+    (refused,) = advice["ruled_out"]
+    assert refused["why"] == "cannot_run"
+    assert "which vLLM does not load" in refused["message"]
+
+
+def test_models_that_vllm_is_not_for_are_refused(
+    model: Callable[[str], str],
+) -> None:
+    with pytest.raises(BridgeError) as caught:
+        recommend(model("stable-diffusion-xl"), {}, None, devices.named("H100"))
+    assert caught.value.reason == "unsupported_model"
+
+
 def test_goals_and_models_that_are_none_are_told(model: Callable[[str], str]) -> None:
     with pytest.raises(BridgeError) as caught:
         recommend(model("llama-3.1-8b"), {}, "latncy", devices.named("T4"))

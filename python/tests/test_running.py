@@ -24,7 +24,6 @@ FORMATS = {
     "hqq (4 bits)": "hqq",
     "torchao (8 bits)": "torchao",
     "gguf (Q4_K_M)": "gguf",
-    "new": "a-method-that-nobody-knows",
 }
 
 
@@ -58,8 +57,15 @@ def test_a_device_may_be_too_new() -> None:
 
 def test_platforms_have_lists_of_methods() -> None:
     found = refused("MI300X")
-    assert found.keys() == {"hqq (4 bits)", "gguf (Q4_K_M)", "new"}
+    assert found.keys() == {"hqq (4 bits)", "gguf (Q4_K_M)"}
     assert found["hqq (4 bits)"] == "vLLM does not run hqq on MI300X 192GB (rocm)."
+
+
+def test_a_method_must_be_one_of_vllms() -> None:
+    asked = [Candidate("new (5 bits)", "new", 1, 1)]
+    for is_here in (True, False):
+        (answer,) = running.refused(asked, devices.named("H100"), is_here)
+        assert answer.refusal == "The installed vLLM has no quantization method `new`."
 
 
 def test_several_devices_run_what_all_of_them_do() -> None:

@@ -18,8 +18,9 @@ from vllm_bridge.sizing import kv_cache
 from vllm_bridge.sizing.devices import Device
 from vllm_bridge.sizing.estimate import estimate
 
-# What the plain model may have against it while another format of it may not.
-_OF_THE_FORMAT: Final = ("out_of_memory", "unsupported_quantization")
+# What is said against the format that the model has; another may have none of it. Whether it fits
+# is counted here, for the devices and the context that are asked about.
+_OF_THE_FORMAT: Final = ("unsupported_quantization", "out_of_memory")
 
 # Tokens for which there is to be room in the KV cache, where the user names no other number. What
 # models can take is often more than anybody's devices have room for.
@@ -55,7 +56,8 @@ def recommend(
         if finding.severity == "error" and finding.reason not in _OF_THE_FORMAT:
             raise finding.error()
     detected = detect.of(planned.checkpoint)
-    offered = candidates.of(planned, detected, found[0].kind, known)
+    own, *made = candidates.of(planned, detected, found[0].kind, known)
+    offered = [own._replace(refusal=_refusal(planned)), *made]
     notes = list(_notes(planned, detected))
     if is_searched and (base := _on_hub(model, detected)) is not None:
         try:
@@ -77,6 +79,12 @@ def recommend(
         "notes": notes,
         "picture": ranking.picture(model, wanted, target, choices, out),
     }
+
+
+def _refusal(planned: Plan) -> str:
+    """Why the model as it is cannot run anywhere; empty where nothing is known against it."""
+    found = (one for one in planned.findings if one.severity == "error")
+    return next((one.message for one in found if one.reason == _OF_THE_FORMAT[0]), "")
 
 
 def _goal(asked: str | None, device: Device, known: Rules) -> Goal:

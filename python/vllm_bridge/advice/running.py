@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 
 from vllm_bridge.advice.ranking import Candidate
-from vllm_bridge.quantization import availability, devices
+from vllm_bridge.quantization import availability, devices, naming
 from vllm_bridge.sizing.devices import Device
 
 
@@ -21,15 +21,19 @@ def refused(
     load_general_plugins()
     found = []
     for candidate in candidates:
-        if candidate.method is not None:
-            why = (
-                _here(candidate)
-                if is_here
-                else devices.refusal(candidate.name, candidate.method, machine)
-            )
+        if candidate.method is not None and not candidate.refusal:
+            why = _why_not(candidate, candidate.method, machine, is_here)
             candidate = candidate._replace(refusal=why or "")
         found.append(candidate)
     return found
+
+
+def _why_not(
+    candidate: Candidate, method: str, machine: Sequence[Device], is_here: bool
+) -> str | None:
+    if naming.resolve(method) is None:
+        return f"The installed vLLM has no quantization method `{method}`."
+    return _here(candidate) if is_here else devices.refusal(candidate.name, method, machine)
 
 
 def _here(candidate: Candidate) -> str | None:
