@@ -132,11 +132,15 @@ def _write_gptq_values(path: Path, bits: int, group: int) -> None:
 
 
 def _write_gguf(gguf: Mapping[str, Any], folder: Path) -> Path:
-    tokens = [f"token{number}" for number in range(gguf["vocabulary"])]
+    count = gguf["vocabulary"]
     tensors = {
         name: gguf_files.Info(tuple(shape), type)
         for pattern, (type, shape) in gguf["tensors"].items()
         for name in expand(pattern)
     }
-    metadata = gguf["metadata"] | {"tokenizer.ggml.tokens": tokens}
+    metadata = gguf["metadata"] | {
+        "tokenizer.ggml.tokens": [f"token{number}" for number in range(count)],
+        "tokenizer.ggml.scores": [0.0] * count,
+        "tokenizer.ggml.token_type": [1] * count,
+    }
     return gguf_files.write(folder / gguf["file"], metadata, tensors)

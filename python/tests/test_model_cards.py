@@ -16,6 +16,7 @@ from vllm_bridge.checkpoints import detect
 from vllm_bridge.checkpoints.checkpoint import Checkpoint
 from vllm_bridge.checkpoints.detect import Detected
 from vllm_bridge.engine import elsewhere, notes
+from vllm_bridge.engine.check import check
 from vllm_bridge.engine.plan import Plan, plan
 from vllm_bridge.memory import GIB
 from vllm_bridge.sizing import devices, formats, kv_cache, weights
@@ -239,3 +240,26 @@ def test_a_check_for_another_machine_says_what_the_estimate_says(
         found = elsewhere.check(dataclasses.replace(planned(name), options=options), machine)
         against = {finding.reason for finding in found if finding.severity != "info"}
         assert against == (set() if fits(name, on) else {"out_of_memory"}), (name, on)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name",
+    [
+        "llama-3.1-405b",
+        "mixtral-8x7b",
+        "llama-3.1-8b-w4a16",
+        "llama-3.1-8b-hqq",
+        "deepseek-v2-lite",
+        "jamba-v0.1",
+        "qwen3-embedding-0.6b",
+        "bge-reranker-v2-m3",
+    ],
+)
+def test_nothing_but_room_is_against_them_here(
+    name: str, model: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory, "available_cpu", lambda: 2**50)
+    checked = check(model(name), {"max_model_len": 512})
+    assert [finding for finding in checked.findings if finding.severity == "error"] == []
+    assert checked.configured().vllm_config.model_config.max_model_len == 512
