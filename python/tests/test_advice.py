@@ -110,8 +110,9 @@ def test_the_registry_of_methods_and_the_rules_know_each_other() -> None:
         ("throughput", A100, "awq (4 bits)"),
         ("quality", H100, "plain"),
         ("quality", T4, "fp8"),
-        # Two bits would be less, and of no use.
-        ("memory", H100, "gguf (Q4_K_M)"),
+        # Two bits would be less, and of no use; GGUF has no kernels on GPUs.
+        ("memory", H100, "awq (4 bits)"),
+        ("memory", CPU, "gguf (Q4_K_M)"),
         ("fine_tuning", A100, "plain"),
         ("fine_tuning", target("cuda", (8, 9), 21.6), "bitsandbytes (4 bits)"),
         ("cpu", CPU, "gguf (Q4_K_M)"),
@@ -177,8 +178,8 @@ def test_the_picture_shows_how_it_was_decided() -> None:
         "org/m on it: 3 formats\n"
         "├─ 1 cannot run there: awq (4 bits)\n"
         "├─ 1 too large: plain\n"
-        "└─ 1 ranked for memory: 60% little memory, 40% quality\n"
-        "   1. 0.94 gptq (4 bits): little memory 1.00, quality 0.85"
+        "└─ 1 ranked for memory: 55% little memory, 35% quality, 10% the speed of one sequence\n"
+        "   1. 0.95 gptq (4 bits): little memory 1.00, quality 0.85, the speed of one sequence 1.00"
     )
 
 

@@ -215,7 +215,7 @@ def test_a_model_of_the_hub_is_found_there_in_other_formats(
         ("llama-3.1-8b", "A100", "throughput", "awq (4 bits)"),
         ("llama-3.1-8b", "H100", "quality", "plain"),
         ("llama-3.1-8b", "T4", "quality", "fp8"),
-        ("llama-3.1-8b", "cpu 32GiB", None, "gguf (Q5_K_M)"),
+        ("llama-3.1-8b", "cpu 32GiB", None, "gguf (Q4_K_M)"),
         ("llama-3.1-70b", "2x RTX 4090", "latency", "awq (4 bits)"),
         ("llama-3.1-70b", "H100", "quality", "fp8"),
         ("llama-3.1-70b", "8x H100", "quality", "plain"),
