@@ -126,7 +126,7 @@ defmodule VLLM.Quantization do
   `pipeline_parallel_size` ask for.
 
   Errors are those of the model, as of `detect/2`; `:unsupported` where no headers can be read, as of
-  PyTorch's `.bin` files; `:invalid_option` for an option or a device that is not known.
+  files of before torch 1.6; `:invalid_option` for an option or a device that is not known.
   """
   @spec estimate(String.t(), keyword() | map()) :: {:ok, Estimate.t()} | {:error, Error.t()}
   def estimate(model, options \\ []) do

@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 import checkpoints
 import headers
@@ -325,6 +327,26 @@ def test_a_model_of_the_hub_is_estimated_as_the_same_in_a_folder(
         assert device["draft"] == 8_133_120
         sent = [one.sent for one in hub.requests if one.is_cdn]
         assert sum(sent) < 2 * 8_133_120
+
+
+def test_weights_that_torch_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "tmp"))
+    tensors = load_file(checkpoints.DEMO / checkpoints.WEIGHTS)
+    tied = checkpoints.read_config(checkpoints.DEMO) | {"tie_word_embeddings": True}
+    # As a model saves it: in the order of its layers, and what is tied under both names.
+    del tensors["lm_head.weight"]
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"]
+    with hub_server.Hub(tmp_path / "repositories") as hub:
+        hub.answers(monkeypatch, tmp_path / "home")
+        files = {"config.json": tied, "training_args.bin": b"?", "tokenizer.json": {"model": {}}}
+        folder = hub_models.repository(hub.folder, "org/saved", files)
+        torch.save(tensors, folder / "pytorch_model.bin")
+        here, there = (
+            estimate(plan(model, {}), named("24GiB")) for model in (str(folder), "org/saved")
+        )
+    assert here["weights"] == there["weights"]
+    assert here["weights"]["memory"] == here["weights"]["disk"] == 8_133_120 - 524_288
 
 
 def test_options_that_are_none() -> None:

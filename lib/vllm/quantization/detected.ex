@@ -32,7 +32,7 @@ defmodule VLLM.Quantization.Detected do
     dtype: "what the model computes in, by its config (`\"bfloat16\"`)",
     parameters:
       "weights, with packed ones counted as what they stand for; nil where no headers could be read, " <>
-        "as of PyTorch's `.bin` files",
+        "as of files of before torch 1.6",
     bytes: "bytes of the tensors in its files; nil like `:parameters`",
     architecture: "the class that its config names (`\"LlamaForCausalLM\"`)",
     model_type: "the family, as its config names it (`\"llama\"`)",

@@ -9,17 +9,21 @@ import os
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
 
-from vllm_bridge.checkpoints import families, files, gguf, gguf_model
+from vllm_bridge.checkpoints import families, files, gguf, gguf_model, torch_files
 from vllm_bridge.checkpoints.checkpoint import Checkpoint, Found
 from vllm_bridge.checkpoints.config import read_config
+from vllm_bridge.checkpoints.headers import Tensor
 from vllm_bridge.errors import BridgeError, nearest
 from vllm_bridge.hub import download, ghost, names
 from vllm_bridge.hub.look_up import look_up
 from vllm_bridge.hub.repository import Repository
 from vllm_bridge.quantization import registry
 
-# Files with weights that are left to vLLM.
+# Files with weights that are left to vLLM, in the order in which it looks for them.
 _PICKLED = (".bin", ".pt", ".pth")
+
+# What trainers leave beside them, and vLLM does not read.
+_NO_WEIGHTS = ("training_args.bin", "optimizer.bin", "optimizer.pt", "scheduler.pt", "scaler.pt")
 
 # Configs that make a folder a model, the usual one first. Mistral's own format has the other.
 _CONFIGS = ("config.json", "params.json")
@@ -201,7 +205,7 @@ def _check_folder(folder: str, options: Mapping[str, Any]) -> Checkpoint:
                 {"model": folder},
                 remedy="Finish its download, or repeat it.",
             )
-        return Checkpoint(folder, config)
+        return Checkpoint(folder, config, tensors=_pickled(folder, names))
     read = Found(
         config={} if found is None else found.config,
         files=tuple(weights),
@@ -228,6 +232,28 @@ def _found(folder: str, config: Mapping[str, Any], found: Found) -> Checkpoint:
         tensors=found.tensors,
         found=found.config or None,
     )
+
+
+def _pickled(folder: str, names: Collection[str]) -> dict[str, Tensor]:
+    """What is in the files of ``torch.save``; nothing where that cannot be told without torch."""
+    weights: list[str] = []
+    for suffix in _PICKLED:
+        weights = weights or sorted(
+            {n for n in names if n.endswith(suffix)}.difference(_NO_WEIGHTS)
+        )
+    found: dict[tuple[str, int], tuple[str, Tensor]] = {}
+    for name in weights:
+        try:
+            contents = torch_files.read(os.path.join(folder, name))
+        except BridgeError:
+            return {}
+        if not isinstance(contents, dict):
+            return {}
+        for key, tensor in contents.items():
+            if isinstance(tensor, Tensor):
+                # Those that are tied are stored once, and have a name each.
+                found.setdefault((tensor.file, tensor.start), (key, tensor))
+    return dict(found.values())
 
 
 def _gguf_of(folder: str, names: set[str], options: Mapping[str, Any]) -> str | None:

@@ -102,7 +102,7 @@ def _header(path: str, repository: Repository, file: File, options: Mapping[str,
             for name in gguf_config.FACTORS:
                 if (tensor := found.tensors.get(name)) is not None:
                     sparse.need(tensor.start, tensor.start + min(tensor.size, _BLOCK))
-        elif path.endswith(".pt"):
+        elif path.endswith((".bin", ".pt", ".pth")):
             _torch(sparse)
 
 
