@@ -119,6 +119,7 @@ defmodule VLLM do
   See the module's docs for the options. If the engine cannot start, nothing of it is left and the
   error says why: `:model_not_found`, `:not_a_model`, `:model_gated`, `:hub_unreachable`,
   `:disk_full`, `:unsupported_quantization`, `:out_of_memory`, `:invalid_option`, `:load_timeout`, ….
+  `VLLM.Quantization.check/2` tells most of these without an engine.
 
       {:ok, llm} = VLLM.llm("/models/llama", max_model_len: 4096)
   """

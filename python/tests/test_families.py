@@ -1,4 +1,5 @@
-"""What kinds of models there are, and what users are told of them."""
+"""What kinds of models there are, and what users are told of them. ``test_model_cards`` has it of
+well-known models."""
 
 import json
 import shutil
@@ -8,42 +9,14 @@ from typing import Any
 
 import pytest
 
-import model_cards
-import refusals
+import gguf_models
 from conftest import MODELS
 from vllm_bridge.checkpoints import families
 from vllm_bridge.engine import notes
 from vllm_bridge.engine.plan import Plan, plan
 
-CARDS = {name: model_cards.read(name) for name in model_cards.names()}
-
 QWEN = {"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3"}
 CHAT = "{% if enable_thinking %}<think>{% endif %}{{ tools }}"
-
-
-@pytest.fixture(scope="module")
-def planned(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Plan]:
-    folder = tmp_path_factory.mktemp("families")
-
-    def make(name: str) -> Plan:
-        model = model_cards.write(CARDS[name], folder / name)
-        with refusals.unwatched():  # some headers are large
-            return plan(str(model), {})
-
-    return make
-
-
-@pytest.mark.parametrize("name", CARDS)
-def test_well_known_models(name: str, planned: Callable[[str], Plan]) -> None:
-    expected, made = CARDS[name]["expected"], planned(name)
-    assert notes.family(made) == expected["family"]
-    refused = [found for found in made.findings if found.reason == "unsupported_model"]
-    assert bool(refused) == expected.get("refused", False)
-    for found in refused:
-        assert found.details["family"] == expected["family"]
-        assert "Elixir" in found.remedy
-    told = [finding.severity for finding in notes.of(made)]
-    assert told == {"speech": ["warning"]}.get(expected["family"], [] if refused else ["info"])
 
 
 @pytest.mark.parametrize(
@@ -118,6 +91,23 @@ def test_a_model_that_thinks_has_a_parser_for_it(chat_model: Callable[..., Plan]
     _, thinks = notes.of(chat_model({"model_type": "qwen2"}, CHAT))
     assert thinks.details["nearest"] == []
     assert "deepseek_r1" in thinks.remedy
+
+
+def test_what_the_options_make_of_a_model(chat_model: Callable[..., Plan]) -> None:
+    assert notes.capabilities(chat_model(QWEN, CHAT, runner="pooling"))[0] == "embed"
+    assert notes.capabilities(chat_model(QWEN, CHAT, convert="classify")) == ("classify",)
+    assert notes.capabilities(chat_model(QWEN, CHAT, runner="generate"))[0] == "generate"
+
+
+def test_a_gguf_file_has_its_template_in_it(tmp_path: Path) -> None:
+    made = plan(str(gguf_models.make("F16", tmp_path)), {})
+    assert notes.capabilities(made) == notes.capabilities(plan(str(MODELS / "demo"), {}))
+    assert notes.capabilities(made)[:2] == ("generate", "chat")
+
+
+def test_a_template_of_another_tokenizer_counts(chat_model: Callable[..., Plan]) -> None:
+    made = chat_model(QWEN, CHAT, tokenizer=str(MODELS / "demo-awq"))
+    assert "reasoning" not in notes.capabilities(made)
 
 
 def test_a_model_without_a_chat_template_does_not_chat(chat_model: Callable[..., Plan]) -> None:

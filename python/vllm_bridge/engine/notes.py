@@ -7,13 +7,19 @@ import re
 from collections.abc import Iterator
 
 from vllm_bridge import vllm_source
-from vllm_bridge.checkpoints import families
+from vllm_bridge.checkpoints import families, gguf, gguf_model
 from vllm_bridge.engine.finding import Finding
 from vllm_bridge.engine.plan import Plan
 
 # How templates of chats speak of what models think before they answer.
 _THINKS = re.compile(r"<think|enable_thinking|reasoning_content|reasoning_effort|\[THINK\]")
 _CALLS = re.compile(r"\btools\b")
+
+# Where GGUF files have them.
+_GGUF_TEMPLATES = "tokenizer.chat_template"
+
+# What models that generate do where the options have vLLM make another model of them.
+_CONVERTED = {"embed": ("embed", "encode", "score"), "classify": ("classify",)}
 
 _MEANING = {
     "text": "It is a text model: it completes prompts and chats, and takes no images.",
@@ -66,6 +72,8 @@ def capabilities(plan: Plan) -> tuple[str, ...]:
     """What the model can do: ``families.capabilities``, and ``"tools"`` and ``"reasoning"`` where
     its chat template speaks of them."""
     found = families.capabilities(family(plan))
+    if "generate" in found and (as_asked := _CONVERTED.get(_conversion(plan))):
+        return as_asked
     if "chat" not in found:
         return found
     template = _template(plan)
@@ -73,6 +81,14 @@ def capabilities(plan: Plan) -> tuple[str, ...]:
         return tuple(name for name in found if name != "chat")
     spoken_of = (("tools", _CALLS), ("reasoning", _THINKS))
     return found + tuple(name for name, pattern in spoken_of if pattern.search(template))
+
+
+def _conversion(plan: Plan) -> str:
+    """What the options make of a model that generates."""
+    asked = plan.options.get("convert")
+    if asked in (None, "auto"):
+        return "embed" if plan.options.get("runner") == "pooling" else "none"
+    return str(asked)
 
 
 def _reasoning(plan: Plan) -> Finding:
@@ -101,9 +117,15 @@ def _letters(name: str) -> str:
 
 def _template(plan: Plan) -> str:
     """The model's chat template; where there are several, all of them."""
-    folder = plan.checkpoint.folder
+    folder, files = plan.checkpoint.folder, plan.checkpoint.files
+    elsewhere = plan.options.get("tokenizer")
+    if isinstance(elsewhere, str) and os.path.isdir(elsewhere):
+        folder, files = elsewhere, ()
     if folder is None or not os.path.isdir(folder):
         return ""
+    if files and files[0].endswith(gguf_model.SUFFIX):
+        said = gguf.read(os.path.join(folder, files[0])).metadata
+        return " ".join(str(said[key]) for key in said if key.startswith(_GGUF_TEMPLATES))
     for name in ("chat_template.jinja", "chat_template.json", "tokenizer_config.json"):
         try:
             with open(os.path.join(folder, name), encoding="utf-8") as file:
