@@ -9,7 +9,7 @@ defmodule VLLM.Quantization do
   A model is what `VLLM.llm/2` takes, and so are the options: those of an engine, checked in the same
   way. No weights are read, and no engine is started: each question is answered by a Python process
   of its own, within a second or two (`check/2` imports vLLM, which takes longer). Of this library's
-  own options these have a meaning here: `:python` and `:env`, as of an engine, and
+  own options these have a meaning here: `:python`, `:env` and `:allowed_models`, as of an engine, and
 
   #{VLLM.Options.docs(VLLM.Options.tools())}
   """

@@ -3,9 +3,8 @@ defmodule VLLM.Real.HubTest do
   use ExUnit.Case
 
   import ExUnit.CaptureIO
-  import VLLM.OSProcess, only: [eventually: 2]
 
-  alias VLLM.{DemoModel, HubServer, TestPython}
+  alias VLLM.{DemoModel, Error, HubServer, TestPython}
 
   @moduletag :slow
   @moduletag :tmp_dir
@@ -60,6 +59,18 @@ defmodule VLLM.Real.HubTest do
     VLLM.stop(llm)
   end
 
+  test "what the hub refuses is the error of the start, and no token is in it", %{
+    server: server,
+    options: options
+  } do
+    HubServer.put(server, "org/gated", %{"config.json" => "{}"}, %{gated: "manual"})
+    options = [hf_token: "hf_good_but_secret"] ++ options
+    assert {:error, %Error{reason: :model_gated} = error} = VLLM.llm("org/gated", options)
+    assert error.message =~ "https://huggingface.co/org/gated"
+    refute inspect(error) =~ "but_secret"
+    assert {:error, %Error{reason: :model_not_found}} = VLLM.llm("org/none", options)
+  end
+
   test "a GGUF file is chosen and loaded, also while the hub is not there", %{
     server: server,
     options: options,
@@ -81,10 +92,5 @@ defmodule VLLM.Real.HubTest do
     assert %{model: "org/demo-GGUF", quantization: "gguf"} = VLLM.engine_info!(llm)
     assert DemoModel.wrong_facts(llm) == []
     VLLM.stop(llm)
-
-    assert eventually(
-             fn -> Path.wildcard(Path.join(System.tmp_dir!(), "ghost-*")) == [] end,
-             10_000
-           )
   end
 end
