@@ -45,7 +45,25 @@ defmodule VLLM.Bridge.Shape do
     "list_loras" => {:list, :map},
     "metrics" => :map,
     "methods" => {:list, {:record, %{"formats" => {:list, :map}, "in_flight" => {:maybe, :map}}}},
-    "detect" => {:record, %{"ignored" => {:list, :any}, "adapter" => {:maybe, :map}}}
+    "detect" => {:record, %{"ignored" => {:list, :any}, "adapter" => {:maybe, :map}}},
+    "check" => {:record, %{"findings" => {:list, :map}}},
+    "estimate" =>
+      {:record,
+       %{
+         "weights" => :map,
+         "kv_cache" => :map,
+         "devices" => {:list, :map},
+         "remedies" => {:list, :map},
+         "formats" => {:list, :map}
+       }},
+    "recommend" =>
+      {:record,
+       %{
+         "weights" => :map,
+         "choices" => {:list, {:record, %{"reasons" => {:list, :any}, "ways" => {:list, :map}}}},
+         "ruled_out" => {:list, :map},
+         "notes" => {:list, :any}
+       }}
   }
 
   @doc "Whether `result` can be the answer to a request of `method`."

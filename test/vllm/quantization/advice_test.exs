@@ -1,6 +1,7 @@
 defmodule VLLM.Quantization.AdviceTest do
   use ExUnit.Case, async: true
 
+  alias VLLM.Bridge.Shape
   alias VLLM.Quantization.Advice
 
   @wire %{
@@ -47,5 +48,12 @@ defmodule VLLM.Quantization.AdviceTest do
            ]
 
     assert Advice.from_wire(%{@wire | "goal" => "a_goal_to_come"}).goal == "a_goal_to_come"
+  end
+
+  test "is not made of what has another shape" do
+    assert Shape.answer?("recommend", @wire)
+    refute Shape.answer?("recommend", %{@wire | "choices" => nil})
+    refute Shape.answer?("recommend", %{@wire | "choices" => [%{"ways" => []}]})
+    refute Shape.answer?("recommend", Map.delete(@wire, "notes"))
   end
 end
