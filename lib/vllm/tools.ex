@@ -6,6 +6,9 @@ defmodule VLLM.Tools do
   alias VLLM.Bridge.{Deadline, MessagePack, Session}
   alias VLLM.{AllowedModels, Error, Options}
 
+  # How long the worker of something that may take long may take to start, in ms.
+  @start_timeout 60_000
+
   @doc """
   The answer to one question.
 
@@ -49,16 +52,20 @@ defmodule VLLM.Tools do
     with {:ok, known, params, where} <- question(model, options, specs) do
       deadline = Deadline.new(known.timeout)
 
+      start = [timeout: min(known.timeout, @start_timeout)]
+
       result =
-        Session.run(:tools, where, fn session ->
+        Session.run(:tools, start ++ where, fn session ->
           left = Deadline.remaining(deadline)
-          Session.follow(session, method, params, left, known.stall_timeout, on_progress)
+          patience = known.stall_timeout
+
+          with {:error, %Error{reason: :timeout}} <-
+                 Session.follow(session, method, params, left, patience, on_progress),
+               do: {:error, stalled(model, patience)}
         end)
 
       with {:error, %Error{reason: :timeout}} <- result do
-        if Deadline.passed?(deadline),
-          do: {:error, late(method, known.timeout)},
-          else: {:error, stalled(model, known.stall_timeout)}
+        if Deadline.passed?(deadline), do: {:error, late(method, known.timeout)}, else: result
       end
     end
   end

@@ -102,7 +102,9 @@ defmodule VLLM.HubTest do
              Hub.pull("a/b", [stall_timeout: 50] ++ silent)
 
     assert error.details["option"] == "stall_timeout"
+
     assert {:error, %Error{reason: :timeout} = error} = Hub.pull("a/b", [timeout: 50] ++ silent)
+
     assert error.details["option"] == "timeout"
   end
 
