@@ -121,16 +121,19 @@ def strays(paths: Sequence[str]) -> dict[str, set[str]]:
 
 def _decided(folder: str, form: str, headers: Iterable[dict[str, Tensor]]) -> dict[str, Tensor]:
     weight_map = _read_index(folder, form) or {}
-    held: dict[str, dict[str, Tensor]] = defaultdict(dict)
+    held: dict[str, list[Tensor]] = defaultdict(list)
     for header in headers:
         for name, tensor in header.items():
-            held[name][os.path.basename(tensor.file)] = tensor
+            held[name].append(tensor)
     tensors = {}
     for name, copies in held.items():
-        indexed = weight_map.get(name)
-        if len(copies) > 1 and indexed not in copies:
-            raise _undecided(folder, name, list(copies), indexed)
-        tensors[name] = copies[indexed] if indexed in copies else next(iter(copies.values()))
+        tensors[name] = copies[0]
+        if len(copies) > 1:
+            indexed = weight_map.get(name)
+            by_file = {os.path.basename(tensor.file): tensor for tensor in copies}
+            if indexed not in by_file:
+                raise _undecided(folder, name, list(by_file), indexed)
+            tensors[name] = by_file[indexed]
     _check_index(folder, form, weight_map, tensors)
     return tensors
 
