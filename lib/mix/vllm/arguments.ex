@@ -75,7 +75,7 @@ defmodule Mix.Vllm.Arguments do
   defp value(name, text) do
     cond do
       name in named(:string) -> text
-      name in named(:strings) -> String.split(text, ",", trim: true)
+      name in named(:machine) -> String.split(text, ",", trim: true)
       true -> value(text)
     end
   end
