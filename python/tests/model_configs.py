@@ -148,6 +148,23 @@ GEMMA_3N_E4B = {
         "layer_types": (["sliding_attention"] * 4 + ["full_attention"]) * 7,
     },
 }
+# Its layers without a window have heads of another size, fewer of them, and no keys but values.
+GEMMA_4_31B = {
+    "model_type": "gemma4",
+    "text_config": {
+        "model_type": "gemma4_text",
+        "num_hidden_layers": 60,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 16,
+        "num_global_key_value_heads": 4,
+        "attention_k_eq_v": True,
+        "head_dim": 256,
+        "global_head_dim": 512,
+        "hidden_size": 5376,
+        "sliding_window": 1024,
+        "layer_types": (["sliding_attention"] * 5 + ["full_attention"]) * 10,
+    },
+}
 GPT_OSS_20B = transformer(
     24,
     64,

@@ -83,12 +83,17 @@ CASES = {
     "mistral": Case("Mistral: a window", _tiny("mistral")),
     "gemma2": Case("Gemma 2: every other layer a window", _tiny("gemma2")),
     "gemma3_text": Case("Gemma 3: five windows of six layers", _tiny("gemma3_text")),
+    "gemma4_text": Case("Gemma 4: larger heads without a window", _tiny("gemma4_text")),
+    "gpt_oss": Case("gpt-oss, bf16: windows, experts", _tiny("gpt_oss")),
+    "llama4_text": Case("Llama 4: chunks, experts", _tiny("llama4_text")),
     "cohere2": Case("Command R7B: three windows of four layers", _tiny("cohere2")),
     "falcon": Case("Falcon: one head of keys and values", _tiny("falcon")),
     "deepseek_v2": Case("DeepSeek V2: latent attention, experts", _tiny("deepseek_v2")),
     "lfm2": Case("LFM 2: short convolutions", _tiny("lfm2")),
     "falcon_h1": Case("Falcon H1: Mamba beside attention", _tiny("falcon_h1")),
     "granitemoehybrid": Case("Granite 4: Mamba in three of four layers", _tiny("granitemoehybrid")),
+    "nemotron_h": Case("Nemotron H: Mamba, in float32", _tiny("nemotron_h")),
+    "zamba2": Case("Zamba 2: Mamba, attention beside it", _tiny("zamba2")),
     "qwen3_next": Case("Qwen 3 Next: delta networks", _tiny("qwen3_next")),
 }
 

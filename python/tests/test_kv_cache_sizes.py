@@ -20,6 +20,7 @@ from model_configs import (
     GEMMA_2_9B,
     GEMMA_3_4B,
     GEMMA_3N_E4B,
+    GEMMA_4_31B,
     GPT_OSS_20B,
     GRANITE_4_TINY,
     JAMBA,
@@ -188,6 +189,11 @@ BY_HAND = (
             "full": (4, 4 * layer(2, 256), None),
             "shared": (15, 0, None),
         },
+    ),
+    case(
+        "Gemma 4 31B",
+        GEMMA_4_31B,
+        {"sliding": (50, 50 * layer(16, 256), 1024), "full": (10, 10 * layer(4, 512), None)},
     ),
     case(
         "gpt-oss 20b",
@@ -416,6 +422,22 @@ def test_layers_with_a_window_take_blocks_of_the_window_and_what_is_computed() -
     assert found.bytes(4096) == (256 + 41 + 1) * 12 * 16 * layer(8, 64)
 
 
+def test_pages_of_layers_of_other_sizes_are_brought_to_one_size() -> None:
+    # A token takes 8192 bytes in a layer without a window and twice that in another, so that blocks
+    # of the former hold 32 tokens in the place of 16: 128 of them. Each of the five groups of ten
+    # layers with a window takes blocks for 1023 + 2 * 256 tokens, and one more.
+    found = kv_cache.of(GEMMA_4_31B, {"max_num_batched_tokens": 256})
+
+    assert found.page_size == 16 * layer(16, 256)
+    assert found.blocks(4096) == 4096 // 32 + 5 * (96 + 1)
+
+
+def test_layers_may_have_entries_of_their_own() -> None:
+    config = LLAMA_3_8B | {"per_layer_config": {"03": {"num_key_value_heads": 2}}}
+
+    assert kv_cache.of(config, {}).bytes_per_token == 31 * layer(8, 128) + layer(2, 128)
+
+
 def test_short_requests_do_not_fill_a_window() -> None:
     found = kv_cache.of(MISTRAL_7B, {})
 
@@ -503,7 +525,7 @@ def test_defaults_are_those_of_transformers() -> None:
         (model_type, name): value
         for model_type, defaults in layers.DEFAULTS.items()
         for name, value in defaults.items()
-        if getattr(transformers.CONFIG_MAPPING[model_type](), name) != value
+        if transformers.CONFIG_MAPPING[model_type]().to_dict()[name] != value
     }
 
     assert not different

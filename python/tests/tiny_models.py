@@ -34,6 +34,24 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "num_hidden_layers": 8,
         "tie_word_embeddings": True,
     },
+    "gemma4_text": {
+        "sliding_window": 64,
+        "num_hidden_layers": 6,
+        "layer_types": ["sliding_attention", "sliding_attention", "full_attention"] * 2,
+        "global_head_dim": 64,
+        "hidden_size_per_layer_input": 32,
+        "vocab_size_per_layer_input": 1088,
+        "tie_word_embeddings": True,
+    },
+    "gpt_oss": {"sliding_window": 64, "num_local_experts": 4, "num_experts_per_tok": 2},
+    "llama4_text": {
+        "attention_chunk_size": 128,
+        "no_rope_layer_interval": 2,
+        "intermediate_size_mlp": 256,
+        "interleave_moe_layer_step": 1,
+        "num_local_experts": 2,
+        "num_experts_per_tok": 1,
+    },
     "cohere2": {"sliding_window": 64, "tie_word_embeddings": True},
     "deepseek_v2": {
         "kv_lora_rank": 512,
@@ -85,6 +103,25 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "moe_intermediate_size": 64,
         "shared_expert_intermediate_size": 64,
     },
+    "nemotron_h": {
+        "hybrid_override_pattern": "M-*M-*",
+        "num_hidden_layers": 6,
+        "mamba_num_heads": 8,
+        "mamba_head_dim": 32,
+        "n_groups": 2,
+        "ssm_state_size": 64,
+    },
+    "zamba2": {
+        "num_hidden_layers": 6,
+        "layers_block_type": ["mamba", "mamba", "hybrid"] * 2,
+        "num_key_value_heads": 4,
+        "mamba_ngroups": 1,
+        "n_mamba_heads": 8,
+        "mamba_headdim": 32,
+        "mamba_d_state": 64,
+        "num_mem_blocks": 1,
+        "adapter_rank": 8,
+    },
     "falcon": {"multi_query": True, "new_decoder_architecture": False},
 }
 
@@ -92,8 +129,8 @@ CONFIGS: dict[str, dict[str, Any]] = {
 def make(name: str, folder: Path) -> Path:
     torch.manual_seed(3)
     sizes = _SIZES | CONFIGS[name]
-    if name == "falcon":
-        del sizes["head_dim"]  # which it works out itself
+    if name in ("falcon", "zamba2"):
+        del sizes["head_dim"]  # which they work out themselves
     config = AutoConfig.for_model(name, **sizes)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
     model.generation_config.pad_token_id = 0

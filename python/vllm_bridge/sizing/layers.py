@@ -6,7 +6,7 @@ model_arch_config_convertor.py``), and the values that transformers' classes giv
 config leaves out.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 from vllm_bridge.sizing import states
@@ -72,6 +72,12 @@ DEFAULTS: Mapping[str, Mapping[str, Any]] = {
         "num_kv_shared_layers": 15,
         "sliding_window": 512,
     },
+    "gemma4_text": {
+        "head_dim": 256,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 4,
+        "sliding_window": 512,
+    },
     "gpt_oss": {"head_dim": 64, "num_key_value_heads": 8, "sliding_window": 128},
     "jamba": {"attn_layer_offset": 4, "attn_layer_period": 8},
     "llama": {
@@ -111,6 +117,7 @@ _EVERY = {
     "gemma2": 2,
     "gemma3_text": 6,
     "gemma3n_text": 5,
+    "gemma4_text": 6,
     "gpt_oss": 2,
     "olmo3": 4,
 }
@@ -179,9 +186,9 @@ def blocks(config: Mapping[str, Any]) -> tuple[tuple[Layer, ...], ...]:
     kinds = list(_kinds(text))
     shared = int(text.get("num_kv_shared_layers") or 0)
     kinds[len(kinds) - shared :] = [("shared",)] * shared
-    state = states.of(text)
+    state, own = states.of(text), _own_entries(text, kinds)
     return tuple(
-        tuple(_layer(text, kind, index, state) for kind in of_block)
+        tuple(_layer({**text, **own.get(index, {})}, kind, index, state) for kind in of_block)
         for index, of_block in enumerate(kinds)
     )
 
@@ -194,7 +201,7 @@ def is_encoder(config: Mapping[str, Any]) -> bool:
     return (
         text["model_type"] in _ENCODERS
         or text.get("is_causal") is False
-        or text.get("use_bidirectional_attention") is True
+        or text.get("use_bidirectional_attention") in (True, "all")
         or any("Bidirectional" in str(name) for name in config.get("architectures") or ())
     )
 
@@ -237,6 +244,20 @@ def _kinds(text: Mapping[str, Any]) -> Iterator[tuple[Kind, ...]]:
     if text.get("index_topk") and full == "mla":
         return iter([("mla", "indexer")] * count)
     return iter([("sliding",) if sliding else (full,)] * count)
+
+
+def _own_entries(
+    text: Mapping[str, Any], kinds: Sequence[tuple[Kind, ...]]
+) -> Mapping[int, Mapping[str, Any]]:
+    """What layers have in the place of the config's entries, by their numbers."""
+    if isinstance(found := text.get("per_layer_config"), dict):
+        return {int(index): entries for index, entries in found.items()}
+    if not text["model_type"].startswith(("gemma4", "diffusion_gemma")):
+        return {}
+    whole = {"head_dim": text.get("global_head_dim") or 512}
+    if text.get("attention_k_eq_v") and (heads := text.get("num_global_key_value_heads")):
+        whole["num_key_value_heads"] = heads
+    return {index: whole for index, kind in enumerate(kinds) if kind == ("full",)}
 
 
 def _of_type(text: Mapping[str, Any], type: str, full: Kind) -> tuple[Kind, ...]:
@@ -314,12 +335,12 @@ def _layer(text: Mapping[str, Any], kind: Kind, index: int, state: states.State 
         # Bytes, and a float32 scale of each 128 (``DeepseekV32IndexerCache``).
         size = int(text.get("index_head_dim") or 128)
         return Layer(kind, 1, size + size // 128 * 4)
-    heads, size = _heads(text, kind, index), _head_size(text, kind)
+    heads, size = _heads(text, index), _head_size(text)
     window = int(text["attention_chunk_size"]) if kind == "chunked" else None
     return Layer(kind, heads, size, size, _window(text) if kind == "sliding" else window)
 
 
-def _heads(text: Mapping[str, Any], kind: Kind, index: int) -> int:
+def _heads(text: Mapping[str, Any], index: int) -> int:
     attention = text.get("attn_config") or {}
     if "kv_n_heads" in attention:  # DBRX
         return int(attention["kv_n_heads"])
@@ -327,8 +348,6 @@ def _heads(text: Mapping[str, Any], kind: Kind, index: int) -> int:
         return _query_heads(text) // int(_attention(found[index])["n_heads_in_group"])
     if text.get("multi_query") and not text.get("new_decoder_architecture"):  # Falcon
         return 1
-    if kind == "full" and (found := text.get("num_global_key_value_heads")):  # Gemma 4
-        return int(found)
     names = ("n_head_kv", "num_kv_heads", "num_key_value_heads", "multi_query_group_num")
     return _number(text, *names) or _query_heads(text)
 
@@ -337,15 +356,13 @@ def _query_heads(text: Mapping[str, Any]) -> int:
     return _number(text, "num_attention_heads", "n_head", "n_heads") or 1
 
 
-def _head_size(text: Mapping[str, Any], kind: Kind) -> int:
+def _head_size(text: Mapping[str, Any]) -> int:
     model_type = text["model_type"]
     if model_type in _DECOMPRESSED:
         return int(text["qk_nope_head_dim"]) + int(text["qk_rope_head_dim"])
     if model_type == "zamba2":
         hidden = 2 * int(text["hidden_size"])
         return int(text.get("attention_head_dim") or hidden // _query_heads(text))
-    if kind == "full" and (found := text.get("global_head_dim")):  # Gemma 4
-        return int(found)
     names = ("head_dim", "hidden_size_per_head", "kv_channels", "attention_head_dim")
     hidden = _number(text, "hidden_size", "n_embd", "d_model")
     return _number(text, *names) or hidden // _query_heads(text)
