@@ -93,7 +93,6 @@ CASES = {
     "falcon_h1": Case("Falcon H1: Mamba beside attention", _tiny("falcon_h1")),
     "granitemoehybrid": Case("Granite 4: Mamba in three of four layers", _tiny("granitemoehybrid")),
     "nemotron_h": Case("Nemotron H: Mamba, in float32", _tiny("nemotron_h")),
-    "zamba2": Case("Zamba 2: Mamba, attention beside it", _tiny("zamba2")),
     "qwen3_next": Case("Qwen 3 Next: delta networks", _tiny("qwen3_next")),
 }
 

@@ -5,7 +5,15 @@ from typing import Any
 
 import pytest
 
-from model_configs import BERT, DEEPSEEK_V3, LLAMA_3_8B, QWEN_3_CODER_30B, transformer
+from model_configs import (
+    BERT,
+    DEEPSEEK_V3,
+    GEMMA_4_31B,
+    GPT_OSS_20B,
+    LLAMA_3_8B,
+    QWEN_3_CODER_30B,
+    transformer,
+)
 from vllm_bridge.sizing import activations
 
 GIB = 2**30
@@ -122,7 +130,26 @@ def test_positions_have_a_table_of_sines_and_cosines() -> None:
 
 
 def test_windows_have_a_table_of_their_own() -> None:
-    parts = {"sliding_attention": {"rope_theta": 10_000}, "full_attention": {"rope_theta": 1e6}}
-    config = LLAMA | {"rope_parameters": parts, "partial_rotary_factor": 0.5}
+    config = GEMMA_4_31B["text_config"] | {
+        "max_position_embeddings": 262_144,
+        "rope_parameters": {
+            "sliding_attention": {"rope_theta": 10_000.0},
+            "full_attention": {"rope_theta": 1_000_000.0},
+        },
+    }
 
-    assert activations.rotary_table(config, {"dtype": "float32"}) == 2 * 4 * 64 * 131_072
+    assert activations.rotary_table(config, {}) == 2 * (256 + 512) * 262_144
+
+
+def test_tables_are_as_long_as_positions_are_stretched() -> None:
+    yarn = {"rope_type": "yarn", "factor": 32.0, "original_max_position_embeddings": 4096}
+
+    # Of gpt-oss they are in float32.
+    config = GPT_OSS_20B | {"rope_scaling": yarn}
+    assert activations.rotary_table(config, {}) == 4 * 64 * 131_072
+
+
+def test_only_a_part_of_a_head_may_be_turned() -> None:
+    config = LLAMA | {"rope_theta": 10_000.0, "partial_rotary_factor": 0.5}
+
+    assert activations.rotary_table(config, {"dtype": "float32"}) == 4 * 64 * 131_072

@@ -80,17 +80,21 @@ def rotary_table(config: Mapping[str, Any], options: Mapping[str, Any]) -> int:
     text = layers.text_config(config)
     if not any(name in text for name in ("rope_theta", "rope_parameters", "rope_scaling")):
         return 0
-    every = [layer for layer in layers.layers(config) if layer.heads]
-    part = text.get("partial_rotary_factor") or 1
-    size = _number(text, "qk_rope_head_dim") or max((one.key_size for one in every), default=0)
+    rope = text.get("rope_parameters") or text.get("rope_scaling") or {}
     positions = _number(text, "max_position_embeddings")
-    # Layers with a window may have a table of their own.
-    count = 2 if "rope_local_base_freq" in text or _is_by_kind(text.get("rope_parameters")) else 1
-    return count * int(positions * size * part) * entries.model_itemsize(options)
-
-
-def _is_by_kind(rope: object) -> bool:
-    return isinstance(rope, dict) and "sliding_attention" in rope
+    if rope.get("rope_type") == "yarn" or rope.get("type") == "yarn":
+        positions = int(_number(rope, "original_max_position_embeddings") * rope["factor"])
+    every = [layer for layer in layers.layers(config) if layer.heads]
+    sizes = [max((one.key_size for one in every if one.window is None), default=0)]
+    if "sliding_attention" in rope or "rope_local_base_freq" in text:
+        # Layers with a window have a table of their own.
+        sizes.append(max((one.key_size for one in every if one.window is not None), default=0))
+    elif not sizes[0]:
+        sizes = [max((one.key_size for one in every), default=0)]
+    if layers.is_mla(text):
+        sizes = [_number(text, "qk_rope_head_dim")]
+    itemsize = 4 if text["model_type"] == "gpt_oss" else entries.model_itemsize(options)
+    return int(positions * sum(sizes) * (text.get("partial_rotary_factor") or 1)) * itemsize
 
 
 def _framework(options: Mapping[str, Any], kind: str) -> int:

@@ -360,9 +360,13 @@ class _Loaded:
         if part.kind == "embeddings" and len(tensor.shape) == 2:
             rows, columns = tensor.shape
             padded = math.ceil(rows / _VOCABULARY) * _VOCABULARY
-            is_both = self.is_tied and not _HEAD.search(name)
-            elements = padded * columns * (self.tied_copies if is_both else self.copies)
+            copies = self.tied_copies if self._is_output(name) else self.copies
+            elements = padded * columns * copies
         return elements * self.width
+
+    def _is_output(self, name: str) -> bool:
+        """Whether these embeddings are the output layer too. Those of single layers are not."""
+        return self.is_tied and not _HEAD.search(name) and "per_layer" not in name
 
     def _is_quantized_online(self, part: Part) -> bool:
         return is_quantizable(part) and (self.online_experts or part.kind != "experts")
@@ -411,7 +415,7 @@ class _Loaded:
         if part.kind == "embeddings":
             if _HEAD.search(part.name):
                 return 1 / self.copies
-            return 1 / self.tied_copies if self.is_tied else 0.0
+            return 1 / self.tied_copies if self._is_output(part.name) else 0.0
         return 1.0
 
     def _stage(self, layer: int) -> int:
