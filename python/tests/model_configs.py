@@ -149,7 +149,7 @@ GEMMA_3N_E4B = {
     },
 }
 # Its layers without a window have heads of another size, fewer of them, and no keys but values.
-GEMMA_4_31B = {
+GEMMA_4_31B: Config = {
     "model_type": "gemma4",
     "text_config": {
         "model_type": "gemma4_text",

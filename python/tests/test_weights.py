@@ -11,6 +11,7 @@ import gguf_models
 import headers
 from headers import LLAMA_2, LLAMA_3_8B, MIXTRAL
 from vllm_bridge.checkpoints.checkpoint import Checkpoint
+from vllm_bridge.checkpoints.headers import Tensor
 from vllm_bridge.checkpoints.models import check_model
 from vllm_bridge.sizing.weights import Weights, weights
 
@@ -65,6 +66,16 @@ def test_processors_have_embeddings_and_the_output_layer_twice() -> None:
     # The embeddings themselves compute the output.
     tied = LLAMA_3_8B | {"tie_word_embeddings": True, "model_type": "gemma2"}
     assert of(tied, "cpu").embeddings == 2 * once
+
+
+def test_embeddings_of_single_layers_compute_no_output() -> None:
+    model = headers.plain(LLAMA_3_8B | {"tie_word_embeddings": True})
+    size = 2 * 128256 * 64
+    own = {"model.embed_tokens_per_layer.weight": Tensor("BF16", (128256, 64), "", 0, size)}
+    more = dataclasses.replace(model, tensors={**model.tensors, **own})
+
+    found = weights(more, {}, "cpu").embeddings - weights(model, {}, "cpu").embeddings
+    assert found == 2 * size
     assert of(LLAMA_3_8B, "cpu").read == of(LLAMA_3_8B).read
 
 
