@@ -1,3 +1,4 @@
+import ast
 import re
 from pathlib import Path
 from typing import Any
@@ -5,6 +6,7 @@ from typing import Any
 import msgspec
 import pytest
 
+import vllm_bridge
 from vllm_bridge.errors import (
     REASONS,
     BridgeError,
@@ -60,6 +62,31 @@ def test_what_to_do_is_the_end_of_the_message_and_a_detail() -> None:
         "details": {"at": 1, "remedy": "Use [redacted]."},
     }
     assert BridgeError("internal", "It broke.").to_wire()["details"] == {}
+
+
+# Where models are looked at before they are loaded.
+BEFORE_A_START = (
+    *("checkpoints", "hub", "quantization", "sizing", "params.py", "versions.py"),
+    *("engine/plan.py", "engine/parallel.py", "engine/config.py", "engine/elsewhere.py"),
+)
+
+
+def test_what_is_wrong_with_a_model_has_what_to_do_about_it() -> None:
+    package = Path(vllm_bridge.__file__).parent
+    places = [package / name for name in BEFORE_A_START]
+    files = [file for path in places for file in ([path] if path.is_file() else path.rglob("*.py"))]
+    raised = [
+        (f"{path.relative_to(package)}:{node.lineno}", _has_remedy(node))
+        for path in files
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "BridgeError"
+    ]
+    assert len(raised) > 90
+    assert [place for place, has_remedy in raised if not has_remedy] == []
+
+
+def _has_remedy(call: ast.Call) -> bool:
+    return len(call.args) == 4 or any(argument.arg == "remedy" for argument in call.keywords)
 
 
 def test_nearest_names() -> None:

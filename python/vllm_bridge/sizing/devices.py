@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final, Literal, NamedTuple
 
 from vllm_bridge import memory, versions
-from vllm_bridge.errors import BridgeError, nearest
+from vllm_bridge.errors import BridgeError, did_you_mean, nearest
 from vllm_bridge.memory import GIB
 
 Kind = Literal["cuda", "rocm", "xpu", "hpu", "cpu", "gpu"]
@@ -105,8 +105,9 @@ def named(given: str | Sequence[str]) -> tuple[Device, ...]:
         if not given or not all(isinstance(text, str) for text in given):
             raise BridgeError(
                 "invalid_option",
-                "`devices` is a list of names of devices, such as `24GiB` or `RTX 4090`.",
+                "`devices` is a list of names of devices.",
                 {"option": "devices", "value": list(given)},
+                remedy="Give such as `24GiB` or `RTX 4090`.",
             )
         return tuple(device for text in given for device in named(text))
     text = " ".join(given.split())
@@ -166,10 +167,10 @@ def _unknown(name: str) -> BridgeError:
     suggestion = names[found] if found else None
     return BridgeError(
         "invalid_option",
-        f"No device `{name}` is known."
-        + (f" Did you mean `{suggestion}`?" if suggestion else "")
-        + " Of one that is not in the table, give the size: `24GiB`, or `cpu 64GiB`.",
+        f"No device `{name}` is known.",
         {"option": "device", "value": name, "nearest": suggestion},
+        remedy=did_you_mean(suggestion)
+        + "Of one that is not in the table, give the size: `24GiB`, or `cpu 64GiB`.",
     )
 
 

@@ -99,7 +99,7 @@ def _bytes_per_head(key: int, value: int, dtype: str, itemsize: int) -> int:
         return key + value
     raise BridgeError(
         "invalid_option",
-        f"What a KV cache of `{dtype}` takes is not known. Name another as `kv_cache_dtype`; "
-        "`fp8` takes half of what `auto` takes.",
+        f"What a KV cache of `{dtype}` takes is not known.",
         {"option": "kv_cache_dtype", "value": dtype},
+        remedy="Name another as `kv_cache_dtype`; `fp8` takes half of what `auto` takes.",
     )
