@@ -39,6 +39,8 @@ CHAT = "{% if enable_thinking %}<think>{% endif %}{{ tools }}"
             "audio",
         ),
         ({"architectures": ["MadeUp"]}, None),
+        # Of a plugin that vLLM names.
+        ({"architectures": ["Nemotron3_5AsrForRNNT"]}, None),
         ({"architectures": [4]}, None),
         ({"architectures": "LlamaForCausalLM"}, None),
         ({}, None),
@@ -46,6 +48,14 @@ CHAT = "{% if enable_thinking %}<think>{% endif %}{{ tools }}"
 )
 def test_the_family_of_a_config(config: dict[str, Any], family: str | None) -> None:
     assert families.of(config) == family
+
+
+def test_a_user_may_say_what_it_is(chat_model: Callable[..., Plan]) -> None:
+    config = {"architectures": ["FooForImageClassification"], "model_type": "foo"}
+    (refused,) = chat_model(config, CHAT).findings
+    assert refused.reason == "unsupported_model"
+    overrides = {"architectures": ["LlamaForCausalLM"]}
+    assert chat_model(config, CHAT, hf_overrides=overrides).findings == ()
 
 
 def test_the_registry_is_that_of_vllm() -> None:

@@ -29,6 +29,9 @@ _TABLES = {
     "_TRANSFORMERS_SUPPORTED_MODELS": "text",
 }
 
+# The one of those that plugins bring.
+_BY_PLUGINS = "_OOT_SUPPORTED_MODELS"
+
 # What architectures that are in none of them end with, and vLLM runs all the same: it makes them of
 # others, or takes transformers' classes.
 _ENDINGS = {
@@ -116,14 +119,19 @@ _STRANGE = (
 _SPEECH = re.compile(r"wav2vec|hubert|wavlm|unispeech|sew|data2vec-audio|speech")
 
 
-def check(checkpoint: Checkpoint) -> None:
-    """Refuses what vLLM is not for.
+def check(checkpoint: Checkpoint, options: Mapping[str, Any]) -> None:
+    """Refuses what vLLM is not for, unless the user says that it is something else.
+
+    Args:
+        options: engine options as the user gave them
 
     Raises:
         BridgeError: ``unsupported_model``
     """
     strange = _strange(checkpoint.config)
-    if strange is not None:
+    overrides = options.get("hf_overrides")
+    is_renamed = isinstance(overrides, dict) and "architectures" in overrides
+    if strange is not None and not is_renamed:
         raise _refused(strange, _architecture(checkpoint.config) or "")
 
 
@@ -190,7 +198,7 @@ def _strange(config: Mapping[str, Any]) -> Strange | None:
     architecture = _architecture(config)
     if "sklearn" in config:
         return _STRANGE[-1]
-    if architecture is None or is_known(config):
+    if architecture is None or is_known(config) or architecture in _table(_BY_PLUGINS):
         return None
     kind = str(config.get("model_type"))
     for strange in _STRANGE:

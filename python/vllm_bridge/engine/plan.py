@@ -91,7 +91,7 @@ def plan(
         with _collected(findings):
             check_beside(name, left)
     with _collected(findings):
-        families.check(checkpoint)
+        families.check(checkpoint, left)
     with _collected(findings):
         parallel.check(checkpoint, left)
     with _collected(findings):
