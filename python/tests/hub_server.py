@@ -88,7 +88,9 @@ class Hub:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.faults: list[Fault] = []
-        self.requests: list[Request] = []
+        self._requests: list[Request] = []
+        self._open = 0
+        self._ended = threading.Condition()
         self.stalled = threading.Event()
         self._lock = threading.Lock()
         self._servers = [self._server(is_cdn) for is_cdn in (False, True)]
@@ -140,14 +142,27 @@ class Hub:
                 return fault
         return None
 
+    def begin(self) -> None:
+        with self._ended:
+            self._open += 1
+
     def note(self, request: Request) -> None:
-        with self._lock:
-            self.requests.append(request)
+        with self._ended:
+            self._open -= 1
+            self._requests.append(request)
+            self._ended.notify_all()
+
+    @property
+    def requests(self) -> list[Request]:
+        """What was asked, in the order in which the answers ended. A client may have its answer a
+        moment before that is noted; what hangs is not waited for."""
+        with self._ended:
+            self._ended.wait_for(lambda: not self._open, 2)
+            return self._requests
 
     def asked(self, pattern: str, method: str = "GET") -> list[Request]:
-        """The requests of a path, in the order in which their answers ended."""
-        with self._lock:
-            found = list(self.requests)
+        """The requests of a path."""
+        found = list(self.requests)
         return [one for one in found if one.method == method and re.search(pattern, one.path)]
 
     def repository(self, name: str, revision: str = "main") -> "Repository | None":
@@ -253,6 +268,10 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         self._sent = 0
+        if self.path == "/requests":
+            self._json([asdict(one) for one in self.hub.requests])
+            return
+        self.hub.begin()
         try:
             self._answer()
         except (BrokenPipeError, ConnectionResetError):
@@ -290,8 +309,6 @@ class _Handler(BaseHTTPRequestHandler):
             return self._error(fault.status, headers=fault.headers)
         if self.is_cdn:
             return self._send(self.hub.folder / path.lstrip("/"), {})
-        if path == "/requests":
-            return self._json([asdict(one) for one in self.hub.requests])
         if self._token and not self._token.startswith("hf_good"):
             said = "Invalid credentials in Authorization header"
             return self._error(401, headers={"X-Error-Message": said})
