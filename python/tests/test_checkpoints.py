@@ -69,7 +69,9 @@ def test_a_good_folder(folder: Path) -> None:
     assert checkpoint.quant_method is None
 
 
-@pytest.mark.parametrize("name", ["./missing", "/no/such/folder", "../a/b/c", "~/models/x", ".x"])
+@pytest.mark.parametrize(
+    "name", ["./missing", "/no/such/folder", "../a/b/c", "~/models/x", ".x", "/no\0such/folder"]
+)
 def test_a_path_that_does_not_exist(name: str) -> None:
     error = refused(name)
     assert error.reason == "model_not_found"
@@ -86,6 +88,20 @@ def test_no_name() -> None:
 
 def test_storage_that_only_vllm_knows_is_left_to_it() -> None:
     assert check_model("s3://bucket/model", {}) == Checkpoint()
+
+
+@pytest.mark.parametrize(
+    ("address", "name"),
+    [
+        ("https://huggingface.co/org/name", "org/name"),
+        ("https://hf.co/org/name/tree/main", "org/name"),
+        ("http://localhost", "org/name"),
+    ],
+)
+def test_the_address_of_a_page_is_no_model(address: str, name: str) -> None:
+    error = refused(address)
+    assert error.reason == "model_not_found"
+    assert error.remedy.endswith(f"`{name}`.")
 
 
 @pytest.mark.parametrize(
@@ -110,7 +126,7 @@ def test_a_file_is_no_model(folder: Path) -> None:
     assert refused(folder / "config.json").reason == "not_a_model"
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "\x00"])
+@pytest.mark.parametrize("text", ["", "{", "[]", "\x00", "[" * 100_000])
 def test_a_config_that_cannot_be_read(folder: Path, text: str) -> None:
     (folder / "config.json").write_text(text)
     assert refused(folder).reason == "not_a_model"
@@ -143,7 +159,14 @@ def test_a_file_of_another_length_than_its_header_says(folder: Path, cut: int) -
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b"abc", b"\xff" * 8, struct.pack("<Q", 5) + b"[1,2]", struct.pack("<Q", 9) + b"{"],
+    [
+        b"",
+        b"abc",
+        b"\xff" * 8,
+        struct.pack("<Q", 5) + b"[1,2]",
+        struct.pack("<Q", 9) + b"{",
+        struct.pack("<Q", 100_000) + b"[" * 100_000,
+    ],
 )
 def test_a_header_that_is_none(folder: Path, content: bytes) -> None:
     (folder / "model.safetensors").write_bytes(content)

@@ -1,6 +1,7 @@
 """Downloads, by the real client from a stand-in of the hub with faults."""
 
 import dataclasses
+import errno
 import json
 import os
 import random
@@ -19,7 +20,7 @@ import hub_models
 from hub_models import plain, repository
 from hub_server import Fault, Hub
 from vllm_bridge.errors import BridgeError
-from vllm_bridge.hub import cache, download, transfer
+from vllm_bridge.hub import cache, download, errors, transfer
 from vllm_bridge.hub.download import Progress, pull
 from vllm_bridge.hub.look_up import look_up
 from vllm_bridge.hub.names import parse
@@ -315,8 +316,21 @@ def test_a_path_that_leads_out(hub: Hub, option: str) -> None:
     assert hub.requests == []
 
 
-def test_a_hub_that_names_no_commit(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
-    info = type("Info", (), {"siblings": [], "sha": "../../x"})
+@pytest.mark.parametrize(
+    ("commit", "name", "size"),
+    [
+        ("../../x", "config.json", 1),
+        ("0" * 40, 5, 1),
+        ("0" * 40, "config.json", -1),
+        ("0" * 40, "config.json", 2**63),
+        ("0" * 40, "config.json", "1"),
+    ],
+)
+def test_a_hub_that_names_no_commit_or_no_files(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch, commit: str, name: Any, size: Any
+) -> None:
+    file = type("File", (), {"rfilename": name, "size": size, "blob_id": None, "lfs": None})
+    info = type("Info", (), {"siblings": [file], "sha": commit})
     monkeypatch.setattr("huggingface_hub.HfApi.model_info", lambda *_, **__: info)
     error = refused()
     assert error.reason == "hub_unreachable"
@@ -379,6 +393,13 @@ def test_too_little_space_is_told_before_anything_comes(
     assert not hub.asked("resolve")
 
 
+def test_a_full_disk_of_which_no_path_is_known() -> None:
+    with pytest.raises(BridgeError) as caught, errors.told("org/name"):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert caught.value.reason == "disk_full"
+    assert "The disk of the downloaded models," in caught.value.what
+
+
 def test_a_folder_that_cannot_be_written_to(hub: Hub, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     error = refused(download_dir=str(tmp_path / "file"))
@@ -391,7 +412,7 @@ def test_names_that_leave_the_repository_are_left_out(
 ) -> None:
     sibling = type("Sibling", (), {"size": 1, "blob_id": "0" * 40, "lfs": None})
     files = []
-    for path in ("../../config.json", "/etc/config.json", "a/../config.json"):
+    for path in ("../../config.json", "/etc/config.json", "a/../config.json", "\0config.json"):
         files.append(sibling())
         files[-1].rfilename = path
     info = type("Info", (), {"siblings": files, "sha": "0" * 40})

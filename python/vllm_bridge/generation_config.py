@@ -4,11 +4,11 @@ vLLM takes them unseen and puts them into every request that does not say otherw
 fails. Here they are checked when the engine starts, by the rules for what requests give.
 """
 
-import json
 import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from vllm_bridge import json_files
 from vllm_bridge.errors import BridgeError
 from vllm_bridge.params import SamplingParamsFactory
 
@@ -59,8 +59,7 @@ def read(folder: str | None, options: Mapping[str, Any]) -> tuple[str, Mapping[s
     if not os.path.exists(path):
         return path, {}
     try:
-        with open(path, encoding="utf-8") as file:
-            values = json.load(file)
+        values = json_files.read(path)
         if not isinstance(values, dict):
             raise ValueError("it is not a JSON object")
     except (OSError, ValueError) as error:

@@ -1,10 +1,10 @@
 """What peft says of an adapter, which is no model of its own."""
 
-import json
 import os
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from vllm_bridge import json_files
 from vllm_bridge.errors import BridgeError
 
 CONFIG = "adapter_config.json"
@@ -43,8 +43,7 @@ def read(folder: str) -> Adapter:
     """
     path = os.path.join(folder, CONFIG)
     try:
-        with open(path, encoding="utf-8") as file:
-            config = json.load(file)
+        config = json_files.read(path)
         if not isinstance(config, dict):
             raise ValueError("it is not a JSON object")
     except (OSError, ValueError) as error:

@@ -1,10 +1,10 @@
 """A model's ``config.json``."""
 
-import json
 import os
 from collections.abc import Mapping
 from typing import Any
 
+from vllm_bridge import json_files
 from vllm_bridge.errors import BridgeError
 
 _REMEDY = "Correct it, or download it again."
@@ -13,8 +13,7 @@ _REMEDY = "Correct it, or download it again."
 def read_config(folder: str) -> Mapping[str, Any]:
     path = os.path.join(folder, "config.json")
     try:
-        with open(path, encoding="utf-8") as file:
-            config = json.load(file)
+        config = json_files.read(path)
         if not isinstance(config, dict):
             raise ValueError("it is not a JSON object")
     except (OSError, ValueError) as error:

@@ -10,7 +10,7 @@ from typing import Any
 from vllm_bridge.checkpoints import adapter, headers, parameters
 from vllm_bridge.checkpoints.adapter import Adapter
 from vllm_bridge.checkpoints.checkpoint import Checkpoint
-from vllm_bridge.checkpoints.models import check_model, locate, look_at
+from vllm_bridge.checkpoints.models import check_model, is_elsewhere, locate, look_at
 from vllm_bridge.errors import BridgeError
 from vllm_bridge.hub import ghost
 from vllm_bridge.quantization import registry, scheme
@@ -68,7 +68,7 @@ def detect(model: str, options: Mapping[str, Any]) -> Detected:
     Raises:
         BridgeError: see ``check_model``; ``invalid_checkpoint``
     """
-    if "://" in model:
+    if is_elsewhere(model):
         return of(check_model(model, options))
     place = locate(model, options)
     if not _is_adapter(place.path):

@@ -4,13 +4,12 @@ for. Imports neither torch nor vLLM, whose source is read.
 
 import ast
 import functools
-import json
 import os
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
-from vllm_bridge import vllm_source
+from vllm_bridge import json_files, vllm_source
 from vllm_bridge.checkpoints.checkpoint import Checkpoint
 from vllm_bridge.errors import BridgeError
 
@@ -142,11 +141,10 @@ def check_folder(folder: str, names: set[str]) -> None:
         names: of the files in it
     """
     if "model_index.json" in names:
-        with open(os.path.join(folder, "model_index.json"), encoding="utf-8") as file:
-            try:
-                pipeline = json.load(file)
-            except ValueError:
-                pipeline = {}
+        try:
+            pipeline = json_files.read(os.path.join(folder, "model_index.json"))
+        except (OSError, ValueError):
+            pipeline = {}
         name = pipeline.get("_class_name") if isinstance(pipeline, dict) else None
         raise _refused(_DIFFUSION, name if isinstance(name, str) else "a pipeline of diffusers")
 

@@ -5,13 +5,13 @@ comes last. Here the index decides, as the format means it to, and without one n
 ``patches.weight_files`` has vLLM's loaders go by it.
 """
 
-import json
 import os
 import re
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, Final
 
+from vllm_bridge import json_files
 from vllm_bridge.checkpoints.headers import Tensor, read_header
 from vllm_bridge.errors import BridgeError
 
@@ -190,8 +190,7 @@ def _read_index(folder: str, form: str) -> dict[str, str] | None:
     if not os.path.exists(path):
         return None
     try:
-        with open(path, encoding="utf-8") as file:
-            weight_map = json.load(file)["weight_map"]
+        weight_map = json_files.read(path)["weight_map"]
         if not all(isinstance(name, str) for name in weight_map.values()):
             raise TypeError("a file's name is a string")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

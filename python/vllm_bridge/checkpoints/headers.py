@@ -1,11 +1,11 @@
 """The headers of safetensors files: which tensors they hold, and where."""
 
-import json
 import math
 import os
 import struct
 from typing import NamedTuple
 
+from vllm_bridge import json_files
 from vllm_bridge.errors import BridgeError
 
 # A safetensors header is at most so long, by its specification.
@@ -54,7 +54,7 @@ def read_header(path: str) -> dict[str, Tensor]:
             if length > _MAX_HEADER:
                 raise ValueError("its header is too long")
             tensors, end = {}, 0
-            for name, tensor in json.loads(file.read(length)).items():
+            for name, tensor in json_files.parse(file.read(length)).items():
                 if name == "__metadata__":
                     continue
                 first, last = tensor["data_offsets"]

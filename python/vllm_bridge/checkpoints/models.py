@@ -28,6 +28,9 @@ _NO_WEIGHTS = ("training_args.bin", "optimizer.bin", "optimizer.pt", "scheduler.
 # Configs that make a folder a model, the usual one first. Mistral's own format has the other.
 _CONFIGS = ("config.json", "params.json")
 
+# How addresses of pages begin. Nothing is loaded from those.
+_WEB = ("https://", "http://")
+
 
 def check_model(
     model: str, options: Mapping[str, Any], progress: Callable[[str], None] = lambda _: None
@@ -41,9 +44,14 @@ def check_model(
         BridgeError: ``model_not_found``, ``not_a_model``, ``model_gated``, ``hub_unreachable`` or
             ``invalid_checkpoint``
     """
-    if "://" in model:
-        return Checkpoint()  # storage that only vLLM can look into
+    if is_elsewhere(model):
+        return Checkpoint()
     return look_at(locate(model, options, progress), options)
+
+
+def is_elsewhere(model: str) -> bool:
+    """Whether it is in storage that only vLLM can look into, such as ``s3://bucket/model``."""
+    return "://" in model and not model.startswith(_WEB)
 
 
 class Place(NamedTuple):
@@ -116,6 +124,14 @@ def find(model: str, options: Mapping[str, Any]) -> str | names.Name:
             f"`{model}` is a link to `{os.readlink(model)}`, which is not there.",
             {"model": model},
             remedy="Download the model again, or name where it is.",
+        )
+    if model.startswith(_WEB):
+        page = "/".join(model.split("/")[3:5])
+        raise BridgeError(
+            "model_not_found",
+            f"`{model}` is the address of a page.",
+            {"model": model},
+            remedy=f"Give the model's name on the Hugging Face hub: `{page or 'org/name'}`.",
         )
     name = names.parse(model)
     # Where a folder is here, so should be its files.
@@ -310,6 +326,6 @@ def _similar(path: str) -> str:
     parent, name = os.path.split(os.path.abspath(os.path.expanduser(path)))
     try:
         suggestion = nearest(name, os.listdir(parent))
-    except OSError:
+    except (OSError, ValueError):  # the latter of a path with a zero byte
         return ""
     return f"Did you mean `{os.path.join(parent, suggestion)}`?" if suggestion else ""

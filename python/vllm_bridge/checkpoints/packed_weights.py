@@ -4,13 +4,13 @@ few small tensors are read, and nothing is imported but NumPy.
 vLLM loads most such checkpoints and answers nonsense, or ends with words about sizes.
 """
 
-import json
 import math
 import os
 import re
 from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
+from vllm_bridge import json_files
 from vllm_bridge.checkpoints.headers import read_header
 from vllm_bridge.errors import BridgeError
 
@@ -42,8 +42,7 @@ def settings_beside(
     if file not in names or not weights:
         return None
     try:
-        with open(os.path.join(folder, file), encoding="utf-8") as opened:
-            config = json.load(opened)
+        config = json_files.read(os.path.join(folder, file))
     except (OSError, ValueError):
         return None
     if not isinstance(config, dict) or not config.keys() >= set(needed):

@@ -12,7 +12,7 @@ from typing import Any
 from vllm_bridge import diagnosis, generation_config, memory, quantization, versions
 from vllm_bridge.checkpoints import families, files, fit
 from vllm_bridge.checkpoints.checkpoint import Checkpoint
-from vllm_bridge.checkpoints.models import check_beside, check_model
+from vllm_bridge.checkpoints.models import check_beside, check_model, is_elsewhere
 from vllm_bridge.engine import parallel
 from vllm_bridge.engine.finding import Finding
 from vllm_bridge.errors import BridgeError, map_exceptions
@@ -127,7 +127,7 @@ def _take_place(model: str, options: dict[str, Any]) -> None:
     """Takes out what says where on the hub a model is, once its files are known: vLLM gets those,
     and the revision is not one of another tokenizer."""
     options.pop("subfolder", None)
-    if not os.path.exists(model) and "://" not in model:
+    if not os.path.exists(model) and not is_elsewhere(model):
         options.pop("revision", None)
 
 

@@ -8,12 +8,12 @@ https://huggingface.co/docs/huggingface_hub/guides/manage-cache.
 """
 
 import dataclasses
-import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
+from vllm_bridge import json_files
 from vllm_bridge.checkpoints import gguf_model
 from vllm_bridge.checkpoints.checkpoint import Checkpoint
 from vllm_bridge.errors import BridgeError, did_you_mean, nearest
@@ -211,8 +211,8 @@ def _method(path: str) -> str | None:
     if any(map(gguf_model.is_model, files_in(path))):
         return "gguf"
     try:
-        config = json.loads(_read(os.path.join(path, "config.json")) or "{}")
-    except ValueError:
+        config = json_files.read(os.path.join(path, "config.json"))
+    except (OSError, ValueError):
         return None
     return Checkpoint(config=config).quant_method if isinstance(config, dict) else None
 

@@ -27,14 +27,17 @@ def told(name: str, revision: str | None = None, token: Any = None) -> Iterator[
         raise _error(error, name, revision, token) from error
 
 
-def disk_full(folder: str, needed: int | None = None, free: int | None = None) -> BridgeError:
+def disk_full(
+    folder: str | None, needed: int | None = None, free: int | None = None
+) -> BridgeError:
     """
     Args:
-        folder: of the downloaded models
+        folder: of the downloaded models; None where it is not known which disk it was
         needed: bytes that are still to come
         free: bytes that are left
     """
-    what = f"The disk of `{folder}`, or the quota on it, is full."
+    place = f"`{folder}`" if folder else "the downloaded models"
+    what = f"The disk of {place}, or the quota on it, is full."
     if needed is not None and free is not None:
         what = f"The download needs {_size(needed)}, and `{folder}` has {_size(free)} left."
     return BridgeError(
@@ -129,7 +132,7 @@ def _error(error: Exception, name: str, revision: str | None, token: Any) -> Bri
         case errors.HfHubHTTPError() if status is not None:
             return _by_status(error, status, name, token, details)
         case OSError() if error.errno in _FULL:
-            return disk_full(error.filename or "the folder of downloaded models")
+            return disk_full(error.filename)
         case OSError() if error.filename is not None:
             return BridgeError(
                 "cache_not_writable",

@@ -71,15 +71,16 @@ def _ask(name: Name, revision: str, options: Mapping[str, Any]) -> tuple[str, li
         files_metadata=True,
         timeout=constants.HF_HUB_ETAG_TIMEOUT,
     )
-    if not _is_hash(info.sha):
+    siblings = info.siblings or ()
+    if not _is_hash(info.sha) or not all(map(_is_file, siblings)):
         raise BridgeError(
             "hub_unreachable",
-            f"What answers for the Hugging Face hub names no commit of {name.id}.",
+            f"What answers for the Hugging Face hub names no commit of {name.id}, or no files.",
             {"model": name.id, "revision": revision},
             remedy="Look whether `HF_ENDPOINT` is the address of a hub.",
         )
     found = []
-    for file in info.siblings or ():
+    for file in siblings:
         sha256 = file.lfs.sha256 if file.lfs is not None else None
         blob = sha256 or file.blob_id
         found.append(File(file.rfilename, file.size or 0, sha256, blob if _is_hash(blob) else None))
@@ -135,9 +136,15 @@ def _is_hash(given: Any) -> bool:
     return isinstance(given, str) and re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", given) is not None
 
 
+def _is_file(told: Any) -> bool:
+    """Whether a file has a name and a size that one can have."""
+    size = 0 if told.size is None else told.size
+    return isinstance(told.rfilename, str) and isinstance(size, int) and 0 <= size < 2**63
+
+
 def _is_inside(path: str) -> bool:
     """Whether a path stays in its repository, whoever tells of it."""
-    return not path.startswith("/") and ".." not in path.split("/") and "\\" not in path
+    return not path.startswith("/") and ".." not in path.split("/") and not set("\\\0") & set(path)
 
 
 def _is_offline() -> bool:

@@ -1,10 +1,10 @@
 """FP8, of NVIDIA's ModelOpt, which says what it did in a file of its own or in ``config.json``."""
 
-import json
 import os
 from collections.abc import Collection, Mapping
 from typing import Any
 
+from vllm_bridge import json_files
 from vllm_bridge.checkpoints.checkpoint import Found
 from vllm_bridge.quantization import scheme
 from vllm_bridge.quantization.method import Bytes, Method
@@ -25,8 +25,7 @@ class ModelOpt(Method):
         if _CONFIG not in names:
             return None
         try:
-            with open(os.path.join(folder, _CONFIG), encoding="utf-8") as file:
-                config = json.load(file)
+            config = json_files.read(os.path.join(folder, _CONFIG))
         except (OSError, ValueError):
             return None
         if not isinstance(config, dict) or not scheme.mapping(config, "quantization"):

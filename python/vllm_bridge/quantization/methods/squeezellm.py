@@ -1,10 +1,10 @@
 """SqueezeLLM: integers of 3 or 4 bits that are places in a table of values."""
 
-import json
 import os
 from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
+from vllm_bridge import json_files
 from vllm_bridge.checkpoints import torch_files
 from vllm_bridge.checkpoints.checkpoint import Found
 from vllm_bridge.checkpoints.headers import Tensor
@@ -49,8 +49,7 @@ class SqueezeLLM(Method):
         if _CONFIG not in names:
             return None
         try:
-            with open(os.path.join(folder, _CONFIG), encoding="utf-8") as file:
-                bits = json.load(file)["wbits"]
+            bits = json_files.read(os.path.join(folder, _CONFIG))["wbits"]
         except (OSError, ValueError, LookupError, TypeError):
             return None  # another tool's
         config = {"quant_method": self.name, "wbits": bits}
