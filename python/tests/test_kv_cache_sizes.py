@@ -549,3 +549,31 @@ def test_a_config_that_says_too_little_makes_no_cache() -> None:
     found = kv_cache.of({"model_type": "llama", "hidden_size": 0}, {})
 
     assert (found.bytes_per_token, found.is_approximate) == (0, True)
+
+
+@pytest.mark.parametrize(
+    "nonsense",
+    [
+        {"num_hidden_layers": 10**12},
+        {"block_configs": [7, 8]},
+        {"layer_types": 5},
+        {"per_layer_config": {"first": {}}},
+        {"model_type": "mamba2"},
+        {"attn_config": 3},
+    ],
+    ids=str,
+)
+def test_a_config_that_means_nothing_is_refused(nonsense: Config) -> None:
+    with pytest.raises(BridgeError) as refused:
+        kv_cache.of(LLAMA_3_8B | nonsense, {})
+
+    assert refused.value.reason == "invalid_checkpoint"
+
+
+@pytest.mark.parametrize(
+    "nonsense",
+    [{"rope_scaling": "yarn"}, {"rope_scaling": {"type": "linear"}}, {"text_config": []}],
+    ids=str,
+)
+def test_what_does_not_matter_may_be_nonsense(nonsense: Config) -> None:
+    assert kv_cache.of(LLAMA_3_8B | nonsense, {}).bytes_per_token == 131_072

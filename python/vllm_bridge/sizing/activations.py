@@ -80,10 +80,11 @@ def rotary_table(config: Mapping[str, Any], options: Mapping[str, Any]) -> int:
     text = layers.text_config(config)
     if not any(name in text for name in ("rope_theta", "rope_parameters", "rope_scaling")):
         return 0
-    rope = text.get("rope_parameters") or text.get("rope_scaling") or {}
+    rope = kv_cache.rope(text)
     positions = _number(text, "max_position_embeddings")
-    if rope.get("rope_type") == "yarn" or rope.get("type") == "yarn":
-        positions = int(_number(rope, "original_max_position_embeddings") * rope["factor"])
+    if "yarn" in (rope.get("rope_type"), rope.get("type")):
+        original = _number(rope, "original_max_position_embeddings")
+        positions = int(original * (rope.get("factor") or 1)) or positions
     every = [layer for layer in layers.layers(config) if layer.heads]
     sizes = [max((one.key_size for one in every if one.window is None), default=0)]
     if "sliding_attention" in rope or "rope_local_base_freq" in text:

@@ -42,7 +42,8 @@ def cache_dtype(config: Mapping[str, Any], options: Mapping[str, Any]) -> str:
 
 
 def _scheme(config: Mapping[str, Any]) -> str:
-    for part in (config, config.get("text_config") or {}):
+    inside = config.get("text_config")
+    for part in (config, inside if isinstance(inside, dict) else {}):
         found = part.get("quantization_config") or part.get("compression_config")
         if isinstance(found, dict):
             inner = found.get("quantization")

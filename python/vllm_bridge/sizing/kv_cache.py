@@ -256,14 +256,28 @@ def max_length(config: Mapping[str, Any], options: Mapping[str, Any]) -> int:
     lengths = [int(text[name]) for name in _LENGTHS if isinstance(text.get(name), int)]
     if not lengths:
         return 2048
-    rope = text.get("rope_scaling") or text.get("rope_parameters") or {}
-    type = rope.get("rope_type") or rope.get("type")
-    if type == "longrope" or type == "su":
-        original = config.get("original_max_position_embeddings")
-        return int(original or rope.get("original_max_position_embeddings") or min(lengths))
-    factor = rope.get("factor") if type in _STRETCHED else None
-    stretches = isinstance(factor, int | float) and "gemma3" not in text["model_type"]
-    return int(min(lengths) * factor) if stretches and factor else min(lengths)
+    turned = rope(text)
+    type = turned.get("rope_type") or turned.get("type")
+    if type in ("longrope", "su"):
+        for part in (config, turned):
+            if isinstance(original := part.get("original_max_position_embeddings"), int):
+                return original
+    factor = turned.get("factor") if type in _STRETCHED else None
+    if isinstance(factor, int | float) and factor > 0 and "gemma3" not in text["model_type"]:
+        return int(min(lengths) * factor)
+    return min(lengths)
+
+
+def rope(text: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What a config says of rotary embeddings, by its older and its newer name.
+
+    Args:
+        text: what ``layers.text_config`` returns
+    """
+    for name in ("rope_scaling", "rope_parameters"):
+        if isinstance(found := text.get(name), dict):
+            return found
+    return {}
 
 
 def batched_tokens(config: Mapping[str, Any], options: Mapping[str, Any]) -> int:

@@ -9,6 +9,7 @@ config leaves out.
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
+from vllm_bridge.errors import BridgeError
 from vllm_bridge.sizing import states
 
 Kind = Literal["full", "sliding", "chunked", "mla", "indexer", "cross", "mamba", "shared", "none"]
@@ -145,6 +146,9 @@ _ENCODERS = {
 # MLA by another name of its head size: vLLM keeps whole keys and values of these.
 _DECOMPRESSED = {"minicpm3"}
 
+# A model with more layers is none.
+_MOST = 10_000
+
 # Whose caches have parts that are told of nowhere else than in vLLM's code for them.
 UNKNOWN = {
     *("bailing_hybrid", "deepseek_v4", "deepseek_v41", "dots3_note", "glm5_next", "hy_v4"),
@@ -174,10 +178,27 @@ def layers(config: Mapping[str, Any]) -> tuple[Layer, ...]:
 
 
 def blocks(config: Mapping[str, Any]) -> tuple[tuple[Layer, ...], ...]:
-    """``layers`` by the blocks that pipeline ranks divide."""
+    """``layers`` by the blocks that pipeline ranks divide.
+
+    Raises:
+        BridgeError: ``invalid_checkpoint`` for a config that means nothing
+    """
+    try:
+        return _blocks(config)
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise BridgeError(
+            "invalid_checkpoint",
+            f"What the model's config.json says of its layers cannot be understood: {error!r}.",
+            remedy="Compare it with the one that the model was published with.",
+        ) from error
+
+
+def _blocks(config: Mapping[str, Any]) -> tuple[tuple[Layer, ...], ...]:
     text = text_config(config)
     if is_encoder(config):
         return ()
+    if _count(text) > _MOST:
+        raise ValueError(f"{_count(text)} layers")
     if text.get("is_encoder_decoder"):
         heads = _number(text, "decoder_attention_heads", "num_heads") or _query_heads(text)
         size = _number(text, "d_kv") or _number(text, "d_model", "hidden_size") // heads
@@ -227,7 +248,7 @@ def _kinds(text: Mapping[str, Any]) -> Iterator[tuple[Kind, ...]]:
     if model_type == "longcat_flash":
         return iter([("mla", "mla")] * count)
     if pattern := text.get("hybrid_override_pattern"):
-        return ((_LETTERS[letter],) for letter in pattern)
+        return ((_LETTERS.get(letter, "none"),) for letter in pattern)
     if found := text.get("block_configs"):
         return (("none",) if _attention(block).get("no_op") else (full,) for block in found)
     if (indices := _full_indices(text, count)) is not None:
