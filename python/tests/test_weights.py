@@ -241,6 +241,12 @@ def test_linear_layers_take_what_vllm_holds_of_them(tmp_path: Path, name: str) -
     assert found.disk == pytest.approx(sum(file.stat().st_size for file in files), rel=0.05)
 
 
+def test_what_auto_round_has_of_its_output_layer_on_processors(tmp_path: Path) -> None:
+    matrix = 2 * 1024 * 256
+    assert weights(made("demo-gptq", tmp_path), {}, "cpu").embeddings == 4 * matrix
+    assert weights(made("auto-round", tmp_path), {}, "cpu").embeddings == 3 * matrix
+
+
 @pytest.mark.parametrize("type", HELD_GGUF)
 def test_gguf_files_take_what_is_held_of_them(tmp_path: Path, type: str) -> None:
     file = gguf_models.make(type, tmp_path)

@@ -113,6 +113,10 @@ class Method:
     # What the sizes of an expert, its inputs and its own, are made multiples of by kernels on GPUs.
     expert_multiples: ClassVar[tuple[int, int]] = (1, 1)
 
+    # Whether the output layer of its checkpoints, which is not quantized, has a copy on CPUs as
+    # vLLM's kernels there want it, like that of plain models.
+    copies_head: ClassVar[bool] = True
+
     # The format whose experts are dequantized on a CPU that has no kernel for them.
     experts: ClassVar[str | None] = None
 

@@ -255,7 +255,8 @@ class _Loaded:
         online_experts: whether experts are quantized too
         linear_dequantized: see ``Checkpoint``
         experts_dequantized: see ``Checkpoint``
-        copies: of each embedding, and of each output layer
+        copies: of embeddings
+        head_copies: of an output layer
         tied_copies: of embeddings that are the output layer too
         is_tied: whether the embeddings are the output layer too
         tensor_ranks: of tensor parallelism
@@ -277,6 +278,7 @@ class _Loaded:
     linear_dequantized: bool
     experts_dequantized: bool
     copies: int
+    head_copies: int
     tied_copies: int
     is_tied: bool
     tensor_ranks: int
@@ -307,6 +309,7 @@ class _Loaded:
         heads = _first(config, "num_attention_heads", "n_head")
         copies = 2 if kind == "cpu" and checkpoint.load_format != "gguf" else 1
         has_head = config["model_type"] not in _HEADLESS
+        has_copy = registry.meant_by(checkpoint.quant_method or "").copies_head
         return cls(
             width=4 if is_wide else 2,
             repacked=_repacked(checkpoint),
@@ -319,7 +322,8 @@ class _Loaded:
             linear_dequantized=checkpoint.is_dequantized,
             experts_dequantized=checkpoint.are_experts_dequantized,
             copies=copies,
-            tied_copies=copies + int(has_head and copies > 1),
+            head_copies=copies if has_copy else 1,
+            tied_copies=copies + int(has_head and has_copy and copies > 1),
             is_tied=_is_tied(checkpoint, config),
             tensor_ranks=ranks,
             expert_ranks=ranks * count(options, "data_parallel_size"),
@@ -360,9 +364,13 @@ class _Loaded:
         if part.kind == "embeddings" and len(tensor.shape) == 2:
             rows, columns = tensor.shape
             padded = math.ceil(rows / _VOCABULARY) * _VOCABULARY
-            copies = self.tied_copies if self._is_output(name) else self.copies
-            elements = padded * columns * copies
+            elements = padded * columns * self._copies(name)
         return elements * self.width
+
+    def _copies(self, name: str) -> int:
+        if _HEAD.search(name):
+            return self.head_copies
+        return self.tied_copies if self._is_output(name) else self.copies
 
     def _is_output(self, name: str) -> bool:
         """Whether these embeddings are the output layer too. Those of single layers are not."""
@@ -413,9 +421,8 @@ class _Loaded:
         if _TOWER.search(part.name):
             return 0.0
         if part.kind == "embeddings":
-            if _HEAD.search(part.name):
-                return 1 / self.copies
-            return 1 / self.tied_copies if self._is_output(part.name) else 0.0
+            is_read = _HEAD.search(part.name) or self._is_output(part.name)
+            return 1 / self._copies(part.name) if is_read else 0.0
         return 1.0
 
     def _stage(self, layer: int) -> int:

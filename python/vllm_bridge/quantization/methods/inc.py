@@ -14,6 +14,8 @@ class AutoRound(Method):
     title = "AutoRound"
     bits = (2, 3, 4, 8)
     needs_checkpoint = True
+    # vLLM has none of its methods for it.
+    copies_head = False
     other_names = ("autoround", "auto-round", "intel-auto-round")
 
     note = (
