@@ -434,5 +434,5 @@ def test_a_config_that_the_user_changed_is_told_before_the_files(
     assert error.reason == "invalid_checkpoint"
     assert error.details["option"] == "hf_overrides"
     (name,) = overrides
-    assert error.message.startswith(f"`hf_overrides` ({name}) changes what the model's config says")
-    assert "leave the option out" in error.message
+    assert error.remedy.startswith(f"`hf_overrides` ({name}) changes what the model's config says")
+    assert "leave the option out" in error.remedy
