@@ -111,7 +111,8 @@ defmodule VLLM.Hub do
   def delete!(model, options \\ []), do: bang!(delete(model, options))
 
   @doc """
-  Looks for models on the hub; those first that are downloaded most.
+  Looks for models on the hub whose names have `query` in them, an empty one for all, as with
+  `author:`; those first that are downloaded most.
 
   #{Options.docs(Options.search())}
 
@@ -119,10 +120,13 @@ defmodule VLLM.Hub do
   """
   @spec search(String.t(), keyword() | map()) :: {:ok, [Found.t()]} | {:error, Error.t()}
   def search(query, options \\ []) do
-    with {:ok, query} <- Options.check(:string, :query, query),
+    with {:ok, query} <- query(query),
          {:ok, found} <- Tools.general("search", %{"query" => query}, options, Options.search()),
          do: {:ok, Enum.map(found, &Found.from_wire/1)}
   end
+
+  defp query(""), do: {:ok, ""}
+  defp query(query), do: Options.check(:string, :query, query)
 
   @doc "Like `search/2`, but returns the models or raises `VLLM.Error`."
   @spec search!(String.t(), keyword() | map()) :: [Found.t()]

@@ -59,7 +59,8 @@ defmodule VLLM.Options do
     {:allowed_models, :patterns, nil,
      "the only models that may be named, for applications whose users name them: a list of names, " <>
        "of patterns (`\"org/*\"`, `\"/models/*\"`, where `*` stands for anything) and of regular " <>
-       "expressions. Anything else is `:not_allowed` before it is looked up. `config :ex_vllm, " <>
+       "expressions (which fit anywhere in a name: begin them with `\\A` and end them with `\\z`). " <>
+       "Anything else is `:not_allowed` before it is looked up. `config :ex_vllm, " <>
        "allowed_models: [...]` holds for every call; a model must be in both where both are given. " <>
        "Paths are compared in full (without `..`), hub names with their `:Q8_0`"},
     {:load_timeout, :timeout, 900_000,
@@ -684,7 +685,7 @@ defmodule VLLM.Options do
 
   defp expected(:grace), do: "a number of milliseconds from 0 to #{@longest}"
   defp expected(:boolean), do: "true or false"
-  defp expected(:string), do: "a string of valid UTF-8"
+  defp expected(:string), do: "a string of valid UTF-8 that is not empty"
   defp expected(:machine), do: "a list of names of devices, or one of lists as an engine takes it"
 
   defp expected(:env),

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from huggingface_hub import constants
 
 import hub_models
 from hub_models import LLAMA, plain, repository
@@ -157,6 +158,21 @@ def test_a_search_that_fails(hub: Hub) -> None:
     with pytest.raises(BridgeError) as caught:
         search("some")
     assert caught.value.reason == "hub_unauthorized"
+
+
+def test_a_search_without_a_hub(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(BridgeError) as caught:
+        search("some", options={"hf_token": "hf_good\n"})
+    assert caught.value.reason == "invalid_option"
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:1")
+    with pytest.raises(BridgeError) as caught:
+        search("some")
+    assert caught.value.what == "The Hugging Face hub does not answer (ConnectError)."
+    assert "folder" not in caught.value.remedy
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(BridgeError) as caught:
+        search("some")
+    assert caught.value.what == "`HF_HUB_OFFLINE` is set, and only the hub can answer this."
 
 
 @pytest.mark.parametrize(

@@ -281,6 +281,19 @@ def test_a_token_that_the_hub_does_not_know(hub: Hub, monkeypatch: pytest.Monkey
     assert "secret" not in json.dumps(error.to_wire())
 
 
+@pytest.mark.parametrize("token", ["hf_good\n", "", "hf_good é", "hf_a b", 5, ["hf_good"]])
+def test_what_can_be_no_token(hub: Hub, token: Any) -> None:
+    error = refused(hf_token=token)
+    assert (error.reason, error.details) == ("invalid_option", {"option": "hf_token"})
+    assert hub.requests == []
+
+
+def test_the_token_of_a_login_that_never_was(hub: Hub) -> None:
+    error = refused(hf_token=True)
+    assert error.reason == "hub_unauthorized"
+    assert "`hf auth login`" in error.message
+
+
 def test_a_gated_model(hub: Hub) -> None:
     repository(hub.folder, "org/gated", plain(), gated="manual")
     for options in ({}, {"hf_token": "hf_good_and_not_granted"}):
@@ -309,10 +322,12 @@ def test_what_is_not_there(hub: Hub, name: str, options: dict[str, str], told: s
 
 
 @pytest.mark.parametrize("option", ["subfolder", "revision"])
-def test_a_path_that_leads_out(hub: Hub, option: str) -> None:
-    for path in ("../x", "a/../../x", "/x"):
+def test_a_path_that_leads_out_or_is_none(hub: Hub, option: str) -> None:
+    for path in ("../x", "a/../../x", "/x", "a\0"):
         error = refused(**{option: path})
         assert (error.reason, error.details["option"]) == ("invalid_option", option)
+    unusable: dict[str, Any] = {option: 5}
+    assert refused(**unusable).reason == "invalid_option"
     assert hub.requests == []
 
 

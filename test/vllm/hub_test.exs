@@ -47,6 +47,9 @@ defmodule VLLM.HubTest do
 
     assert {:ok, [%Hub.Found{id: "org/other", downloads: 7, method: "awq", gated?: false}]} =
              Hub.search("oth", options)
+
+    assert {:ok, [%Hub.Found{id: "org/other"}, %Hub.Found{id: "org/demo"}]} =
+             Hub.search("", [author: "org"] ++ options)
   end
 
   @tag :tmp_dir

@@ -11,11 +11,11 @@ _FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @contextlib.contextmanager
-def told(name: str, revision: str | None = None, token: Any = None) -> Iterator[None]:
+def told(name: str | None, revision: str | None = None, token: Any = None) -> Iterator[None]:
     """Turns what is raised while the hub is asked about a repository into a ``BridgeError``.
 
     Args:
-        name: of the repository
+        name: of the repository; None for a question about all of them
         revision: that was asked for, if one was
         token: the option ``hf_token``
     """
@@ -66,7 +66,7 @@ def corrupt(name: str, path: str, expected: str, found: str) -> BridgeError:
     )
 
 
-def _error(error: Exception, name: str, revision: str | None, token: Any) -> BridgeError:
+def _error(error: Exception, name: str | None, revision: str | None, token: Any) -> BridgeError:
     from huggingface_hub import errors
 
     if isinstance(error, errors.LocalEntryNotFoundError) and isinstance(error.__cause__, Exception):
@@ -114,6 +114,20 @@ def _error(error: Exception, name: str, revision: str | None, token: Any) -> Bri
                 details,
                 remedy="Give one such as `org/name`.",
             )
+        case errors.LocalTokenNotFoundError():
+            return BridgeError(
+                "hub_unauthorized",
+                "`hf_token: true` takes the token of `hf auth login`, and there is none here.",
+                details,
+                remedy="Log in, or give a token as `hf_token` or `HF_TOKEN`.",
+            )
+        case errors.OfflineModeIsEnabled() if name is None:
+            return BridgeError(
+                "hub_unreachable",
+                "`HF_HUB_OFFLINE` is set, and only the hub can answer this.",
+                details,
+                remedy="Unset it. `mix vllm.models` lists what was downloaded.",
+            )
         case errors.OfflineModeIsEnabled():
             return BridgeError(
                 "hub_unreachable",
@@ -143,19 +157,22 @@ def _error(error: Exception, name: str, revision: str | None, token: Any) -> Bri
             )
     return BridgeError(
         "hub_unreachable",
-        f"The Hugging Face hub does not answer ({type(error).__name__}), and {name} is not here.",
+        f"The Hugging Face hub does not answer ({type(error).__name__})"
+        + (f", and {name} is not here." if name else "."),
         details | {"exception": f"{type(error).__name__}: {error}"},
-        remedy="Check the network and, behind a proxy or a mirror, `HTTPS_PROXY` and "
-        "`HF_ENDPOINT`; or give a local folder.",
+        remedy="Check the network and, behind a proxy or a mirror, `HTTPS_PROXY` and `HF_ENDPOINT`"
+        + ("; or give a local folder." if name else "."),
     )
 
 
 def _by_status(
-    error: Any, status: int, name: str, token: Any, details: dict[str, Any]
+    error: Any, status: int, name: str | None, token: Any, details: dict[str, Any]
 ) -> BridgeError:
     if status in (401, 403):
-        source = "the option `hf_token`" if isinstance(token, str) else "`HF_TOKEN` or `hf login`"
-        why = "does not know" if status == 401 else f"does not let read {name} with"
+        source = (
+            "the option `hf_token`" if isinstance(token, str) else "`HF_TOKEN` or `hf auth login`"
+        )
+        why = "does not know" if status == 401 else f"does not let read {name or 'models'} with"
         return BridgeError(
             "hub_unauthorized",
             f"The hub {why} the token of {source}.",
@@ -176,7 +193,7 @@ def _by_status(
         "hub_unreachable",
         f"The hub answers with an error of its own ({status}).",
         details | {"exception": str(error)},
-        remedy="Try again later, or give a local folder.",
+        remedy="Try again later, or give a local folder." if name else "Try again later.",
     )
 
 
@@ -191,7 +208,7 @@ def _wait(headers: Any) -> int | None:
     return limit.reset_in_seconds if limit is not None and limit.remaining == 0 else None
 
 
-def _page(name: str) -> str:
+def _page(name: str | None) -> str:
     return f"https://huggingface.co/{name}"
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from vllm_bridge.checkpoints import gguf_model
 from vllm_bridge.errors import BridgeError
-from vllm_bridge.hub import cache, download, errors
+from vllm_bridge.hub import cache, download, errors, tokens
 from vllm_bridge.hub.names import Name
 from vllm_bridge.hub.needed import CONFIGS, WEIGHTS, needed
 from vllm_bridge.hub.repository import File, Repository
@@ -34,6 +34,7 @@ def look_up(
     """
     revision = _path("revision", options) or "main"
     subfolder = _path("subfolder", options)
+    tokens.check(options.get("hf_token"))
     progress("hub")
     try:
         with errors.told(name.id, options.get("revision"), options.get("hf_token")):
@@ -155,8 +156,8 @@ def _is_offline() -> bool:
 
 def _path(option: str, options: Mapping[str, Any]) -> str:
     """An option that becomes a path, which must not lead out of where it begins."""
-    given = str(options.get(option) or "")
-    if not _is_inside(given):
+    given = options.get(option) or ""
+    if not isinstance(given, str) or not _is_inside(given):
         raise BridgeError(
             "invalid_option",
             f"`{option}: {given!r}` is none that a repository can have.",

@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from vllm_bridge.checkpoints import headers
 from vllm_bridge.errors import BridgeError
-from vllm_bridge.hub import errors
+from vllm_bridge.hub import errors, tokens
 from vllm_bridge.quantization import registry
 
 # What the hub is asked to tell of each model.
@@ -63,6 +63,7 @@ def search(
     """Models whose names have ``query`` in them.
 
     Args:
+        query: may be empty
         limit: how many, at most
         filters: tags that they must have, such as ``gguf`` or
             ``base_model:quantized:Qwen/Qwen3-8B`` for what was quantized from a model
@@ -84,7 +85,8 @@ def search(
             remedy=f"Give one of {', '.join(SORTS)}.",
         )
     token = (options or {}).get("hf_token")
-    with errors.told("what it would tell", token=token):
+    tokens.check(token)
+    with errors.told(None, token=token):
         models = HfApi(token=token).list_models(
             search=query or None,
             filter=list(filters) or None,
