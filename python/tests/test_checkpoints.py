@@ -394,6 +394,12 @@ def test_a_quantization_in_words(config: dict[str, Any], words: str) -> None:
     assert Checkpoint(config={"quantization_config": config}).description == words
 
 
+@pytest.mark.parametrize("value", [5, "x", [], [5], [[]], {"0": "x"}])
+def test_a_config_with_fields_of_other_types(value: Any) -> None:
+    checkpoint = Checkpoint(config={"architectures": value, "text_config": value})
+    assert (checkpoint.architecture, checkpoint.quantization, checkpoint.dtype) == (None,) * 3
+
+
 @pytest.mark.parametrize("value", ["awq", 4, [], {"quant_method": 4}, {"quant_method": None}])
 def test_a_quantization_that_names_no_method(folder: Path, value: Any) -> None:
     (folder / "config.json").write_text(json.dumps(LLAMA | {"quantization_config": value}))

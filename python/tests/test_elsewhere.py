@@ -111,3 +111,13 @@ def test_an_architecture_that_is_in_no_registry(tmp_path: Path) -> None:
     (folder / "config.json").write_text(json.dumps(config))
     (warned,) = findings(str(folder), "H100")
     assert (warned.severity, warned.reason) == ("warning", "unsupported_model")
+
+
+@pytest.mark.parametrize("named_ones", [[], {"0": "x"}, [5]])
+def test_architectures_that_are_no_names(tmp_path: Path, named_ones: Any) -> None:
+    folder = shutil.copytree(DEMO, tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    (folder / "config.json").write_text(json.dumps(config | {"architectures": named_ones}))
+    machine = named("H100")
+    report = facts.report(check(str(folder), {}, machine=machine), machine)
+    assert report["architecture"] is None

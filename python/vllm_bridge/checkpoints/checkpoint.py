@@ -65,10 +65,23 @@ class Checkpoint:
     repository: "Repository | None" = None
 
     @property
+    def _configs(self) -> tuple[Mapping[str, Any], ...]:
+        """The model's config, and that of its language model."""
+        text = self.config.get("text_config")
+        return (self.config, text) if isinstance(text, dict) else (self.config,)
+
+    @property
+    def architecture(self) -> str | None:
+        """The first of those that its config names: ``LlamaForCausalLM``."""
+        names = self.config.get("architectures")
+        first = names[0] if isinstance(names, list) and names else None
+        return first if isinstance(first, str) else None
+
+    @property
     def quantization(self) -> Mapping[str, Any] | None:
         """The config of its quantization method; None when it is not quantized."""
         for name in ("quantization_config", "compression_config"):
-            for config in (self.config, self.config.get("text_config") or {}):
+            for config in self._configs:
                 if isinstance(found := config.get(name), dict):
                     return found
         own = self.config.get("quantization")
@@ -81,7 +94,7 @@ class Checkpoint:
     @property
     def dtype(self) -> str | None:
         """What the model computes in by its config: ``bfloat16``."""
-        for config in (self.config, self.config.get("text_config") or {}):
+        for config in self._configs:
             for name in ("dtype", "torch_dtype"):
                 if isinstance(found := config.get(name), str):
                     return found

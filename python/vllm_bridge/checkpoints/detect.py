@@ -105,7 +105,7 @@ def of(checkpoint: Checkpoint) -> Detected:
         dtype=checkpoint.dtype,
         parameters=count or None,
         bytes=size or None,
-        architecture=next(iter(scheme.names(config.get("architectures"))), None),
+        architecture=checkpoint.architecture,
         model_type=scheme.text(config, "model_type"),
         base_model=_source(checkpoint),
     )

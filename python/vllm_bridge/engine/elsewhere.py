@@ -88,14 +88,14 @@ def _known(plan: Plan, options: dict[str, Any]) -> Iterator[Finding]:
                 details | {"quantization": name, "allowed": naming.methods()},
                 f"It has: {', '.join(naming.methods())}.",
             )
-    config = plan.checkpoint.config
-    if config.get("architectures") and not families.is_known(config):
+    architecture = plan.checkpoint.architecture
+    if architecture is not None and not families.is_known(plan.checkpoint.config):
         yield Finding(
             "warning",
             "unsupported_model",
-            f"{config['architectures'][0]} is not in vLLM's registry. It may run all the same, by "
+            f"{architecture} is not in vLLM's registry. It may run all the same, by "
             "the code of transformers or of a plugin.",
-            {"architecture": config["architectures"][0]},
+            {"architecture": architecture},
             "Check it on the device.",
         )
 

@@ -37,12 +37,11 @@ def report(checked: Checked, machine: Sequence[Device] | None = None) -> dict[st
 
 def of_plan(plan: Plan) -> dict[str, Any]:
     """What is known without vLLM."""
-    config = plan.checkpoint.config
-    architectures = config.get("architectures")
+    model_type = plan.checkpoint.config.get("model_type")
     return {
         "model": plan.model,
-        "model_type": config.get("model_type"),
-        "architecture": architectures[0] if isinstance(architectures, list | tuple) else None,
+        "model_type": model_type if isinstance(model_type, str) else None,
+        "architecture": plan.checkpoint.architecture,
         "quantization": plan.method,
         "dtype": plan.dtype,
         "loaded_bytes": plan.loaded_bytes,
