@@ -45,6 +45,11 @@ def cited(*names: str) -> str:
     return ", ".join(f"[{number}](#sources)" for number in numbers)
 
 
+def explained(said: str, derived: str) -> str:
+    """With how a figure was derived, if it was."""
+    return "; ".join(filter(None, (said, derived and f"derived: {derived}")))
+
+
 def elixir(value: Any) -> str:
     if isinstance(value, dict):
         return "%{" + ", ".join(f"{name}: {elixir(each)}" for name, each in value.items()) + "}"
@@ -86,7 +91,7 @@ def formats() -> Iterator[str]:
         yield row(
             found.name,
             found.loss.words,
-            cited(found.loss.source),
+            explained(cited(found.loss.source), found.loss.derived),
             ", ".join(f"`{name}: {elixir(value)}`" for name, value in options),
             tool if found.made_with else "",
         )
@@ -99,7 +104,8 @@ def speeds() -> Iterator[str]:
             continue
         sources = cited(speed.source, speed.many_source)
         numbers = (f"{speed.one:g}", f"{speed.many:g}")
-        yield row(device(found), ", ".join(found.formats), *numbers, sources, speed.note)
+        how = explained(speed.note, speed.derived)
+        yield row(device(found), ", ".join(found.formats), *numbers, sources, how)
 
 
 def device(found: Scope) -> str:

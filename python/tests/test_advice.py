@@ -135,6 +135,15 @@ def test_the_order_does_not_depend_on_that_of_the_candidates() -> None:
     assert expected.index("awq (4 bits)") + 1 == expected.index("gptq (4 bits)")
 
 
+def test_the_reasons_say_what_was_derived_and_from_what() -> None:
+    reasons = {choice.candidate.name: choice.reasons for choice in ranked("throughput", H100)[0]}
+    fp8 = " ".join(reasons["fp8"])
+    assert "derived: for one sequence as INT8 weights, which are as many bytes)." in fp8
+    # Its loss is quoted.
+    assert fp8.count("derived") == 1
+    assert rules().formats["compressed-tensors (W4A16)"].loss.derived.startswith("as GPTQ")
+
+
 def test_what_cannot_run_or_does_not_fit_is_never_recommended() -> None:
     refused = candidate("awq (4 bits)", refusal="vLLM needs capability 7.5 for it.")
     choices, out = ranked("latency", T4, [refused, candidate("plain"), candidate("gptq (4 bits)")])

@@ -8,7 +8,7 @@ one number of them. What cannot run or does not fit is told apart and never rank
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final, Literal, NamedTuple
 
-from vllm_bridge.advice.rules import Format, Goal, Mark, Rules, Speed
+from vllm_bridge.advice.rules import Format, Goal, Loss, Mark, Rules, Speed
 from vllm_bridge.memory import GIB
 
 _MARKS: Final[Mapping[Mark, str]] = {
@@ -226,7 +226,8 @@ def _reasons(
     elif rule.loss.name == "none":
         yield "It loses no quality."
     else:
-        yield f"Loss of quality {rule.loss.words} ({rules.sources[rule.loss.source].title})."
+        source = rules.sources[rule.loss.source].title + _derived(rule.loss)
+        yield f"Loss of quality {rule.loss.words} ({source})."
     if "training" in goal.weights:
         if rule is not None and rule.training is not None:
             source = rules.sources[rule.training.source].title
@@ -245,7 +246,7 @@ def _of_speed(speed: Speed | None, rules: Rules) -> Iterator[str]:
         yield "Its speed on this device is not known to the rules; it is ranked as 16 bits are."
         return
     one, many = (rules.sources[name].title for name in (speed.source, speed.many_source))
-    note = f"; {speed.note}" if speed.note else ""
+    note = (f"; {speed.note}" if speed.note else "") + _derived(speed)
     if one == many:
         yield (
             f"{speed.one:g} times the speed of 16 bits for one sequence, {speed.many:g} times for "
@@ -256,6 +257,10 @@ def _of_speed(speed: Speed | None, rules: Rules) -> Iterator[str]:
             f"{speed.one:g} times the speed of 16 bits for one sequence ({one}), {speed.many:g} "
             f"times for many ({many}{note})."
         )
+
+
+def _derived(figure: Loss | Speed) -> str:
+    return f"; derived: {figure.derived}" if figure.derived else ""
 
 
 def picture(

@@ -27,6 +27,7 @@ class Loss(NamedTuple):
         source: a name of ``Rules.sources``
         name: the class that this is
         mark: of that class, from 0 to 1
+        derived: how it follows from what the source says; empty where that says it itself
     """
 
     metric: str
@@ -34,6 +35,7 @@ class Loss(NamedTuple):
     source: str
     name: str
     mark: float
+    derived: str = ""
 
     @property
     def words(self) -> str:
@@ -97,6 +99,7 @@ class Speed(NamedTuple):
         many_source: of the second
         unpacked: whether the weights take the memory of 16 bits
         note: how it is computed
+        derived: how it follows from what the sources say; empty where they say it themselves
     """
 
     one: float
@@ -105,6 +108,7 @@ class Speed(NamedTuple):
     many_source: str
     unpacked: bool = False
     note: str = ""
+    derived: str = ""
 
 
 class Goal(NamedTuple):
@@ -209,7 +213,8 @@ def _format(order: int, found: Mapping[str, Any], classes: list[Mapping[str, Any
 def _loss(found: Mapping[str, Any], classes: list[Mapping[str, Any]]) -> Loss:
     metric, value = found["metric"], found["value"]
     of = next(one for one in classes if value <= one.get(metric, float("inf")))
-    return Loss(metric, value, found["source"], of["name"], of["mark"])
+    derived = found.get("derived", "")
+    return Loss(metric, value, found["source"], of["name"], of["mark"], derived)
 
 
 def _scope(found: Mapping[str, Any]) -> Scope:
