@@ -21,6 +21,9 @@ A card is a JSON file of ``model_cards/``, written by us:
 - ``cache``: the tokens for which there is room in so many GiB of it, by a log of vLLM's
 - ``served``: the tokens for which there is room on a ``device``, by a log of vLLM's
 - ``expected``: what is to be found out about it; see ``test_model_cards.py``
+
+Sizes, logs and what has a ``source`` were read there. Of the configs some values are from memory:
+what the tests find by them is held against these figures, and no card is a source for a config.
 """
 
 import functools
