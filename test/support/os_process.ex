@@ -28,7 +28,8 @@ defmodule VLLM.OSProcess do
   @doc "The children of a process."
   def children(pid), do: for({child, ^pid} <- parents(), do: child)
 
-  @doc "All descendants of a process."
+  @doc "All descendants of a process; of 0, which stands for none and has everybody below it, none."
+  def descendants(0), do: []
   def descendants(pid), do: collect([pid], parents(), [])
 
   defp parents do
