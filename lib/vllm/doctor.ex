@@ -4,7 +4,7 @@ defmodule VLLM.Doctor do
   # functions and facts, so that tests can describe a machine) and returns what
   # it found; the task prints.
 
-  alias VLLM.{Error, Python, Tools}
+  alias VLLM.{Bytes, Error, Python, Tools}
   alias VLLM.Python.{Setup, Stamp}
 
   defmodule Check do
@@ -410,8 +410,9 @@ defmodule VLLM.Doctor do
       free = String.to_integer(kib) * 1024
 
       if free < 4 * @gib,
-        do: warning("Memory", "#{gib(free)} available", "A small model needs about 4 GiB."),
-        else: ok("Memory", "#{gib(free)} available")
+        do:
+          warning("Memory", "#{Bytes.memory(free)} available", "A small model needs about 4 GiB."),
+        else: ok("Memory", "#{Bytes.memory(free)} available")
     else
       _ -> warning("Memory", "unknown", "/proc/meminfo cannot be read.")
     end
@@ -432,12 +433,12 @@ defmodule VLLM.Doctor do
       {:ok, free} when free < 5 * @gib ->
         warning(
           "Disk",
-          "#{gib(free)} free in #{folder}",
+          "#{Bytes.file(free)} free in #{folder}",
           "Models from the hub are kept there: free some, or set HF_HOME to another disk."
         )
 
       {:ok, free} ->
-        ok("Disk", "#{gib(free)} free in #{folder}")
+        ok("Disk", "#{Bytes.file(free)} free in #{folder}")
 
       :error ->
         warning("Disk", "free space of #{folder} is unknown", "See what `df #{folder}` says.")
@@ -465,12 +466,12 @@ defmodule VLLM.Doctor do
       {:ok, free} when free < @gib ->
         warning(
           "Shared memory",
-          "#{gib(free)} free in /dev/shm",
+          "#{Bytes.memory(free)} free in /dev/shm",
           "In a container start it with `--shm-size 2g`; else see what is left in /dev/shm."
         )
 
       {:ok, free} ->
-        ok("Shared memory", "#{gib(free)} free in /dev/shm")
+        ok("Shared memory", "#{Bytes.memory(free)} free in /dev/shm")
 
       :error ->
         problem("Shared memory", "no /dev/shm", "vLLM needs a tmpfs on /dev/shm: mount one.")
@@ -534,8 +535,6 @@ defmodule VLLM.Doctor do
           else: "Install #{vllm} there; or unset VLLM_VENV and run `mix vllm.setup`."
     end
   end
-
-  defp gib(bytes), do: "#{Float.round(bytes / @gib, 1)} GiB"
 
   defp ok(name, text), do: %Check{name: name, status: :ok, text: text}
 

@@ -523,18 +523,26 @@ defmodule VLLM.Options do
 
   @doc """
   The worker's error for an option that vLLM does not know, which may have been
-  meant for this library: then with our nearest name instead of vLLM's.
+  meant for this library: then with our nearest name instead of vLLM's. `specs`
+  are what the function takes beside the options of an engine.
   """
-  @spec or_ours(Error.t()) :: Error.t()
+  @spec or_ours(Error.t(), [spec()]) :: Error.t()
+  def or_ours(error, specs \\ [])
+
   def or_ours(
-        %Error{reason: :invalid_option, details: %{"option" => name, "nearest" => theirs}} = error
+        %Error{reason: :invalid_option, details: %{"option" => name, "nearest" => theirs}} =
+          error,
+        specs
       )
       when not is_map_key(error.details, "allowed") do
-    ours = nearest(name, names(@engine))
-    if ours && ours == nearest(name, [ours, theirs || ""]), do: unknown(name, [ours]), else: error
+    ours = nearest(name, names(specs ++ @engine))
+    # What is named may be right, and its value unknown.
+    if ours not in [nil, name] and ours == nearest(name, [ours, theirs || ""]),
+      do: unknown(name, [ours]),
+      else: error
   end
 
-  def or_ours(error), do: error
+  def or_ours(error, _specs), do: error
 
   @doc "The name nearest to `name`, if one is near."
   @spec nearest(String.t(), [atom() | String.t()]) :: String.t() | nil

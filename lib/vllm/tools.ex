@@ -38,7 +38,10 @@ defmodule VLLM.Tools do
   def about(method, model, options, specs \\ []) do
     with {:ok, known, params, where} <- question(model, options, Options.tools() ++ specs) do
       asked = known |> Map.delete(:timeout) |> given()
-      ask(method, Map.merge(asked, params), [timeout: known.timeout] ++ where)
+
+      method
+      |> ask(Map.merge(asked, params), [timeout: known.timeout] ++ where)
+      |> or_ours(Options.tools() ++ specs)
     end
   end
 
@@ -64,11 +67,15 @@ defmodule VLLM.Tools do
                do: {:error, stalled(model, patience)}
         end)
 
-      with {:error, %Error{reason: :timeout}} <- result do
+      with {:error, %Error{reason: :timeout}} <- or_ours(result, specs) do
         if Deadline.passed?(deadline), do: {:error, late(method, known.timeout)}, else: result
       end
     end
   end
+
+  # A misspelt option may be one of the question's own as well as of an engine.
+  defp or_ours({:error, error}, specs), do: {:error, Options.or_ours(error, specs)}
+  defp or_ours(result, _specs), do: result
 
   # The params of a question, and how the worker is started that is asked.
   defp question(model, options, specs) do
@@ -77,6 +84,7 @@ defmodule VLLM.Tools do
 
     with {:ok, model} <- model(model),
          {:ok, known, rest} <- Options.split(options, specs),
+         :ok <- named_once(rest),
          {:ok, engine, rest} <- Options.split(rest, engine),
          :ok <- AllowedModels.check(model, engine.allowed_models),
          {:ok, rest} <- Options.to_wire(rest) do
@@ -113,6 +121,13 @@ defmodule VLLM.Tools do
            "option" => "model"
          })}
   end
+
+  defp named_once(%{"model" => _other}) do
+    message = "The model is an argument of its own here: leave `model` out of the options."
+    {:error, Error.new(:invalid_option, message, %{"option" => "model"})}
+  end
+
+  defp named_once(_options), do: :ok
 
   defp late(method, timeout) do
     Error.new(

@@ -9,6 +9,11 @@ _CGROUP_V2 = "/sys/fs/cgroup"
 _CGROUP_V1 = "/sys/fs/cgroup/memory"
 
 
+def gib(size: float) -> str:
+    """A size in memory as people read it."""
+    return f"{size / GIB:.1f} GiB"
+
+
 def available_cpu(root: str = "/") -> int:
     """Bytes that a process can still get without swapping: what the system has left, or what
     the control group allows, whichever is less.

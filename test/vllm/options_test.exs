@@ -177,6 +177,24 @@ defmodule VLLM.OptionsTest do
     end
   end
 
+  test "a misspelt option is one of the question's own where that is nearest" do
+    error = fn name, nearest ->
+      details = %{"option" => name, "nearest" => nearest}
+      Error.new(:invalid_option, "Unknown engine option `#{name}`.", details)
+    end
+
+    nearest = fn name, theirs, specs ->
+      Options.or_ours(error.(name, theirs), specs).details["nearest"]
+    end
+
+    assert nearest.("stall_timout", nil, Options.pull()) == "stall_timeout"
+    assert nearest.("concurency", "max_concurrency", Options.estimate()) == "concurrency"
+    assert nearest.("max_model_lenn", "max_model_len", Options.estimate()) == "max_model_len"
+    assert nearest.("device", "RTX 4090 24GB", Options.estimate()) == "RTX 4090 24GB"
+    # Engines are started without it.
+    refute nearest.("stall_timout", nil, []) == "stall_timeout"
+  end
+
   test "an option that several calls take is the same in all of them" do
     all =
       [:engine, :drain, :generate, :stream, :chat, :beam_search, :encode, :rerank] ++

@@ -37,6 +37,15 @@ defmodule VLLM.ToolsTest do
     end
   end
 
+  test "a model is named once" do
+    for ask <- [&Quantization.estimate/2, &VLLM.Hub.pull/2] do
+      assert {:error, %Error{reason: :invalid_option, details: %{"option" => "model"}} = error} =
+               ask.("a/b", model: "a/c", python: @nowhere)
+
+      assert error.message =~ "leave `model` out"
+    end
+  end
+
   @tag :tmp_dir
   test "a worker that does not answer in time is given up, with its start", %{tmp_dir: folder} do
     python = Path.join(folder, "python")

@@ -23,7 +23,7 @@ defmodule Mix.Tasks.Vllm.Check do
   use Mix.Task
 
   alias Mix.Vllm.{Arguments, JSON, Table}
-  alias VLLM.Quantization
+  alias VLLM.{Bytes, Quantization}
   alias VLLM.Quantization.Report
 
   @requirements ["app.config"]
@@ -84,7 +84,7 @@ defmodule Mix.Tasks.Vllm.Check do
       {_, none} when none in [nil, []] -> nil
       {:capabilities, names} -> Enum.join(names, ", ")
       {:loaded_bytes, 0} -> nil
-      {:loaded_bytes, bytes} -> "#{Table.bytes(bytes)} at least"
+      {:loaded_bytes, bytes} -> "#{Bytes.memory(bytes)} at least"
       {:max_model_len, tokens} -> "#{Table.whole(tokens)} tokens"
       {name, 1} when name in [:tensor_parallel_size, :pipeline_parallel_size] -> nil
       {_, value} -> to_string(value)

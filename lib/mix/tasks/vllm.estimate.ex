@@ -27,7 +27,7 @@ defmodule Mix.Tasks.Vllm.Estimate do
   use Mix.Task
 
   alias Mix.Vllm.{Arguments, JSON, Table}
-  alias VLLM.Quantization
+  alias VLLM.{Bytes, Quantization}
   alias VLLM.Quantization.Estimate
 
   @requirements ["app.config"]
@@ -79,24 +79,24 @@ defmodule Mix.Tasks.Vllm.Estimate do
 
     left = signed(device.left)
 
-    [device.name | Enum.map(names, &Table.bytes(device[&1]))] ++
+    [device.name | Enum.map(names, &Bytes.memory(device[&1]))] ++
       [if(device.fits?, do: left, else: {:red, left})]
   end
 
-  defp signed(bytes) when bytes < 0, do: "-" <> Table.bytes(-bytes)
-  defp signed(bytes), do: Table.bytes(bytes)
+  defp signed(bytes) when bytes < 0, do: "-" <> Bytes.memory(-bytes)
+  defp signed(bytes), do: Bytes.memory(bytes)
 
   defp sentences(%{kv_cache: cache, weights: weights} = estimate) do
     [
-      "Weights:  #{Table.bytes(weights.memory)} in memory, #{Table.bytes(weights.disk)} on the disk#{peak(weights)}.",
-      "KV cache: #{Table.bytes(cache.bytes_per_token)} for each token#{approximate(cache)}, counted for " <>
+      "Weights:  #{Bytes.memory(weights.memory)} in memory, #{Bytes.file(weights.disk)} on the disk#{peak(weights)}.",
+      "KV cache: #{Bytes.memory(cache.bytes_per_token)} for each token#{approximate(cache)}, counted for " <>
         "#{requests(estimate.concurrency)} of #{Table.whole(estimate.max_model_len)} tokens.",
       "Context:  #{Table.whole(estimate.longest_context)} tokens at most#{concurrency(estimate)}."
     ] ++ speed(estimate.tokens_per_second)
   end
 
   defp peak(%{peak: peak, memory: memory}) when peak > memory,
-    do: ", #{Table.bytes(peak)} while they load"
+    do: ", #{Bytes.memory(peak)} while they load"
 
   defp peak(_weights), do: ""
 
@@ -140,7 +140,7 @@ defmodule Mix.Tasks.Vllm.Estimate do
 
   defp format(one) do
     fits = if one.fits?, do: {:green, "yes"}, else: {:red, "no"}
-    [name(one), Table.bytes(one.disk), Table.bytes(one.memory), fits]
+    [name(one), Bytes.file(one.disk), Bytes.memory(one.memory), fits]
   end
 
   defp name(%{method: "gguf", name: name}), do: "gguf (#{name})"

@@ -16,7 +16,7 @@ defmodule Mix.Tasks.Vllm.Models do
   use Mix.Task
 
   alias Mix.Vllm.{JSON, Table}
-  alias VLLM.Hub
+  alias VLLM.{Bytes, Hub}
 
   @requirements ["app.config"]
 
@@ -46,7 +46,7 @@ defmodule Mix.Tasks.Vllm.Models do
 
   defp run(model, _json?, options) do
     freed = model |> Hub.delete(options) |> ok!()
-    Mix.shell().info("#{model} is deleted, which makes #{Table.bytes(freed)} free.")
+    Mix.shell().info("#{model} is deleted, which makes #{Bytes.file(freed)} free.")
   end
 
   # Times as JSON has them.
@@ -60,7 +60,8 @@ defmodule Mix.Tasks.Vllm.Models do
     rows = for model <- models, do: row(model)
     Table.print(["model", "revision", "method", {:right, "size"}, "last used"], rows)
     total = models |> Enum.map(& &1.size) |> Enum.sum()
-    Mix.shell().info("#{length(models)} models, #{Table.bytes(total)}")
+    count = if match?([_], models), do: "1 model", else: "#{length(models)} models"
+    Mix.shell().info("#{count}, #{Bytes.file(total)}")
   end
 
   defp row(model) do
@@ -68,7 +69,7 @@ defmodule Mix.Tasks.Vllm.Models do
       model.id,
       model.revisions |> Map.keys() |> Enum.map_join(", ", &short/1),
       model.method || "-",
-      Table.bytes(model.size) <> if(model.incomplete > 0, do: " (incomplete)", else: ""),
+      Bytes.file(model.size) <> if(model.incomplete > 0, do: " (incomplete)", else: ""),
       Calendar.strftime(model.last_used, "%Y-%m-%d %H:%M")
     ]
   end

@@ -28,7 +28,7 @@ defmodule Mix.Tasks.Vllm.Recommend do
   use Mix.Task
 
   alias Mix.Vllm.{Arguments, JSON, Table}
-  alias VLLM.Quantization
+  alias VLLM.{Bytes, Quantization}
   alias VLLM.Quantization.Advice
 
   @requirements ["app.config"]
@@ -69,7 +69,7 @@ defmodule Mix.Tasks.Vllm.Recommend do
   end
 
   defp row(choice, advice) do
-    [choice.format, Table.bytes(choice.memory), Table.bytes(choice.needs), loss(choice)] ++
+    [choice.format, Bytes.memory(choice.memory), Bytes.memory(choice.needs), loss(choice)] ++
       if(training?(advice), do: [], else: [speed(choice, "one"), speed(choice, "many")]) ++
       [Table.decimal(choice.score, 2), how(choice)]
   end
@@ -108,5 +108,5 @@ defmodule Mix.Tasks.Vllm.Recommend do
     Table.print(["format", {:right, "needs"}, "why"], Enum.map(ruled_out, &ruled_out_row/1))
   end
 
-  defp ruled_out_row(one), do: [one.format, Table.bytes(one.needs), one.message]
+  defp ruled_out_row(one), do: [one.format, Bytes.memory(one.needs), one.message]
 end

@@ -1,7 +1,7 @@
 defmodule Mix.Vllm.Table do
   @moduledoc false
   # What the tasks print: tables whose columns are as wide as what is in them,
-  # and sizes as people read them.
+  # and numbers as people read them.
 
   @typedoc "A text, or one in a colour of `IO.ANSI`."
   @type cell :: String.t() | {atom(), String.t()}
@@ -52,22 +52,6 @@ defmodule Mix.Vllm.Table do
 
   defp title({:right, title}), do: title
   defp title(title), do: title
-
-  @doc """
-  A number of bytes in GiB, or in MiB or KiB where it is less than one.
-
-      iex> Mix.Vllm.Table.bytes(16_060_522_496)
-      "15.0 GiB"
-      iex> Mix.Vllm.Table.bytes(8_300_000)
-      "7.9 MiB"
-      iex> Mix.Vllm.Table.bytes(131_072)
-      "128.0 KiB"
-  """
-  @spec bytes(number() | nil) :: String.t()
-  def bytes(nil), do: "?"
-  def bytes(bytes) when bytes < 0x10_0000, do: "#{decimal(bytes / 0x400, 1)} KiB"
-  def bytes(bytes) when bytes < 0x4000_0000, do: "#{decimal(bytes / 0x10_0000, 1)} MiB"
-  def bytes(bytes), do: "#{decimal(bytes / 0x4000_0000, 1)} GiB"
 
   @doc """
   A whole number with commas.

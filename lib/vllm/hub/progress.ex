@@ -11,6 +11,8 @@ defmodule VLLM.Hub.Progress do
     * `:seconds_left` - until the end at that speed; nil where nobody knows
   """
 
+  alias VLLM.Bytes
+
   @numbers [:bytes, :total_bytes, :files, :total_files]
   @estimates [:bytes_per_second, :seconds_left]
 
@@ -56,9 +58,9 @@ defmodule VLLM.Hub.Progress do
   @spec describe(t()) :: String.t()
   def describe(%__MODULE__{} = progress) do
     [
-      "#{amount(progress)} (#{percent(progress)} %)",
+      "#{Bytes.part(progress.bytes, progress.total_bytes)} (#{percent(progress)} %)",
       "#{progress.files} of #{progress.total_files} files",
-      progress.bytes_per_second && "#{size(progress.bytes_per_second)}/s",
+      progress.bytes_per_second && "#{Bytes.file(progress.bytes_per_second)}/s",
       progress.seconds_left && "#{time(progress.seconds_left)} left"
     ]
     |> Enum.reject(&is_nil/1)
@@ -84,31 +86,6 @@ defmodule VLLM.Hub.Progress do
   @spec percent(t()) :: 0..100
   def percent(%__MODULE__{total_bytes: 0}), do: 100
   def percent(progress), do: min(div(progress.bytes * 100, progress.total_bytes), 100)
-
-  @units [{1.0e12, "TB"}, {1.0e9, "GB"}, {1.0e6, "MB"}, {1.0e3, "kB"}]
-
-  @doc """
-  A size as people write it.
-
-      iex> Enum.map([999, 1_500, 4_100_000_000], &VLLM.Hub.Progress.size/1)
-      ["999 B", "1.5 kB", "4.1 GB"]
-  """
-  @spec size(number()) :: String.t()
-  def size(bytes) do
-    {factor, unit} = unit(bytes)
-    "#{in_unit(bytes, factor)} #{unit}"
-  end
-
-  # "1.3 of 4.1 GB": both in the unit of the whole.
-  defp amount(%{bytes: bytes, total_bytes: total}) do
-    {factor, unit} = unit(total)
-    "#{in_unit(bytes, factor)} of #{in_unit(total, factor)} #{unit}"
-  end
-
-  defp unit(bytes), do: Enum.find(@units, {1, "B"}, fn {factor, _unit} -> bytes >= factor end)
-
-  defp in_unit(bytes, 1), do: round(bytes)
-  defp in_unit(bytes, factor), do: :erlang.float_to_binary(bytes / factor, decimals: 1)
 
   defp time(seconds) when seconds < 90, do: "#{round(seconds)} s"
   defp time(seconds) when seconds < 5_400, do: "#{round(seconds / 60)} min"

@@ -54,7 +54,8 @@ defmodule VLLM.Quantization.Finding do
     do: Error.new(@notes[note], wire["message"], wire["details"])
 
   # As the error of a start is told.
-  defp about(wire), do: wire |> Error.from_wire() |> Options.or_ours()
+  defp about(wire),
+    do: wire |> Error.from_wire() |> Options.or_ours(Options.tools() ++ Options.machine())
 
   defp severity("error"), do: :error
   defp severity("warning"), do: :warning

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final, Literal, NamedTuple
 
 from vllm_bridge.advice.rules import Format, Goal, Loss, Mark, Rules, Speed
-from vllm_bridge.memory import GIB
+from vllm_bridge.memory import gib
 
 _MARKS: Final[Mapping[Mark, str]] = {
     "quality": "quality",
@@ -173,7 +173,7 @@ def _ruled_out(
             candidate,
             "does_not_fit",
             needs,
-            f"It needs {_gib(needs)} in all, and {target.name} has {_gib(target.room.total)} for "
+            f"It needs {gib(needs)} in all, and {target.name} has {gib(target.room.total)} for "
             "it.",
         )
     return None
@@ -295,7 +295,3 @@ def picture(
 
 def _order(rule: Format | None) -> int:
     return rule.order if rule is not None else 1_000
-
-
-def _gib(size: int) -> str:
-    return f"{size / GIB:.1f} GiB"

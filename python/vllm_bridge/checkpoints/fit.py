@@ -40,8 +40,8 @@ def check_memory(
         dequantized = ", dequantized because vLLM has no kernel for them here,"
     raise BridgeError(
         "out_of_memory",
-        f"The model's weights{dequantized} need {needed / memory.GIB:.1f} GiB and "
-        f"{available / memory.GIB:.1f} GiB of {kind} are available.",
+        f"The model's weights{dequantized} need {memory.gib(needed)} and "
+        f"{memory.gib(available)} of {kind} are available.",
         {"needed_bytes": needed, "available_bytes": available},
         remedy=f"{advice}.",
     )

@@ -150,7 +150,7 @@ def _memory(plan: Plan, ranks: int, machine: Sequence[Device]) -> Iterator[Findi
         yield Finding(
             "error",
             "out_of_memory",
-            f"The weights of a rank need {_gib(weights)}, and {fullest['name']} has {_gib(size)}.",
+            f"The weights of a rank need {memory.gib(weights)}, and {fullest['name']} has {memory.gib(size)}.",
             details,
             remedy or "Use a smaller model, or more devices.",
         )
@@ -159,15 +159,11 @@ def _memory(plan: Plan, ranks: int, machine: Sequence[Device]) -> Iterator[Findi
     yield Finding(
         "warning",
         "out_of_memory",
-        f"By estimate it does not fit: beside the weights {_gib(left)} of a device are left for "
-        f"the KV cache, and a request of {found['max_model_len']} tokens needs {_gib(cache)}.",
+        f"By estimate it does not fit: beside the weights {memory.gib(left)} of a device are left for "
+        f"the KV cache, and a request of {found['max_model_len']} tokens needs {memory.gib(cache)}.",
         {"needed_bytes": cache, "available_bytes": left},
         remedy or "Lower `max_model_len`, or use more devices.",
     )
-
-
-def _gib(size: int) -> str:
-    return f"{size / memory.GIB:.1f} GiB"
 
 
 def _dotted(capability: tuple[int, int]) -> str:

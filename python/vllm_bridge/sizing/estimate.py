@@ -12,7 +12,7 @@ from vllm_bridge.checkpoints.checkpoint import Checkpoint
 from vllm_bridge.checkpoints.models import check_model
 from vllm_bridge.engine.plan import Plan
 from vllm_bridge.errors import BridgeError
-from vllm_bridge.memory import GIB
+from vllm_bridge.memory import GIB, gib
 from vllm_bridge.sizing import activations, adapters, formats, kv_cache, layers, weights
 from vllm_bridge.sizing.devices import Device
 from vllm_bridge.sizing.formats import InFormat
@@ -412,7 +412,7 @@ def _single(setup: _Setup, smaller: Sequence[tuple[InFormat, bool]]) -> Iterator
     for one, would_fit in smaller:
         if one.method is not None and would_fit:
             yield Remedy(
-                f"The model as {one.name}, whose weights take {one.memory / GIB:.1f} GiB.",
+                f"The model as {one.name}, whose weights take {gib(one.memory)}.",
                 format=one.name,
             )
             break  # the others are smaller

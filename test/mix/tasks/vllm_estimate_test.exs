@@ -94,7 +94,7 @@ defmodule Mix.Tasks.Vllm.EstimateTest do
            device           memory  for vLLM   weights  activations  framework  KV cache     left
            RTX 4090 24GB  24.0 GiB  22.0 GiB  15.0 GiB      1.0 GiB    1.0 GiB   4.0 GiB  1.0 GiB
 
-           Weights:  15.0 GiB in memory, 15.0 GiB on the disk.
+           Weights:  15.0 GiB in memory, 16.1 GB on the disk.
            KV cache: 128.0 KiB for each token, counted for one request of 32,768 tokens.
            Context:  40,960 tokens at most; one request of 32,768 fits at a time.
            Speed:    62.5 tokens/s of one request is the limit of the memory's bandwidth; expect less.
@@ -124,7 +124,7 @@ defmodule Mix.Tasks.Vllm.EstimateTest do
     assert text =~
              "It does not fit. Each of these alone would make it fit:\n  -> A KV cache of 8 bits."
 
-    assert text =~ "gguf (Q4_K_M)  5.0 GiB  5.0 GiB  yes\n"
+    assert text =~ "gguf (Q4_K_M)  5.4 GB  5.0 GiB  yes\n"
     refute text =~ "Speed:"
     refute text =~ "at a time"
   end

@@ -35,9 +35,11 @@ defmodule Mix.Tasks.Vllm.ModelsTest do
     Models.print([model, other])
     [title, first, second, total] = for line <- lines(), do: String.split(line, ~r/ {2,}/)
     assert title == ["model", "revision", "method", "size", "last used"]
-    assert first == ["org/name", "main", "awq", "4.1 GiB", "2026-11-27 12:30"]
-    assert second == ["m", "0123abcd", "-", "4.1 GiB (incomplete)", "2026-11-27 12:30"]
-    assert total == ["2 models, 8.2 GiB"]
+    assert first == ["org/name", "main", "awq", "4.4 GB", "2026-11-27 12:30"]
+    assert second == ["m", "0123abcd", "-", "4.4 GB (incomplete)", "2026-11-27 12:30"]
+    assert total == ["2 models, 8.8 GB"]
+    Models.print([model])
+    assert List.last(lines()) == "1 model, 4.4 GB"
     Models.print([])
     assert lines() == ["There are none yet; `mix vllm.pull MODEL` downloads one."]
   end

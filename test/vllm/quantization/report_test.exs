@@ -37,6 +37,18 @@ defmodule VLLM.Quantization.ReportTest do
     "quantization_config" => %{"bits" => 4}
   }
 
+  test "a misspelt option may be one of the check's own" do
+    wire = %{
+      "severity" => "error",
+      "reason" => "invalid_option",
+      "message" => "Unknown engine option `timout`.",
+      "remedy" => "",
+      "details" => %{"option" => "timout", "nearest" => nil}
+    }
+
+    assert %Finding{remedy: "Did you mean `timeout`?"} = Finding.from_wire(wire)
+  end
+
   test "a report has the findings in their order, and of what is not known nothing" do
     assert %Report{ok?: false, method: "gptq", loaded_bytes: 12, max_model_len: nil} =
              report = Report.from_wire(@wire)
