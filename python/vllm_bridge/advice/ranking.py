@@ -173,8 +173,7 @@ def _ruled_out(
             candidate,
             "does_not_fit",
             needs,
-            f"It needs {gib(needs)} in all, and {target.name} has {gib(target.room.total)} for "
-            "it.",
+            f"It needs {gib(needs)} in all, and {target.name} has {gib(target.room.total)} for it.",
         )
     return None
 

@@ -150,7 +150,8 @@ def _memory(plan: Plan, ranks: int, machine: Sequence[Device]) -> Iterator[Findi
         yield Finding(
             "error",
             "out_of_memory",
-            f"The weights of a rank need {memory.gib(weights)}, and {fullest['name']} has {memory.gib(size)}.",
+            f"The weights of a rank need {memory.gib(weights)}, and {fullest['name']} has "
+            f"{memory.gib(size)}.",
             details,
             remedy or "Use a smaller model, or more devices.",
         )
