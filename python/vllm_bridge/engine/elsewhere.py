@@ -160,8 +160,9 @@ def _memory(plan: Plan, ranks: int, machine: Sequence[Device]) -> Iterator[Findi
     yield Finding(
         "warning",
         "out_of_memory",
-        f"By estimate it does not fit: beside the weights {memory.gib(left)} of a device are left for "
-        f"the KV cache, and a request of {found['max_model_len']} tokens needs {memory.gib(cache)}.",
+        f"By estimate it does not fit: beside the weights {memory.gib(left)} of a device are left "
+        f"for the KV cache, and a request of {found['max_model_len']} tokens needs "
+        f"{memory.gib(cache)}.",
         {"needed_bytes": cache, "available_bytes": left},
         remedy or "Lower `max_model_len`, or use more devices.",
     )
