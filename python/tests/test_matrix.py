@@ -1,25 +1,16 @@
 """What the quantized variants of ``matrix.py`` answer, all measured in one process of their own."""
 
-import contextlib
-import json
-import os
-import signal
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 import gguf_models
 import matrix
+import measuring
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow]
 
 Result = dict[str, Any]
-
-# All variants together take a quarter of an hour on two cores.
-TIMEOUT = 3600
 
 # The largest and the mean difference of log-probabilities that is nothing but rounding: of no
 # variant it was more than half of this.
@@ -79,29 +70,7 @@ EMULATED_CACHES = [variant.name for variant in matrix.KV_CACHES if variant.emula
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Result]:
     """What was measured, by the variant's name."""
-    folder = tmp_path_factory.mktemp("matrix")
-    lines, log = folder / "results.jsonl", folder / "log"
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            [sys.executable, matrix.__file__, str(lines)],
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-        try:
-            process.wait(TIMEOUT)
-        finally:
-            # Nothing of it stays, whatever became of it.
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-    print(log.read_text(encoding="utf-8", errors="replace")[-20_000:])
-    return _read(lines)
-
-
-def _read(lines: Path) -> dict[str, Result]:
-    found = [json.loads(line) for line in lines.read_text(encoding="utf-8").splitlines()]
-    return {result["name"]: result for result in found}
+    return measuring.results(matrix.__file__, tmp_path_factory.mktemp("matrix"))
 
 
 def measured(results: dict[str, Result], name: str) -> Result:

@@ -1,22 +1,14 @@
 """What engines take is what was estimated: of the models of ``sizes.py``, loaded in one process of
 their own."""
 
-import contextlib
-import json
-import os
-import signal
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 
+import measuring
 import sizes
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow]
-
-TIMEOUT = 900
 
 # Of each way to count one: packed weights, room for adapters, a cache of another dtype, windows
 # beside whole layers, a latent vector with experts, a state beside attention.
@@ -25,24 +17,7 @@ SAMPLE = ("awq", "lora", "kv-fp8", "gemma3_text", "deepseek_v2", "granitemoehybr
 
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
-    folder = tmp_path_factory.mktemp("sizes")
-    lines, log = folder / "results.jsonl", folder / "log"
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            [sys.executable, sizes.__file__, str(lines), *SAMPLE],
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-        try:
-            process.wait(TIMEOUT)
-        finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-    print(log.read_text(encoding="utf-8", errors="replace")[-20_000:])
-    found = [json.loads(line) for line in Path(lines).read_text(encoding="utf-8").splitlines()]
-    return {one["name"]: one for one in found}
+    return measuring.results(sizes.__file__, tmp_path_factory.mktemp("sizes"), *SAMPLE)
 
 
 @pytest.mark.parametrize("name", SAMPLE)

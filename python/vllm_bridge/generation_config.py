@@ -60,8 +60,6 @@ def read(folder: str | None, options: Mapping[str, Any]) -> tuple[str, Mapping[s
         return path, {}
     try:
         values = json_files.read(path)
-        if not isinstance(values, dict):
-            raise ValueError("it is not a JSON object")
     except (OSError, ValueError) as error:
         raise BridgeError(
             "invalid_checkpoint",

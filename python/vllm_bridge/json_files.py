@@ -4,15 +4,18 @@ import json
 from typing import Any
 
 
-def read(path: str) -> Any:
-    """What is in a file.
+def read(path: str) -> dict[str, Any]:
+    """The object in a file.
 
     Raises:
         OSError: if it cannot be read
-        ValueError: if it is no JSON
+        ValueError: if it is no JSON object
     """
     with open(path, encoding="utf-8") as file:
-        return parse(file.read())
+        found = parse(file.read())
+    if not isinstance(found, dict):
+        raise ValueError("it is not a JSON object")
+    return found
 
 
 def parse(text: str | bytes) -> Any:

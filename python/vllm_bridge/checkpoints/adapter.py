@@ -44,8 +44,6 @@ def read(folder: str) -> Adapter:
     path = os.path.join(folder, CONFIG)
     try:
         config = json_files.read(path)
-        if not isinstance(config, dict):
-            raise ValueError("it is not a JSON object")
     except (OSError, ValueError) as error:
         raise BridgeError(
             "invalid_checkpoint",

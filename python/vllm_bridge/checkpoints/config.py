@@ -14,8 +14,6 @@ def read_config(folder: str) -> Mapping[str, Any]:
     path = os.path.join(folder, "config.json")
     try:
         config = json_files.read(path)
-        if not isinstance(config, dict):
-            raise ValueError("it is not a JSON object")
     except (OSError, ValueError) as error:
         raise BridgeError(
             "not_a_model",

@@ -145,7 +145,7 @@ def check_folder(folder: str, names: set[str]) -> None:
             pipeline = json_files.read(os.path.join(folder, "model_index.json"))
         except (OSError, ValueError):
             pipeline = {}
-        name = pipeline.get("_class_name") if isinstance(pipeline, dict) else None
+        name = pipeline.get("_class_name")
         raise _refused(_DIFFUSION, name if isinstance(name, str) else "a pipeline of diffusers")
 
 

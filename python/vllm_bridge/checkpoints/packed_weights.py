@@ -45,7 +45,7 @@ def settings_beside(
         config = json_files.read(os.path.join(folder, file))
     except (OSError, ValueError):
         return None
-    if not isinstance(config, dict) or not config.keys() >= set(needed):
+    if not config.keys() >= set(needed):
         return None
     # A file that another model has left says nothing of plain weights.
     tensors = read_header(os.path.join(folder, weights[0]))

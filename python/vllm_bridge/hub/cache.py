@@ -214,7 +214,7 @@ def _method(path: str) -> str | None:
         config = json_files.read(os.path.join(path, "config.json"))
     except (OSError, ValueError):
         return None
-    return Checkpoint(config=config).quant_method if isinstance(config, dict) else None
+    return Checkpoint(config=config).quant_method
 
 
 def _scan(path: str) -> list[os.DirEntry[str]]:

@@ -28,7 +28,7 @@ class ModelOpt(Method):
             config = json_files.read(os.path.join(folder, _CONFIG))
         except (OSError, ValueError):
             return None
-        if not isinstance(config, dict) or not scheme.mapping(config, "quantization"):
+        if not scheme.mapping(config, "quantization"):
             return None
         return Found(config)
 

@@ -50,7 +50,7 @@ class SqueezeLLM(Method):
             return None
         try:
             bits = json_files.read(os.path.join(folder, _CONFIG))["wbits"]
-        except (OSError, ValueError, LookupError, TypeError):
+        except (OSError, ValueError, LookupError):
             return None  # another tool's
         config = {"quant_method": self.name, "wbits": bits}
         pickled = sorted(name for name in names if name.endswith(".pt"))
