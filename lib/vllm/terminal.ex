@@ -16,6 +16,15 @@ defmodule VLLM.Terminal do
     if shown?, do: shown(fun), else: fun.(fn _text -> :ok end)
   end
 
+  @doc "Runs `fun` below a line that says what is waited for, shown as `line/2` shows its own."
+  @spec waiting(boolean() | nil, String.t(), (() -> result)) :: result when result: term()
+  def waiting(shown?, text, fun) do
+    line(shown?, fn show ->
+      show.(fn -> text end)
+      fun.()
+    end)
+  end
+
   @doc "How wide the terminal is; nil where there is none."
   @spec columns() :: pos_integer() | nil
   def columns do

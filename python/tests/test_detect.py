@@ -13,11 +13,11 @@ import checkpoints
 import gguf_files
 import gguf_models
 from checkpoints import CHECKPOINTS, DEMO, MODELS
-from vllm_bridge.checkpoints import detect, gguf_config
+from vllm_bridge.checkpoints import adapter, detect, gguf_config
 from vllm_bridge.checkpoints.checkpoint import Checkpoint
 from vllm_bridge.checkpoints.models import check_model
 from vllm_bridge.errors import BridgeError
-from vllm_bridge.quantization import registry
+from vllm_bridge.quantization import registry, scheme
 
 # Of the demo model, and of what its linear layers have of them.
 PARAMETERS = 4_066_560
@@ -842,3 +842,10 @@ def test_who_made_it_and_of_what() -> None:
         ("model", None),
     ):
         assert detect.of(Checkpoint(config={"_name_or_path": source})).base_model == base
+
+
+@pytest.mark.parametrize("number", [10**30, float("nan"), float("inf")])
+def test_numbers_that_mean_nothing_are_as_if_they_were_not_there(number: float) -> None:
+    found = adapter.of({"peft_type": "LORA", "r": number, "lora_alpha": number})
+    assert (found.rank, found.alpha) == (None, None)
+    assert scheme.usual({"bits": number, "group_size": number}).bits is None

@@ -115,6 +115,29 @@ def test_what_is_not_known_is_refused_with_the_nearest(given: str, nearest: str 
     assert "give the size: `24GiB`" in error.value.message
 
 
+@pytest.mark.parametrize(
+    "given",
+    [
+        *("", "24", "0GiB", "9" * 400 + "GiB", "cpu 0GiB", "cpu 64GiB 0GB/s", "24GiB\0"),
+        *("\u0663x A10G", "999999x H100", "h100,h100", "A" * 10_000),
+    ],
+    ids=lambda given: given[:16],
+)
+def test_what_can_be_no_device_is_refused(given: str) -> None:
+    with pytest.raises(BridgeError) as refused:
+        named(given)
+    assert refused.value.reason == "invalid_option"
+    assert "give the size" in refused.value.remedy
+    assert len(refused.value.message) < 250
+
+
+@pytest.mark.parametrize("given", [["24GiB", "cpu 8GiB"], ["H100", "MI300X"]])
+def test_devices_of_several_kinds_run_no_engine(given: list[str]) -> None:
+    with pytest.raises(BridgeError, match="several kinds"):
+        named(given)
+    assert len(named(["24GiB", "RTX 4090"])) == 2
+
+
 def test_each_device_of_the_table_is_found_by_its_own_name() -> None:
     table = devices.every()
     assert len(table) >= 60

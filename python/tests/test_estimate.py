@@ -378,3 +378,42 @@ def test_experts_that_are_alike_are_counted_together() -> None:
     assert len(many.tensors) > 46_000
     assert len(weights.parts(many, {})) < 1_000
     assert of(many, "24GiB")["weights"]["experts"] == 2 * 60 * 256 * 3 * 4096 * 14336
+
+
+def test_a_config_that_means_nothing_is_an_error_of_the_model(tmp_path: Path) -> None:
+    for file in checkpoints.DEMO.iterdir():
+        if file.name != "config.json":
+            (tmp_path / file.name).symlink_to(file)
+    config = json.loads((checkpoints.DEMO / "config.json").read_text())
+    for name, value in {"intermediate_size": 10**400, "num_key_value_heads": 2**63}.items():
+        (tmp_path / "config.json").write_text(json.dumps(config | {name: value}))
+        looked_at = plan(str(tmp_path), {}, is_here=False)
+        (finding,) = (one for one in looked_at.findings if one.severity == "error")
+        assert (finding.reason, finding.details) == ("invalid_checkpoint", {"field": name})
+        with pytest.raises(BridgeError, match=name):
+            estimate(looked_at, named("24GiB"))
+    # What multiplies to more than there is, and more than a message can have.
+    (tmp_path / "config.json").write_text(json.dumps(config | {"head_dim": 2**52}))
+    with pytest.raises(BridgeError) as refused:
+        estimate(plan(str(tmp_path), {}), named("24GiB"))
+    assert refused.value.reason == "out_of_memory"
+
+
+@pytest.mark.parametrize("factor", [None, "x", [[1]], {}])
+def test_a_factor_of_rotary_embeddings_that_is_no_number_is_none(factor: Any) -> None:
+    partial = headers.plain(LLAMA_3_8B | {"partial_rotary_factor": factor})
+    assert of(partial, "24GiB")["devices"] == of(headers.plain(LLAMA_3_8B), "24GiB")["devices"]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), "x", [], 2**62])
+@pytest.mark.parametrize("option", ["max_num_seqs", "cpu_offload_gb", "max_loras", "block_size"])
+def test_an_option_that_is_no_number_is_refused(option: str, value: Any) -> None:
+    with pytest.raises(BridgeError, match=f"`{option}` must be a number") as refused:
+        of(headers.plain(LLAMA_3_8B), "24GiB", **{option: value, "enable_lora": True})
+    assert refused.value.reason == "invalid_option"
+
+
+@pytest.mark.parametrize("size", [-1, 10**9])
+def test_ranks_that_nobody_has_are_refused(size: int) -> None:
+    with pytest.raises(BridgeError, match="`data_parallel_size` must be a number"):
+        of(headers.plain(LLAMA_3_8B), "24GiB", data_parallel_size=size)

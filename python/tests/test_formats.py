@@ -14,6 +14,7 @@ from vllm_bridge.checkpoints import gguf
 from vllm_bridge.checkpoints.checkpoint import Checkpoint
 from vllm_bridge.checkpoints.models import check_model
 from vllm_bridge.quantization import registry
+from vllm_bridge.sizing.fields import Fields
 from vllm_bridge.sizing.formats import InFormat, in_formats
 from vllm_bridge.sizing.gguf_types import FILES, header_bytes
 
@@ -59,7 +60,7 @@ def test_gguf_files_have_the_bits_per_weight_that_llama_cpp_says() -> None:
     plain = headers.plain(LLAMA_3_8B)
     weights = sum(math.prod(tensor.shape) for tensor in plain.tensors.values())
     for name, bits in BITS_PER_WEIGHT.items():
-        size = by_name(plain)[name].disk - header_bytes(LLAMA_3_8B)
+        size = by_name(plain)[name].disk - header_bytes(Fields(LLAMA_3_8B))
         assert round(size * 8 / weights, 4) == bits, name
 
 
@@ -134,7 +135,7 @@ def test_each_tensor_of_a_gguf_file_has_the_type_that_llama_cpp_chooses(
         for name, tensor in converted:
             kind = gguf.TYPES[gguf_models._type(name, tensor, type, source).name]
             size += tensor.size // kind.block * kind.size
-        assert found[type].disk - header_bytes(source.config) == size, type
+        assert found[type].disk - header_bytes(Fields(source.config)) == size, type
 
 
 def test_a_gguf_file_is_a_little_larger_than_its_tensors(tmp_path: Path) -> None:

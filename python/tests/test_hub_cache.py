@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from huggingface_hub import constants
@@ -188,3 +189,10 @@ def test_a_search_without_a_hub(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> No
 )
 def test_methods_by_name(name: str, method: str | None) -> None:
     assert method_of(name) == method
+
+
+@pytest.mark.parametrize("folder", ["a\0b", 5])
+def test_a_folder_that_can_be_none_is_refused_as_the_option(folder: Any) -> None:
+    with pytest.raises(BridgeError, match="`download_dir` is no path") as refused:
+        cache.models({"download_dir": folder})
+    assert refused.value.reason == "invalid_option"

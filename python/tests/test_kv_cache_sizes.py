@@ -552,28 +552,53 @@ def test_a_config_that_says_too_little_makes_no_cache() -> None:
 
 
 @pytest.mark.parametrize(
-    "nonsense",
+    ("nonsense", "said"),
     [
-        {"num_hidden_layers": 10**12},
-        {"block_configs": [7, 8]},
-        {"layer_types": 5},
-        {"per_layer_config": {"first": {}}},
-        {"model_type": "mamba2"},
-        {"attn_config": 3},
+        ({"num_hidden_layers": 10**12}, "has as `num_hidden_layers` cannot be"),
+        ({"hidden_size": 10**400}, "`hidden_size` cannot be understood: a number of 401 digits."),
+        ({"hidden_size": float("nan")}, "`hidden_size` cannot be understood: NaN."),
+        ({"num_kv_shared_layers": math.inf}, "`num_kv_shared_layers` cannot be"),
+        ({"kv_lora_rank": "x"}, '`kv_lora_rank` cannot be understood: "x".'),
+        ({"block_configs": [7, 8]}, "`block_configs` cannot be understood: [7, 8]."),
+        ({"layer_types": 5}, "`layer_types` cannot be understood: 5."),
+        ({"layer_types": [["x"] * 32]}, "`layer_types` cannot be"),
+        ({"per_layer_config": {"first": {}}}, "`per_layer_config` cannot be"),
+        ({"per_layer_config": {"3": {"head_dim": 2**60}}}, "`head_dim` cannot be"),
+        ({"model_type": "mamba2"}, "of a model of the type `mamba2` has no `num_heads`."),
+        ({"attn_config": 3}, "`attn_config` cannot be"),
+        (
+            {"rope_scaling": {"type": "linear", "factor": math.inf}},
+            "`factor` of `rope_scaling` cannot be",
+        ),
     ],
     ids=str,
 )
-def test_a_config_that_means_nothing_is_refused(nonsense: Config) -> None:
+def test_a_config_that_means_nothing_is_refused_by_its_field(nonsense: Config, said: str) -> None:
     with pytest.raises(BridgeError) as refused:
         kv_cache.of(LLAMA_3_8B | nonsense, {})
 
     assert refused.value.reason == "invalid_checkpoint"
+    assert said in refused.value.message
+    assert "Error" not in refused.value.message
 
 
 @pytest.mark.parametrize(
     "nonsense",
-    [{"rope_scaling": "yarn"}, {"rope_scaling": {"type": "linear"}}, {"text_config": []}],
+    [
+        {"rope_scaling": "yarn"},
+        {"rope_scaling": {"type": "linear"}},
+        {"text_config": []},
+        {"architectures": 5},
+        {"model_type": []},
+        # A tokenizer's way to say that it has no limit.
+        {"model_max_length": 10**30},
+    ],
     ids=str,
 )
 def test_what_does_not_matter_may_be_nonsense(nonsense: Config) -> None:
     assert kv_cache.of(LLAMA_3_8B | nonsense, {}).bytes_per_token == 131_072
+
+
+@pytest.mark.parametrize("length", [0, -1])
+def test_a_context_of_no_tokens_is_none(length: int) -> None:
+    assert kv_cache.max_length(LLAMA_3_8B | {"max_position_embeddings": length}, {}) == 2048

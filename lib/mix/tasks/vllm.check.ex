@@ -23,7 +23,7 @@ defmodule Mix.Tasks.Vllm.Check do
   use Mix.Task
 
   alias Mix.Vllm.{Arguments, JSON, Table}
-  alias VLLM.{Bytes, Quantization}
+  alias VLLM.{Bytes, Quantization, Terminal}
   alias VLLM.Quantization.Report
 
   @requirements ["app.config"]
@@ -32,7 +32,14 @@ defmodule Mix.Tasks.Vllm.Check do
   def run(argv) do
     {model, options, flags} = Arguments.parse!(argv, "vllm.check", ["json"])
 
-    case Quantization.check(model, options) do
+    shown? = if "json" in flags, do: false
+
+    answer =
+      Terminal.waiting(shown?, "vLLM is asked, which may take half a minute …", fn ->
+        Quantization.check(model, options)
+      end)
+
+    case answer do
       {:ok, report} -> report(report, flags)
       {:error, error} -> Mix.raise(error.message)
     end

@@ -28,7 +28,7 @@ defmodule Mix.Tasks.Vllm.Recommend do
   use Mix.Task
 
   alias Mix.Vllm.{Arguments, JSON, Table}
-  alias VLLM.{Bytes, Quantization}
+  alias VLLM.{Bytes, Quantization, Terminal}
   alias VLLM.Quantization.Advice
 
   @requirements ["app.config"]
@@ -40,7 +40,14 @@ defmodule Mix.Tasks.Vllm.Recommend do
 
     options = if "search" in flags, do: Map.put(options, "search", true), else: options
 
-    case Quantization.recommend(model, options) do
+    shown? = if "json" in flags, do: false
+
+    answer =
+      Terminal.waiting(shown?, "vLLM is asked, which may take half a minute …", fn ->
+        Quantization.recommend(model, options)
+      end)
+
+    case answer do
       {:ok, advice} -> report(advice, flags)
       {:error, error} -> Mix.raise(error.message)
     end

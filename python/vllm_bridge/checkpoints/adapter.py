@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from vllm_bridge import json_files
 from vllm_bridge.errors import BridgeError
+from vllm_bridge.quantization import scheme
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -57,14 +58,13 @@ def read(folder: str) -> Adapter:
 def of(config: Mapping[str, Any]) -> Adapter:
     """What an ``adapter_config.json`` says."""
     base, kind = config.get("base_model_name_or_path"), config.get("peft_type")
-    own = config.get("rank_pattern")
-    ranks = [config.get("r"), *(own.values() if isinstance(own, dict) else ())]
-    alpha = config.get("lora_alpha")
+    own = scheme.mapping(config, "rank_pattern")
+    ranks = [scheme.integer(config, "r"), *(scheme.integer(own, name) for name in own)]
     return Adapter(
         type=kind.lower() if isinstance(kind, str) else "unknown",
         base_model=base if isinstance(base, str) and base else None,
-        rank=max((rank for rank in ranks if isinstance(rank, int)), default=None),
-        alpha=alpha if isinstance(alpha, int | float) else None,
+        rank=max((rank for rank in ranks if rank is not None), default=None),
+        alpha=scheme.number(config, "lora_alpha"),
         target_modules=_names(config.get("target_modules")),
         dora=config.get("use_dora") is True,
         rslora=config.get("use_rslora") is True,

@@ -77,7 +77,7 @@ def plan(
     """
     findings: list[Finding] = []
     left = dict(options)
-    checkpoint, dtype = Checkpoint(), None
+    checkpoint, dtype, loaded_bytes = Checkpoint(), None, 0
     with _collected(findings):
         versions.check_versions()
     with _collected(findings):
@@ -104,8 +104,9 @@ def plan(
         generation_config.read(checkpoint.folder, left)
     with _collected(findings):
         findings += _strays(checkpoint)
-    if is_here and versions.is_cpu_build():
-        with _collected(findings):
+    with _collected(findings):
+        loaded_bytes = fit.loaded_bytes(checkpoint, left)
+        if is_here and versions.is_cpu_build():
             fit.check_memory(checkpoint, left, memory.available_cpu(), "memory")
     if checkpoint.load_format is not None:
         left["load_format"] = checkpoint.load_format
@@ -118,7 +119,7 @@ def plan(
         method=named and (registry.meant_by(named).name or named),
         online_dtype=dtype,
         dtype=_dtype(checkpoint, left),
-        loaded_bytes=fit.loaded_bytes(checkpoint, left),
+        loaded_bytes=loaded_bytes,
         findings=tuple(findings),
     )
 
@@ -137,7 +138,9 @@ def _collected(findings: list[Finding]) -> Iterator[None]:
         with map_exceptions(diagnosis.load_error):
             yield
     except BridgeError as error:
-        findings.append(Finding.of(error))
+        finding = Finding.of(error)
+        if finding not in findings:  # several look at the same field
+            findings.append(finding)
 
 
 def _strays(checkpoint: Checkpoint) -> Iterator[Finding]:

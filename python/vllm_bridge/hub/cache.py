@@ -51,11 +51,22 @@ class Model:
 
 
 def folder(options: Mapping[str, Any]) -> str:
-    """Where models are downloaded to."""
+    """Where models are downloaded to.
+
+    Raises:
+        BridgeError: ``invalid_option`` for a ``download_dir`` that is no path
+    """
     from huggingface_hub import constants
 
     given = options.get("download_dir") or constants.HF_HUB_CACHE
-    return os.path.abspath(os.path.expanduser(str(given)))
+    if not isinstance(given, str) or "\0" in given:
+        raise BridgeError(
+            "invalid_option",
+            "`download_dir` is no path of a folder.",
+            {"option": "download_dir", "value": repr(given)},
+            remedy="Name the folder that models are to be downloaded to, or leave it out.",
+        )
+    return os.path.abspath(os.path.expanduser(given))
 
 
 def storage(name: str, options: Mapping[str, Any]) -> str:

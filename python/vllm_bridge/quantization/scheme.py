@@ -21,6 +21,9 @@ _IGNORED = (
     "llm_int8_skip_modules",
 )
 
+# More than this no number of a config means.
+_MOST = 2**53
+
 # Names of libraries as they write them.
 _TITLES = {
     "gptqmodel": "GPTQModel",
@@ -117,7 +120,9 @@ def number(config: Mapping[str, Any], *keys: str) -> float | None:
     """The first value of these keys that is a number; a whole one as such."""
     for key in keys:
         value = config.get(key)
-        if isinstance(value, int | float) and not isinstance(value, bool):
+        if not isinstance(value, int | float) or isinstance(value, bool):
+            continue
+        if -_MOST <= value <= _MOST:  # which NaN is not
             return value
     return None
 

@@ -10,7 +10,9 @@ by adapters and by drafts is not in it.
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from vllm_bridge.quantization import scheme
 from vllm_bridge.sizing import entries, kv_cache, layers
+from vllm_bridge.sizing.fields import Fields
 
 MIB = 1024**2
 
@@ -63,11 +65,11 @@ def of(config: Mapping[str, Any], options: Mapping[str, Any], kind: str = "cuda"
     ranks = int(options.get("tensor_parallel_size") or 1)
     tokens = kv_cache.batched_tokens(config, options)
     itemsize = entries.model_itemsize(options)
-    stream = _STREAMS.get(kind, 3) * _number(text, "hidden_size", "d_model", "n_embd")
+    stream = _STREAMS.get(kind, 3) * text.number("hidden_size", "d_model", "n_embd")
     gates = _GATES.get(kind, 3) * _feed_forward(text, ranks)
     widest = max(_attention(config, ranks), gates, _experts(text, options))
     answers = 0 if layers.is_encoder(config) else kv_cache.sequences(config, options)
-    choice = answers * _number(text, "vocab_size") * _CHOICE
+    choice = answers * text.number("vocab_size") * _CHOICE
     return Overheads(
         activations=tokens * stream * itemsize + max(tokens * widest * itemsize, choice),
         framework=_framework(options, kind) + rotary_table(config, options),
@@ -81,10 +83,10 @@ def rotary_table(config: Mapping[str, Any], options: Mapping[str, Any]) -> int:
     if not any(name in text for name in ("rope_theta", "rope_parameters", "rope_scaling")):
         return 0
     rope = kv_cache.rope(text)
-    positions = _number(text, "max_position_embeddings")
+    positions = text.number("max_position_embeddings")
     if "yarn" in (rope.get("rope_type"), rope.get("type")):
-        original = _number(rope, "original_max_position_embeddings")
-        positions = int(original * (rope.get("factor") or 1)) or positions
+        original = rope.number("original_max_position_embeddings")
+        positions = int(original * (scheme.number(rope, "factor") or 1)) or positions
     every = [layer for layer in layers.layers(config) if layer.heads]
     sizes = [max((one.key_size for one in every if one.window is None), default=0)]
     if "sliding_attention" in rope or "rope_local_base_freq" in text:
@@ -93,9 +95,11 @@ def rotary_table(config: Mapping[str, Any], options: Mapping[str, Any]) -> int:
     elif not sizes[0]:
         sizes = [max((one.key_size for one in every), default=0)]
     if layers.is_mla(text):
-        sizes = [_number(text, "qk_rope_head_dim")]
+        sizes = [text.number("qk_rope_head_dim")]
     itemsize = 4 if text["model_type"] == "gpt_oss" else entries.model_itemsize(options)
-    return int(positions * sum(sizes) * (text.get("partial_rotary_factor") or 1)) * itemsize
+    return (
+        int(positions * sum(sizes) * (scheme.number(text, "partial_rotary_factor") or 1)) * itemsize
+    )
 
 
 def _framework(options: Mapping[str, Any], kind: str) -> int:
@@ -107,35 +111,28 @@ def _framework(options: Mapping[str, Any], kind: str) -> int:
 def _attention(config: Mapping[str, Any], ranks: int) -> int:
     """Numbers for each token: queries, keys and values, and what comes of them."""
     text = layers.text_config(config)
-    heads = _number(text, "num_attention_heads", "n_head", "n_heads") // ranks
+    heads = text.number("num_attention_heads", "n_head", "n_heads") // ranks
     every = [layer for layer in layers.layers(config) if layer.heads]
     size = max((layer.key_size for layer in every), default=0)
     if layers.is_mla(text):  # which keeps less than it computes with
-        size = _number(text, "qk_nope_head_dim") + _number(text, "qk_rope_head_dim")
+        size = text.number("qk_nope_head_dim") + text.number("qk_rope_head_dim")
     kept = max((layer.heads for layer in every), default=0)
     return (2 * heads + 2 * max(1, kept // ranks)) * size
 
 
-def _feed_forward(text: Mapping[str, Any], ranks: int) -> int:
+def _feed_forward(text: Fields, ranks: int) -> int:
     """Numbers for each token between the matrices of an MLP, on one rank."""
-    return _number(text, "intermediate_size", "ffn_dim", "n_inner", "decoder_ffn_dim") // ranks
+    return text.number("intermediate_size", "ffn_dim", "n_inner", "decoder_ffn_dim") // ranks
 
 
-def _experts(text: Mapping[str, Any], options: Mapping[str, Any]) -> int:
+def _experts(text: Fields, options: Mapping[str, Any]) -> int:
     """Numbers for each token: the two workspaces of its experts and what they add up to
     (``TritonExperts.workspace_shapes``). Expert parallelism leaves experts whole."""
-    chosen = _number(text, "num_experts_per_tok", "num_experts_per_token", "moe_topk")
+    chosen = text.number("num_experts_per_tok", "num_experts_per_token", "moe_topk")
     if not chosen:
         return 0
     is_whole = options.get("enable_expert_parallel")
     ranks = 1 if is_whole else int(options.get("tensor_parallel_size") or 1)
-    width = _number(text, "moe_intermediate_size", "intermediate_size") // ranks
-    hidden = _number(text, "hidden_size", "d_model")
+    width = text.number("moe_intermediate_size", "intermediate_size") // ranks
+    hidden = text.number("hidden_size", "d_model")
     return chosen * (max(width, hidden) + max(2 * width, hidden)) + hidden
-
-
-def _number(text: Mapping[str, Any], *names: str) -> int:
-    for name in names:
-        if isinstance(value := text.get(name), int):
-            return value
-    return 0

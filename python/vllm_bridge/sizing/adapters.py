@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from vllm_bridge.sizing import layers
+from vllm_bridge.sizing.fields import Fields
 
 # vLLM's defaults.
 _RANK: Final = 16
@@ -27,9 +28,9 @@ def bytes_per_rank(config: Mapping[str, Any], options: Mapping[str, Any]) -> int
     rank = int(options.get("max_lora_rank") or _RANK)
     ranks = int(options.get("tensor_parallel_size") or 1)
     stages = int(options.get("pipeline_parallel_size") or 1)
-    hidden, vocabulary = text.get("hidden_size") or 0, text.get("vocab_size") or 0
+    hidden, vocabulary = text.number("hidden_size"), text.number("vocab_size")
     per_layer = _attention(text, ranks) + _feed_forward(text, ranks)
-    count = -(-int(text.get("num_hidden_layers") or 0) // stages)
+    count = -(-text.number("num_hidden_layers") // stages)
     # Embeddings and the output layer: what goes in is of one size, what comes out of the other.
     outer = 2 * (hidden + vocabulary)
     width = 4 if options.get("dtype") in ("float32", "float") else 2
@@ -37,21 +38,21 @@ def bytes_per_rank(config: Mapping[str, Any], options: Mapping[str, Any]) -> int
     return numbers * width * int(options.get("max_loras") or _ADAPTERS)
 
 
-def _attention(text: Mapping[str, Any], ranks: int) -> int:
+def _attention(text: Fields, ranks: int) -> int:
     """Numbers of one layer for each of an adapter's ranks. The way in is whole on each device where
     outputs are divided, the way out where inputs are."""
-    hidden, heads = text.get("hidden_size") or 0, text.get("num_attention_heads") or 0
+    hidden, heads = text.number("hidden_size"), text.number("num_attention_heads")
     if not heads:
         return 0
-    head = text.get("head_dim") or hidden // heads
+    head = text.number("head_dim") or hidden // heads
     queries = heads * head
-    keys = max(1, (text.get("num_key_value_heads") or heads) // ranks) * head
+    keys = max(1, (text.number("num_key_value_heads") or heads) // ranks) * head
     return 3 * hidden + queries // ranks + 2 * keys + queries // ranks + hidden
 
 
-def _feed_forward(text: Mapping[str, Any], ranks: int) -> int:
-    hidden = text.get("hidden_size") or 0
-    experts = text.get("num_experts") or text.get("num_local_experts") or 1
-    inner = text.get("moe_intermediate_size") if experts > 1 else None
-    inner = (inner or text.get("intermediate_size") or 0) // ranks
-    return int(experts * (2 * hidden + 2 * inner + inner + hidden))
+def _feed_forward(text: Fields, ranks: int) -> int:
+    hidden = text.number("hidden_size")
+    experts = text.number("num_experts", "num_local_experts") or 1
+    inner = text.number("moe_intermediate_size") if experts > 1 else 0
+    inner = (inner or text.number("intermediate_size")) // ranks
+    return experts * (2 * hidden + 2 * inner + inner + hidden)

@@ -50,12 +50,14 @@ class _Entry:
         name: without the size of its memory
         words: of its name
         others: further words by which it may be called
+        sizes: how the size of its memory is written
     """
 
     name: str
     device: Device
     words: frozenset[str]
     others: frozenset[str]
+    sizes: frozenset[str]
 
 
 # What vendors write around the name of a device.
@@ -65,12 +67,12 @@ _NOISE: Final = frozenset({
 })  # fmt: skip
 
 # "2x A10G", with any of the signs for "times".
-_COUNT = re.compile(r"(?P<count>\d{1,3})\s*[x\u00d7*]\s*(?P<name>.+)", re.IGNORECASE)
-_COUNT_AFTER = re.compile(r"(?P<name>.+?)\s*[x\u00d7*]\s*(?P<count>\d{1,3})", re.IGNORECASE)
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(?:GiB|GB|G)", re.IGNORECASE)
+_COUNT = re.compile(r"(?P<count>[0-9]{1,3})\s*[x\u00d7*]\s*(?P<name>.+)", re.IGNORECASE)
+_COUNT_AFTER = re.compile(r"(?P<name>.+?)\s*[x\u00d7*]\s*(?P<count>[0-9]{1,3})", re.IGNORECASE)
+_AMOUNT: Final = r"[0-9]{1,6}(?:\.[0-9]{1,6})?"
+_SIZE = re.compile(rf"({_AMOUNT})\s*(?:GiB|GB|G)", re.IGNORECASE)
 _CPU = re.compile(
-    r"cpu[\s,:]+(?P<size>\d+(?:\.\d+)?)\s*(?:GiB|GB|G)"
-    r"(?:[\s,]+(?P<speed>\d+(?:\.\d+)?)\s*GB/s)?",
+    rf"cpu[\s,:]+(?P<size>{_AMOUNT})\s*(?:GiB|GB|G)(?:[\s,]+(?P<speed>{_AMOUNT})\s*GB/s)?",
     re.IGNORECASE,
 )
 
@@ -78,6 +80,9 @@ _WORD: Final = r"[a-z0-9.]+"
 
 # Error correction without memory of its own takes so much of all.
 _ECC: Final = 1 / 16
+
+# Of a name that is nobody's.
+_SHOWN: Final = 60
 
 _GIGA: Final = 10**9
 
@@ -109,7 +114,16 @@ def named(given: str | Sequence[str]) -> tuple[Device, ...]:
                 {"option": "devices", "value": list(given)},
                 remedy="Give such as `24GiB` or `RTX 4090`.",
             )
-        return tuple(device for text in given for device in named(text))
+        devices = tuple(device for text in given for device in named(text))
+        kinds = {device.kind for device in devices}
+        if len(kinds) > 1 and ("cpu" in kinds or len(kinds - {"gpu"}) > 1):
+            raise BridgeError(
+                "invalid_option",
+                f"No engine runs on devices of several kinds ({', '.join(sorted(kinds))}).",
+                {"option": "devices", "value": list(given)},
+                remedy="Give devices of one kind.",
+            )
+        return devices
     text = " ".join(given.split())
     count, name = 1, text
     if match := _COUNT.fullmatch(text) or _COUNT_AFTER.fullmatch(text):
@@ -133,21 +147,27 @@ def every() -> tuple[Device, ...]:
 
 
 def _one(name: str) -> Device:
-    if match := _CPU.fullmatch(name):
+    match = _CPU.fullmatch(name)
+    if match and all(float(amount) for amount in match.groups() if amount is not None):
         speed = None if match["speed"] is None else float(match["speed"]) * _GIGA
         return Device(name, "cpu", int(float(match["size"]) * GIB), None, speed, name)
-    if match := _SIZE.fullmatch(name):
+    if (match := _SIZE.fullmatch(name)) and float(match[1]):
         return Device(name, "gpu", int(float(match[1]) * GIB), source=name)
-    entry = _entry(name)
+    entry = None if "," in name else _entry(name)  # several are a list
     if entry is None:
         raise _unknown(name)
     return entry.device
 
 
 def _entry(name: str) -> _Entry | None:
-    """The device of the table whose name has all of these words and the fewest others."""
+    """The device of the table whose name has all of these words and the fewest others. Sizes alone
+    are none's name."""
     words = _words(name)
-    matching = [entry for entry in _table() if words and words <= entry.words | entry.others]
+    matching = [
+        entry
+        for entry in _table()
+        if words - entry.sizes and words <= entry.words | entry.others | entry.sizes
+    ]
     return min(matching, key=lambda entry: len(entry.words - words), default=None)
 
 
@@ -167,7 +187,7 @@ def _unknown(name: str) -> BridgeError:
     suggestion = names[found] if found else None
     return BridgeError(
         "invalid_option",
-        f"No device `{name}` is known.",
+        f"No device `{name if len(name) <= _SHOWN else name[:_SHOWN] + '…'}` is known.",
         {"option": "device", "value": name, "nearest": suggestion},
         remedy=did_you_mean(suggestion)
         + "Of one that is not in the table, give the size: `24GiB`, or `cpu 64GiB`.",
@@ -196,9 +216,8 @@ def _read(kind: Kind, found: Mapping[str, Any], sources: Mapping[str, str]) -> _
         found["bandwidth"] * float(_GIGA),
         sources[found["source"]],
     )
-    return _Entry(
-        name, device, _words(name), _words(found.get("also", "")) | {f"{size}gb", str(size)}
-    )
+    sizes = frozenset({f"{size}gb", str(size)})
+    return _Entry(name, device, _words(name), _words(found.get("also", "")), sizes)
 
 
 def _capability(text: str | None) -> tuple[int, int] | None:

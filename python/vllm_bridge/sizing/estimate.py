@@ -28,6 +28,22 @@ _HIGH_UTILIZATION: Final = 0.95
 # Up to so many devices are tried.
 _MOST_DEVICES: Final = 16
 
+_TENSOR: Final = "tensor_parallel_size"
+_PIPELINE: Final = "pipeline_parallel_size"
+_DATA: Final = "data_parallel_size"
+_RANKS: Final = (_TENSOR, _PIPELINE, _DATA)
+_MOST_RANKS: Final = 10_000
+
+# The options that are counted with.
+_NUMBERS: Final = (
+    *("max_model_len", "max_num_batched_tokens", "max_num_seqs", "block_size", "cpu_offload_gb"),
+    *("max_loras", "max_lora_rank", "kv_cache_memory_bytes", "gpu_memory_utilization"),
+    *_RANKS,
+)
+
+# An exbibyte.
+_MOST_BYTES: Final = 2**60
+
 _EIGHT_BITS: Final = ("fp8", "fp8_e4m3", "fp8_e5m2", "fp8_inc")
 
 
@@ -189,11 +205,6 @@ class _Setup:
         return dataclasses.replace(self, options={**self.options, **changes})
 
 
-_TENSOR: Final = "tensor_parallel_size"
-_PIPELINE: Final = "pipeline_parallel_size"
-_DATA: Final = "data_parallel_size"
-
-
 def estimate(
     plan: Plan, devices: Sequence[Device], wishes: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
@@ -212,14 +223,16 @@ def estimate(
             there are fewer devices than ranks
     """
     _check_known(plan)
+    _check_numbers(plan.options)
     options, used = _placed(plan.checkpoint, plan.options, tuple(devices))
     setup = _Setup(
         plan.checkpoint, _draft(options), options, used, (wishes or {}).get("concurrency") or 1
     )
     cache, ranks, left, length = setup.cache, setup.ranks, setup.left, setup.length
     needed = cache.bytes(length, setup.concurrency)
-    fits = setup.fits()
     found = setup.weights
+    _check_possible(needed, found.peak, *(sum(rank.others.values()) for rank in ranks))
+    fits = setup.fits()
     concurrency = cache.concurrency(left, length)
     others = _formats(setup)
     return {
@@ -285,6 +298,33 @@ def _check_known(plan: Plan) -> None:
     )
 
 
+def _check_numbers(options: Mapping[str, Any]) -> None:
+    """Refuses what counts here and is no number. Of other options vLLM says what they may be."""
+    for name in _NUMBERS:
+        value = options.get(name)
+        least, most = (1, _MOST_RANKS) if name in _RANKS else (-_MOST_BYTES, _MOST_BYTES)
+        if value is None or (isinstance(value, int | float) and least <= value <= most):
+            continue
+        raise BridgeError(
+            "invalid_option",
+            f"`{name}` must be a number that an engine can have.",
+            {"option": name, "value": value if isinstance(value, str) else repr(value)},
+            remedy="Leave it out for vLLM's default.",
+        )
+
+
+def _check_possible(*sizes: int) -> None:
+    """Refuses what no machine has, and no message."""
+    if max(sizes) > _MOST_BYTES:
+        raise BridgeError(
+            "out_of_memory",
+            "By its config.json and the options the model would take more memory than any machine "
+            "has.",
+            {"needed_bytes": _MOST_BYTES},
+            remedy="Look at `max_model_len`, `concurrency`, and the sizes in the config.json.",
+        )
+
+
 def _weights(checkpoint: Checkpoint, options: Mapping[str, Any], kind: str) -> Weights:
     if kind == "cpu":
         # Few processors have a kernel for these.
@@ -312,10 +352,10 @@ def _placed(
     checkpoint: Checkpoint, options: Mapping[str, Any], devices: tuple[Device, ...]
 ) -> tuple[Mapping[str, Any], tuple[Device, ...]]:
     """The options with their parallel sizes, and a device for each rank."""
-    sizes = [name for name in (_TENSOR, _PIPELINE, _DATA) if options.get(name) is not None]
+    sizes = [name for name in _RANKS if options.get(name) is not None]
     if len(devices) > 1 and not sizes:
         return _over(checkpoint, options, len(devices)), devices
-    ranks = math.prod(weights.count(options, name) for name in (_TENSOR, _PIPELINE, _DATA))
+    ranks = math.prod(weights.count(options, name) for name in _RANKS)
     if len(devices) == 1 and devices[0].kind != "cpu":
         devices *= ranks
     if len(devices) == 1:

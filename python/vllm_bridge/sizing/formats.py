@@ -6,13 +6,13 @@ files have everything in one type or another: ``gguf_types`` says which.
 """
 
 import math
-from collections.abc import Mapping
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 from vllm_bridge.checkpoints import gguf
 from vllm_bridge.checkpoints.checkpoint import CAST, Checkpoint
 from vllm_bridge.quantization import registry
 from vllm_bridge.sizing import gguf_types, layers, weights
+from vllm_bridge.sizing.fields import Fields
 from vllm_bridge.sizing.weights import Part
 
 
@@ -68,7 +68,7 @@ def in_formats(checkpoint: Checkpoint) -> tuple[InFormat, ...]:
     return tuple(sorted(found, key=lambda one: -one.disk))
 
 
-def _gguf(name: str, parts: list[Part], config: Mapping[str, Any]) -> InFormat:
+def _gguf(name: str, parts: list[Part], config: Fields) -> InFormat:
     disk, model = gguf_types.header_bytes(config), gguf_types.Model.of(config)
     memory = 0
     for part in parts:

@@ -8,9 +8,10 @@ which depends on a tensor's name, its layer, and how many heads and experts the 
 import functools
 import re
 from collections.abc import Mapping
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 from vllm_bridge.checkpoints import gguf
+from vllm_bridge.sizing.fields import Fields
 from vllm_bridge.sizing.weights import Part
 
 # The types of files that vLLM keeps packed here, with what most of their matrices are in.
@@ -62,29 +63,25 @@ class Model(NamedTuple):
     is_tied: bool
 
     @classmethod
-    def of(cls, config: Mapping[str, Any]) -> "Model":
+    def of(cls, config: Fields) -> "Model":
         """
         Args:
             config: of the model of text
         """
 
-        def number(*names: str) -> int:
-            return next((found for name in names if isinstance(found := config.get(name), int)), 0)
-
-        heads = number("num_attention_heads", "n_head")
-        keys = number("num_key_value_heads", "num_kv_heads") or heads
+        heads = config.number("num_attention_heads", "n_head")
+        keys = config.number("num_key_value_heads", "num_kv_heads") or heads
         return cls(
-            number("num_hidden_layers", "n_layer", "num_layers"),
+            config.number("num_hidden_layers", "n_layer", "num_layers"),
             heads // keys if keys else 1,
-            number("num_experts", "num_local_experts", "n_routed_experts"),
+            config.number("num_experts", "num_local_experts", "n_routed_experts"),
             bool(config.get("tie_word_embeddings")),
         )
 
 
-def header_bytes(config: Mapping[str, Any]) -> int:
+def header_bytes(config: Fields) -> int:
     """What a file has before its tensors, about."""
-    vocabulary = config.get("vocab_size")
-    return _TOKEN_BYTES * vocabulary if isinstance(vocabulary, int) else 0
+    return _TOKEN_BYTES * config.number("vocab_size")
 
 
 def of(file: str, part: Part, model: Model) -> str:

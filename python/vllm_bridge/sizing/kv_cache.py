@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from vllm_bridge.sizing import entries, layers, paging
+from vllm_bridge.sizing.fields import Fields
 from vllm_bridge.sizing.layers import Kind, Layer
 
 # vLLM's ``SchedulerConfig.DEFAULT_MAX_NUM_BATCHED_TOKENS`` and ``DEFAULT_MAX_NUM_SEQS``.
@@ -19,9 +20,12 @@ _BATCHED_TOKENS, _SEQUENCES = 2048, 128
 
 # The entries of a config that vLLM takes the shortest of for the longest context.
 _LENGTHS = (
-    *("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "model_max_length"),
+    *("max_position_embeddings", "n_positions", "max_seq_len", "seq_length"),
     *("max_target_positions", "max_sequence_length", "max_seq_length", "seq_len"),
 )
+
+# More than this as `model_max_length` is a tokenizer's way to say that it has none.
+_UNLIMITED = 2**40
 
 # Where those are the lengths before they were stretched.
 _STRETCHED = ("linear", "dynamic")
@@ -253,14 +257,16 @@ def max_length(config: Mapping[str, Any], options: Mapping[str, Any]) -> int:
     if isinstance(asked, int) and asked > 0:
         return asked
     text = layers.text_config(config)
-    lengths = [int(text[name]) for name in _LENGTHS if isinstance(text.get(name), int)]
+    lengths = [found for name in _LENGTHS if (found := text.number(name)) > 0]
+    if isinstance(limit := dict(text).get("model_max_length"), int) and 0 < limit <= _UNLIMITED:
+        lengths.append(limit)
     if not lengths:
         return 2048
     turned = rope(text)
     type = turned.get("rope_type") or turned.get("type")
     if type in ("longrope", "su"):
-        for part in (config, turned):
-            if isinstance(original := part.get("original_max_position_embeddings"), int):
+        for part in (Fields(config), turned):
+            if (original := part.number("original_max_position_embeddings")) > 0:
                 return original
     factor = turned.get("factor") if type in _STRETCHED else None
     if isinstance(factor, int | float) and factor > 0 and "gemma3" not in text["model_type"]:
@@ -268,7 +274,7 @@ def max_length(config: Mapping[str, Any], options: Mapping[str, Any]) -> int:
     return min(lengths)
 
 
-def rope(text: Mapping[str, Any]) -> Mapping[str, Any]:
+def rope(text: Fields) -> Fields:
     """What a config says of rotary embeddings, by its older and its newer name.
 
     Args:
@@ -276,8 +282,8 @@ def rope(text: Mapping[str, Any]) -> Mapping[str, Any]:
     """
     for name in ("rope_scaling", "rope_parameters"):
         if isinstance(found := text.get(name), dict):
-            return found
-    return {}
+            return Fields(found, name)
+    return Fields({})
 
 
 def batched_tokens(config: Mapping[str, Any], options: Mapping[str, Any]) -> int:

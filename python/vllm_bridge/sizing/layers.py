@@ -9,8 +9,9 @@ config leaves out.
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
-from vllm_bridge.errors import BridgeError
+from vllm_bridge.quantization import scheme
 from vllm_bridge.sizing import states
+from vllm_bridge.sizing.fields import Fields
 
 Kind = Literal["full", "sliding", "chunked", "mla", "indexer", "cross", "mamba", "shared", "none"]
 
@@ -157,7 +158,7 @@ UNKNOWN = {
 }
 
 
-def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
+def text_config(config: Mapping[str, Any]) -> Fields:
     """The config of the part of a model that writes or reads text, with what transformers adds to
     it. It is a part of the whole one of models that see or hear as well."""
     found: Mapping[str, Any] = config
@@ -168,7 +169,7 @@ def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
     # Before transformers had classes for the parts, vision models had the text's entries outside.
     model_type = str(found.get("model_type") or config.get("model_type") or "")
     defaults = DEFAULTS.get(model_type.removesuffix("_text"), DEFAULTS.get(model_type, {}))
-    return {"model_type": model_type} | dict(defaults) | dict(found)
+    return Fields({**defaults, **found, "model_type": model_type})
 
 
 def layers(config: Mapping[str, Any]) -> tuple[Layer, ...]:
@@ -183,35 +184,36 @@ def blocks(config: Mapping[str, Any]) -> tuple[tuple[Layer, ...], ...]:
     Raises:
         BridgeError: ``invalid_checkpoint`` for a config that means nothing
     """
-    try:
-        return _blocks(config)
-    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
-        raise BridgeError(
-            "invalid_checkpoint",
-            f"What the model's config.json says of its layers cannot be understood: {error!r}.",
-            remedy="Compare it with the one that the model was published with.",
-        ) from error
-
-
-def _blocks(config: Mapping[str, Any]) -> tuple[tuple[Layer, ...], ...]:
     text = text_config(config)
     if is_encoder(config):
         return ()
+    with text.understood():
+        return _blocks(text)
+
+
+def _blocks(text: Fields) -> tuple[tuple[Layer, ...], ...]:
     if _count(text) > _MOST:
         raise ValueError(f"{_count(text)} layers")
     if text.get("is_encoder_decoder"):
-        heads = _number(text, "decoder_attention_heads", "num_heads") or _query_heads(text)
-        size = _number(text, "d_kv") or _number(text, "d_model", "hidden_size") // heads
+        heads = text.number("decoder_attention_heads", "num_heads") or _query_heads(text)
+        size = text.number("d_kv") or text.number("d_model", "hidden_size") // heads
         both = (Layer("full", heads, size, size), Layer("cross", heads, size, size))
-        return (both,) * _number(text, "decoder_layers", "num_decoder_layers", "num_hidden_layers")
+        return (both,) * text.number("decoder_layers", "num_decoder_layers", "num_hidden_layers")
     kinds = list(_kinds(text))
     shared = int(text.get("num_kv_shared_layers") or 0)
     kinds[len(kinds) - shared :] = [("shared",)] * shared
     state, own = states.of(text), _own_entries(text, kinds)
     return tuple(
-        tuple(_layer({**text, **own.get(index, {})}, kind, index, state) for kind in of_block)
+        _of_block(text.replaced(own.get(index, {})), of_block, index, state)
         for index, of_block in enumerate(kinds)
     )
+
+
+def _of_block(
+    text: Fields, kinds: tuple[Kind, ...], index: int, state: states.State | None
+) -> tuple[Layer, ...]:
+    with text.understood():
+        return tuple(_layer(text, kind, index, state) for kind in kinds)
 
 
 def is_encoder(config: Mapping[str, Any]) -> bool:
@@ -223,13 +225,13 @@ def is_encoder(config: Mapping[str, Any]) -> bool:
         text["model_type"] in _ENCODERS
         or text.get("is_causal") is False
         or text.get("use_bidirectional_attention") in (True, "all")
-        or any("Bidirectional" in str(name) for name in config.get("architectures") or ())
+        or any("Bidirectional" in name for name in scheme.names(config.get("architectures")))
     )
 
 
-def _count(text: Mapping[str, Any]) -> int:
+def _count(text: Fields) -> int:
     names = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "decoder_layers")
-    if count := _number(text, *names, "num_decoder_layers"):
+    if count := text.number(*names, "num_decoder_layers"):
         return count
     for name in ("hybrid_override_pattern", "layers_block_type", "layer_types"):
         if found := text.get(name):
@@ -237,7 +239,7 @@ def _count(text: Mapping[str, Any]) -> int:
     return 0
 
 
-def _kinds(text: Mapping[str, Any]) -> Iterator[tuple[Kind, ...]]:
+def _kinds(text: Fields) -> Iterator[tuple[Kind, ...]]:
     """What each block keeps."""
     count, model_type = _count(text), text["model_type"]
     full: Kind = "mla" if is_mla(text) else "full"
@@ -268,7 +270,7 @@ def _kinds(text: Mapping[str, Any]) -> Iterator[tuple[Kind, ...]]:
 
 
 def _own_entries(
-    text: Mapping[str, Any], kinds: Sequence[tuple[Kind, ...]]
+    text: Fields, kinds: Sequence[tuple[Kind, ...]]
 ) -> Mapping[int, Mapping[str, Any]]:
     """What layers have in the place of the config's entries, by their numbers."""
     if isinstance(found := text.get("per_layer_config"), dict):
@@ -281,7 +283,7 @@ def _own_entries(
     return {index: whole for index, kind in enumerate(kinds) if kind == ("full",)}
 
 
-def _of_type(text: Mapping[str, Any], type: str, full: Kind) -> tuple[Kind, ...]:
+def _of_type(text: Fields, type: str, full: Kind) -> tuple[Kind, ...]:
     if type == "hybrid":  # Zamba2's, whose layers have a state all of them
         return ("full", "mamba")
     kind = _TYPES.get(type, full)
@@ -290,14 +292,14 @@ def _of_type(text: Mapping[str, Any], type: str, full: Kind) -> tuple[Kind, ...]
     return (kind,)
 
 
-def _llama4(text: Mapping[str, Any], count: int) -> Iterator[tuple[Kind, ...]]:
+def _llama4(text: Fields, count: int) -> Iterator[tuple[Kind, ...]]:
     every = int(text.get("no_rope_layer_interval") or 4)
     rope = text.get("no_rope_layers") or [(index + 1) % every for index in range(count)]
     chunked = text.get("attention_chunk_size")
     return ((("chunked",) if chunked and has_rope else ("full",)) for has_rope in rope)
 
 
-def _full_indices(text: Mapping[str, Any], count: int) -> set[int] | None:
+def _full_indices(text: Fields, count: int) -> set[int] | None:
     """The layers with attention, of models that list or count them among layers with a state."""
     model_type = text["model_type"]
     if model_type == "jamba":
@@ -314,7 +316,7 @@ def _full_indices(text: Mapping[str, Any], count: int) -> set[int] | None:
     return None
 
 
-def _every(text: Mapping[str, Any]) -> int | None:
+def _every(text: Fields) -> int | None:
     """One layer of how many attends to every token, where it is not said of each."""
     model_type = text["model_type"]
     if model_type.startswith(("qwen3_next", "qwen3_5")):
@@ -329,7 +331,7 @@ def _every(text: Mapping[str, Any]) -> int | None:
     return _EVERY.get(model_type)
 
 
-def _window(text: Mapping[str, Any]) -> int | None:
+def _window(text: Fields) -> int | None:
     """Tokens that a layer with a sliding window attends to."""
     is_used = text.get("use_sliding_window", not text["model_type"].startswith("qwen"))
     if not is_used:
@@ -341,11 +343,11 @@ def _window(text: Mapping[str, Any]) -> int | None:
     return window + 1 if text["model_type"] == "cohere2" else window
 
 
-def is_mla(text: Mapping[str, Any]) -> bool:
+def is_mla(text: Fields) -> bool:
     return bool(text.get("kv_lora_rank")) and text["model_type"] not in _DECOMPRESSED
 
 
-def _layer(text: Mapping[str, Any], kind: Kind, index: int, state: states.State | None) -> Layer:
+def _layer(text: Fields, kind: Kind, index: int, state: states.State | None) -> Layer:
     if kind in ("none", "shared"):
         return Layer(kind)
     if kind == "mamba":
@@ -361,7 +363,7 @@ def _layer(text: Mapping[str, Any], kind: Kind, index: int, state: states.State 
     return Layer(kind, heads, size, size, _window(text) if kind == "sliding" else window)
 
 
-def _heads(text: Mapping[str, Any], index: int) -> int:
+def _heads(text: Fields, index: int) -> int:
     attention = text.get("attn_config") or {}
     if "kv_n_heads" in attention:  # DBRX
         return int(attention["kv_n_heads"])
@@ -370,14 +372,14 @@ def _heads(text: Mapping[str, Any], index: int) -> int:
     if text.get("multi_query") and not text.get("new_decoder_architecture"):  # Falcon
         return 1
     names = ("n_head_kv", "num_kv_heads", "num_key_value_heads", "multi_query_group_num")
-    return _number(text, *names) or _query_heads(text)
+    return text.number(*names) or _query_heads(text)
 
 
-def _query_heads(text: Mapping[str, Any]) -> int:
-    return _number(text, "num_attention_heads", "n_head", "n_heads") or 1
+def _query_heads(text: Fields) -> int:
+    return text.number("num_attention_heads", "n_head", "n_heads") or 1
 
 
-def _head_size(text: Mapping[str, Any]) -> int:
+def _head_size(text: Fields) -> int:
     model_type = text["model_type"]
     if model_type in _DECOMPRESSED:
         return int(text["qk_nope_head_dim"]) + int(text["qk_rope_head_dim"])
@@ -385,15 +387,10 @@ def _head_size(text: Mapping[str, Any]) -> int:
         hidden = 2 * int(text["hidden_size"])
         return int(text.get("attention_head_dim") or hidden // _query_heads(text))
     names = ("head_dim", "hidden_size_per_head", "kv_channels", "attention_head_dim")
-    hidden = _number(text, "hidden_size", "n_embd", "d_model")
-    return _number(text, *names) or hidden // _query_heads(text)
+    hidden = text.number("hidden_size", "n_embd", "d_model")
+    return text.number(*names) or hidden // _query_heads(text)
 
 
 def _attention(block: Mapping[str, Any]) -> Mapping[str, Any]:
     found = block.get("attention")
     return found if isinstance(found, dict) else {}
-
-
-def _number(text: Mapping[str, Any], *names: str) -> int:
-    """The first entry that is there; 0 for none."""
-    return next((found for name in names if isinstance(found := text.get(name), int) and found), 0)

@@ -30,6 +30,7 @@ from vllm_bridge.checkpoints.headers import Tensor
 from vllm_bridge.quantization import registry
 from vllm_bridge.quantization.method import Method
 from vllm_bridge.sizing import layers, paging
+from vllm_bridge.sizing.fields import Fields
 
 KINDS: Final = ("linear", "embeddings", "experts", "others")
 NOT_KEPT: Final = "not kept"
@@ -174,7 +175,7 @@ def parts(checkpoint: Checkpoint, options: Mapping[str, Any]) -> tuple[Part, ...
     config = layers.text_config(checkpoint.config)
     return _parts(
         _Same(checkpoint.tensors),
-        _first(config, "num_hidden_layers"),
+        config.number("num_hidden_layers"),
         _uses_own_draft(options),
         _is_tied(checkpoint, config),
         _bits(checkpoint.quantization or {}),
@@ -304,9 +305,9 @@ class _Loaded:
             )
             online = _ONLINE_LEAST if online is None else online
             peak = online if peak is None else peak
-        experts = _first(config, "num_experts", "num_local_experts", "n_routed_experts")
-        chosen = _first(config, "num_experts_per_tok", "moe_topk", "top_k_experts")
-        heads = _first(config, "num_attention_heads", "n_head")
+        experts = config.number("num_experts", "num_local_experts", "n_routed_experts")
+        chosen = config.number("num_experts_per_tok", "moe_topk", "top_k_experts")
+        heads = config.number("num_attention_heads", "n_head")
         copies = 2 if kind == "cpu" and checkpoint.load_format != "gguf" else 1
         has_head = config["model_type"] not in _HEADLESS
         has_copy = registry.meant_by(checkpoint.quant_method or "").copies_head
@@ -328,9 +329,9 @@ class _Loaded:
             tensor_ranks=ranks,
             expert_ranks=ranks * count(options, "data_parallel_size"),
             stages=count(options, "pipeline_parallel_size"),
-            layers=_first(config, "num_hidden_layers", "n_layer", "num_layers"),
+            layers=config.number("num_hidden_layers", "n_layer", "num_layers"),
             heads=heads,
-            key_heads=_first(config, "num_key_value_heads", "num_kv_heads") or heads,
+            key_heads=config.number("num_key_value_heads", "num_kv_heads") or heads,
             sent_to=min(chosen / experts, 1.0) if chosen and experts else 1.0,
             divides_tower=options.get("mm_encoder_tp_mode") != "data",
         )
@@ -436,10 +437,6 @@ def count(options: Mapping[str, Any], name: str) -> int:
     return found if isinstance(found, int) and found > 0 else 1
 
 
-def _first(config: Mapping[str, Any], *names: str) -> int:
-    return next((found for name in names if isinstance(found := config.get(name), int)), 0)
-
-
 def _is_tied(checkpoint: Checkpoint, config: Mapping[str, Any]) -> bool:
     """Whether the output layer is the embeddings: by the config, or because there is no other."""
     if isinstance(said := config.get("tie_word_embeddings"), bool) and said:
@@ -476,10 +473,10 @@ def _repacked(checkpoint: Checkpoint) -> float:
     return 1.0 if each is None else each.memory / each.disk
 
 
-def _padded(checkpoint: Checkpoint, config: Mapping[str, Any], ranks: int) -> float:
+def _padded(checkpoint: Checkpoint, config: Fields, ranks: int) -> float:
     """How much larger experts become because kernels want multiples of their sizes."""
-    inputs = _first(config, "hidden_size")
-    own = _first(config, "moe_intermediate_size", "intermediate_size") / ranks
+    inputs = config.number("hidden_size")
+    own = config.number("moe_intermediate_size", "intermediate_size") / ranks
     if not inputs or not own:
         return 1.0
     multiples = registry.meant_by(checkpoint.quant_method or "").expert_multiples
