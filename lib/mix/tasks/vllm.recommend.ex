@@ -103,8 +103,13 @@ defmodule Mix.Tasks.Vllm.Recommend do
 
   defp explain(choice) do
     Mix.shell().info(["\n", :bright, choice.format, :reset])
-    Enum.each(choice.reasons, &Mix.shell().info("  " <> &1))
-    Enum.each(choice.ways, &Mix.shell().info("  -> " <> &1["text"]))
+    Enum.each(choice.reasons, &hanging("  ", &1))
+    Enum.each(choice.ways, &hanging("  -> ", &1["text"]))
+  end
+
+  defp hanging(mark, text) do
+    for {line, index} <- text |> Table.wrap() |> Enum.with_index(),
+        do: Mix.shell().info(if(index == 0, do: mark, else: "    ") <> line)
   end
 
   defp ruled_out(%{choices: [], ruled_out: []}), do: Mix.shell().info("There is no format of it.")

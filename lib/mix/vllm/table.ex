@@ -11,19 +11,63 @@ defmodule Mix.Vllm.Table do
 
   @gap "  "
 
+  # How wide lines are, and the last column of a table at least.
+  @width 110
+  @last 30
+
   @doc "Prints a table by `Mix.shell/0`, a line for each row; nothing where there are no rows."
   @spec print([column()], [[cell()]]) :: :ok
   def print(columns, rows), do: columns |> lines(rows) |> Enum.each(&Mix.shell().info/1)
 
-  @doc "The lines of a table, as `IO.ANSI.format/1` takes them."
+  @doc "The lines of a table, as `IO.ANSI.format/1` takes them. A long last column is wrapped."
   @spec lines([column()], [[cell()]]) :: [IO.ANSI.ansidata()]
   def lines(_columns, []), do: []
 
   def lines(columns, rows) do
     titles = for column <- columns, do: {:bright, title(column)}
-    all = [titles | rows]
+    all = wrapped([titles | rows])
     widths = all |> Enum.zip_with(& &1) |> Enum.map(&widest/1)
     for row <- all, do: line(row, columns, widths)
+  end
+
+  defp wrapped(rows) do
+    others =
+      rows |> Enum.map(&Enum.drop(&1, -1)) |> Enum.zip_with(&(widest(&1) + 2)) |> Enum.sum()
+
+    Enum.flat_map(rows, &wrapped(&1, max(@width - others, @last)))
+  end
+
+  defp wrapped(row, width) do
+    {others, [last]} = Enum.split(row, -1)
+    [first | more] = wrap(text(last), width)
+
+    [
+      others ++ [like(last, first)]
+      | for(line <- more, do: Enum.map(others, &like(&1, "")) ++ [like(last, line)])
+    ]
+  end
+
+  defp like({colour, _text}, text), do: {colour, text}
+  defp like(_text, text), do: text
+
+  @doc """
+  A text in lines of so many characters at most, where its words are not longer.
+
+      iex> Mix.Vllm.Table.wrap("one two three", 8)
+      ["one two", "three"]
+  """
+  @spec wrap(String.t(), pos_integer()) :: [String.t(), ...]
+  def wrap(text, width \\ @width) do
+    case String.split(text, " ") do
+      [only] -> [only]
+      [first | words] -> words |> Enum.reduce([first], &add(&1, &2, width)) |> Enum.reverse()
+    end
+  end
+
+  defp add(word, [line | lines], width) do
+    if String.length(line) + 1 + String.length(word) > width,
+      do: [word, line | lines],
+      else: [line <> " " <> word | lines]
   end
 
   # No spaces follow the last text of a line.

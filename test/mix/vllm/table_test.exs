@@ -21,6 +21,15 @@ defmodule Mix.Vllm.TableTest do
            ]
   end
 
+  test "a long last column goes on below itself" do
+    why = String.duplicate("because ", 20) <> "of that"
+    [title | rest] = lines(["format", "why"], [["awq", why], ["gptq", "no"]])
+    assert title == "format  why"
+    assert ["awq     because" <> _, "        because" <> _, "gptq    no"] = rest
+    assert Enum.all?(rest, &(String.length(&1) <= 110))
+    assert rest |> Enum.take(2) |> Enum.map_join(" ", &String.slice(&1, 8..-1)) == why
+  end
+
   test "a table without rows has no lines" do
     assert Table.lines(["format"], []) == []
   end
