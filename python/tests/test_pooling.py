@@ -261,10 +261,11 @@ def test_scores_that_a_sleep_has_ended_are_none(
         while llm.get_num_unfinished_requests() == 0:
             await asyncio.sleep(0)
         await embedder.engine.asked(admin.sleep, admin.SleepParams())
+        # Those that came after it wait until then.
+        await embedder.engine.asked(admin.wake_up, admin.WakeUpParams())
         with pytest.raises(BridgeError) as caught:
             await task
         assert caught.value.reason == "aborted"
-        await embedder.engine.asked(admin.wake_up, admin.WakeUpParams())
 
     embedder.run(scenario())
     assert len(embedder.run(embedder.score(["The"], TEXTS))) == len(TEXTS)

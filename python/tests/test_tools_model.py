@@ -12,9 +12,9 @@ def test_a_machine_is_named_by_one_device_or_by_each() -> None:
     one = MachineParams("m", device="2x A10G").machine()
     assert one is not None
     assert [device.name for device in one] == ["A10G 24GB", "A10G 24GB"]
-    each = MachineParams("m", devices=["24GiB", "cpu 64GiB"]).machine()
+    each = MachineParams("m", devices=["24GiB", "A10G"]).machine()
     assert each is not None
-    assert [device.kind for device in each] == ["gpu", "cpu"]
+    assert [device.kind for device in each] == ["gpu", "cuda"]
     assert MachineParams("m", devices=["24GiB"]).visible() is None
 
 
