@@ -76,6 +76,7 @@ def test_a_method_of_somebody_elses_is_estimated() -> None:
 
 
 @pytest.mark.engine
+@pytest.mark.slow
 @pytest.mark.usefixtures("made_up")
 def test_a_method_of_somebody_elses_loads(facts: dict[str, str]) -> None:
     running = Running()

@@ -177,6 +177,7 @@ def test_tools_tell_of_packages_without_importing_them(tmp_path: Path) -> None:
 
 
 @pytest.mark.engine
+@pytest.mark.slow
 def test_tools_tell_which_quantization_runs_here(tmp_path: Path) -> None:
     async def scenario(worker: Worker) -> None:
         methods = {one["name"]: one for one in await worker.peer.call("methods")}
