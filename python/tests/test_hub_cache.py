@@ -166,6 +166,8 @@ def test_a_search_without_a_hub(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> No
         search("some", options={"hf_token": "hf_good\n"})
     assert caught.value.reason == "invalid_option"
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:1")
+    # The client's own pauses: it asks again for twenty seconds.
+    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda _seconds: None)
     with pytest.raises(BridgeError) as caught:
         search("some")
     assert caught.value.what == "The Hugging Face hub does not answer (ConnectError)."
