@@ -148,16 +148,8 @@ defmodule VLLM.Bridge.Connection do
   @spec call(t(), String.t(), map(), Deadline.t()) :: {:ok, term()} | {:error, Error.t()}
   def call(conn, method, params, deadline) do
     Inbox.run(fn inbox ->
-      with {:ok, request} <- request(conn, inbox, method, params) do
-        case Inbox.next(inbox, Deadline.remaining(deadline)) do
-          {_ref, last} ->
-            answer(request, last)
-
-          :timeout ->
-            cancel(request)
-            {:error, timeout()}
-        end
-      end
+      with {:ok, request} <- request(conn, inbox, method, params),
+           do: await(request, inbox, deadline, :infinity, fn _none -> :ok end)
     end)
   end
 
