@@ -1,4 +1,6 @@
 defmodule VLLM.Hub.Found do
+  alias VLLM.Fields
+
   @fields [
     id: "its name, as `VLLM.llm/2` takes it",
     downloads: "in the last thirty days",
@@ -17,7 +19,7 @@ defmodule VLLM.Hub.Found do
   @moduledoc """
   A model that the hub has, from `VLLM.Hub.search/2`.
 
-  #{Enum.map_join(@fields, "\n", fn {name, doc} -> "  * `:#{name}` - #{doc}" end)}
+  #{Fields.docs(@fields)}
   """
 
   @names Keyword.keys(@fields)
@@ -28,9 +30,6 @@ defmodule VLLM.Hub.Found do
   @doc false
   @spec from_wire(map()) :: t()
   def from_wire(wire) do
-    struct!(
-      __MODULE__,
-      for(name <- @names, do: {name, wire[name |> Atom.to_string() |> String.trim("?")]})
-    )
+    struct!(__MODULE__, Fields.take(wire, @names))
   end
 end

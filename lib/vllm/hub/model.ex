@@ -1,4 +1,6 @@
 defmodule VLLM.Hub.Model do
+  alias VLLM.Fields
+
   @fields [
     id: "its name on the hub, as `VLLM.llm/2` takes it",
     size: "what it takes on the disk, in bytes, all revisions together",
@@ -13,7 +15,7 @@ defmodule VLLM.Hub.Model do
   @moduledoc """
   A model of the hub that is on this machine, from `VLLM.Hub.list/1`.
 
-  #{Enum.map_join(@fields, "\n", fn {name, doc} -> "  * `:#{name}` - #{doc}" end)}
+  #{Fields.docs(@fields)}
   """
 
   @names Keyword.keys(@fields)
@@ -31,8 +33,8 @@ defmodule VLLM.Hub.Model do
 
   @doc false
   @spec from_wire(map()) :: t()
-  def from_wire(%{"last_used" => seconds} = wire) do
-    model = struct!(__MODULE__, for(name <- @names, do: {name, wire[Atom.to_string(name)]}))
-    %{model | last_used: seconds |> trunc() |> DateTime.from_unix!()}
+  def from_wire(wire) do
+    model = struct!(__MODULE__, Fields.take(wire, @names))
+    %{model | last_used: model.last_used |> trunc() |> DateTime.from_unix!()}
   end
 end

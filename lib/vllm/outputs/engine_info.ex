@@ -1,4 +1,6 @@
 defmodule VLLM.EngineInfo do
+  alias VLLM.Fields
+
   @fields [
     model: "the folder or hub id",
     model_type: "the family, as its config names it (`\"llama\"`)",
@@ -31,7 +33,7 @@ defmodule VLLM.EngineInfo do
   @moduledoc """
   What an engine is, from `VLLM.engine_info/2`.
 
-  #{Enum.map_join(@fields, "\n", fn {name, doc} -> "  * `:#{name}` - #{doc}" end)}
+  #{Fields.docs(@fields)}
   """
 
   @names Keyword.keys(@fields)
@@ -42,6 +44,6 @@ defmodule VLLM.EngineInfo do
   @doc false
   @spec from_wire(map()) :: t()
   def from_wire(wire) do
-    struct!(__MODULE__, for(name <- @names, do: {name, wire[Atom.to_string(name)]}))
+    struct!(__MODULE__, Fields.take(wire, @names))
   end
 end

@@ -1,4 +1,6 @@
 defmodule VLLM.BeamSearchParams do
+  alias VLLM.Fields
+
   @parameters [
     beam_width: "beams to keep, and to return (required)",
     max_tokens: "tokens that a beam may have at most (required)",
@@ -22,7 +24,7 @@ defmodule VLLM.BeamSearchParams do
   are checked at once. Values are checked by vLLM with the request; a wrong one is
   `:invalid_option`.
 
-  #{Enum.map_join(@parameters, "\n", fn {name, doc} -> "  * `:#{name}` - #{doc}" end)}
+  #{Fields.docs(@parameters)}
 
   Not among them are two of vLLM's that have no effect on the beam search of a serving engine:
   `structured_outputs` and `watermarking`.

@@ -1,4 +1,6 @@
 defmodule VLLM.PoolingParams do
+  alias VLLM.Fields
+
   @parameters [
     dimensions:
       "shorten vectors to this many numbers; only for models that were trained for it (Matryoshka)",
@@ -23,7 +25,7 @@ defmodule VLLM.PoolingParams do
   parentheses below. Names are checked at once. Values are checked by vLLM with the request; a
   wrong one is `:invalid_option`.
 
-  #{Enum.map_join(@parameters, "\n", fn {name, doc} -> "  * `:#{name}` - #{doc}" end)}
+  #{Fields.docs(@parameters)}
 
   Not among them are four of vLLM's that are set by the function that is called and by vLLM itself:
   `task`, `requires_token_ids`, `late_interaction_params` and `output_kind`.

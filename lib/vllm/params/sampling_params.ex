@@ -1,4 +1,6 @@
 defmodule VLLM.SamplingParams do
+  alias VLLM.Fields
+
   @parameters [
     n: "completions to make for each prompt (vLLM's default 1)",
     temperature: "randomness; 0 is greedy: always the likeliest token (1.0)",
@@ -55,7 +57,7 @@ defmodule VLLM.SamplingParams do
   checked at once. Values are checked by vLLM with the request; a wrong one is
   `:invalid_option`.
 
-  #{Enum.map_join(@parameters, "\n", fn {name, doc} -> "  * `:#{name}` - #{doc}" end)}
+  #{Fields.docs(@parameters)}
 
   Not among them are four of vLLM's that this library sets itself: `output_kind`, `skip_clone`,
   `output_text_buffer_length` and `flat_logprobs` say how vLLM hands results over inside Python.

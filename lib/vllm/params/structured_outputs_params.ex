@@ -1,4 +1,6 @@
 defmodule VLLM.StructuredOutputsParams do
+  alias VLLM.Fields
+
   @parameters [
     json: "a JSON schema, as a map or a string",
     regex: "a regular expression for the whole text",
@@ -23,7 +25,7 @@ defmodule VLLM.StructuredOutputsParams do
   are checked at once. Schemas, expressions and grammars are checked by vLLM with the request; a
   wrong one is `:invalid_option` with vLLM's reason.
 
-  #{Enum.map_join(@parameters, "\n", fn {name, doc} -> "  * `:#{name}` - #{doc}" end)}
+  #{Fields.docs(@parameters)}
 
   The text is cut off where `max_tokens` ends it: give it room. A model that was not trained to
   write what is asked of it conforms to the letter and says nothing of use; it may put spaces between

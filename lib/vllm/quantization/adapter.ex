@@ -1,4 +1,6 @@
 defmodule VLLM.Quantization.Adapter do
+  alias VLLM.Fields
+
   @fields [
     type: "of peft's kinds, in lower case: `\"lora\"`, `\"ia3\"`, …; vLLM loads LoRA only",
     base_model: "the model that it was made for: a folder or a hub id, as its config has it",
@@ -13,7 +15,7 @@ defmodule VLLM.Quantization.Adapter do
   @moduledoc """
   An adapter of peft, from `VLLM.Quantization.detect/2`.
 
-  #{Enum.map_join(@fields, "\n", fn {name, doc} -> "  * `:#{name}` - #{doc}" end)}
+  #{Fields.docs(@fields)}
   """
 
   @names Keyword.keys(@fields)
@@ -33,6 +35,6 @@ defmodule VLLM.Quantization.Adapter do
   @doc false
   @spec from_wire(map()) :: t()
   def from_wire(wire) do
-    struct!(__MODULE__, for(name <- @names, do: {name, wire[Atom.to_string(name)]}))
+    struct!(__MODULE__, Fields.take(wire, @names))
   end
 end

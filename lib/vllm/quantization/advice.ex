@@ -14,10 +14,12 @@ defmodule VLLM.Quantization.Advice do
   `guides/choosing.md` explains the rules.
   """
 
+  alias VLLM.Fields
   alias VLLM.Quantization.{Choice, RuledOut}
 
-  @enforce_keys [:model, :goal, :device, :weights, :choices, :ruled_out, :notes, :picture]
-  defstruct @enforce_keys
+  @names [:model, :goal, :device, :weights, :choices, :ruled_out, :notes, :picture]
+  @enforce_keys @names
+  defstruct @names
 
   @type goal :: :latency | :throughput | :quality | :memory | :fine_tuning | :cpu
 
@@ -32,25 +34,21 @@ defmodule VLLM.Quantization.Advice do
           picture: String.t()
         }
 
-  @goals [:latency, :throughput, :quality, :memory, :fine_tuning, :cpu]
-  @by_name Map.new(@goals, &{Atom.to_string(&1), &1})
-
-  @doc false
-  @spec goals() :: [goal()]
-  def goals, do: @goals
+  @goals Map.new(
+           [:latency, :throughput, :quality, :memory, :fine_tuning, :cpu],
+           &{Atom.to_string(&1), &1}
+         )
 
   @doc false
   @spec from_wire(map()) :: t()
   def from_wire(wire) do
-    %__MODULE__{
-      model: wire["model"],
-      goal: Map.get(@by_name, wire["goal"], wire["goal"]),
-      device: wire["device"],
-      weights: wire["weights"],
-      choices: Enum.map(wire["choices"], &Choice.from_wire/1),
-      ruled_out: Enum.map(wire["ruled_out"], &RuledOut.from_wire/1),
-      notes: wire["notes"],
-      picture: wire["picture"]
+    advice = struct!(__MODULE__, Fields.take(wire, @names))
+
+    %{
+      advice
+      | goal: Map.get(@goals, advice.goal, advice.goal),
+        choices: Enum.map(advice.choices, &Choice.from_wire/1),
+        ruled_out: Enum.map(advice.ruled_out, &RuledOut.from_wire/1)
     }
   end
 end

@@ -1,4 +1,6 @@
 defmodule VLLM.Quantization.Choice do
+  alias VLLM.Fields
+
   @moduledoc """
   A format that suits, one of `VLLM.Quantization.Advice`.
 
@@ -43,6 +45,6 @@ defmodule VLLM.Quantization.Choice do
   @doc false
   @spec from_wire(map()) :: t()
   def from_wire(wire) do
-    struct!(__MODULE__, for(name <- @names, do: {name, wire[Atom.to_string(name)]}))
+    struct!(__MODULE__, Fields.take(wire, @names))
   end
 end

@@ -1,4 +1,5 @@
 defmodule VLLM.Quantization.Detected do
+  alias VLLM.Fields
   alias VLLM.Quantization.Adapter
 
   @fields [
@@ -45,7 +46,7 @@ defmodule VLLM.Quantization.Detected do
 
   What a checkpoint says nothing of is nil.
 
-  #{Enum.map_join(@fields, "\n", fn {name, doc} -> "  * `:#{name}` - #{doc}" end)}
+  #{Fields.docs(@fields)}
   """
 
   @names Keyword.keys(@fields)
@@ -79,7 +80,7 @@ defmodule VLLM.Quantization.Detected do
   @doc false
   @spec from_wire(map()) :: t()
   def from_wire(wire) do
-    detected = struct!(__MODULE__, for(name <- @names, do: {name, wire[Atom.to_string(name)]}))
+    detected = struct!(__MODULE__, Fields.take(wire, @names))
     %{detected | adapter: detected.adapter && Adapter.from_wire(detected.adapter)}
   end
 end

@@ -79,34 +79,32 @@ defmodule VLLM.Quantization.Estimate do
     fits?: "whether it would fit on these devices, with the same context and requests"
   ]
 
-  list = fn fields ->
-    Enum.map_join(fields, "\n", fn {name, doc} -> "  * `:#{name}` - #{doc}" end)
-  end
+  alias VLLM.Fields
 
   @moduledoc """
   How much memory a model takes, from `VLLM.Quantization.estimate/2`. All sizes are bytes.
 
-  #{list.(@fields)}
+  #{Fields.docs(@fields)}
 
   `:weights` is a map:
 
-  #{list.(@weights)}
+  #{Fields.docs(@weights)}
 
   `:kv_cache` is a map:
 
-  #{list.(@kv_cache)}
+  #{Fields.docs(@kv_cache)}
 
   `:devices` is a list of maps:
 
-  #{list.(@device)}
+  #{Fields.docs(@device)}
 
   `:remedies` is a list of maps:
 
-  #{list.(@remedy)}
+  #{Fields.docs(@remedy)}
 
   `:formats` is a list of maps; empty for a model that is quantized:
 
-  #{list.(@format)}
+  #{Fields.docs(@format)}
   """
 
   @names Keyword.keys(@fields)
@@ -136,21 +134,17 @@ defmodule VLLM.Quantization.Estimate do
   @doc false
   @spec from_wire(map()) :: t()
   def from_wire(wire) do
-    estimate = struct!(__MODULE__, taken(wire, @names))
+    estimate = struct!(__MODULE__, Fields.take(wire, @names))
 
     %{
       estimate
-      | weights: taken(wire["weights"], Keyword.keys(@weights)),
-        kv_cache: taken(wire["kv_cache"], Keyword.keys(@kv_cache)),
-        devices: Enum.map(wire["devices"], &taken(&1, Keyword.keys(@device))),
-        remedies: Enum.map(wire["remedies"], &taken(&1, Keyword.keys(@remedy))),
-        formats: Enum.map(wire["formats"], &taken(&1, Keyword.keys(@format)))
+      | weights: take(wire["weights"], @weights),
+        kv_cache: take(wire["kv_cache"], @kv_cache),
+        devices: Enum.map(wire["devices"], &take(&1, @device)),
+        remedies: Enum.map(wire["remedies"], &take(&1, @remedy)),
+        formats: Enum.map(wire["formats"], &take(&1, @format))
     }
   end
 
-  defp taken(wire, names), do: Map.new(names, &{&1, wire[on_wire(&1)]})
-
-  defp on_wire(:fits?), do: "fits"
-  defp on_wire(:approximate?), do: "is_approximate"
-  defp on_wire(name), do: Atom.to_string(name)
+  defp take(wire, fields), do: Fields.take(wire, Keyword.keys(fields))
 end

@@ -1,4 +1,6 @@
 defmodule VLLM.Quantization.Finding do
+  alias VLLM.{Error, Fields, Options}
+
   @fields [
     severity:
       "`:error` for what keeps an engine from starting, `:warning` for what is probably not meant, " <>
@@ -15,10 +17,8 @@ defmodule VLLM.Quantization.Finding do
   @moduledoc """
   Something to know of a model before it is loaded, from `VLLM.Quantization.check/2`.
 
-  #{Enum.map_join(@fields, "\n", fn {name, doc} -> "  * `:#{name}` - #{doc}" end)}
+  #{Fields.docs(@fields)}
   """
-
-  alias VLLM.{Error, Options}
 
   @names Keyword.keys(@fields)
   @enforce_keys @names

@@ -1,4 +1,6 @@
 defmodule VLLM.Quantization.Format do
+  alias VLLM.Fields
+
   @fields [
     name:
       "of a format of checkpoints (`\"gptq (4 bits)\"`); of what a plain model becomes, what that is",
@@ -12,10 +14,11 @@ defmodule VLLM.Quantization.Format do
   @moduledoc """
   A use of a quantization method, from `VLLM.Quantization.methods/1`.
 
-  #{Enum.map_join(@fields, "\n", fn {name, doc} -> "  * `:#{name}` - #{doc}" end)}
+  #{Fields.docs(@fields)}
   """
 
-  defstruct Keyword.keys(@fields)
+  @names Keyword.keys(@fields)
+  defstruct @names
 
   @type t :: %__MODULE__{
           name: String.t(),
@@ -27,11 +30,6 @@ defmodule VLLM.Quantization.Format do
   @doc false
   @spec from_wire(map()) :: t()
   def from_wire(wire) do
-    %__MODULE__{
-      name: wire["name"],
-      bits: wire["bits"],
-      runs?: wire["runs"],
-      why_not: wire["why_not"]
-    }
+    struct!(__MODULE__, Fields.take(wire, @names))
   end
 end

@@ -1,4 +1,5 @@
 defmodule VLLM.Quantization.Method do
+  alias VLLM.Fields
   alias VLLM.Quantization.Format
 
   @fields [
@@ -25,7 +26,7 @@ defmodule VLLM.Quantization.Method do
   @moduledoc """
   A quantization method of the installed vLLM, from `VLLM.Quantization.methods/1`.
 
-  #{Enum.map_join(@fields, "\n", fn {name, doc} -> "  * `:#{name}` - #{doc}" end)}
+  #{Fields.docs(@fields)}
   """
 
   @names Keyword.keys(@fields)
@@ -51,8 +52,7 @@ defmodule VLLM.Quantization.Method do
   @doc false
   @spec from_wire(map()) :: t()
   def from_wire(wire) do
-    fields = for name <- @names, do: {name, wire[on_wire(name)]}
-    method = struct!(__MODULE__, fields)
+    method = struct!(__MODULE__, Fields.take(wire, @names))
 
     %{
       method
@@ -60,8 +60,6 @@ defmodule VLLM.Quantization.Method do
         in_flight: method.in_flight && Format.from_wire(method.in_flight)
     }
   end
-
-  defp on_wire(name), do: name |> Atom.to_string() |> String.trim_trailing("?")
 
   # Bits such as `[8]` are no text.
   defimpl Inspect do

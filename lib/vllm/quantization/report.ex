@@ -1,4 +1,6 @@
 defmodule VLLM.Quantization.Report do
+  alias VLLM.Fields
+
   @fields [
     ok?: "whether nothing was found that keeps an engine from starting",
     findings: "a list of `VLLM.Quantization.Finding`, in the order in which a start meets them",
@@ -31,7 +33,7 @@ defmodule VLLM.Quantization.Report do
   @moduledoc """
   What would be of a model if it were loaded, from `VLLM.Quantization.check/2`.
 
-  #{Enum.map_join(@fields, "\n", fn {name, doc} -> "  * `:#{name}` - #{doc}" end)}
+  #{Fields.docs(@fields)}
 
   After an error, what only vLLM can tell is nil (such as `:max_model_len`).
   """
@@ -46,8 +48,7 @@ defmodule VLLM.Quantization.Report do
   @doc false
   @spec from_wire(map()) :: t()
   def from_wire(wire) do
-    facts = for name <- @names, do: {name, wire[Atom.to_string(name)]}
-    findings = Enum.map(wire["findings"], &Finding.from_wire/1)
-    struct!(__MODULE__, Keyword.merge(facts, ok?: wire["ok"], findings: findings))
+    report = struct!(__MODULE__, Fields.take(wire, @names))
+    %{report | findings: Enum.map(report.findings, &Finding.from_wire/1)}
   end
 end

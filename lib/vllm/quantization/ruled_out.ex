@@ -8,8 +8,11 @@ defmodule VLLM.Quantization.RuledOut do
     * `:message` - a sentence
   """
 
-  @enforce_keys [:format, :why, :needs, :message]
-  defstruct @enforce_keys
+  alias VLLM.Fields
+
+  @names [:format, :why, :needs, :message]
+  @enforce_keys @names
+  defstruct @names
 
   @type t :: %__MODULE__{
           format: String.t(),
@@ -18,16 +21,12 @@ defmodule VLLM.Quantization.RuledOut do
           message: String.t()
         }
 
-  @by_name Map.new([:cannot_run, :does_not_fit, :not_for_the_goal], &{Atom.to_string(&1), &1})
+  @known Map.new([:cannot_run, :does_not_fit, :not_for_the_goal], &{Atom.to_string(&1), &1})
 
   @doc false
   @spec from_wire(map()) :: t()
-  def from_wire(%{"why" => why} = wire) do
-    %__MODULE__{
-      format: wire["format"],
-      why: Map.get(@by_name, why, why),
-      needs: wire["needs"],
-      message: wire["message"]
-    }
+  def from_wire(wire) do
+    ruled_out = struct!(__MODULE__, Fields.take(wire, @names))
+    %{ruled_out | why: Map.get(@known, ruled_out.why, ruled_out.why)}
   end
 end

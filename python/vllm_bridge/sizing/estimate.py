@@ -260,7 +260,7 @@ def estimate(
             "bytes": needed,
             "available": max(left, 0),
             "tokens": 0 if math.isinf(concurrency) else int(concurrency * length),
-            "is_approximate": any(one.is_approximate for one in cache.caches),
+            "approximate": any(one.is_approximate for one in cache.caches),
         },
         "devices": [_device(rank, needed, left) for rank in ranks],
         "longest_context": setup.longest(),

@@ -30,7 +30,7 @@ defmodule VLLM.Quantization.EstimateTest do
       "bytes" => 7_000,
       "available" => 5_000,
       "tokens" => 42_000,
-      "is_approximate" => true
+      "approximate" => true
     },
     "devices" => [
       %{
