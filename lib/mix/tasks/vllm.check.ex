@@ -22,8 +22,8 @@ defmodule Mix.Tasks.Vllm.Check do
 
   use Mix.Task
 
-  alias Mix.Vllm.{Arguments, JSON, Table}
-  alias VLLM.{Bytes, Quantization, Terminal}
+  alias Mix.Vllm.{Answer, Arguments, Table}
+  alias VLLM.{Bytes, Quantization}
   alias VLLM.Quantization.Report
 
   @requirements ["app.config"]
@@ -31,24 +31,13 @@ defmodule Mix.Tasks.Vllm.Check do
   @impl Mix.Task
   def run(argv) do
     {model, options, flags} = Arguments.parse!(argv, "vllm.check", ["json"])
-
-    shown? = if "json" in flags, do: false
-
-    answer =
-      Terminal.waiting(shown?, "vLLM is asked, which may take half a minute …", fn ->
-        Quantization.check(model, options)
-      end)
-
-    case answer do
-      {:ok, report} -> report(report, flags)
-      {:error, error} -> Mix.raise(error.message)
-    end
+    flags |> Answer.of_vllm!(fn -> Quantization.check(model, options) end) |> report(flags)
   end
 
   @doc false
   @spec report(Report.t(), [String.t()]) :: :ok
   def report(report, flags) do
-    if "json" in flags, do: Mix.shell().info(JSON.encode(report)), else: print(report)
+    Answer.print(report, flags, &print/1)
     unless report.ok?, do: exit({:shutdown, 1})
     :ok
   end

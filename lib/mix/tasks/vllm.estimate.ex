@@ -26,7 +26,7 @@ defmodule Mix.Tasks.Vllm.Estimate do
 
   use Mix.Task
 
-  alias Mix.Vllm.{Arguments, JSON, Table}
+  alias Mix.Vllm.{Answer, Arguments, Table}
   alias VLLM.{Bytes, Quantization}
   alias VLLM.Quantization.Estimate
 
@@ -35,19 +35,12 @@ defmodule Mix.Tasks.Vllm.Estimate do
   @impl Mix.Task
   def run(argv) do
     {model, options, flags} = Arguments.parse!(argv, "vllm.estimate", ["json"])
-
-    case Quantization.estimate(model, options) do
-      {:ok, estimate} -> report(estimate, flags)
-      {:error, error} -> Mix.raise(error.message)
-    end
+    model |> Quantization.estimate(options) |> Answer.ok!() |> report(flags)
   end
 
   @doc false
   @spec report(Estimate.t(), [String.t()]) :: :ok
-  def report(estimate, flags) do
-    if "json" in flags, do: Mix.shell().info(JSON.encode(estimate)), else: print(estimate)
-    :ok
-  end
+  def report(estimate, flags), do: Answer.print(estimate, flags, &print/1)
 
   defp print(estimate) do
     Mix.shell().info([:bright, "#{estimate.model}", :reset, ", #{estimate.method || "plain"}\n"])

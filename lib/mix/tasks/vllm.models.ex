@@ -15,7 +15,7 @@ defmodule Mix.Tasks.Vllm.Models do
 
   use Mix.Task
 
-  alias Mix.Vllm.{JSON, Table}
+  alias Mix.Vllm.{Answer, Table}
   alias VLLM.{Bytes, Hub}
 
   @requirements ["app.config"]
@@ -27,7 +27,7 @@ defmodule Mix.Tasks.Vllm.Models do
     case OptionParser.parse(argv, strict: @switches) do
       {options, [], []} ->
         {flags, options} = Keyword.split(options, [:json, :delete])
-        run(flags[:delete], flags[:json] == true, options)
+        run(flags[:delete], if(flags[:json], do: ["json"], else: []), options)
 
       {_options, [word | _], _} ->
         Mix.raise("mix vllm.models takes no argument #{inspect(word)}; see mix help vllm.models")
@@ -39,18 +39,13 @@ defmodule Mix.Tasks.Vllm.Models do
     end
   end
 
-  defp run(nil, json?, options) do
-    models = options |> Hub.list() |> ok!()
-    if json?, do: Mix.shell().info(JSON.encode(Enum.map(models, &plain/1))), else: print(models)
-  end
+  defp run(nil, flags, options),
+    do: options |> Hub.list() |> Answer.ok!() |> Answer.print(flags, &print/1)
 
-  defp run(model, _json?, options) do
-    freed = model |> Hub.delete(options) |> ok!()
+  defp run(model, _flags, options) do
+    freed = model |> Hub.delete(options) |> Answer.ok!()
     Mix.shell().info("#{model} is deleted, which makes #{Bytes.file(freed)} free.")
   end
-
-  # Times as JSON has them.
-  defp plain(model), do: %{model | last_used: DateTime.to_iso8601(model.last_used)}
 
   @doc false
   @spec print([Hub.Model.t()]) :: :ok
@@ -77,11 +72,4 @@ defmodule Mix.Tasks.Vllm.Models do
   # A commit is known by its first digits.
   defp short(revision),
     do: if(revision =~ ~r/\A[0-9a-f]{40}\z/, do: binary_part(revision, 0, 8), else: revision)
-
-  defp ok!({:ok, result}), do: result
-
-  defp ok!({:error, error}) do
-    Mix.shell().error(error.message)
-    exit({:shutdown, 1})
-  end
 end

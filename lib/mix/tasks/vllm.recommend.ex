@@ -27,46 +27,29 @@ defmodule Mix.Tasks.Vllm.Recommend do
 
   use Mix.Task
 
-  alias Mix.Vllm.{Arguments, JSON, Table}
-  alias VLLM.{Bytes, Quantization, Terminal}
+  alias Mix.Vllm.{Answer, Arguments, Table}
+  alias VLLM.{Bytes, Quantization}
   alias VLLM.Quantization.Advice
 
   @requirements ["app.config"]
 
   @impl Mix.Task
   def run(argv) do
-    {model, options, flags} =
-      Arguments.parse!(argv, "vllm.recommend", ["json", "search", "picture"])
-
-    options = if "search" in flags, do: Map.put(options, "search", true), else: options
-
-    shown? = if "json" in flags, do: false
-
-    answer =
-      Terminal.waiting(shown?, "vLLM is asked, which may take half a minute …", fn ->
-        Quantization.recommend(model, options)
-      end)
-
-    case answer do
-      {:ok, advice} -> report(advice, flags)
-      {:error, error} -> Mix.raise(error.message)
-    end
+    {model, options, flags} = Arguments.parse!(argv, "vllm.recommend", ["json", "picture"])
+    flags |> Answer.of_vllm!(fn -> Quantization.recommend(model, options) end) |> report(flags)
   end
 
   @doc false
   @spec report(Advice.t(), [String.t()]) :: :ok
-  def report(advice, flags) do
-    if "json" in flags do
-      Mix.shell().info(JSON.encode(advice))
-    else
-      Mix.shell().info("#{advice.model} for #{advice.goal} on #{advice.device}\n")
-      Table.print(columns(advice), Enum.map(advice.choices, &row(&1, advice)))
-      advice.choices |> Enum.take(1) |> Enum.each(&explain/1)
-      ruled_out(advice)
-      Enum.each(advice.notes, &Mix.shell().info("\n" <> &1))
-      if "picture" in flags, do: Mix.shell().info("\n" <> advice.picture)
-      :ok
-    end
+  def report(advice, flags), do: Answer.print(advice, flags, &print(&1, "picture" in flags))
+
+  defp print(advice, picture?) do
+    Mix.shell().info("#{advice.model} for #{advice.goal} on #{advice.device}\n")
+    Table.print(columns(advice), Enum.map(advice.choices, &row(&1, advice)))
+    advice.choices |> Enum.take(1) |> Enum.each(&explain/1)
+    ruled_out(advice)
+    Enum.each(advice.notes, &Mix.shell().info("\n" <> &1))
+    if picture?, do: Mix.shell().info("\n" <> advice.picture)
   end
 
   defp columns(advice) do

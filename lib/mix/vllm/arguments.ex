@@ -82,7 +82,8 @@ defmodule Mix.Vllm.Arguments do
 
   # The options whose values are of a type, this library's and vLLM's.
   defp named(type) do
-    specs = Options.machine() ++ Options.tools() ++ Options.engine()
+    questions = Options.tools() ++ Options.estimate() ++ Options.recommend() ++ Options.pull()
+    specs = questions ++ Options.engine()
     ours = for {name, ^type, _default, _doc} <- specs, do: name
 
     theirs =

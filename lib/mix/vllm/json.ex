@@ -4,7 +4,7 @@ defmodule Mix.Vllm.JSON do
   # and both are newer than what this library asks for.
 
   @doc ~S"""
-  A term as JSON text, indented, with names in order. Structs are their fields.
+  A term as JSON text, indented, with names in order. Structs are their fields, and times are texts.
 
       iex> Mix.Vllm.JSON.encode(%{fits?: true, bits: [4, nil]})
       ~s({\n  "bits": [\n    4,\n    null\n  ],\n  "fits?": true\n})
@@ -17,6 +17,7 @@ defmodule Mix.Vllm.JSON do
   defp value(atom, line) when is_atom(atom), do: atom |> Atom.to_string() |> value(line)
   defp value(number, _line) when is_number(number), do: to_string(number)
   defp value(text, _line) when is_binary(text), do: string(text)
+  defp value(%DateTime{} = time, _line), do: string(DateTime.to_iso8601(time))
   defp value(%_{} = struct, line), do: struct |> Map.from_struct() |> value(line)
 
   defp value(map, line) when is_map(map) do

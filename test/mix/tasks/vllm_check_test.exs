@@ -2,14 +2,12 @@ defmodule Mix.Tasks.Vllm.CheckTest do
   # Mix's shell is the same for all processes.
   use ExUnit.Case, async: false
 
+  import VLLM.MixShell
+
   alias Mix.Tasks.Vllm.Check
   alias VLLM.Quantization.{Finding, Report}
 
-  setup do
-    shell = Mix.shell()
-    Mix.shell(Mix.Shell.Process)
-    on_exit(fn -> Mix.shell(shell) end)
-  end
+  setup :capture_shell
 
   defp report(fields) do
     struct!(
@@ -36,14 +34,6 @@ defmodule Mix.Tasks.Vllm.CheckTest do
       remedy: remedy,
       details: %{}
     }
-
-  defp printed do
-    receive do
-      {:mix_shell, :info, [line]} -> line <> "\n" <> printed()
-    after
-      0 -> ""
-    end
-  end
 
   test "prints what the model would be, and each finding with what to do" do
     warning = finding(:warning, :invalid_checkpoint, "A tensor is not read.", "Look at it.")

@@ -3,23 +3,12 @@ defmodule Mix.Tasks.Vllm.DoctorTest do
   use ExUnit.Case, async: false
 
   import ExUnit.CaptureIO
+  import VLLM.MixShell
 
   alias Mix.Tasks.Vllm.Doctor
   alias VLLM.Error
 
-  setup do
-    shell = Mix.shell()
-    Mix.shell(Mix.Shell.Process)
-    on_exit(fn -> Mix.shell(shell) end)
-  end
-
-  defp lines do
-    receive do
-      {:mix_shell, _, [line]} -> [line | lines()]
-    after
-      0 -> []
-    end
-  end
+  setup :capture_shell
 
   test "prints a remedy below each problem and ends with status 1" do
     error = Error.new(:python_not_found, "There is none. Run `mix vllm.setup`.")

@@ -2,16 +2,14 @@ defmodule Mix.Tasks.Vllm.EstimateTest do
   # Mix's shell is the same for all processes.
   use ExUnit.Case, async: false
 
+  import VLLM.MixShell
+
   alias Mix.Tasks.Vllm.Estimate
-  alias VLLM.Quantization
+  alias VLLM.{DemoModel, Quantization}
 
   @gib 1024 * 1024 * 1024
 
-  setup do
-    shell = Mix.shell()
-    Mix.shell(Mix.Shell.Process)
-    on_exit(fn -> Mix.shell(shell) end)
-  end
+  setup :capture_shell
 
   defp device(fields \\ []) do
     Map.merge(
@@ -74,21 +72,13 @@ defmodule Mix.Tasks.Vllm.EstimateTest do
     )
   end
 
-  defp printed(estimate, flags \\ []) do
+  defp shown(estimate, flags \\ []) do
     assert Estimate.report(estimate, flags) == :ok
-    lines()
-  end
-
-  defp lines do
-    receive do
-      {:mix_shell, :info, [line]} -> line <> "\n" <> lines()
-    after
-      0 -> ""
-    end
+    printed()
   end
 
   test "prints what each device holds, and what fits" do
-    assert printed(estimate()) == """
+    assert shown(estimate()) == """
            org/m, plain
 
            device           memory  for vLLM   weights  activations  framework  KV cache     left
@@ -105,7 +95,7 @@ defmodule Mix.Tasks.Vllm.EstimateTest do
 
   test "prints what would make it fit, and what other formats take" do
     text =
-      printed(
+      shown(
         estimate(
           fits?: false,
           devices: [device(left: -2 * @gib, fits?: false, draft: @gib)],
@@ -130,15 +120,16 @@ defmodule Mix.Tasks.Vllm.EstimateTest do
   end
 
   test "--json prints all of it" do
-    text = printed(estimate(), ["json"])
+    text = shown(estimate(), ["json"])
     assert text =~ ~s("fits?": true)
     assert text =~ ~s("bytes_per_token": 131072)
   end
 
   test "answers about another machine" do
-    demo = Path.expand("../../../priv/models/demo", __DIR__)
-    assert Estimate.run([demo, "--devices", "24GiB,24GiB", "--max-model-len", "1024"]) == :ok
-    text = lines()
+    assert Estimate.run([DemoModel.path(), "--devices", "24GiB,24GiB", "--max-model-len", "1024"]) ==
+             :ok
+
+    text = printed()
     assert length(Regex.scan(~r/^24GiB /m, text)) == 2
     assert text =~ "one request of 1,024 tokens"
     assert text =~ "It fits."

@@ -2,22 +2,12 @@ defmodule Mix.Tasks.Vllm.ModelsTest do
   # Mix's shell is the same for all processes, and so is the environment.
   use ExUnit.Case, async: false
 
+  import VLLM.MixShell
+
   alias Mix.Tasks.Vllm.{Models, Pull}
   alias VLLM.{DemoModel, Hub, HubServer}
 
-  setup do
-    shell = Mix.shell()
-    Mix.shell(Mix.Shell.Process)
-    on_exit(fn -> Mix.shell(shell) end)
-  end
-
-  defp lines(acc \\ []) do
-    receive do
-      {:mix_shell, :info, [line]} -> lines([IO.chardata_to_string(line) | acc])
-    after
-      0 -> Enum.reverse(acc)
-    end
-  end
+  setup :capture_shell
 
   test "models are a table" do
     model = %Hub.Model{
@@ -66,6 +56,8 @@ defmodule Mix.Tasks.Vllm.ModelsTest do
     assert_received {[:vllm, :pull, :progress], %{bytes: _, files: 1, duration: _}, ^named}
     assert_received {[:vllm, :pull, :stop], %{duration: _}, %{model: "org/demo", path: ^path}}
     assert File.read!(Path.join(path, "config.json")) == config
+    Pull.run(["org/demo", "--revision", "v1", "--json"])
+    assert lines() == [~s({\n  "path": "#{path}"\n})]
     Models.run(["--json"])
     assert [json] = lines()
     assert json =~ ~s("id": "org/demo") and json =~ ~s("method": "awq") and json =~ ~s("v1": )

@@ -2,16 +2,14 @@ defmodule Mix.Tasks.Vllm.RecommendTest do
   # Mix's shell is the same for all processes.
   use ExUnit.Case, async: false
 
+  import VLLM.MixShell
+
   alias Mix.Tasks.Vllm.Recommend
   alias VLLM.Quantization.{Advice, Choice, RuledOut}
 
   @gib 1024 * 1024 * 1024
 
-  setup do
-    shell = Mix.shell()
-    Mix.shell(Mix.Shell.Process)
-    on_exit(fn -> Mix.shell(shell) end)
-  end
+  setup :capture_shell
 
   defp advice(fields \\ []) do
     choice = %Choice{
@@ -55,21 +53,13 @@ defmodule Mix.Tasks.Vllm.RecommendTest do
     )
   end
 
-  defp printed(advice, flags \\ []) do
+  defp shown(advice, flags \\ []) do
     assert Recommend.report(advice, flags) == :ok
-    lines() |> Enum.join("\n")
-  end
-
-  defp lines do
-    receive do
-      {:mix_shell, :info, [line]} -> [line | lines()]
-    after
-      0 -> []
-    end
+    Enum.join(lines(), "\n")
   end
 
   test "prints the choices in order, why the first is the first, and what was ruled out" do
-    assert printed(advice()) == """
+    assert shown(advice()) == """
            org/m for latency on RTX 4090 24GB
 
            format        weights    needs  loss of quality    one   many  score  how to have it
@@ -90,19 +80,19 @@ defmodule Mix.Tasks.Vllm.RecommendTest do
   end
 
   test "has no columns of speed where training is what counts" do
-    refute printed(advice(weights: %{"training" => 1.0})) =~ "many"
+    refute shown(advice(weights: %{"training" => 1.0})) =~ "many"
   end
 
   test "says so where nothing suits" do
-    assert printed(advice(choices: [], ruled_out: [])) =~ "There is no format of it."
+    assert shown(advice(choices: [], ruled_out: [])) =~ "There is no format of it."
   end
 
   test "shows the picture where that is asked for" do
-    assert printed(advice(), ["picture"]) =~ ~r/\nthe picture\z/
+    assert shown(advice(), ["picture"]) =~ ~r/\nthe picture\z/
   end
 
   test "--json prints all of it" do
-    json = printed(advice(), ["json"])
+    json = shown(advice(), ["json"])
     assert json =~ ~s|"format": "awq (4 bits)"|
     assert json =~ ~s("why": "does_not_fit")
     assert json =~ ~s("goal": "latency")

@@ -3,18 +3,15 @@ defmodule Mix.Tasks.Vllm.SetupTest do
   use ExUnit.Case, async: false
 
   import ExUnit.CaptureIO
+  import VLLM.MixShell
 
   alias Mix.Tasks.Vllm.Setup
   alias VLLM.FakeInterpreter
 
   @moduletag :tmp_dir
 
-  setup %{tmp_dir: tmp_dir} do
-    shell = Mix.shell()
-    Mix.shell(Mix.Shell.Process)
-    on_exit(fn -> Mix.shell(shell) end)
-    %{venv: Path.join(tmp_dir, "venv")}
-  end
+  setup :capture_shell
+  setup %{tmp_dir: tmp_dir}, do: %{venv: Path.join(tmp_dir, "venv")}
 
   defp run(context, fake, arguments \\ []) do
     python = FakeInterpreter.write!(context.tmp_dir, fake)

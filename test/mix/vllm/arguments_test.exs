@@ -28,6 +28,9 @@ defmodule Mix.Vllm.ArgumentsTest do
     assert parse(~w(--json --enforce-eager org/m)) ==
              {"org/m", %{"enforce_eager" => true}, ["json"]}
 
+    assert {"org/m", %{"search" => true, "progress" => true}, []} =
+             parse(~w(--search --progress org/m))
+
     assert parse(~w(org/m --enforce-eager false)) == {"org/m", %{"enforce_eager" => false}, []}
   end
 

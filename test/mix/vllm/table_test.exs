@@ -42,6 +42,7 @@ defmodule Mix.Vllm.TableTest do
   test "text is JSON whatever is in it" do
     assert JSON.encode("a \"b\" \\ \n \t \e é") == ~S("a \"b\" \\ \n \t \u001b é")
     assert JSON.encode(%{list: [], map: %{}, number: 1.5}) =~ ~S("list": [],)
+    assert JSON.encode(~U[2026-11-27 12:30:00Z]) == ~s("2026-11-27T12:30:00Z")
     assert JSON.encode({1, :a, true, nil}) == "[\n  1,\n  \"a\",\n  true,\n  null\n]"
   end
 end
