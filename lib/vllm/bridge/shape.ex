@@ -46,7 +46,7 @@ defmodule VLLM.Bridge.Shape do
     "metrics" => :map,
     "methods" => {:list, {:record, %{"formats" => {:list, :map}, "in_flight" => {:maybe, :map}}}},
     "detect" => {:record, %{"ignored" => {:list, :any}, "adapter" => {:maybe, :map}}},
-    "check" => {:record, %{"findings" => {:list, :map}}},
+    "check" => {:record, %{"findings" => {:list, :finding}}},
     "estimate" =>
       {:record,
        %{
@@ -63,7 +63,12 @@ defmodule VLLM.Bridge.Shape do
          "choices" => {:list, {:record, %{"reasons" => {:list, :any}, "ways" => {:list, :map}}}},
          "ruled_out" => {:list, :map},
          "notes" => {:list, :any}
-       }}
+       }},
+    "packages" => :map,
+    "pull" => {:record, %{"path" => :binary}},
+    "models" => {:list, {:record, %{"last_used" => :time}}},
+    "delete" => {:record, %{"freed" => :natural}},
+    "search" => {:list, :map}
   }
 
   @doc "Whether `result` can be the answer to a request of `method`."
@@ -84,12 +89,21 @@ defmodule VLLM.Bridge.Shape do
   defp fits?(value, {:maybe, shape}), do: is_nil(value) or fits?(value, shape)
   defp fits?(value, :binary), do: is_binary(value)
   defp fits?(value, :natural), do: is_integer(value) and value >= 0
+  # Seconds since 1970, until the last year that a `DateTime` has.
+  defp fits?(value, :time), do: is_number(value) and value >= 0 and value < 253_402_300_800
+
   # Timestamps and extensions are structs.
   defp fits?(value, :map), do: is_map(value) and not is_struct(value)
   defp fits?(value, {:list, shape}), do: is_list(value) and Enum.all?(value, &fits?(&1, shape))
 
   defp fits?(value, {:record, fields}) do
     fits?(value, :map) and Enum.all?(fields, fn {name, shape} -> fits?(value[name], shape) end)
+  end
+
+  @texts ~w(reason message remedy)
+  defp fits?(value, :finding) do
+    fits?(value, :map) and value["severity"] in ~w(error warning info) and
+      Enum.all?(@texts, &is_binary(value[&1]))
   end
 
   # The figures that telemetry calculates with: seconds and counts.
