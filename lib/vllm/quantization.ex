@@ -1,4 +1,9 @@
 defmodule VLLM.Quantization do
+  import VLLM.Error, only: [bang!: 1]
+
+  alias VLLM.{Error, Options, Tools}
+  alias VLLM.Quantization.{Advice, Detected, Estimate, Method, Report}
+
   @moduledoc """
   What there is to know of a model and its quantization before it is loaded.
 
@@ -11,11 +16,8 @@ defmodule VLLM.Quantization do
   of its own, within a second or two (`check/2` imports vLLM, which takes longer). Of this library's
   own options these have a meaning here: `:python`, `:env` and `:allowed_models`, as of an engine, and
 
-  #{VLLM.Options.docs(VLLM.Options.tools())}
+  #{Options.docs(Options.tools())}
   """
-
-  alias VLLM.{Error, Options, Tools}
-  alias VLLM.Quantization.{Advice, Detected, Estimate, Method, Report}
 
   @doc """
   What a model is and how it is quantized, from its config and the headers of its files; or, of an
@@ -62,7 +64,8 @@ defmodule VLLM.Quantization do
 
   Then the devices here are not looked at. What depends on the device is judged by what vLLM says
   that it needs and by the sizes; what only the device itself can tell is a finding of the severity
-  `:info` and the reason `:device`.
+  `:info` and the reason `:device`. It also has the most tokens/s that the bandwidth of the memory
+  allows one request, where that is known: `details["tokens_per_second"]`.
   """
   @spec check(String.t(), keyword() | map()) :: {:ok, Report.t()} | {:error, Error.t()}
   def check(model, options \\ []) do
@@ -119,7 +122,7 @@ defmodule VLLM.Quantization do
   `enable_lora` with `max_loras` and `max_lora_rank`, `cpu_offload_gb`, `speculative_config`, … Further
   options:
 
-  #{VLLM.Options.docs(VLLM.Options.estimate())}
+  #{Options.docs(Options.estimate())}
 
   Several devices are used all: by tensor parallelism, or by pipeline parallelism where they do not
   divide the model's heads. Of a single one there are as many as `tensor_parallel_size` and
@@ -153,7 +156,7 @@ defmodule VLLM.Quantization do
 
   Options:
 
-  #{VLLM.Options.docs(VLLM.Options.recommend())}
+  #{Options.docs(Options.recommend())}
 
   Errors are those of the model, as of `detect/2`; `:unsupported_architecture` and others where it
   cannot run in any format; `:invalid_option` for a goal or a device that is not known.
@@ -167,7 +170,4 @@ defmodule VLLM.Quantization do
   @doc "Like `recommend/2`, but raises `VLLM.Error`."
   @spec recommend!(String.t(), keyword() | map()) :: Advice.t()
   def recommend!(model, options \\ []), do: bang!(recommend(model, options))
-
-  defp bang!({:ok, result}), do: result
-  defp bang!({:error, %Error{} = error}), do: raise(error)
 end

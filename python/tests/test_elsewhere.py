@@ -13,7 +13,9 @@ from vllm_bridge import memory
 from vllm_bridge.engine import facts
 from vllm_bridge.engine.check import check
 from vllm_bridge.engine.finding import Finding
+from vllm_bridge.engine.plan import plan
 from vllm_bridge.sizing.devices import Device, named
+from vllm_bridge.sizing.estimate import estimate
 
 DEMO = str(MODELS / "demo")
 AWQ = str(MODELS / "demo-awq")
@@ -36,6 +38,19 @@ def test_a_model_that_runs() -> None:
     assert report["ok"]
     assert (report["device"], report["method"], report["kernel"]) == ("cuda", "awq", None)
     assert findings(AWQ, "H100") == []
+
+
+def test_the_limit_of_tokens_is_told_and_said_to_be_one() -> None:
+    devices = named("2x RTX 4090")
+    options = {"max_model_len": 512, "tensor_parallel_size": 2}
+    *_, last = check(DEMO, options, machine=devices).findings
+    limit = estimate(plan(DEMO, options), devices)["tokens_per_second"]
+    assert last.details["tokens_per_second"] == limit > 1000
+    assert f"{limit:.1f} tokens/s at most, which is a limit" in last.message
+    # A size alone has no bandwidth.
+    *_, last = check(DEMO, {}, machine=named("24GiB")).findings
+    assert last.details["tokens_per_second"] is None
+    assert "tokens/s" not in last.message
 
 
 @pytest.mark.parametrize(

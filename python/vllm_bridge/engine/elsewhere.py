@@ -35,14 +35,21 @@ def check(plan: Plan, machine: Sequence[Device]) -> Iterator[Finding]:
     yield from _devices(ranks, machine)
     yield from _known(plan, options)
     yield from _capability(plan, options, machine)
-    yield from _memory(plan, ranks, machine)
-    yield Finding(
-        "info",
-        "device",
+    found = _estimated(plan, ranks, machine)
+    if found is not None and not found["fits"]:
+        yield _too_large(found)
+    told = (
         f"This is said of {_named(machine)} without one: which kernel computes the layers, and how "
-        "much its vLLM leaves to the KV cache, only the device itself can tell.",
-        {"devices": [device.name for device in machine]},
+        "much its vLLM leaves to the KV cache, only the device itself can tell."
     )
+    limit = found["tokens_per_second"] if found else None
+    if limit is not None:
+        told += (
+            f" The bandwidth of its memory allows one request {limit:.1f} tokens/s at most, which "
+            "is a limit and no forecast."
+        )
+    details = {"devices": [device.name for device in machine], "tokens_per_second": limit}
+    yield Finding("info", "device", told, details)
 
 
 def _named(machine: Sequence[Device]) -> str:
@@ -132,22 +139,24 @@ def _capability(
         )
 
 
-def _memory(plan: Plan, ranks: int, machine: Sequence[Device]) -> Iterator[Finding]:
-    """Whether it fits, by estimate."""
+def _estimated(plan: Plan, ranks: int, machine: Sequence[Device]) -> dict[str, Any] | None:
+    """The estimate; None where there is none: what is against it has a finding, or is vLLM's to
+    find out."""
     sizes = {"tensor_parallel_size": 1} | dict(plan.options)
     try:
-        found = estimate(dataclasses.replace(plan, options=sizes), machine[:ranks])
+        return estimate(dataclasses.replace(plan, options=sizes), machine[:ranks])
     except BridgeError:
-        return  # what keeps it from being estimated has a finding, or is vLLM's to find out
-    if found["fits"]:
-        return
+        return None
+
+
+def _too_large(found: dict[str, Any]) -> Finding:
     ways = [way["text"].rstrip(".") for way in found["remedies"][:_MOST_REMEDIES]]
     remedy = ways and f"Any of these would make it fit: {'; '.join(ways)}."
     fullest = min(found["devices"], key=lambda device: device["memory"] - device["weights"])
     weights, size = fullest["weights"], fullest["memory"]
     details = {"needed_bytes": weights, "available_bytes": size}
     if weights > size:
-        yield Finding(
+        return Finding(
             "error",
             "out_of_memory",
             f"The weights of a rank need {memory.gib(weights)}, and {fullest['name']} has "
@@ -155,9 +164,8 @@ def _memory(plan: Plan, ranks: int, machine: Sequence[Device]) -> Iterator[Findi
             details,
             remedy or "Use a smaller model, or more devices.",
         )
-        return
     cache, left = found["kv_cache"]["bytes"], found["kv_cache"]["available"]
-    yield Finding(
+    return Finding(
         "warning",
         "out_of_memory",
         f"By estimate it does not fit: beside the weights {memory.gib(left)} of a device are left "
