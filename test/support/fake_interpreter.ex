@@ -37,6 +37,27 @@ defmodule VLLM.FakeInterpreter do
     path
   end
 
+  @doc """
+  Writes a Python into `folder` that runs guards as ever, and in place of workers a line of shell;
+  returns its path.
+  """
+  @spec with_worker!(Path.t(), String.t()) :: Path.t()
+  def with_worker!(folder, line) do
+    path = Path.join(folder, "python")
+    python = VLLM.TestPython.executable!()
+
+    File.write!(path, """
+    #!/bin/sh
+    case "$1" in
+      -m) #{line} ;;
+      *) exec "#{python}" "$@" ;;
+    esac
+    """)
+
+    File.chmod!(path, 0o755)
+    path
+  end
+
   @doc "How the program in `folder` has been called, oldest first."
   @spec calls(Path.t()) :: [String.t()]
   def calls(folder) do

@@ -1,7 +1,7 @@
 defmodule VLLM.ToolsTest do
   use ExUnit.Case, async: true
 
-  alias VLLM.{DemoModel, Error, Tools}
+  alias VLLM.{DemoModel, Error, FakeInterpreter, Tools}
   alias VLLM.Quantization
   alias VLLM.Quantization.{Adapter, Detected}
 
@@ -48,17 +48,7 @@ defmodule VLLM.ToolsTest do
 
   @tag :tmp_dir
   test "a worker that does not answer in time is given up, with its start", %{tmp_dir: folder} do
-    python = Path.join(folder, "python")
-
-    File.write!(python, """
-    #!/bin/sh
-    case "$1" in
-      -m) exec sleep 600 ;;
-      *) exec "#{VLLM.TestPython.executable!()}" "$@" ;;
-    esac
-    """)
-
-    File.chmod!(python, 0o755)
+    python = FakeInterpreter.with_worker!(folder, "exec sleep 600")
 
     assert {:error, %Error{reason: :timeout, details: details} = error} =
              Tools.ask("packages", %{"names" => []}, python: python, timeout: 300)

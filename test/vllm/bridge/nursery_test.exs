@@ -5,16 +5,9 @@ defmodule VLLM.Bridge.NurseryTest do
   import ExUnit.CaptureLog
 
   alias VLLM.Bridge.Nursery
+  alias VLLM.FakeInterpreter
 
   @moduletag :tmp_dir
-
-  # A Python that runs guards as ever, and in place of other programs a line of shell.
-  defp python(folder, line) do
-    path = Path.join(folder, "python")
-    File.write!(path, "#!/bin/sh\ncase \"$1\" in -m) #{line};; *) exec python3 \"$@\";; esac\n")
-    File.chmod!(path, 0o755)
-    path
-  end
 
   defp nurseries do
     for {_, pid, _, _} <- DynamicSupervisor.which_children(VLLM.NurserySupervisor), do: pid
@@ -41,13 +34,16 @@ defmodule VLLM.Bridge.NurseryTest do
     log =
       capture_log(fn ->
         assert {:error, %VLLM.Error{reason: :vllm_not_installed}} =
-                 VLLM.llm("model", python: python(folder, "exit 78"))
+                 VLLM.llm("model", python: FakeInterpreter.with_worker!(folder, "exit 78"))
       end)
 
     refute log =~ "forked from"
 
     assert capture_log(fn ->
-             VLLM.llm("model", python: python(folder, "exit 3"), max_restarts: 0)
+             VLLM.llm("model",
+               python: FakeInterpreter.with_worker!(folder, "exit 3"),
+               max_restarts: 0
+             )
            end) =~ "forked from ended with status 3"
   end
 
@@ -57,9 +53,9 @@ defmodule VLLM.Bridge.NurseryTest do
   end
 
   test "those that nobody uses end when the environment has changed", %{tmp_dir: folder} do
-    python = python(folder, "exec sleep 600")
+    python = FakeInterpreter.with_worker!(folder, "exec sleep 600")
     {user, unused} = use_nursery(python)
-    {_user, used} = use_nursery(python(folder <> "/..", "exec sleep 600"))
+    {_user, used} = use_nursery(FakeInterpreter.with_worker!(folder <> "/..", "exec sleep 600"))
     monitor = Process.monitor(unused)
     send(user, :done)
     assert VLLM.OSProcess.eventually(fn -> :sys.get_state(unused).timer end)

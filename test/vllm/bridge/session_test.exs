@@ -145,17 +145,8 @@ defmodule VLLM.Bridge.SessionTest do
 
   @tag :tmp_dir
   test "a Python without the packages says so, however soon it ends", %{tmp_dir: folder} do
-    python = Path.join(folder, "python")
-
-    File.write!(python, """
-    #!/bin/sh
-    case "$1" in
-      -m) echo "No module named 'msgspec'"; exit 78 ;;
-      *) exec "#{VLLM.TestPython.executable!()}" "$@" ;;
-    esac
-    """)
-
-    File.chmod!(python, 0o755)
+    line = ~s(echo "No module named 'msgspec'"; exit 78)
+    python = VLLM.FakeInterpreter.with_worker!(folder, line)
     assert {:error, %Error{} = error} = Session.open(:tools, python: python)
     assert error.reason == :vllm_not_installed
     assert error.details["log"] == ["No module named 'msgspec'"]
