@@ -3,6 +3,7 @@ defmodule VLLM.HubTest do
   # Python is in python/tests/test_hub_download.py.
   use ExUnit.Case, async: true
 
+  import ExUnit.CaptureIO
   import VLLM.OSProcess, only: [eventually: 2]
 
   alias VLLM.{DemoModel, Error, Hub, HubServer}
@@ -30,9 +31,10 @@ defmodule VLLM.HubTest do
   test "a model is pulled, listed, found and deleted", %{server: server, options: options} do
     HubServer.put(server, "org/other", %{"config.json" => "{}"}, %{downloads: 7, tags: ["awq"]})
 
-    assert {:ok, path} =
-             Hub.pull("org/demo", [notify: {self(), :told}, progress: false] ++ options)
+    {{:ok, path}, shown} =
+      with_io(fn -> Hub.pull("org/demo", [notify: {self(), :told}, progress: true] ++ options) end)
 
+    assert shown =~ ~r/\r\e\[K\[=+\] 8\.\d of 8\.\d MB \(100 %\), 6 of 6 files.*\n\z/
     assert Enum.sort(File.ls!(path)) == Enum.sort(File.ls!(DemoModel.path()))
     size = size(DemoModel.path())
     assert_received {:told, %Hub.Progress{total_bytes: ^size, total_files: 6}}
