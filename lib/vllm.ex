@@ -47,6 +47,8 @@ defmodule VLLM do
   where there is none to spare.
   """
 
+  import VLLM.Error, only: [bang!: 1]
+
   alias VLLM.Engine.{Lifecycle, Replicas}
 
   alias VLLM.{
@@ -1129,8 +1131,4 @@ defmodule VLLM do
   """
   @spec version!() :: %{ex_vllm: String.t(), vllm: String.t()}
   def version!, do: version()
-
-  defp bang!(:ok), do: :ok
-  defp bang!({:ok, result}), do: result
-  defp bang!({:error, %Error{} = error}), do: raise(error)
 end

@@ -34,6 +34,13 @@ defmodule VLLM.Error do
     %__MODULE__{reason: reason, message: message, details: details}
   end
 
+  # What `foo!` makes of what `foo` returns.
+  @doc false
+  @spec bang!(:ok | {:ok, result} | {:error, t()}) :: :ok | result when result: term()
+  def bang!(:ok), do: :ok
+  def bang!({:ok, result}), do: result
+  def bang!({:error, %__MODULE__{} = error}), do: raise(error)
+
   # A reason that this version does not know (a newer worker) stays readable in
   # the details; the wire never makes an atom.
   @doc false

@@ -13,6 +13,8 @@ defmodule VLLM.Hub do
   `HF_HUB_OFFLINE` are heeded. guides/hub.md tells more.
   """
 
+  import VLLM.Error, only: [bang!: 1]
+
   alias VLLM.{Error, Options, Telemetry, Terminal, Tools}
   alias VLLM.Hub.{Found, Model, Progress}
 
@@ -131,7 +133,4 @@ defmodule VLLM.Hub do
   @doc "Like `search/2`, but returns the models or raises `VLLM.Error`."
   @spec search!(String.t(), keyword() | map()) :: [Found.t()]
   def search!(query, options \\ []), do: bang!(search(query, options))
-
-  defp bang!({:ok, result}), do: result
-  defp bang!({:error, %Error{} = error}), do: raise(error)
 end

@@ -395,6 +395,7 @@ defmodule VLLM.Options do
   @spec pull() :: [spec()]
   def pull, do: @pull
 
+  @doc "What `VLLM.Quantization.recommend/2` takes beside options of an engine."
   @spec recommend() :: [spec()]
   def recommend, do: @recommend
 

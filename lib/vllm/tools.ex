@@ -36,12 +36,14 @@ defmodule VLLM.Tools do
   @spec about(String.t(), term(), keyword() | map(), [Options.spec()]) ::
           {:ok, term()} | {:error, Error.t()}
   def about(method, model, options, specs \\ []) do
-    with {:ok, known, params, where} <- question(model, options, Options.tools() ++ specs) do
+    specs = Options.tools() ++ specs
+
+    with {:ok, known, params, where} <- question(model, options, specs) do
       asked = known |> Map.delete(:timeout) |> given()
 
       method
       |> ask(Map.merge(asked, params), [timeout: known.timeout] ++ where)
-      |> or_ours(Options.tools() ++ specs)
+      |> or_ours(specs)
     end
   end
 

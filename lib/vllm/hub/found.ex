@@ -25,7 +25,18 @@ defmodule VLLM.Hub.Found do
   @names Keyword.keys(@fields)
   defstruct @names
 
-  @type t :: %__MODULE__{}
+  @type t :: %__MODULE__{
+          id: String.t(),
+          downloads: non_neg_integer() | nil,
+          likes: non_neg_integer() | nil,
+          size: non_neg_integer() | nil,
+          parameters: non_neg_integer() | nil,
+          method: String.t() | nil,
+          gated?: boolean(),
+          private?: boolean(),
+          task: String.t() | nil,
+          last_modified: String.t() | nil
+        }
 
   @doc false
   @spec from_wire(map()) :: t()

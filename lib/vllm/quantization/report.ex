@@ -43,7 +43,27 @@ defmodule VLLM.Quantization.Report do
   @names Keyword.keys(@fields)
   defstruct @names
 
-  @type t :: %__MODULE__{}
+  @type t :: %__MODULE__{
+          ok?: boolean(),
+          findings: [Finding.t()],
+          model: String.t(),
+          model_type: String.t() | nil,
+          architecture: String.t() | nil,
+          family: String.t() | nil,
+          capabilities: [String.t()],
+          method: String.t() | nil,
+          kernel: String.t() | nil,
+          dtype: String.t() | nil,
+          kv_cache_dtype: String.t() | nil,
+          max_model_len: pos_integer() | nil,
+          max_num_seqs: pos_integer() | nil,
+          tensor_parallel_size: pos_integer() | nil,
+          pipeline_parallel_size: pos_integer() | nil,
+          runner: String.t() | nil,
+          loaded_bytes: non_neg_integer(),
+          device: String.t() | nil,
+          vllm_version: String.t() | nil
+        }
 
   @doc false
   @spec from_wire(map()) :: t()
