@@ -2,12 +2,12 @@ defmodule VLLM.Quantization.RecommendTest do
   # One real question, whose answer has to come from vLLM.
   use ExUnit.Case, async: true
 
-  alias VLLM.Quantization
-
-  @demo Path.expand("../../../priv/models/demo", __DIR__)
+  alias VLLM.{DemoModel, Quantization}
 
   test "a goal and a device that nobody knows are errors with the nearest ones" do
-    assert {:error, error} = Quantization.recommend(@demo, for: :latncy, device: "H100")
+    assert {:error, error} =
+             Quantization.recommend(DemoModel.path(), for: :latncy, device: "H100")
+
     assert error.reason == :invalid_option
     assert error.details["nearest"] == "latency"
   end
@@ -15,7 +15,7 @@ defmodule VLLM.Quantization.RecommendTest do
   @tag :slow
   @tag timeout: 180_000
   test "the formats of the demo model are ranked for another machine" do
-    {:ok, advice} = Quantization.recommend(@demo, for: :latency, device: "2x RTX 4090")
+    {:ok, advice} = Quantization.recommend(DemoModel.path(), for: :latency, device: "2x RTX 4090")
     assert advice.goal == :latency
     assert advice.device == "2 x RTX 4090 24GB"
     assert [%{format: "awq (4 bits)", method: "awq"} = first | _] = advice.choices
