@@ -84,8 +84,8 @@ def pull(
     """
     if path := here(repository, options):
         return path
+    fetch(repository, repository.files, options, progress)
     with errors.told(repository.id, repository.revision, options.get("hf_token")):
-        fetch(repository, repository.files, options, progress)
         _place(repository, options)
     return repository.model_in(_snapshot(repository, options))
 

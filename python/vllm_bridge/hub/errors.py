@@ -1,17 +1,17 @@
 """What the hub, its client and the disk say, as errors that tell what to do."""
 
-import contextlib
 import errno
-from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from typing import Any, Final
 
-from vllm_bridge.errors import BridgeError
+from vllm_bridge.errors import BridgeError, map_exceptions
 
 _FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
-@contextlib.contextmanager
-def told(name: str | None, revision: str | None = None, token: Any = None) -> Iterator[None]:
+def told(
+    name: str | None, revision: str | None = None, token: Any = None
+) -> AbstractContextManager[None]:
     """Turns what is raised while the hub is asked about a repository into a ``BridgeError``.
 
     Args:
@@ -19,12 +19,7 @@ def told(name: str | None, revision: str | None = None, token: Any = None) -> It
         revision: that was asked for, if one was
         token: the option ``hf_token``
     """
-    try:
-        yield
-    except BridgeError:
-        raise
-    except Exception as error:
-        raise _error(error, name, revision, token) from error
+    return map_exceptions(lambda error: _error(error, name, revision, token))
 
 
 def disk_full(
