@@ -9,7 +9,7 @@ from vllm_bridge import json_files
 from vllm_bridge.errors import BridgeError
 
 # A safetensors header is at most so long, by its specification.
-_MAX_HEADER = 100_000_000
+MAX_LENGTH = 100_000_000
 
 # Bits per element of the dtypes that weights have.
 WIDTH = {
@@ -51,7 +51,7 @@ def read_header(path: str) -> dict[str, Tensor]:
     try:
         with open(path, "rb") as file:
             (length,) = struct.unpack("<Q", file.read(8))
-            if length > _MAX_HEADER:
+            if length > MAX_LENGTH:
                 raise ValueError("its header is too long")
             tensors, end = {}, 0
             for name, tensor in json_files.parse(file.read(length)).items():

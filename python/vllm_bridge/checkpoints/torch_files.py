@@ -33,7 +33,10 @@ _STORAGES: Final = {
     "ShortStorage": "int16", "CharStorage": "int8", "ByteStorage": "uint8", "BoolStorage": "bool",
 }  # fmt: skip
 
-_LOCAL_HEADER: Final = struct.Struct("<4s22xHH")
+# The header of an entry in a zip file: how it begins, and the lengths of its name and of what fills
+# it up.
+ENTRY: Final = struct.Struct("<4s22xHH")
+ENTRY_MAGIC: Final = b"PK\x03\x04"
 
 
 class Dtype(NamedTuple):
@@ -236,7 +239,7 @@ def _named(name: str) -> _Global | Dtype:
 def _start(file: Any, header: int) -> int:
     """Where an entry's bytes begin: behind a header of its own."""
     file.seek(header)
-    magic, name, extra = _LOCAL_HEADER.unpack(file.read(_LOCAL_HEADER.size))
-    if magic != b"PK\x03\x04":
+    magic, name, extra = ENTRY.unpack(file.read(ENTRY.size))
+    if magic != ENTRY_MAGIC:
         raise ValueError("an entry of it is not where it should be")
-    return int(header + _LOCAL_HEADER.size + name + extra)
+    return int(header + ENTRY.size + name + extra)

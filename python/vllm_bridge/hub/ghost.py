@@ -16,7 +16,7 @@ import zipfile
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
-from vllm_bridge.checkpoints import gguf, gguf_config, gguf_model
+from vllm_bridge.checkpoints import gguf, gguf_config, gguf_model, headers, torch_files
 from vllm_bridge.errors import BridgeError
 from vllm_bridge.hub import download, errors, transfer
 from vllm_bridge.hub.needed import WEIGHTS
@@ -25,12 +25,6 @@ from vllm_bridge.hub.repository import File, Repository
 # What is fetched at once, at least: the headers of most safetensors files, and the directories of
 # most files of torch's.
 _BLOCK: Final = 2**17
-
-_MAX_HEADER: Final = 100_000_000
-
-# Of the header of an entry in a zip file: its beginning, and where the lengths of the name and of
-# what fills up are.
-_ENTRY: Final = struct.Struct("<4s22xHH")
 
 # torch has the bytes of tensors begin at multiples of this, and fills up with at least so much.
 _ALIGNMENT: Final = 64
@@ -93,7 +87,7 @@ def _header(path: str, repository: Repository, file: File, options: Mapping[str,
     with _Sparse(path, file.size, lambda a, b: _bytes(repository, file, options, a, b)) as sparse:
         if path.endswith(".safetensors"):
             (length,) = struct.unpack("<Q", sparse.read(8).ljust(8, b"\0"))
-            sparse.need(0, 8 + min(length, _MAX_HEADER))
+            sparse.need(0, 8 + min(length, headers.MAX_LENGTH))
         elif path.endswith(gguf_model.SUFFIX):
             try:
                 found = gguf.read_one(path, io.BufferedReader(sparse, 1))
@@ -102,7 +96,7 @@ def _header(path: str, repository: Repository, file: File, options: Mapping[str,
             for name in gguf_config.FACTORS:
                 if (tensor := found.tensors.get(name)) is not None:
                     sparse.need(tensor.start, tensor.start + min(tensor.size, _BLOCK))
-        elif path.endswith((".bin", ".pt", ".pth")):
+        else:
             _torch(sparse)
 
 
@@ -120,11 +114,12 @@ def _torch(sparse: "_Sparse") -> None:
         return
     for entry, end in zip(entries, ends, strict=True):
         name = len(entry.filename.encode())
-        start = entry.header_offset + _ENTRY.size + name
+        start = entry.header_offset + torch_files.ENTRY.size + name
         filler = -(start + _FILLER) % _ALIGNMENT + _FILLER
         if start + filler + entry.file_size > end:
             filler = 0  # torch did not write it
-        sparse.put(entry.header_offset, _ENTRY.pack(b"PK\x03\x04", name, filler))
+        header = torch_files.ENTRY.pack(torch_files.ENTRY_MAGIC, name, filler)
+        sparse.put(entry.header_offset, header)
 
 
 class _Sparse(io.RawIOBase):
