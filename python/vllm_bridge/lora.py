@@ -13,12 +13,10 @@ from typing import Annotated, Any
 
 import msgspec
 
+from vllm_bridge.checkpoints.adapter import CONFIG, WEIGHTS
 from vllm_bridge.errors import BridgeError
 from vllm_bridge.hub import errors as hub_errors
 from vllm_bridge.rpc.table import NoParams
-
-CONFIG = "adapter_config.json"
-_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin", "adapter_model.pt")
 
 # What the model's hidden states go into, and what makes them.
 _FROM_HIDDEN = ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj")
@@ -203,7 +201,7 @@ def _folder(lora: LoRA, token: str | bool | None) -> str:
     from huggingface_hub import snapshot_download
 
     with hub_errors.told(path, token=token):
-        return str(snapshot_download(path, token=token, allow_patterns=[CONFIG, *_WEIGHTS]))
+        return str(snapshot_download(path, token=token, allow_patterns=[CONFIG, *WEIGHTS]))
 
 
 def _check_files(lora: LoRA, folder: str) -> None:
@@ -213,10 +211,10 @@ def _check_files(lora: LoRA, folder: str) -> None:
             f"`{lora.lora_path}` has no `{CONFIG}`: there is no adapter in it.",
             {"lora_path": lora.lora_path},
         )
-    if not any(os.path.isfile(os.path.join(folder, name)) for name in _WEIGHTS):
+    if not any(os.path.isfile(os.path.join(folder, name)) for name in WEIGHTS):
         raise BridgeError(
             "invalid_checkpoint",
-            f"`{lora.lora_path}` has an `{CONFIG}` and no weights ({_WEIGHTS[0]}). Was the "
+            f"`{lora.lora_path}` has an `{CONFIG}` and no weights ({WEIGHTS[0]}). Was the "
             "download finished?",
             {"lora_path": lora.lora_path},
         )
@@ -262,7 +260,7 @@ def _check_shapes(lora: LoRA, folder: str, hidden: int) -> None:
     """Refuses an adapter of a smaller model, which vLLM would lay into a corner of this one."""
     from safetensors import SafetensorError, safe_open
 
-    path = os.path.join(folder, _WEIGHTS[0])
+    path = os.path.join(folder, WEIGHTS[0])
     if not os.path.isfile(path):
         return  # older formats tell shapes only with the weights
     try:

@@ -9,7 +9,9 @@ from vllm_bridge.errors import BridgeError
 from vllm_bridge.quantization import scheme
 
 CONFIG = "adapter_config.json"
-WEIGHTS = "adapter_model.safetensors"
+
+# Where its weights may be, by vLLM's order. What is in others than the first is not looked at.
+WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin", "adapter_model.pt")
 
 
 class Adapter(NamedTuple):

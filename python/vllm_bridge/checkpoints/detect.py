@@ -148,7 +148,7 @@ def _is_adapter(path: str) -> bool:
 
 def _of_adapter(folder: str) -> Detected:
     found = adapter.read(folder)
-    path = os.path.join(folder, adapter.WEIGHTS)
+    path = os.path.join(folder, adapter.WEIGHTS[0])
     tensors = headers.read_header(path) if os.path.exists(path) else {}
     checkpoint = Checkpoint(folder, tensors=tensors)
     count = sum(one.number for one in parameters.weights(checkpoint, Scheme()))

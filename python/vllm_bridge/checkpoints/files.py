@@ -12,6 +12,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from vllm_bridge import json_files
+from vllm_bridge.checkpoints import adapter
 from vllm_bridge.checkpoints.headers import Tensor, read_header
 from vllm_bridge.errors import BridgeError
 
@@ -23,9 +24,6 @@ INDEXES: Final = {
 
 # The values of `load_format` that read safetensors files as described here.
 LOAD_FORMATS: Final = ("auto", "hf", "mistral", "safetensors", "fastsafetensors", "instanttensor")
-
-# What peft writes: weights of an adapter, which may lie beside those of its base model.
-_ADAPTER: Final = "adapter_model.safetensors"
 
 # Weights of a layer, of which computed ones (`inv_freq`) are none.
 _OF_LAYER = re.compile(r"\.\d+\..*(?<!inv_freq)$")
@@ -47,7 +45,7 @@ def format_of(names: Collection[str], options: Mapping[str, Any]) -> str:
     """
     if (given := load_format(options)) != "auto":
         return "mistral" if given == "mistral" else "hf"
-    files = [name for name in names if name.endswith(".safetensors") and name != _ADAPTER]
+    files = _safetensors(names)
     consolidated = [name for name in files if _is_consolidated(name)]
     config_format = _lower(options.get("config_format"))
     is_mistral = config_format == "mistral" or (config_format == "auto" and "params.json" in names)
@@ -67,7 +65,7 @@ def weight_files(folder: str, names: Iterable[str], form: str) -> list[str]:
         BridgeError: ``invalid_checkpoint`` for an index that cannot be read, or whose files are
             not all there
     """
-    files = sorted(n for n in names if n.endswith(".safetensors") and n != _ADAPTER)
+    files = _safetensors(names)
     if form == "mistral":
         files = [name for name in files if _is_consolidated(name)]
     weight_map = _read_index(folder, form)
@@ -201,6 +199,11 @@ def _read_index(folder: str, form: str) -> dict[str, str] | None:
             remedy="Download it again.",
         ) from error
     return dict(weight_map)
+
+
+def _safetensors(names: Iterable[str]) -> list[str]:
+    """Those of the model: weights of an adapter may lie beside them."""
+    return sorted(n for n in names if n.endswith(".safetensors") and n not in adapter.WEIGHTS)
 
 
 def _is_consolidated(name: str) -> bool:

@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
 
-from vllm_bridge.checkpoints import families, files, gguf, gguf_model, torch_files
+from vllm_bridge.checkpoints import adapter, families, files, gguf, gguf_model, torch_files
 from vllm_bridge.checkpoints.checkpoint import Checkpoint, Found
 from vllm_bridge.checkpoints.config import read_config
 from vllm_bridge.checkpoints.headers import Tensor
@@ -307,7 +307,7 @@ def _check_file(path: str, options: Mapping[str, Any]) -> Checkpoint:
 def _why_no_model(folder: str, names: set[str]) -> tuple[str, str]:
     """What is the matter with a folder, and what to do about it."""
     where = f"`{folder}` has no `config.json`"
-    if "adapter_config.json" in names:
+    if adapter.CONFIG in names:
         return (
             f"{where}: it is a LoRA adapter.",
             "Load the base model with `enable_lora: true` and give the adapter per request.",

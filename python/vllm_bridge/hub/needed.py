@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
-from vllm_bridge.checkpoints import files, gguf_model
+from vllm_bridge.checkpoints import adapter, files, gguf_model
 from vllm_bridge.errors import BridgeError, did_you_mean, nearest
 from vllm_bridge.hub.names import Name
 
@@ -20,13 +20,12 @@ _SMALL: Final = (
 )  # fmt: skip
 
 # What makes a folder a model, or an adapter. Without these, other files in it are none.
-CONFIGS: Final = ("config.json", "params.json", "adapter_config.json")
+CONFIGS: Final = ("config.json", "params.json", adapter.CONFIG)
 
 _SAFETENSORS: Final = ".safetensors"
 
 # How files end that have weights.
 WEIGHTS: Final = (_SAFETENSORS, gguf_model.SUFFIX, ".bin", ".pt", ".pth")
-_ADAPTER: Final = ("adapter_model.safetensors", "adapter_model.bin")
 
 # What else is kept in files of pickle's: states of a training.
 _NO_WEIGHTS: Final = re.compile(r"training_args|optimizer|scheduler|rng_state|scaler|adapter_model")
@@ -91,7 +90,7 @@ def _is_gguf(paths: Iterable[str], top: Iterable[str], options: Mapping[str, Any
 def _weights(top: Sequence[str], options: Mapping[str, Any]) -> list[str]:
     """The files with weights among those of the model's own folder."""
     load_format = files.load_format(options)
-    safetensors = [path for path in top if _is_safetensors(path) and path not in _ADAPTER]
+    safetensors = [path for path in top if _is_safetensors(path) and path not in adapter.WEIGHTS]
     if safetensors and load_format not in ("pt", "npcache"):
         form = files.format_of(top, options)
         consolidated = [path for path in safetensors if path.startswith("consolidated")]
@@ -101,7 +100,7 @@ def _weights(top: Sequence[str], options: Mapping[str, Any]) -> list[str]:
         found = [path for path in top if path.endswith(suffixes) and not _NO_WEIGHTS.search(path)]
         if found and not (load_format == "pt" and ".bin" in suffixes):
             return _without_copies(found)
-    return [path for path in _ADAPTER if path in top][:1]
+    return [path for path in adapter.WEIGHTS if path in top][:1]
 
 
 def _without_copies(paths: Sequence[str]) -> list[str]:
