@@ -58,16 +58,7 @@ def read(folder: str | None, options: Mapping[str, Any]) -> tuple[str, Mapping[s
     path = os.path.join(source, NAME) if isinstance(source, str) and source != "vllm" else ""
     if not os.path.exists(path):
         return path, {}
-    try:
-        values = json_files.read(path)
-    except (OSError, ValueError) as error:
-        raise BridgeError(
-            "invalid_checkpoint",
-            f"`{path}` cannot be read: {error}.",
-            {"file": path},
-            remedy=_REMEDY,
-        ) from error
-    return path, values
+    return path, json_files.read_or_refuse(path, "invalid_checkpoint", {"file": path}, _REMEDY)
 
 
 def _check_values(

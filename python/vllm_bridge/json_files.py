@@ -1,7 +1,10 @@
 """JSON of files that anybody may have written."""
 
 import json
+from collections.abc import Mapping
 from typing import Any
+
+from vllm_bridge.errors import BridgeError
 
 
 def read(path: str) -> dict[str, Any]:
@@ -16,6 +19,21 @@ def read(path: str) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise ValueError("it is not a JSON object")
     return found
+
+
+def read_or_refuse(
+    path: str, reason: str, details: Mapping[str, Any], remedy: str
+) -> dict[str, Any]:
+    """The object in a file that there is no going on without.
+
+    Raises:
+        BridgeError: of these, where it cannot be read or is no JSON object
+    """
+    try:
+        return read(path)
+    except (OSError, ValueError) as error:
+        what = f"`{path}` cannot be read: {error}."
+        raise BridgeError(reason, what, dict(details), remedy) from error
 
 
 def parse(text: str | bytes) -> Any:

@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from vllm_bridge import json_files
-from vllm_bridge.errors import BridgeError
 from vllm_bridge.quantization import scheme
 
 CONFIG = "adapter_config.json"
@@ -45,16 +44,8 @@ def read(folder: str) -> Adapter:
         BridgeError: ``invalid_checkpoint`` for a config that cannot be read
     """
     path = os.path.join(folder, CONFIG)
-    try:
-        config = json_files.read(path)
-    except (OSError, ValueError) as error:
-        raise BridgeError(
-            "invalid_checkpoint",
-            f"`{path}` cannot be read: {error}.",
-            {"model": folder},
-            remedy="Download the adapter again.",
-        ) from error
-    return of(config)
+    details, remedy = {"model": folder}, "Download the adapter again."
+    return of(json_files.read_or_refuse(path, "invalid_checkpoint", details, remedy))
 
 
 def of(config: Mapping[str, Any]) -> Adapter:

@@ -12,15 +12,7 @@ _REMEDY = "Correct it, or download it again."
 
 def read_config(folder: str) -> Mapping[str, Any]:
     path = os.path.join(folder, "config.json")
-    try:
-        config = json_files.read(path)
-    except (OSError, ValueError) as error:
-        raise BridgeError(
-            "not_a_model",
-            f"`{path}` cannot be read: {error}.",
-            {"model": folder},
-            remedy=_REMEDY,
-        ) from error
+    config = json_files.read_or_refuse(path, "not_a_model", {"model": folder}, _REMEDY)
     quantization = config.get("quantization_config")
     if quantization is not None and (
         not isinstance(quantization, dict)
