@@ -344,7 +344,7 @@ def test_transformers_reads_the_same(folder: Path, name: str) -> None:
 @pytest.mark.parametrize("name", CASES)
 def test_names_and_shapes_are_those_of_the_model(folder: Path, name: str) -> None:
     file = gguf.read(str(folder / f"{name}.gguf"))
-    names = gguf_names.names(file)
+    names = gguf_names.names(file, gguf_config.config(file))
     assert names == tensors(CASES[name])
     found = {names[key]: tensor for key, tensor in file.tensors.items() if key in names}
     gguf_names.check(file.path, gguf_config.config(file), found)
@@ -380,7 +380,7 @@ def refused(path: Path) -> BridgeError:
 
 def look_at(path: Path) -> None:
     file = gguf.read(str(path))
-    names = gguf_names.names(file)
+    names = gguf_names.names(file, gguf_config.config(file))
     by_name = {names[key]: tensor for key, tensor in file.tensors.items() if key in names}
     gguf_names.check(file.path, gguf_config.config(file), by_name)
 

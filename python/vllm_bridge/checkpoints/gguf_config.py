@@ -80,6 +80,20 @@ def config(file: File) -> Config:
     }
 
 
+def unsupported(file: File, what: str, **details: Any) -> BridgeError:
+    """The error for a model that is only read in another form here.
+
+    Args:
+        what: the sentence about it
+    """
+    return BridgeError(
+        "unsupported_model",
+        what,
+        {"file": file.path, **details},
+        remedy="Use the model in the form that Hugging Face has it in.",
+    )
+
+
 def architectures() -> tuple[str, ...]:
     """The architectures that files may have, by the names that llama.cpp gives them."""
     return tuple(_ARCHITECTURES)
@@ -100,12 +114,12 @@ class _Model:
             return found
         if not isinstance(found, str):
             raise self.wrong("it does not say of which architecture the model is")
-        raise BridgeError(
-            "unsupported_model",
+        raise unsupported(
+            self.file,
             f"`{self.file.path}` is of the architecture {found:.64}, which is not read from GGUF "
             f"files here. These are: {', '.join(_ARCHITECTURES)}.",
-            {"file": self.file.path, "architecture": found[:64], "allowed": list(_ARCHITECTURES)},
-            remedy="Use the model in the form that Hugging Face has it in.",
+            architecture=found[:64],
+            allowed=list(_ARCHITECTURES),
         )
 
     def _layers(self) -> int:
@@ -138,12 +152,11 @@ class _Model:
         # Some have a number for each layer.
         if isinstance(found, (array, tuple)):
             if len(set(found)) != 1:
-                raise BridgeError(
-                    "unsupported_model",
+                raise unsupported(
+                    self.file,
                     f"The layers of the model in `{self.file.path}` have different values of "
                     f"`{full}`.",
-                    {"file": self.file.path, "key": full},
-                    remedy="Use the model in the form that Hugging Face has it in.",
+                    key=full,
                 )
             return found[0]
         return found
@@ -203,12 +216,10 @@ class _Model:
         keys = self.integer("attention.head_count_kv", queries)
         size = self.integer("attention.key_length", max(self.hidden // queries, 1))
         if self.integer("attention.value_length", size) != size:
-            raise BridgeError(
-                "unsupported_model",
+            raise unsupported(
+                self.file,
                 f"Keys and values of the model in `{self.file.path}` are of different sizes, which "
                 "is not read from GGUF files here.",
-                {"file": self.file.path},
-                remedy="Use the model in the form that Hugging Face has it in.",
             )
         if queries % keys:
             raise self.wrong(f"it has {queries} heads of queries for {keys} of keys")
@@ -315,12 +326,10 @@ def _scaling(model: _Model) -> Config:
     if kind == "linear":
         return {"rope_type": "linear", "factor": factor}
     if kind != "yarn":
-        raise BridgeError(
-            "unsupported_model",
+        raise unsupported(
+            model.file,
             f"The model in `{model.file.path}` scales its positions by {kind:.64}, which is not "
             "read from GGUF files here.",
-            {"file": model.file.path},
-            remedy="Use the model in the form that Hugging Face has it in.",
         )
     optional = {
         "attention_factor": "rope.scaling.yarn_attn_factor",
@@ -365,11 +374,10 @@ def _llama3(model: _Model, factors: list[float], theta: float, rotated: int) -> 
                 scaling["high_freq_factor"] = high
                 scaling["original_max_position_embeddings"] = round(slope * (high - 1))
         if not _are_llama3(factors, waves, scaling):
-            raise BridgeError(
-                "unsupported_model",
+            raise unsupported(
+                model.file,
                 f"`{model.file.path}` has a `rope_freqs.weight` that is not of Llama 3's kind.",
-                {"file": model.file.path, "tensor": "rope_freqs.weight"},
-                remedy="Use the model in the form that Hugging Face has it in.",
+                tensor="rope_freqs.weight",
             )
     return scaling
 
@@ -393,11 +401,10 @@ def _has_biases(model: _Model, *stems: str) -> bool:
     there = [key in model.file.tensors for key in keys]
     if any(there) and not all(there):
         key = keys[there.index(False)]
-        raise BridgeError(
-            "unsupported_model",
+        raise unsupported(
+            model.file,
             f"`{model.file.path}` lacks `{key}`, and has others of its kind.",
-            {"file": model.file.path, "tensor": key},
-            remedy="Use the model in the form that Hugging Face has it in.",
+            tensor=key,
         )
     return all(there)
 

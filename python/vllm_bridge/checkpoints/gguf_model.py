@@ -67,12 +67,12 @@ def look_at(path: str, options: Mapping[str, Any]) -> Checkpoint:
         )
     file = gguf.read(path)
     _check_kind(file)
-    config, names = gguf_config.config(file), gguf_names.names(file)
+    config = gguf_config.config(file)
     return Checkpoint(
         os.path.dirname(path) or ".",
         config,
         files=tuple(os.path.basename(part) for part in file.parts),
-        tensors={name: file.tensors[key] for key, name in names.items()},
+        tensors={name: file.tensors[key] for key, name in gguf_names.names(file, config).items()},
         load_format="gguf" if load_format == "auto" else load_format,
     )
 

@@ -143,15 +143,16 @@ _LAYER = re.compile(r"blk\.(0|[1-9]\d{0,5})\.([a-z_]+)\.(weight|bias)")
 _OTHER = re.compile(r"([a-z_]+)\.(weight|bias)")
 
 
-def names(file: File) -> dict[str, str]:
+def names(file: File, config: Mapping[str, Any]) -> dict[str, str]:
     """The names on Hugging Face of a file's tensors, by the file's. Experts that are stacked have
     one: ``model.layers.0.mlp.experts.gate_proj.weight``.
 
+    Args:
+        config: what ``gguf_config.config`` makes of the file
+
     Raises:
-        BridgeError: ``unsupported_model`` for a tensor that models of this kind do not have; and
-            see ``gguf_config.config``
+        BridgeError: ``unsupported_model`` for a tensor that models of this kind do not have
     """
-    config = gguf_config.config(file)
     model_type = config["model_type"]
     around = _around(model_type)
     are_biased = any(config.get(name) for name in ("attention_bias", "mlp_bias", "use_qkv_bias"))
@@ -171,12 +172,11 @@ def names(file: File) -> dict[str, str]:
         else:
             part = None
         if part is None or (suffix == "bias" and not (part.bias or are_biased)):
-            raise BridgeError(
-                "unsupported_model",
+            raise gguf_config.unsupported(
+                file,
                 f"`{file.path}` holds a tensor `{key}`, which models of the type {model_type} do "
                 "not have here.",
-                {"file": file.path, "tensor": key},
-                remedy="Use the model in the form that Hugging Face has it in.",
+                tensor=key,
             )
         found[key] = f"{prefix}{part.name}.{suffix}"
     return found

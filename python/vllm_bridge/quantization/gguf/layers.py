@@ -103,12 +103,13 @@ class GGUFConfig(QuantizationConfig):  # type: ignore[misc]
     def maybe_update_config(self, model_name: str, *_: Any, **__: Any) -> None:
         file = read(model_name)
         # Where the model has a config of the user's, it does not come to `from_config`.
-        with open(os.path.join(model_name, "config.json"), encoding="utf-8") as config:
-            settings = json.load(config)["quantization_config"]
+        with open(os.path.join(model_name, "config.json"), encoding="utf-8") as source:
+            settings = json.load(source)["quantization_config"]
         self.is_exact = settings.get("activations") == "exact"
-        names = gguf_names.names(file)
+        config = gguf_config.config(file)
+        names = gguf_names.names(file, config)
         self.take({name: file.tensors[key].dtype for key, name in names.items()})
-        self.shares = gguf_config.config(file)["quantization_config"]["types"]
+        self.shares = config["quantization_config"]["types"]
         self._divided = [
             (name, self.types[name], file.tensors[key].shape[-1])
             for key, name in names.items()

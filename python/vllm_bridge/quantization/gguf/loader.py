@@ -55,7 +55,7 @@ def tensors(
         part: torch.from_file(part, shared=False, size=size, dtype=torch.uint8)
         for part, size in _sizes(file).items()
     }
-    for key, name in gguf_names.names(file).items():
+    for key, name in gguf_names.names(file, config).items():
         tensor = file.tensors[key]
         values = _rows(data[tensor.file], tensor)
         if not (tensor.dtype in PLAIN or (name in packed and has_kernel(tensor.dtype))):
