@@ -73,7 +73,7 @@ class BridgeError(Exception):
         self.reason = reason
         self.what = what
         self.details = details or {}
-        self.remedy = remedy
+        self.remedy = remedy.rstrip()  # of a question that nothing follows
 
     @property
     def message(self) -> str:
@@ -110,7 +110,7 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> BridgeError:
         "invalid_option",
         f"Unknown {kind} `{name}`.",
         {"option": name, "nearest": suggestion},
-        remedy=did_you_mean(suggestion).rstrip(),
+        remedy=did_you_mean(suggestion),
     )
 
 

@@ -13,7 +13,7 @@ from vllm_bridge.checkpoints import adapter, families, files, gguf, gguf_model, 
 from vllm_bridge.checkpoints.checkpoint import Checkpoint, Found
 from vllm_bridge.checkpoints.config import read_config
 from vllm_bridge.checkpoints.headers import Tensor
-from vllm_bridge.errors import BridgeError, nearest
+from vllm_bridge.errors import BridgeError, did_you_mean, nearest
 from vllm_bridge.hub import download, ghost, names
 from vllm_bridge.hub.look_up import look_up
 from vllm_bridge.hub.repository import Repository
@@ -328,4 +328,4 @@ def _similar(path: str) -> str:
         suggestion = nearest(name, os.listdir(parent))
     except (OSError, ValueError):  # the latter of a path with a zero byte
         return ""
-    return f"Did you mean `{os.path.join(parent, suggestion)}`?" if suggestion else ""
+    return did_you_mean(suggestion and os.path.join(parent, suggestion))

@@ -165,5 +165,5 @@ def _no_single(name: Name, models: Sequence[str], found: Sequence[str]) -> Bridg
     else:
         what = f"{name.id} on the hub has no GGUF file `{asked}`"
         if meant := nearest(asked, wholes):
-            remedy = did_you_mean(f"{name.id}:{meant}").rstrip()
+            remedy = did_you_mean(f"{name.id}:{meant}")
     return BridgeError("model_not_found", f"{what}; it has {listed}.", details, remedy=remedy)
