@@ -187,9 +187,9 @@ def is_known(config: Mapping[str, Any]) -> bool:
 
 
 def _architecture(config: Mapping[str, Any]) -> str | None:
-    named = config.get("architectures")
-    first = named[0] if isinstance(named, list) and named else config.get("_class_name")
-    return first if isinstance(first, str) else None
+    """Of a part of a diffusers' model, its class."""
+    found = Checkpoint(config=config).architecture or config.get("_class_name")
+    return found if isinstance(found, str) else None
 
 
 def _strange(config: Mapping[str, Any]) -> Strange | None:

@@ -119,12 +119,9 @@ def _found(model: Any) -> Found:
 
 def _size(counts: Mapping[str, int]) -> int | None:
     """Bytes of so many numbers of each dtype."""
-    bits = [headers.WIDTH.get(dtype) for dtype in counts]
-    if not counts or None in bits:
+    if not counts or not counts.keys() <= headers.WIDTH.keys():
         return None
-    return (
-        sum(count * (width or 0) for count, width in zip(counts.values(), bits, strict=True)) // 8
-    )
+    return sum(count * headers.WIDTH[dtype] for dtype, count in counts.items()) // 8
 
 
 def method_of(name: str, tags: Sequence[str] = ()) -> str | None:
