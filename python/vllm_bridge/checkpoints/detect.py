@@ -92,9 +92,9 @@ def of(checkpoint: Checkpoint) -> Detected:
     size = sum(tensor.size for tensor in checkpoint.tensors.values())
     packed = [(one.number, one.bits) for one in found if one.bits is not None]
     bits = said.bits
-    if len({bits for _, bits in packed}) > 1:
-        total = sum(count for count, _ in packed)
-        bits = round(sum(count * bits for count, bits in packed) / total, 2)
+    if len({each for _, each in packed}) > 1:
+        total = sum(number for number, _ in packed)
+        bits = round(sum(number * each for number, each in packed) / total, 2)
     return Detected(
         method=named and (method.name or named),
         title=named and (method.title or named),
@@ -114,15 +114,15 @@ def of(checkpoint: Checkpoint) -> Detected:
 def format_name(detected: Detected) -> str:
     """What the format of a model is called among ``Method.formats``, and GGUF's mixes in the same
     way; ``plain`` where it has none."""
-    method, scheme = detected.method, detected.scheme
+    method, said = detected.method, detected.scheme
     if method is None:
         return "plain"
     if method == "gguf":
-        return f"gguf ({scheme.format})"
+        return f"gguf ({said.format})"
     if method == "compressed-tensors":
-        if scheme.activation_bits is None:
+        if said.activation_bits is None:
             return f"compressed-tensors (W{detected.bits:g}A16)"
-        is_float = "float" in (scheme.format or "")
+        is_float = "float" in (said.format or "")
         return f"compressed-tensors ({'FP8' if is_float else 'W8A8'})"
     # auto-round's checkpoints are laid out as GPTQ's, and computed by the same kernels.
     method = "gptq" if method == "inc" else method

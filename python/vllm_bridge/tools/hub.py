@@ -5,12 +5,16 @@ any more.
 """
 
 import asyncio
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from vllm_bridge.rpc.call import Call
 from vllm_bridge.tools.model import ModelParams
+
+if TYPE_CHECKING:
+    from vllm_bridge.hub.download import Progress
 
 
 class ModelsParams(msgspec.Struct, forbid_unknown_fields=True):
@@ -39,12 +43,10 @@ class SearchParams(msgspec.Struct, forbid_unknown_fields=True):
 
 async def pull(call: Call, params: ModelParams) -> dict[str, Any]:
     """Downloads a model and tells how far it is, whenever it has come further."""
-    from vllm_bridge.hub import download
-
     loop = asyncio.get_running_loop()
     last: tuple[int, int] | None = None
 
-    def told(progress: download.Progress) -> None:
+    def told(progress: "Progress") -> None:
         nonlocal last
         if (now := (progress.bytes, progress.files)) != last:
             last = now
@@ -54,7 +56,7 @@ async def pull(call: Call, params: ModelParams) -> dict[str, Any]:
     return {"path": await asyncio.to_thread(_pull, params, told)}
 
 
-def _pull(params: ModelParams, told: Any) -> str:
+def _pull(params: ModelParams, told: Callable[["Progress"], None]) -> str:
     from vllm_bridge.checkpoints import models
     from vllm_bridge.hub import download
     from vllm_bridge.hub.look_up import look_up
