@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 import refusals
+from hub_server import Hub
 from vllm_bridge import forking, preload
+from vllm_bridge.hub import transfer
 
 refusals.watch()
 
@@ -55,6 +57,21 @@ def pipes() -> Iterator[tuple[int, int, int, int]]:
             os.close(fd)
         except OSError:
             continue
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """A stand-in of the hub without a model, which the client of this process asks. Nobody waits
+    before asking it again."""
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "tmp"))
+    monkeypatch.setattr(transfer, "_PAUSE", 0.001)
+    # The client's own pauses
+    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda _seconds: None)
+    (tmp_path / "repositories/org").mkdir(parents=True)
+    with Hub(tmp_path / "repositories") as hub:
+        hub.answers(monkeypatch, tmp_path / "home")
+        yield hub
 
 
 @pytest.fixture(scope="session")

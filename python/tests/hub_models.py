@@ -7,6 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import gguf_files
+from vllm_bridge.hub.look_up import look_up
+from vllm_bridge.hub.names import parse
+from vllm_bridge.hub.repository import Repository
 
 LLAMA = {"model_type": "llama", "architectures": ["LlamaForCausalLM"]}
 
@@ -26,6 +29,13 @@ def repository(root: Path, name: str, files: Mapping[str, Any], **about: Any) ->
             content = (content if isinstance(content, str) else json.dumps(content)).encode()
         file.write_bytes(content)
     return folder
+
+
+def found(name: str = "org/name", **options: Any) -> Repository:
+    """What the stand-in tells of a model."""
+    parsed = parse(name)
+    assert parsed is not None
+    return look_up(parsed, options)
 
 
 def safetensors(names: Mapping[str, int], seed: int = 1) -> bytes:

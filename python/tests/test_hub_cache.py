@@ -1,7 +1,6 @@
 """What was downloaded, and what there is on the hub."""
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,27 +8,15 @@ import pytest
 from huggingface_hub import constants
 
 import hub_models
-from hub_models import LLAMA, plain, repository
+from hub_models import LLAMA, found, plain, repository
 from hub_server import Fault, Hub
 from vllm_bridge.errors import BridgeError
-from vllm_bridge.hub import cache, download, transfer
-from vllm_bridge.hub.look_up import look_up
-from vllm_bridge.hub.names import parse
+from vllm_bridge.hub import cache, download
 from vllm_bridge.hub.search import Found, method_of, search
 
 
-@pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    monkeypatch.setattr(transfer, "_PAUSE", 0.001)
-    with Hub(tmp_path / "repositories") as hub:
-        hub.answers(monkeypatch, tmp_path / "home")
-        yield hub
-
-
 def fetch(name: str, **options: str) -> str:
-    parsed = parse(name)
-    assert parsed is not None
-    return download.pull(look_up(parsed, options), options)
+    return download.pull(found(name, **options), options)
 
 
 def size(folder: Path) -> int:
@@ -56,15 +43,15 @@ def test_what_was_downloaded(hub: Hub, tmp_path: Path) -> None:
     for number, name in enumerate(folders):
         for blob in Path(cache.storage(name, {}), "blobs").iterdir():
             os.utime(blob, (10**9 + number, 10**9))
-    found = cache.models({})
-    assert [model.id for model in found] == ["org/name-GGUF", "org/name-AWQ", "org/name"]
-    assert [model.method for model in found] == ["gguf", "awq", None]
-    for model in found:
+    models = cache.models({})
+    assert [model.id for model in models] == ["org/name-GGUF", "org/name-AWQ", "org/name"]
+    assert [model.method for model in models] == ["gguf", "awq", None]
+    for model in models:
         assert model.size == size(folders[model.id])
         assert model.incomplete == 0
         assert paths[model.id].startswith(model.path or "?")
         assert model.revisions == {"main": os.path.basename(model.path or "")}
-    assert [model.last_used for model in found] == [10**9 + 2, 10**9 + 1, 10**9]
+    assert [model.last_used for model in models] == [10**9 + 2, 10**9 + 1, 10**9]
 
 
 def test_what_was_begun(hub: Hub) -> None:
@@ -128,9 +115,9 @@ def test_search(hub: Hub) -> None:
     )
     repository(hub.folder, "org/some", {}, downloads=7, pipeline_tag="text-generation")
     repository(hub.folder, "other/some-GGUF", {}, downloads=9, gguf={"total": 8}, tags=["gguf"])
-    found = search("some")
-    assert [one.id for one in found] == ["other/some-GGUF", "org/some", "org/some-AWQ"]
-    assert found[2] == Found(
+    models = search("some")
+    assert [one.id for one in models] == ["other/some-GGUF", "org/some", "org/some-AWQ"]
+    assert models[2] == Found(
         id="org/some-AWQ",
         downloads=5,
         likes=2,
@@ -142,8 +129,8 @@ def test_search(hub: Hub) -> None:
         task=None,
         last_modified=None,
     )
-    assert (found[0].method, found[0].parameters, found[0].size) == ("gguf", 8, None)
-    assert (found[1].method, found[1].task) == (None, "text-generation")
+    assert (models[0].method, models[0].parameters, models[0].size) == ("gguf", 8, None)
+    assert (models[1].method, models[1].task) == (None, "text-generation")
     assert [one.id for one in search("SOME", limit=1)] == ["other/some-GGUF"]
     assert [one.id for one in search("", filters=["awq"])] == ["org/some-AWQ"]
     assert [one.id for one in search("some", author="other")] == ["other/some-GGUF"]
@@ -166,8 +153,6 @@ def test_a_search_without_a_hub(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> No
         search("some", options={"hf_token": "hf_good\n"})
     assert caught.value.reason == "invalid_option"
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:1")
-    # The client's own pauses: it asks again for twenty seconds.
-    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda _seconds: None)
     with pytest.raises(BridgeError) as caught:
         search("some")
     assert caught.value.what == "The Hugging Face hub does not answer (ConnectError)."

@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +16,12 @@ import pytest
 from huggingface_hub import constants, hf_hub_download, snapshot_download
 
 import hub_models
-from hub_models import plain, repository
+from hub_models import found, plain, repository
 from hub_server import Fault, Hub
 from vllm_bridge.errors import BridgeError
-from vllm_bridge.hub import cache, download, errors, transfer
+from vllm_bridge.hub import cache, download, errors
 from vllm_bridge.hub.download import Progress, pull
-from vllm_bridge.hub.look_up import look_up
-from vllm_bridge.hub.names import parse
-from vllm_bridge.hub.repository import File, Repository
+from vllm_bridge.hub.repository import File
 
 PYTHON = Path(__file__).resolve().parents[1]
 
@@ -33,21 +30,9 @@ LARGE = 2_000_000
 
 
 @pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    root = tmp_path / "repositories"
-    repository(root, "org/name", plain(LARGE))
-    monkeypatch.setattr(transfer, "_PAUSE", 0.001)
-    # The client's own pauses
-    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda _seconds: None)
-    with Hub(root) as hub:
-        hub.answers(monkeypatch, tmp_path / "home")
-        yield hub
-
-
-def found(name: str = "org/name", **options: Any) -> Repository:
-    parsed = parse(name)
-    assert parsed is not None
-    return look_up(parsed, options)
+def hub(hub: Hub) -> Hub:
+    repository(hub.folder, "org/name", plain(LARGE))
+    return hub
 
 
 def fetched(name: str = "org/name", **options: Any) -> Path:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,36 +9,17 @@ import pytest
 import torch
 
 import hub_models
-from hub_models import LLAMA, plain, repository, safetensors
+from hub_models import LLAMA, found, plain, repository, safetensors
 from hub_server import Fault, Hub
 from vllm_bridge.checkpoints import fit, gguf, torch_files
 from vllm_bridge.checkpoints.checkpoint import Checkpoint
 from vllm_bridge.checkpoints.headers import Tensor
 from vllm_bridge.checkpoints.models import check_model
 from vllm_bridge.errors import BridgeError
-from vllm_bridge.hub import cache, download, ghost, transfer
-from vllm_bridge.hub.look_up import look_up
-from vllm_bridge.hub.names import parse
-from vllm_bridge.hub.repository import Repository
+from vllm_bridge.hub import cache, download, ghost
 
 # Of one tensor: more than a few requests for headers bring.
 LARGE = 4_000_000
-
-
-@pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    (tmp_path / "tmp").mkdir()
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "tmp"))
-    monkeypatch.setattr(transfer, "_PAUSE", 0.001)
-    with Hub(tmp_path / "repositories") as hub:
-        hub.answers(monkeypatch, tmp_path / "home")
-        yield hub
-
-
-def found(name: str = "org/name", **options: Any) -> Repository:
-    parsed = parse(name)
-    assert parsed is not None
-    return look_up(parsed, options)
 
 
 def of(name: str = "org/name", **options: Any) -> str:

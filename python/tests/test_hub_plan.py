@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,16 +33,6 @@ CHECKPOINTS = ROOT / "test" / "checkpoints"
 
 # Of which a check of the files reads numbers, too.
 VARIANTS = ("gptq-w4-act", "gptq-w4-asym-act", "w4a16", "w8a8", "hqq", "hqq-qmodel", "auto-round")
-
-
-@pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    (tmp_path / "tmp").mkdir()
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "tmp"))
-    (tmp_path / "repositories/org").mkdir(parents=True)
-    with Hub(tmp_path / "repositories") as hub:
-        hub.answers(monkeypatch, tmp_path / "home")
-        yield hub
 
 
 def put(hub: Hub, folder: Path) -> str:
