@@ -24,7 +24,6 @@ PARAMETERS = 4_066_560
 LINEAR = 3_538_944
 
 _COMPRESSED = "compressed-tensors 0.19.0"
-_GPTQMODEL = "GPTQModel 7.6.0"
 
 
 def said(found: detect.Detected) -> dict[str, Any]:
@@ -45,8 +44,6 @@ def gptq(bits: int, group: int, sym: bool = True, act: bool = False, form: str =
         "strategy": "group" if group > 0 else "channel",
         "symmetric": sym,
         "desc_act": act,
-        "ignored": ("lm_head",),
-        "producer": _GPTQMODEL,
     }
 
 
@@ -64,6 +61,17 @@ def compressed(form: str, bits: int, strategy: str, **more: Any) -> Any:
     } | more
 
 
+AWQ = {
+    "method": "awq",
+    "title": "AWQ",
+    "format": "gemm",
+    "bits": 4,
+    "group_size": 128,
+    "strategy": "group",
+    "symmetric": False,
+}
+# Of GPTQModel's variants of the demo model, beside how it quantized them.
+GPTQMODEL = {"ignored": ("lm_head",), "producer": "GPTQModel 7.6.0"}
 BITSANDBYTES = {
     "method": "bitsandbytes",
     "title": "bitsandbytes",
@@ -109,24 +117,13 @@ DYNAMIC = {"activation_bits": 8, "activations": "dynamic"}
 # The variants of the demo model.
 VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "demo": {},
-    "demo-awq": {
-        "method": "awq",
-        "title": "AWQ",
-        "format": "gemm",
-        "bits": 4,
-        "group_size": 128,
-        "strategy": "group",
-        "symmetric": False,
-        "desc_act": False,
-        "ignored": ("lm_head",),
-        "producer": _GPTQMODEL,
-    },
-    "demo-gptq": gptq(4, 128),
-    "gptq-w2": gptq(2, 32, sym=False),
-    "gptq-w3": gptq(3, 128),
-    "gptq-w4-act": gptq(4, 128, act=True),
-    "gptq-w4-asym-act": gptq(4, 64, sym=False, act=True, form="gptq_v2"),
-    "gptq-w8": gptq(8, -1),
+    "demo-awq": AWQ | {"desc_act": False, **GPTQMODEL},
+    "demo-gptq": gptq(4, 128) | GPTQMODEL,
+    "gptq-w2": gptq(2, 32, sym=False) | GPTQMODEL,
+    "gptq-w3": gptq(3, 128) | GPTQMODEL,
+    "gptq-w4-act": gptq(4, 128, act=True) | GPTQMODEL,
+    "gptq-w4-asym-act": gptq(4, 64, sym=False, act=True, form="gptq_v2") | GPTQMODEL,
+    "gptq-w8": gptq(8, -1) | GPTQMODEL,
     "auto-round": AUTO_ROUND | {"bits": 4},
     "auto-round-w3": AUTO_ROUND | {"bits": 3},
     "w4a16": compressed("pack-quantized", 4, "group", group_size=128),
@@ -267,16 +264,7 @@ WILD: Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any]]] = {
             "version": "gemm",
             "zero_point": True,
         },
-        {
-            "method": "awq",
-            "title": "AWQ",
-            "format": "gemm",
-            "bits": 4,
-            "group_size": 128,
-            "strategy": "group",
-            "symmetric": False,
-            "producer": "AutoAWQ",
-        },
+        AWQ | {"producer": "AutoAWQ"},
     ),
     # TheBloke/Llama-2-7B-GPTQ
     "AutoGPTQ": (
@@ -291,17 +279,7 @@ WILD: Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any]]] = {
             "model_file_base_name": "model",
             "quant_method": "gptq",
         },
-        {
-            "method": "gptq",
-            "title": "GPTQ",
-            "format": "gptq",
-            "bits": 4,
-            "group_size": 128,
-            "strategy": "group",
-            "symmetric": True,
-            "desc_act": False,
-            "producer": "AutoGPTQ",
-        },
+        gptq(4, 128) | {"producer": "AutoGPTQ"},
     ),
     # Qwen/Qwen1.5-7B-Chat-GPTQ-Int8
     "transformers' GPTQ": (
@@ -319,17 +297,7 @@ WILD: Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any]]] = {
             "true_sequential": True,
             "use_cuda_fp16": False,
         },
-        {
-            "method": "gptq",
-            "title": "GPTQ",
-            "format": "gptq",
-            "bits": 8,
-            "group_size": 128,
-            "strategy": "group",
-            "symmetric": True,
-            "desc_act": False,
-            "producer": "transformers",
-        },
+        gptq(8, 128) | {"producer": "transformers"},
     ),
     # ModelCloud's, with rules by layer
     "GPTQModel": (
@@ -344,18 +312,8 @@ WILD: Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any]]] = {
             "dynamic": {"-:.*mlp\\.gate$": {}, "+:.*down_proj": {"bits": 8}},
             "meta": {"quantizer": ["gptqmodel:1.7.3"]},
         },
-        {
-            "method": "gptq",
-            "title": "GPTQ",
-            "format": "gptq_v2",
-            "bits": 4,
-            "group_size": 32,
-            "strategy": "group",
-            "symmetric": False,
-            "desc_act": True,
-            "ignored": ("lm_head", ".*mlp\\.gate$"),
-            "producer": "GPTQModel 1.7.3",
-        },
+        gptq(4, 32, sym=False, act=True, form="gptq_v2")
+        | {"ignored": ("lm_head", ".*mlp\\.gate$"), "producer": "GPTQModel 1.7.3"},
     ),
     # RedHatAI/Meta-Llama-3.1-8B-Instruct-FP8-KV-like, of llm-compressor
     "llm-compressor, FP8 with its KV cache": (

@@ -66,7 +66,7 @@ def test_what_to_do_is_the_end_of_the_message_and_a_detail() -> None:
 
 # Where models are looked at before they are loaded.
 BEFORE_A_START = (
-    *("checkpoints", "hub", "quantization", "sizing", "params.py", "versions.py"),
+    *("checkpoints", "hub", "quantization", "sizing", "json_files.py", "params.py", "versions.py"),
     *("engine/plan.py", "engine/parallel.py", "engine/config.py", "engine/elsewhere.py"),
 )
 
