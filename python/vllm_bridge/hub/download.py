@@ -97,7 +97,7 @@ def fetch(
     progress: Callable[[Progress], None] = lambda _: None,
 ) -> None:
     """Brings files here, which makes no model of them yet: ``where`` says where each is."""
-    blobs = os.path.join(cache.storage(repository.id, options), "blobs")
+    blobs = _blobs(repository, options)
     meter = _Meter(blobs, files)
     with errors.told(repository.id, repository.revision, options.get("hf_token")):
         os.makedirs(blobs, exist_ok=True)
@@ -109,12 +109,13 @@ def fetch(
 
 def where(repository: Repository, file: File, options: Mapping[str, Any]) -> str:
     """The path of a file that is here."""
-    path = _blob(repository, file, options)
-    return path if file.blob else os.path.join(_snapshot(repository, options), file.path)
+    if file.blob is None:
+        return os.path.join(_snapshot(repository, options), file.path)
+    return os.path.join(_blobs(repository, options), file.blob)
 
 
-def _blob(repository: Repository, file: File, options: Mapping[str, Any]) -> str:
-    return os.path.join(cache.storage(repository.id, options), "blobs", file.blob or "")
+def _blobs(repository: Repository, options: Mapping[str, Any]) -> str:
+    return os.path.join(cache.storage(repository.id, options), "blobs")
 
 
 class _Fetch:
@@ -131,7 +132,7 @@ class _Fetch:
         if not _is_ours(file):
             _by_client(self._repository, file, self._options)
             return
-        path = _blob(self._repository, file, self._options)
+        path = where(self._repository, file, self._options)
         locks = os.path.join(
             cache.folder(self._options),
             ".locks",
