@@ -7,6 +7,9 @@ from typing import Any
 from vllm_bridge import json_files
 from vllm_bridge.errors import BridgeError
 
+# Those that make a folder a model, the usual one first. Mistral's own format has the other.
+CONFIGS = ("config.json", "params.json")
+
 _REMEDY = "Correct it, or download it again."
 
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from vllm_bridge.checkpoints import adapter, families, files, gguf, gguf_model, torch_files
 from vllm_bridge.checkpoints.checkpoint import Checkpoint, Found
-from vllm_bridge.checkpoints.config import read_config
+from vllm_bridge.checkpoints.config import CONFIGS, read_config
 from vllm_bridge.checkpoints.headers import Tensor
 from vllm_bridge.errors import BridgeError, did_you_mean, nearest
 from vllm_bridge.hub import download, ghost, names
@@ -24,9 +24,6 @@ _PICKLED = (".bin", ".pt", ".pth")
 
 # What trainers leave beside them, and vLLM does not read.
 _NO_WEIGHTS = ("training_args.bin", "optimizer.bin", "optimizer.pt", "scheduler.pt", "scaler.pt")
-
-# Configs that make a folder a model, the usual one first. Mistral's own format has the other.
-_CONFIGS = ("config.json", "params.json")
 
 # How addresses of pages begin. Nothing is loaded from those.
 _WEB = ("https://", "http://")
@@ -201,7 +198,7 @@ def _check_folder(folder: str, options: Mapping[str, Any]) -> Checkpoint:
     if path := _gguf_of(folder, names, options):
         return gguf_model.look_at(path, options)
     config_folder = options.get("hf_config_path")
-    if config_folder is None and not names.intersection(_CONFIGS):
+    if config_folder is None and not names.intersection(CONFIGS):
         families.check_folder(folder, names)
         what, remedy = _why_no_model(folder, names)
         raise BridgeError("not_a_model", what, {"model": folder}, remedy)

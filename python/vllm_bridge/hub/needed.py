@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
-from vllm_bridge.checkpoints import adapter, files, gguf_model
+from vllm_bridge.checkpoints import adapter, config, files, gguf_model
 from vllm_bridge.errors import BridgeError, did_you_mean, nearest
 from vllm_bridge.hub.names import Name
 
@@ -20,7 +20,7 @@ _SMALL: Final = (
 )  # fmt: skip
 
 # What makes a folder a model, or an adapter. Without these, other files in it are none.
-CONFIGS: Final = ("config.json", "params.json", adapter.CONFIG)
+CONFIGS: Final = (*config.CONFIGS, adapter.CONFIG)
 
 _SAFETENSORS: Final = ".safetensors"
 
