@@ -11,8 +11,8 @@ from safetensors.torch import load_file
 import checkpoints
 import headers
 import hub_models
-import hub_server
 from headers import LLAMA_2, LLAMA_3_8B, MIXTRAL
+from hub_server import Hub
 from vllm_bridge.checkpoints.checkpoint import Checkpoint
 from vllm_bridge.engine.plan import Plan, plan
 from vllm_bridge.errors import BridgeError
@@ -309,42 +309,32 @@ def test_the_demo_model(tmp_path: Path) -> None:
     assert awq["weights"]["linear"] < found["weights"]["linear"] / 3
 
 
-def test_a_model_of_the_hub_is_estimated_as_the_same_in_a_folder(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "tmp").mkdir()
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "tmp"))
+def test_a_model_of_the_hub_is_estimated_as_the_same_in_a_folder(hub: Hub) -> None:
     files = {path.name: path.read_bytes() for path in checkpoints.DEMO.iterdir()}
     here = estimate(plan(DEMO, {}), named("24GiB"))
-    with hub_server.Hub(tmp_path / "repositories") as hub:
-        hub.answers(monkeypatch, tmp_path / "home")
-        hub_models.repository(hub.folder, "org/demo", files)
-        hub_models.repository(hub.folder, "org/draft", files, private=True)
-        there = estimate(plan("org/demo", {}), named("24GiB"))
-        assert there == here | {"model": "org/demo"}
-        options = {"speculative_config": {"model": "org/draft"}, "hf_token": "hf_good"}
-        (device,) = estimate(plan("org/demo", options), named("24GiB"))["devices"]
-        assert device["draft"] == 8_133_120
-        sent = [one.sent for one in hub.requests if one.is_cdn]
-        assert sum(sent) < 2 * 8_133_120
+    hub_models.repository(hub.folder, "org/demo", files)
+    hub_models.repository(hub.folder, "org/draft", files, private=True)
+    there = estimate(plan("org/demo", {}), named("24GiB"))
+    assert there == here | {"model": "org/demo"}
+    options = {"speculative_config": {"model": "org/draft"}, "hf_token": "hf_good"}
+    (device,) = estimate(plan("org/demo", options), named("24GiB"))["devices"]
+    assert device["draft"] == 8_133_120
+    sent = [one.sent for one in hub.requests if one.is_cdn]
+    assert sum(sent) < 2 * 8_133_120
 
 
-def test_weights_that_torch_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "tmp").mkdir()
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "tmp"))
+def test_weights_that_torch_saved(hub: Hub) -> None:
     tensors = load_file(checkpoints.DEMO / checkpoints.WEIGHTS)
     tied = checkpoints.read_config(checkpoints.DEMO) | {"tie_word_embeddings": True}
     # As a model saves it: in the order of its layers, and what is tied under both names.
     del tensors["lm_head.weight"]
     tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"]
-    with hub_server.Hub(tmp_path / "repositories") as hub:
-        hub.answers(monkeypatch, tmp_path / "home")
-        files = {"config.json": tied, "training_args.bin": b"?", "tokenizer.json": {"model": {}}}
-        folder = hub_models.repository(hub.folder, "org/saved", files)
-        torch.save(tensors, folder / "pytorch_model.bin")
-        here, there = (
-            estimate(plan(model, {}), named("24GiB")) for model in (str(folder), "org/saved")
-        )
+    files = {"config.json": tied, "training_args.bin": b"?", "tokenizer.json": {"model": {}}}
+    folder = hub_models.repository(hub.folder, "org/saved", files)
+    torch.save(tensors, folder / "pytorch_model.bin")
+    here, there = (
+        estimate(plan(model, {}), named("24GiB")) for model in (str(folder), "org/saved")
+    )
     assert here["weights"] == there["weights"]
     assert here["weights"]["memory"] == here["weights"]["disk"] == 8_133_120 - 524_288
 

@@ -3,7 +3,6 @@ of them. vLLM's part, which formats run, is left to the tests of ``running``."""
 
 import functools
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -185,22 +184,18 @@ def test_the_most_downloaded_repository_of_each_format_is_offered(
     assert ways["bitsandbytes (4 bits)"][1]["text"].endswith(", whose owner must let you")
 
 
-def test_a_model_of_the_hub_is_found_there_in_other_formats(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, all_run: None
-) -> None:
+def test_a_model_of_the_hub_is_found_there_in_other_formats(hub: Hub, all_run: None) -> None:
     files = {path.name: path.read_bytes() for path in (MODELS / "demo").iterdir()}
     tags = ["base_model:quantized:org/m"]
-    with Hub(tmp_path / "repositories") as hub:
-        hub.answers(monkeypatch, tmp_path / "home")
-        hub_models.repository(hub.folder, "org/m", files)
-        hub_models.repository(hub.folder, "a/m-AWQ", {}, tags=[*tags, "awq"], downloads=7)
-        hub_models.repository(hub.folder, "b/m-AWQ", {}, tags=[*tags, "awq"], downloads=9)
-        hub_models.repository(hub.folder, "c/other-AWQ", {}, tags=["awq"], downloads=99)
-        advice = recommend("org/m", {}, "latency", devices.named("H100"), is_searched=True)
-        # The header of the weights, and none of their eight million bytes.
-        assert sum(request.sent for request in hub.requests if request.is_cdn) < 2_000_000
-        hub.faults = [Fault("^/api/models$", status=401)]
-        without = recommend("org/m", {}, "latency", devices.named("H100"), is_searched=True)
+    hub_models.repository(hub.folder, "org/m", files)
+    hub_models.repository(hub.folder, "a/m-AWQ", {}, tags=[*tags, "awq"], downloads=7)
+    hub_models.repository(hub.folder, "b/m-AWQ", {}, tags=[*tags, "awq"], downloads=9)
+    hub_models.repository(hub.folder, "c/other-AWQ", {}, tags=["awq"], downloads=99)
+    advice = recommend("org/m", {}, "latency", devices.named("H100"), is_searched=True)
+    # The header of the weights, and none of their eight million bytes.
+    assert sum(request.sent for request in hub.requests if request.is_cdn) < 2_000_000
+    hub.faults = [Fault("^/api/models$", status=401)]
+    without = recommend("org/m", {}, "latency", devices.named("H100"), is_searched=True)
     best = advice["choices"][0]
     assert (best["format"], best["ways"][0]["model"]) == ("awq (4 bits)", "b/m-AWQ")
     assert [way["kind"] for way in without["choices"][0]["ways"]] == ["make"]
