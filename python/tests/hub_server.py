@@ -160,6 +160,11 @@ class Hub:
             self._ended.wait_for(lambda: not self._open, 2)
             return self._requests
 
+    @property
+    def for_weights(self) -> list[Request]:
+        """Those that the bytes of large files came with."""
+        return [one for one in self.requests if one.is_cdn]
+
     def asked(self, pattern: str, method: str = "GET") -> list[Request]:
         """The requests of a path."""
         found = list(self.requests)

@@ -39,6 +39,11 @@ def fetched(name: str = "org/name", **options: Any) -> Path:
     return Path(pull(found(name, **options), options))
 
 
+def assert_came_whole(hub: Hub, folder: Path) -> None:
+    original = hub.folder / "org/name/model.safetensors"
+    assert (folder / "model.safetensors").read_bytes() == original.read_bytes()
+
+
 def refused(name: str = "org/name", **options: Any) -> BridgeError:
     with pytest.raises(BridgeError) as caught:
         fetched(name, **options)
@@ -67,7 +72,6 @@ def test_a_model_comes_whole_and_only_what_is_needed(hub: Hub) -> None:
 
 def test_the_client_finds_what_we_fetched_and_we_what_it_did(hub: Hub) -> None:
     folder = fetched()
-    before = len(hub.asked("/name/"))
     assert snapshot_download("org/name", local_files_only=True) == str(folder)
     repository(hub.folder, "org/other", plain())
     snapshot_download("org/other")
@@ -145,7 +149,7 @@ def test_tokens_stay_with_the_hub(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> 
     assert fetched("org/private", **options).is_dir()
     asked = [one for one in hub.requests if one.token]
     assert {one.token for one in asked} == {"hf_good_by_option"}
-    assert [one for one in hub.requests if one.is_cdn]
+    assert hub.for_weights
     assert not [one for one in asked if one.is_cdn]
     repository(hub.folder, "org/private2", plain(), private=True)
     monkeypatch.setenv("HF_TOKEN", "hf_good_by_variable")
@@ -162,10 +166,8 @@ def cut(kind: str, times: int = 2**31) -> Fault:
 @pytest.mark.parametrize("kind", ["cut", "reset"])
 def test_a_connection_that_is_cut_is_taken_up_where_it_was(hub: Hub, kind: str) -> None:
     hub.faults.append(cut(kind, times=2))
-    folder = fetched()
-    original = hub.folder / "org/name/model.safetensors"
-    assert (folder / "model.safetensors").read_bytes() == original.read_bytes()
-    asked = [one for one in hub.asked("model.safetensors") if one.is_cdn]
+    assert_came_whole(hub, fetched())
+    asked = hub.for_weights
     assert len(asked) == 3
     assert asked[0].range is None
     assert all(one.range for one in asked[1:])
@@ -174,9 +176,7 @@ def test_a_connection_that_is_cut_is_taken_up_where_it_was(hub: Hub, kind: str) 
 def test_a_hub_without_ranges(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Hub, "knows_ranges", False)
     hub.faults.append(cut("cut", times=1))
-    folder = fetched()
-    original = hub.folder / "org/name/model.safetensors"
-    assert (folder / "model.safetensors").read_bytes() == original.read_bytes()
+    assert_came_whole(hub, fetched())
 
 
 def test_a_hub_that_sends_more_than_there_is(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -194,7 +194,7 @@ def test_a_connection_that_falls_silent_is_made_anew(
     monkeypatch.setattr(constants, "HF_HUB_DOWNLOAD_TIMEOUT", 0.2)
     hub.faults.append(cut("stall", times=1))
     assert fetched().is_dir()
-    asked = [one for one in hub.asked("model.safetensors") if one.is_cdn]
+    asked = hub.for_weights
     size = os.path.getsize(hub.folder / "org/name/model.safetensors")
     assert {one.range for one in asked} == {None, f"bytes=1000000-{size - 1}"}
 
@@ -204,7 +204,7 @@ def test_a_hub_that_is_cut_again_and_again(hub: Hub) -> None:
     error = refused()
     assert error.reason == "hub_unreachable"
     assert not is_model()
-    assert len([one for one in hub.asked("model.safetensors") if one.is_cdn]) == 6
+    assert len(hub.for_weights) == 6
 
 
 def test_a_failure_of_the_hub_passes(hub: Hub) -> None:
@@ -340,9 +340,7 @@ def test_a_hub_that_names_no_commit_or_no_files(
 def test_the_client_may_be_asked_to_fetch_itself(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_XET_HIGH_PERFORMANCE", "1")
     monkeypatch.setattr(download, "_WORTHWHILE", LARGE)
-    folder = fetched()
-    original = hub.folder / "org/name/model.safetensors"
-    assert (folder / "model.safetensors").read_bytes() == original.read_bytes()
+    assert_came_whole(hub, fetched())
     # It asks where a file is, and goes there by itself.
     asked = [one for one in hub.requests if "/resolve/" in one.path and "model.saf" in one.path]
     assert [one.method for one in asked] == ["HEAD"]
@@ -370,9 +368,7 @@ def test_a_rest_that_was_damaged_is_fetched_anew(hub: Hub) -> None:
     (file,) = [one for one in repository.files if one.path == "model.safetensors"]
     blobs().mkdir(parents=True)
     Path(download.where(repository, file, {}) + cache.INCOMPLETE).write_bytes(bytes(100_000))
-    folder = fetched()
-    original = hub.folder / "org/name/model.safetensors"
-    assert (folder / "model.safetensors").read_bytes() == original.read_bytes()
+    assert_came_whole(hub, fetched())
 
 
 def test_a_file_that_became_shorter_is_fetched_anew(hub: Hub) -> None:
@@ -578,11 +574,9 @@ def test_a_download_that_was_killed_goes_on_where_it_was(hub: Hub, tmp_path: Pat
         process.send_signal(signal.SIGKILL)
     assert not is_model()
     came = part.stat().st_size
-    folder = fetched()
-    original = hub.folder / "org/name/model.safetensors"
-    assert (folder / "model.safetensors").read_bytes() == original.read_bytes()
-    last = [one for one in hub.asked("model.safetensors") if one.is_cdn][-1]
-    size = original.stat().st_size
+    assert_came_whole(hub, fetched())
+    last = hub.for_weights[-1]
+    size = os.path.getsize(hub.folder / "org/name/model.safetensors")
     assert last.range == f"bytes={came}-{size - 1}"
     assert last.sent == size - came
 
@@ -603,7 +597,7 @@ def test_of_several_processes_one_downloads(hub: Hub, tmp_path: Path) -> None:
         assert other.stdout is not None
         folders = {one.stdout.read(), other.stdout.read()}
     assert folders == {f"{fetched()}\n"}
-    assert len([one for one in hub.asked("model.safetensors") if one.is_cdn]) == 1
+    assert len(hub.for_weights) == 1
 
 
 def test_a_disk_that_becomes_full(hub: Hub, tmp_path: Path) -> None:

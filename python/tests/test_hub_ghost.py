@@ -42,7 +42,7 @@ def assert_the_same(hub: Hub, name: str, path: str, options: dict[str, Any]) -> 
     assert looked_at.config == original.config
     assert looked_at.files == original.files
     assert fit.loaded_bytes(looked_at, {}) == fit.loaded_bytes(original, {})
-    large = [one for one in hub.requests if one.is_cdn]
+    large = hub.for_weights
     assert 0 < sum(one.sent for one in large) < 300_000 * len(original.files)
     return looked_at
 
@@ -69,7 +69,7 @@ def test_a_model_in_shards_with_a_long_header(hub: Hub) -> None:
     repository(hub.folder, "org/name", files)
     assert_the_same(hub, "org/name", "org/name", {})
     # The first block, and the rest of the header
-    assert len([one for one in hub.requests if one.is_cdn]) == 4
+    assert len(hub.for_weights) == 4
 
 
 def test_a_gguf_file(hub: Hub, tmp_path: Path) -> None:
@@ -81,7 +81,7 @@ def test_a_gguf_file(hub: Hub, tmp_path: Path) -> None:
     assert [one[:2] + one[3:] for one in looked_at.tensors.values()] == [
         one[:2] + one[3:] for one in original.tensors.values()
     ]
-    asked = [one for one in hub.requests if one.is_cdn]
+    asked = hub.for_weights
     assert sum(one.sent for one in asked) < 7_000_000
     assert len(asked) < 6
 
@@ -97,7 +97,7 @@ def test_a_file_of_torchs(hub: Hub, tmp_path: Path) -> None:
         name: tensor._replace(file=path) for name, tensor in expected["weights"].items()
     }
     assert torch_files.read(path) == expected
-    assert sum(one.sent for one in hub.requests if one.is_cdn) < 500_000
+    assert sum(one.sent for one in hub.for_weights) < 500_000
 
 
 def test_small_files_are_fetched_once_for_ghost_and_model(hub: Hub) -> None:

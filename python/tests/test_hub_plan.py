@@ -52,7 +52,7 @@ def put_config(hub: Hub, name: str, **changes: Any) -> str:
 
 def fetched(hub: Hub) -> int:
     """How many bytes of weights have come."""
-    return sum(one.sent for one in hub.requests if one.is_cdn)
+    return sum(one.sent for one in hub.for_weights)
 
 
 def pulled(planned: Plan) -> str:

@@ -193,7 +193,7 @@ def test_a_model_of_the_hub_is_found_there_in_other_formats(hub: Hub, all_run: N
     hub_models.repository(hub.folder, "c/other-AWQ", {}, tags=["awq"], downloads=99)
     advice = recommend("org/m", {}, "latency", devices.named("H100"), is_searched=True)
     # The header of the weights, and none of their eight million bytes.
-    assert sum(request.sent for request in hub.requests if request.is_cdn) < 2_000_000
+    assert sum(request.sent for request in hub.for_weights) < 2_000_000
     hub.faults = [Fault("^/api/models$", status=401)]
     without = recommend("org/m", {}, "latency", devices.named("H100"), is_searched=True)
     best = advice["choices"][0]
