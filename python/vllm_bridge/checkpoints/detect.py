@@ -87,7 +87,7 @@ def of(checkpoint: Checkpoint) -> Detected:
     if "unsloth_version" in config or "unsloth_fixed" in config:
         maker = scheme.made_by("Unsloth", config.get("unsloth_version"))
         said = said._replace(producer=maker if named else None)
-    found = list(parameters.weights(checkpoint, said))
+    found = list(parameters.counts(checkpoint, said))
     count = sum(one.number for one in found)
     size = sum(tensor.size for tensor in checkpoint.tensors.values())
     packed = [(one.number, one.bits) for one in found if one.bits is not None]
@@ -151,7 +151,7 @@ def _of_adapter(folder: str) -> Detected:
     path = os.path.join(folder, adapter.WEIGHTS[0])
     tensors = headers.read_header(path) if os.path.exists(path) else {}
     checkpoint = Checkpoint(folder, tensors=tensors)
-    count = sum(one.number for one in parameters.weights(checkpoint, Scheme()))
+    count = sum(one.number for one in parameters.counts(checkpoint, Scheme()))
     return Detected(
         parameters=count or None,
         bytes=sum(tensor.size for tensor in tensors.values()) or None,

@@ -26,8 +26,8 @@ _WORD = 32
 _BYTE = 8
 
 
-class Weights(NamedTuple):
-    """A tensor of weights.
+class Count(NamedTuple):
+    """How many weights a tensor holds.
 
     Args:
         name: the tensor's
@@ -40,8 +40,8 @@ class Weights(NamedTuple):
     bits: float | None = None
 
 
-def weights(checkpoint: Checkpoint, scheme: Scheme) -> Iterator[Weights]:
-    """The tensors that hold weights; none where no headers were read.
+def counts(checkpoint: Checkpoint, scheme: Scheme) -> Iterator[Count]:
+    """How many weights each tensor that has some holds; nothing where no headers were read.
 
     Args:
         scheme: how the checkpoint is quantized
@@ -57,21 +57,21 @@ def weights(checkpoint: Checkpoint, scheme: Scheme) -> Iterator[Weights]:
             if part == "W_q":
                 yield from _packed(name, tensor, checkpoint.tensors, scheme)
             elif part == "bias":
-                yield Weights(name, math.prod(tensor.shape))
+                yield Count(name, math.prod(tensor.shape))
         elif (kind := TYPES.get(tensor.dtype)) is not None and kind.block > 1:
-            yield Weights(name, math.prod(tensor.shape), digits(kind.name))
+            yield Count(name, math.prod(tensor.shape), digits(kind.name))
         elif tensor.dtype in CAST:
             if is_plain or not _BESIDE.search(name):
-                yield Weights(name, tensor.size // CAST[tensor.dtype])
+                yield Count(name, tensor.size // CAST[tensor.dtype])
         elif is_plain:
-            yield Weights(name, math.prod(tensor.shape))
+            yield Count(name, math.prod(tensor.shape))
         elif not _BESIDE.search(name):
             yield from _packed(name, tensor, checkpoint.tensors, scheme)
 
 
 def _packed(
     name: str, tensor: Tensor, tensors: Mapping[str, Tensor], scheme: Scheme
-) -> Iterator[Weights]:
+) -> Iterator[Count]:
     layer = name.rpartition(".")[0]
     bits = scheme.bits or _BYTE
     if name.endswith(".W_q") or tensor.dtype in _WORDS:
@@ -79,15 +79,15 @@ def _packed(
         if count is None:
             per_word = _WORD // bits if name.endswith(".weight_packed") else _WORD / bits
             width = per_word / _WORD if tensor.dtype in _WORDS else 1 / bits
-            yield Weights(name, int(tensor.size * _BYTE * width), bits)
+            yield Count(name, int(tensor.size * _BYTE * width), bits)
         else:
             # Some leave a part of each word empty.
             measured = math.floor(tensor.size * _BYTE / count)
-            yield Weights(name, count, bits if math.floor(bits) == measured else measured)
+            yield Count(name, count, bits if math.floor(bits) == measured else measured)
     elif tensor.dtype == "U8" and bits < _BYTE:
-        yield Weights(name, int(tensor.size * _BYTE / bits), bits)
+        yield Count(name, int(tensor.size * _BYTE / bits), bits)
     elif tensor.dtype in ("U8", "I8") or tensor.dtype.startswith("F8"):
-        yield Weights(name, tensor.size, bits)
+        yield Count(name, tensor.size, bits)
 
 
 def _by_scales(
