@@ -255,6 +255,15 @@ def test_gguf_files_take_what_is_held_of_them(tmp_path: Path, type: str) -> None
     assert found.disk == pytest.approx(file.stat().st_size, rel=0.03)
 
 
+def test_experts_of_gguf_files_stay_packed(tmp_path: Path) -> None:
+    file = gguf_models.write(gguf_models.mixture(), "Q8_0", tmp_path)
+    checkpoint = check_model(str(file), {})
+    found = weights(dataclasses.replace(checkpoint, are_experts_dequantized=True), {}, "cpu")
+    # 34 bytes for 32 weights.
+    assert found.experts == 10_027_008
+    assert found == weights(checkpoint, {}, "cpu")
+
+
 @pytest.mark.parametrize("config", LLAMA_2.values(), ids=LLAMA_2)
 def test_awq(config: dict[str, Any]) -> None:
     # As the repositories TheBloke/Llama-2-*-AWQ say.

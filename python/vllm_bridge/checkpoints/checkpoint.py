@@ -48,7 +48,8 @@ class Checkpoint:
         is_dequantized: whether FP8 weights of linear layers are floats of the engine's dtype once
             they are loaded, because there is no kernel for them; also those that are quantized
             online
-        are_experts_dequantized: the same of weights of experts, of 8 or 4 bits
+        are_experts_dequantized: the same of weights of experts, of 8 or 4 bits; those of GGUF files
+            stay packed
         load_format: the one by which vLLM reads ``files``; None where there are none
         found: how it is quantized, where that is not in ``config``
         repository: where its weights are still to be fetched from; None where they are here

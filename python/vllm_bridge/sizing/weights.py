@@ -346,10 +346,10 @@ class _Loaded:
     def _size(self, part: Part, online: float | None) -> float:
         name, tensor = part.name, part.tensor
         is_experts = part.kind == "experts"
-        if is_experts and self.experts_dequantized and part.elements:
-            return part.elements * self.width
         if tensor.dtype in gguf.KEPT:
             return tensor.size
+        if is_experts and self.experts_dequantized and part.elements:
+            return part.elements * self.width
         is_float = tensor.dtype in CAST
         if tensor.dtype in _UNPACKED:
             return part.elements * self.width
