@@ -1,6 +1,5 @@
 """The formats that a model has or can have, and the ways to them."""
 
-import dataclasses
 import math
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
@@ -12,10 +11,10 @@ from vllm_bridge.checkpoints.detect import Detected, format_name
 from vllm_bridge.engine.plan import Plan
 from vllm_bridge.quantization import registry
 from vllm_bridge.quantization.method import Method
-from vllm_bridge.sizing import formats
+from vllm_bridge.sizing import formats, weights
 from vllm_bridge.sizing.formats import InFormat
 from vllm_bridge.sizing.layers import text_config
-from vllm_bridge.sizing.weights import Weights, weights
+from vllm_bridge.sizing.weights import Weights
 
 # What llama.cpp calls models that are called otherwise elsewhere.
 _LLAMA_CPP: Final = {"mistral": "llama", "mixtral": "llama", "phi": "phi2", "gemma3_text": "gemma3"}
@@ -25,23 +24,14 @@ _HALF: Final = "bfloat16"
 
 
 def of(plan: Plan, detected: Detected, kind: str, rules: Rules) -> list[Candidate]:
-    """Of a plain model all formats that it can have, of a quantized one that what it is.
+    """Of a plain model all formats that it can have, of a quantized one the format that it is in.
 
     Args:
         kind: of the device
     """
-    checkpoint, named = plan.checkpoint, format_name(detected)
-    if kind == "cpu":
-        # As it is on those that have no kernels for its weights, and for quantized experts.
-        speed = rules.speed(named, kind, None)
-        checkpoint = dataclasses.replace(
-            checkpoint,
-            is_dequantized=speed is not None and speed.unpacked,
-            are_experts_dequantized=detected.method != "gguf",
-        )
-    own = weights(checkpoint, plan.options, kind)
+    own = weights.on_device(plan.checkpoint, plan.options, kind)
     as_is = Way("as_is", plan.model, {}, "load it as it is")
-    candidates = [Candidate(named, detected.method, own.disk, own.memory, (as_is,))]
+    candidates = [Candidate(format_name(detected), detected.method, own.disk, own.memory, (as_is,))]
     if detected.method is None:
         candidates += _made(plan, kind, own, rules)
     return candidates
@@ -59,7 +49,9 @@ def _made(plan: Plan, kind: str, own: Weights, rules: Rules) -> Iterator[Candida
             continue
         found = sizes.get(rule.name)
         if found is None and rule.in_flight is not None:
-            made = weights(plan.checkpoint, {**plan.options, "quantization": method.name}, kind)
+            made = weights.on_device(
+                plan.checkpoint, {**plan.options, "quantization": method.name}, kind
+            )
             found = InFormat(method.name, rule.name, own.disk, made.memory - more)
         if found is None:
             continue

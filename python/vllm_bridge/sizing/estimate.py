@@ -139,7 +139,7 @@ class _Setup:
 
     @functools.cached_property
     def weights(self) -> Weights:
-        return _weights(self.checkpoint, self.options, self.kind)
+        return weights.on_device(self.checkpoint, self.options, self.kind)
 
     @functools.cached_property
     def cache(self) -> _Cache:
@@ -152,7 +152,7 @@ class _Setup:
         of_draft = None
         if self.draft is not None:
             options = {**self.options, "quantization": None}
-            of_draft = _weights(self.draft, options, self.kind)
+            of_draft = weights.on_device(self.draft, options, self.kind)
         overheads = activations.of(self.checkpoint.config, self.options, self.kind)
         offloaded = int(float(self.options.get("cpu_offload_gb") or 0) * GIB)
         count, replicas = len(of_model.per_rank), weights.count(self.options, _DATA)
@@ -323,15 +323,6 @@ def _check_possible(*sizes: int) -> None:
             {"needed_bytes": _MOST_BYTES},
             remedy="Look at `max_model_len`, `concurrency`, and the sizes in the config.json.",
         )
-
-
-def _weights(checkpoint: Checkpoint, options: Mapping[str, Any], kind: str) -> Weights:
-    if kind == "cpu":
-        # Few processors have a kernel for these.
-        checkpoint = dataclasses.replace(
-            checkpoint, is_dequantized=True, are_experts_dequantized=True
-        )
-    return weights.weights(checkpoint, options, kind)
 
 
 def _draft(options: Mapping[str, Any]) -> Checkpoint | None:

@@ -170,6 +170,16 @@ def weights(checkpoint: Checkpoint, options: Mapping[str, Any], kind: str = "cud
     )
 
 
+def on_device(checkpoint: Checkpoint, options: Mapping[str, Any], kind: str) -> Weights:
+    """What they take on a device of which no more is known than its kind: few processors have a
+    kernel for FP8 or for packed experts."""
+    if kind == "cpu":
+        checkpoint = dataclasses.replace(
+            checkpoint, is_dequantized=True, are_experts_dequantized=True
+        )
+    return weights(checkpoint, options, kind)
+
+
 def parts(checkpoint: Checkpoint, options: Mapping[str, Any]) -> tuple[Part, ...]:
     """The tensors of a checkpoint; those that no model keeps are ``NOT_KEPT``."""
     config = layers.text_config(checkpoint.config)
