@@ -9,13 +9,13 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 GUIDE = ROOT / "guides" / "choosing.md"
 sys.path[:0] = [str(ROOT / "python"), str(ROOT / "python" / "tests")]
 
 import model_cards  # noqa: E402
+from vllm_bridge import elixir  # noqa: E402
 from vllm_bridge.advice import candidates, ranking  # noqa: E402
 from vllm_bridge.advice.recommend import target_of  # noqa: E402
 from vllm_bridge.advice.rules import Scope, rules  # noqa: E402
@@ -48,12 +48,6 @@ def cited(*names: str) -> str:
 def explained(said: str, derived: str) -> str:
     """With how a figure was derived, if it was."""
     return "; ".join(filter(None, (said, derived and f"derived: {derived}")))
-
-
-def elixir(value: Any) -> str:
-    if isinstance(value, dict):
-        return "%{" + ", ".join(f"{name}: {elixir(each)}" for name, each in value.items()) + "}"
-    return f'"{value}"' if isinstance(value, str) else str(value)
 
 
 def goals() -> Iterator[str]:
@@ -92,7 +86,7 @@ def formats() -> Iterator[str]:
             found.name,
             found.loss.words,
             explained(cited(found.loss.source), found.loss.derived),
-            ", ".join(f"`{name}: {elixir(value)}`" for name, value in options),
+            ", ".join(f"`{elixir.options({name: value})}`" for name, value in options),
             tool if found.made_with else "",
         )
 

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from vllm_bridge import diagnosis, finish, tokenization
+from vllm_bridge import diagnosis, elixir, finish, tokenization
 from vllm_bridge.errors import BridgeError, map_exceptions
 from vllm_bridge.params import Field, checked, invalid_value
 from vllm_bridge.queueing import Submit
@@ -270,7 +270,7 @@ def wrong_task(task: str, engine_task: str | None, tasks: Sequence[str]) -> Brid
         options["pooler_config"] = {"task": task}
     return BridgeError(
         "unsupported",
-        f"This engine {does}, and cannot do `{task}`. Start one with `{_elixir(options)}`.",
+        f"This engine {does}, and cannot do `{task}`. Start one with `{elixir.options(options)}`.",
         {"task": task, "pooling_task": engine_task, "options": options},
     )
 
@@ -307,11 +307,3 @@ async def _all(function: Callable[..., Awaitable[T]], items: Iterable[Sequence[A
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-
-
-def _elixir(options: Mapping[str, Any]) -> str:
-    """Engine options as a user writes them."""
-    return ", ".join(
-        f"{name}: %{{{_elixir(value)}}}" if isinstance(value, dict) else f'{name}: "{value}"'
-        for name, value in options.items()
-    )

@@ -1,9 +1,10 @@
 """The formats that a model has or can have, and the ways to them."""
 
 import math
-from collections.abc import Iterator, Mapping
-from typing import Any, Final
+from collections.abc import Iterator
+from typing import Final
 
+from vllm_bridge import elixir
 from vllm_bridge.advice.ranking import Candidate, Way
 from vllm_bridge.advice.rules import Format, Rules
 from vllm_bridge.checkpoints import gguf_config
@@ -70,18 +71,11 @@ def _name(found: InFormat) -> str:
 
 def _ways(model: str, rule: Format, method: Method, has_experts: bool) -> Iterator[Way]:
     if rule.in_flight is not None and not (has_experts and method.no_online_experts):
-        options = ", ".join(f"{name}: {_elixir(value)}" for name, value in rule.in_flight.items())
-        yield Way("in_flight", model, rule.in_flight, f"load the plain model with {options}")
+        text = f"load the plain model with {elixir.options(rule.in_flight)}"
+        yield Way("in_flight", model, rule.in_flight, text)
     if rule.made_with:
         text = " and a text of yours" if rule.calibration else ""
         yield Way("make", model, {}, f"make it with {rule.made_with}{text}")
-
-
-def _elixir(value: Any) -> str:
-    if isinstance(value, Mapping):
-        inner = ", ".join(f"{name}: {_elixir(each)}" for name, each in value.items())
-        return f"%{{{inner}}}"
-    return f'"{value}"' if isinstance(value, str) else str(value)
 
 
 def _is_possible(plan: Plan, rule: Format, method: Method, has_experts: bool) -> bool:
