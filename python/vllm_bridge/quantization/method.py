@@ -164,13 +164,13 @@ class Method:
         """Looks at the files of a checkpoint of this method, before vLLM is imported.
 
         Raises:
-            BridgeError: ``invalid_checkpoint`` where they are not what their config says
+            BridgeError: ``invalid_checkpoint`` where they are not what their config says;
+                ``unsupported_quantization`` for a checkpoint that is ``made_for`` another program
         """
-
-    def foreign(self) -> BridgeError:
-        """The error for a checkpoint that is ``made_for`` another program."""
+        if self.made_for is None:
+            return
         named = "" if self.title == self.made_for else f"{self.title}, "
-        return BridgeError(
+        raise BridgeError(
             "unsupported_quantization",
             f"The checkpoint is in {named}the format of {self.made_for}, which vLLM does not load.",
             {"quantization": self.name},

@@ -1,14 +1,11 @@
-"""EXL2, ExLlamaV2's own format, which is named here to be refused with what it is."""
+"""EXL2, ExLlamaV2's own format, which is known here so that it is refused by its name."""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from vllm_bridge.quantization import scheme
 from vllm_bridge.quantization.method import Method
 from vllm_bridge.quantization.scheme import Scheme
-
-if TYPE_CHECKING:
-    from vllm_bridge.checkpoints.checkpoint import Checkpoint
 
 
 class EXL2(Method):
@@ -18,11 +15,6 @@ class EXL2(Method):
     note = "ExLlamaV2's own format, which vLLM does not load"
 
     def scheme(self, config: Mapping[str, Any]) -> Scheme:
-        said = scheme.usual(config)
-        return said._replace(
-            format="exl2",
-            producer=scheme.made_by("ExLlamaV2", config.get("version")),
+        return scheme.usual(config)._replace(
+            format="exl2", producer=scheme.made_by("ExLlamaV2", config.get("version"))
         )
-
-    def check(self, checkpoint: "Checkpoint") -> None:
-        raise self.foreign()

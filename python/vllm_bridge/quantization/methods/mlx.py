@@ -1,14 +1,11 @@
-"""Models of MLX, Apple's framework, which are named here to be refused with what they are."""
+"""Models of MLX, Apple's framework, which are known here so that they are refused by its name."""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from vllm_bridge.quantization import scheme
 from vllm_bridge.quantization.method import Method
 from vllm_bridge.quantization.scheme import Scheme
-
-if TYPE_CHECKING:
-    from vllm_bridge.checkpoints.checkpoint import Checkpoint
 
 
 class MLX(Method):
@@ -27,6 +24,3 @@ class MLX(Method):
             ignored=left,
             producer="mlx-lm",
         )
-
-    def check(self, checkpoint: "Checkpoint") -> None:
-        raise self.foreign()
