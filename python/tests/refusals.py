@@ -50,7 +50,9 @@ def unwatched() -> Iterator[None]:
 
 
 def _plan_error(planned: Any) -> BridgeError | None:
-    return next((f.error() for f in planned.findings if f.severity == "error"), None)
+    from vllm_bridge.engine.finding import errors
+
+    return next((finding.error() for finding in errors(planned.findings)), None)
 
 
 def _config_error(checked: Any) -> BridgeError | None:

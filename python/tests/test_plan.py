@@ -19,6 +19,7 @@ from conftest import MODELS
 from vllm_bridge import memory, params, versions
 from vllm_bridge.checkpoints.checkpoint import Checkpoint
 from vllm_bridge.engine import config
+from vllm_bridge.engine.check import Checked
 from vllm_bridge.engine.plan import Plan, plan
 from vllm_bridge.errors import BridgeError
 
@@ -29,16 +30,20 @@ def reasons(made: Plan) -> list[tuple[str, str]]:
     return [(finding.severity, finding.reason) for finding in made.findings]
 
 
+def refuse(made: Plan) -> None:
+    Checked(made, made.findings).refuse()
+
+
 def refused(made: Plan) -> BridgeError:
     with pytest.raises(BridgeError) as caught:
-        made.check()
+        refuse(made)
     return caught.value
 
 
 def test_a_plain_model() -> None:
     given = {"max_model_len": 64}
     made = plan(DEMO, given)
-    made.check()
+    refuse(made)
     assert made.findings == ()
     assert (made.model, made.method, made.online_dtype) == (DEMO, None, None)
     assert made.dtype == "bfloat16"
@@ -117,7 +122,7 @@ def test_a_warning_does_not_keep_an_engine_from_starting(tmp_path: Path) -> None
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
     (tmp_path / "config.json").write_text("{}")
     made = plan(str(tmp_path), {})
-    made.check()
+    refuse(made)
     assert reasons(made) == [("warning", "invalid_checkpoint")]
     assert made.findings[0].details == {"file": str(tmp_path / names[1]), "tensors": ["w"]}
 
@@ -144,7 +149,7 @@ def test_a_method_of_checkpoints_for_a_plain_model(method: str) -> None:
     assert '`dtype: "int8"`' in error.message
     # A config of the user's makes it one.
     overrides = {"quantization_config": {"quant_method": "awq"}}
-    plan(DEMO, {"quantization": method, "hf_overrides": overrides}).check()
+    refuse(plan(DEMO, {"quantization": method, "hf_overrides": overrides}))
 
 
 @pytest.mark.parametrize(
@@ -183,6 +188,7 @@ def test_the_names_of_options_are_those_of_vllm() -> None:
 def test_nothing_that_takes_seconds_is_imported(model: str, options: dict[str, Any]) -> None:
     script = """
 import json, sys
+from vllm_bridge.engine.check import Checked
 from vllm_bridge.engine.plan import plan
 plan(sys.argv[1], json.loads(sys.argv[2]))
 heavy = {"torch", "vllm", "transformers", "huggingface_hub"} & set(sys.modules)

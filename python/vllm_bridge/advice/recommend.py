@@ -10,6 +10,7 @@ from vllm_bridge.advice.ranking import Candidate, Choice, Room, RuledOut, Target
 from vllm_bridge.advice.rules import Format, Goal, Rules, rules
 from vllm_bridge.checkpoints import detect
 from vllm_bridge.checkpoints.detect import Detected
+from vllm_bridge.engine.finding import errors
 from vllm_bridge.engine.plan import Plan, plan
 from vllm_bridge.errors import BridgeError, nearest
 from vllm_bridge.hub import names
@@ -52,8 +53,8 @@ def recommend(
     found = machines.here() if devices is None else tuple(devices)
     wanted = _goal(goal, found[0], known)
     planned = plan(model, options)
-    for finding in planned.findings:
-        if finding.severity == "error" and finding.reason not in _OF_THE_FORMAT:
+    for finding in errors(planned.findings):
+        if finding.reason not in _OF_THE_FORMAT:
             raise finding.error()
     detected = detect.of(planned.checkpoint)
     own, *made = candidates.of(planned, detected, found[0].kind, known)
@@ -83,8 +84,8 @@ def recommend(
 
 def _refusal(planned: Plan) -> str:
     """Why the model as it is cannot run anywhere; empty where nothing is known against it."""
-    found = (one for one in planned.findings if one.severity == "error")
-    return next((one.message for one in found if one.reason == _OF_THE_FORMAT[0]), "")
+    found = (one for one in errors(planned.findings) if one.reason == "unsupported_quantization")
+    return next((one.message for one in found), "")
 
 
 def _goal(asked: str | None, device: Device, known: Rules) -> Goal:

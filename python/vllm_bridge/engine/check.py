@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from vllm_bridge import defaults, diagnosis
 from vllm_bridge.engine import elsewhere, notes
 from vllm_bridge.engine.config import Config, configure
-from vllm_bridge.engine.finding import Finding
+from vllm_bridge.engine.finding import Finding, errors
 from vllm_bridge.engine.plan import Plan, plan
 from vllm_bridge.errors import BridgeError
 from vllm_bridge.sizing.devices import Device
@@ -34,9 +34,8 @@ class Checked(NamedTuple):
         Raises:
             BridgeError: with its reason
         """
-        for finding in self.findings:
-            if finding.severity == "error":
-                raise finding.error()
+        for finding in errors(self.findings):
+            raise finding.error()
 
     def configured(self) -> Config:
         """vLLM's config of an engine that can run, as far as can be known without weights.
@@ -71,7 +70,7 @@ def check(
     """
     planned = plan(model, options, progress, is_here=machine is None)
     findings = (*planned.findings, *notes.of(planned))
-    if any(finding.severity == "error" for finding in planned.findings):
+    if errors(planned.findings):
         return Checked(planned, findings)
     try:
         with diagnosis.load_errors(planned.options):

@@ -6,7 +6,7 @@ from typing import Any
 from vllm_bridge.engine import notes
 from vllm_bridge.engine.check import Checked
 from vllm_bridge.engine.config import Config
-from vllm_bridge.engine.finding import Finding
+from vllm_bridge.engine.finding import Finding, errors
 from vllm_bridge.engine.plan import Plan
 from vllm_bridge.redaction import redact, redact_all
 from vllm_bridge.sizing import kv_cache
@@ -30,7 +30,7 @@ def report(checked: Checked, machine: Sequence[Device] | None = None) -> dict[st
     return facts | {
         "method": method,
         "kernel": kernel,
-        "ok": all(finding.severity != "error" for finding in checked.findings),
+        "ok": not errors(checked.findings),
         "findings": [_finding(finding) for finding in checked.findings],
     }
 

@@ -1,6 +1,6 @@
 """What is found out about a model and the options before it is loaded."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Final, Literal, NamedTuple
 
 from vllm_bridge.errors import BridgeError
@@ -40,3 +40,8 @@ class Finding(NamedTuple):
 
     def error(self) -> BridgeError:
         return BridgeError(self.reason, self.message, dict(self.details), self.remedy)
+
+
+def errors(findings: Iterable[Finding]) -> list[Finding]:
+    """Those that keep the engine from starting, in the order in which they would be met."""
+    return [finding for finding in findings if finding.severity == "error"]

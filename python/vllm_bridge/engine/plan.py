@@ -49,16 +49,6 @@ class Plan:
     loaded_bytes: int
     findings: tuple[Finding, ...] = ()
 
-    def check(self) -> None:
-        """Raises the first finding that keeps the engine from starting.
-
-        Raises:
-            BridgeError: with its reason
-        """
-        for finding in self.findings:
-            if finding.severity == "error":
-                raise finding.error()
-
 
 def plan(
     model: str,

@@ -10,6 +10,7 @@ from typing import Any, Final, NamedTuple
 
 from vllm_bridge.checkpoints.checkpoint import Checkpoint
 from vllm_bridge.checkpoints.models import check_model
+from vllm_bridge.engine.finding import errors
 from vllm_bridge.engine.plan import Plan
 from vllm_bridge.errors import BridgeError
 from vllm_bridge.memory import GIB, gib
@@ -283,9 +284,9 @@ def utilization(options: Mapping[str, Any], device: Device) -> float:
 
 def _check_known(plan: Plan) -> None:
     is_known = bool(plan.checkpoint.tensors and plan.checkpoint.config)
-    for finding in plan.findings:
+    for finding in errors(plan.findings):
         # What else keeps an engine from starting, ``check`` tells.
-        if finding.severity == "error" and (not is_known or finding.reason == "invalid_option"):
+        if not is_known or finding.reason == "invalid_option":
             raise finding.error()
     if is_known:
         return
