@@ -79,6 +79,13 @@ def test_what_is_found(
     assert all(finding.remedy for finding in matching)
 
 
+def test_a_misspelt_method_is_answered_with_what_may_have_been_meant() -> None:
+    found = findings(DEMO, "H100", quantization="awk")
+    refused = next(finding for finding in found if "`awk`" in finding.message)
+    assert refused.remedy.startswith("Did you mean `awq`? It has: ")
+    assert (refused.details["option"], refused.details["nearest"]) == ("quantization", "awq")
+
+
 def test_weights_are_divided_among_the_devices(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:

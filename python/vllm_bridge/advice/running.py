@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 
+from vllm_bridge import diagnosis
 from vllm_bridge.advice.ranking import Candidate
 from vllm_bridge.quantization import availability, devices, naming
 from vllm_bridge.sizing.devices import Device
@@ -32,7 +33,7 @@ def _why_not(
     candidate: Candidate, method: str, machine: Sequence[Device], is_here: bool
 ) -> str | None:
     if naming.resolve(method) is None:
-        return f"The installed vLLM has no quantization method `{method}`."
+        return naming.unknown(method).what
     return _here(candidate) if is_here else devices.refusal(candidate.name, method, machine)
 
 
@@ -45,4 +46,4 @@ def _here(candidate: Candidate) -> str | None:
         why = next(why for name, why in formats.items() if name.startswith("gguf"))
     else:
         why = online.get(candidate.method or "")
-    return why and f"vLLM cannot run it here: {why.rstrip('. ')}."
+    return why and f"vLLM cannot run it here: {diagnosis.sentence(why)}"

@@ -83,18 +83,12 @@ def _devices(ranks: int, machine: Sequence[Device]) -> Iterator[Finding]:
 
 def _known(plan: Plan, options: dict[str, Any]) -> Iterator[Finding]:
     """What the installed vLLM knows, whatever the device."""
-    for name, details in (
-        (plan.checkpoint.quant_method, {}),
-        (options.get("quantization"), {"option": "quantization"}),
-    ):
-        if name is not None and naming.resolve(name) is None:
-            yield Finding(
-                "error",
-                "unsupported_quantization",
-                f"The installed vLLM has no quantization method `{name}`.",
-                details | {"quantization": name, "allowed": naming.methods()},
-                f"It has: {', '.join(naming.methods())}.",
-            )
+    own, asked = plan.checkpoint.quant_method, options.get("quantization")
+    if own is not None and naming.resolve(own) is None:
+        instead = "Use a variant of the model in another format."
+        yield Finding.of(naming.unknown_of(plan.checkpoint, instead))
+    if asked is not None and naming.resolve(asked) is None:
+        yield Finding.of(naming.unknown(asked))
     architecture = plan.checkpoint.architecture
     if architecture is not None and not families.is_known(plan.checkpoint.config):
         yield Finding(

@@ -28,12 +28,7 @@ def check(checkpoint: Checkpoint, arguments: dict[str, Any]) -> None:
     if own_method is not None:
         availability.check_packages(own_method)
     elif own is not None:
-        raise BridgeError(
-            "unsupported_quantization",
-            f"The checkpoint is quantized with {own}, which the installed vLLM does not have.",
-            {"quantization": own, "allowed": methods()},
-            remedy=availability.advice(),
-        )
+        raise unknown_of(checkpoint, availability.advice())
     if loads := registry.of_load_format(arguments.get("load_format")):
         availability.check_packages(loads.name)
     asked = arguments.get("quantization")
@@ -41,7 +36,7 @@ def check(checkpoint: Checkpoint, arguments: dict[str, Any]) -> None:
         return
     method = resolve(asked)
     if method is None:
-        raise _unknown(asked)
+        raise unknown(asked, availability.advice())
     availability.check_packages(method)
     arguments["quantization"] = method
     if own_method is None:
@@ -95,6 +90,38 @@ def methods() -> list[str]:
     return list(QUANTIZATION_METHODS)
 
 
+def unknown_of(checkpoint: Checkpoint, advice: str) -> BridgeError:
+    """The error for a checkpoint whose method the installed vLLM does not have.
+
+    Args:
+        advice: what to do instead: a sentence
+    """
+    own = checkpoint.quant_method
+    return BridgeError(
+        "unsupported_quantization",
+        f"The checkpoint is quantized with {own}, which the installed vLLM does not have.",
+        {"quantization": own, "allowed": methods()},
+        remedy=advice,
+    )
+
+
+def unknown(asked: str, advice: str = "") -> BridgeError:
+    """The error for a name that is none of the installed vLLM's methods.
+
+    Args:
+        advice: what to do instead, beside naming another: a sentence
+    """
+    others = registry.other_names()
+    suggestion = nearest(_spelling(asked), [*methods(), *registry.extras(), *others])
+    suggestion = suggestion and others.get(suggestion, suggestion)
+    return BridgeError(
+        "unsupported_quantization",
+        f"The installed vLLM has no quantization method `{asked}`.",
+        {"option": "quantization", "nearest": suggestion, "allowed": methods()},
+        remedy=did_you_mean(suggestion) + f"{advice} It has: {', '.join(methods())}.".lstrip(),
+    )
+
+
 def _same(method: str, own: str) -> bool:
     from vllm.model_executor.layers.quantization import get_quantization_config
 
@@ -143,20 +170,6 @@ def _mismatch(asked: str, checkpoint: Checkpoint, own: str) -> BridgeError:
         f"{checkpoint.description}.",
         {"option": "quantization", "checkpoint": own},
         remedy=f"Write `quantization: {_quoted(own)}`, or leave the option out.",
-    )
-
-
-def _unknown(asked: str) -> BridgeError:
-    others = registry.other_names()
-    suggestion = nearest(_spelling(asked), [*methods(), *registry.extras(), *others])
-    suggestion = suggestion and others.get(suggestion, suggestion)
-    return BridgeError(
-        "unsupported_quantization",
-        f"The installed vLLM has no quantization method `{asked}`.",
-        {"option": "quantization", "nearest": suggestion, "allowed": methods()},
-        remedy=(
-            did_you_mean(suggestion) + f"{availability.advice()} It has: {', '.join(methods())}."
-        ),
     )
 
 

@@ -123,7 +123,7 @@ def _check_experts(config: Any, checkpoint: Checkpoint) -> None:
     raise BridgeError(
         "unsupported_quantization",
         f"The experts of this mixture cannot be computed with {method} on this CPU: "
-        f"{diagnosis.readable(reason).rstrip('. ')}.",
+        f"{diagnosis.sentence(diagnosis.readable(reason))}",
         {"quantization": method, "exception": reason},
         remedy=_instead(config, online),
     )
