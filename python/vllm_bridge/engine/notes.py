@@ -26,7 +26,7 @@ _MEANING = {
     "vision": (
         "It is a vision model: prompts may have images (`multi_modal_data`), and it answers text."
     ),
-    "audio": ("It is a model that hears. This library gives it text; sound it does not take."),
+    "audio": "It is a model that hears. This library gives it text, and no sound.",
     "embedding": "It is an embedding model: `VLLM.embed/3` makes vectors of texts.",
     "late interaction": (
         "It is a model of late interaction: `VLLM.encode/3` makes a vector of each token, and "
@@ -34,7 +34,7 @@ _MEANING = {
     ),
     "classifier": "It is a classifier: `VLLM.classify/3` gives the classes of texts.",
     "reranker": (
-        "It is a reranker: `VLLM.score/4` and `VLLM.rerank/4` say how well texts fit to a query."
+        "It is a reranker: `VLLM.score/4` and `VLLM.rerank/4` say how well texts fit a query."
     ),
     "token classifier": "It classifies tokens: `VLLM.encode/3` gives the classes of each.",
     "reward": "It is a reward model: `VLLM.encode/3` gives what it thinks of an answer.",
