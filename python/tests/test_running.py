@@ -68,6 +68,14 @@ def test_a_method_must_be_one_of_vllms() -> None:
         assert answer.refusal == "The installed vLLM has no quantization method `new`."
 
 
+def test_what_a_device_must_be_counts_on_this_machine_too() -> None:
+    asked = [Candidate("awq (4 bits)", "awq", 1, 1)]
+    (answer,) = running.refused(asked, devices.named("V100"), is_here=True)
+    assert answer.refusal == (
+        "awq (4 bits) needs a GPU of compute capability 7.5; V100 16GB has 7.0."
+    )
+
+
 def test_several_devices_run_what_all_of_them_do() -> None:
     assert refused(["H100", "V100"]).keys() == refused("V100").keys()
 

@@ -14,27 +14,22 @@ def refused(
     """The candidates, with the reason where one cannot run.
 
     Args:
-        is_here: whether the devices are those of this machine, on which vLLM tries each format; of
-            others it tells only what they must be, as in ``check``
+        is_here: whether the devices are those of this machine, on which vLLM tries each format too;
+            of others it tells only what they must be, as in ``check``
     """
-    from vllm.plugins import load_general_plugins
-
-    load_general_plugins()
-    found = []
-    for candidate in candidates:
-        if candidate.method is not None and not candidate.refusal:
-            why = _why_not(candidate, candidate.method, machine, is_here)
-            candidate = candidate._replace(refusal=why or "")
-        found.append(candidate)
-    return found
+    return [
+        one._replace(refusal=one.refusal or _why_not(one, machine, is_here) or "")
+        for one in candidates
+    ]
 
 
-def _why_not(
-    candidate: Candidate, method: str, machine: Sequence[Device], is_here: bool
-) -> str | None:
-    if naming.resolve(method) is None:
-        return naming.unknown(method).what
-    return _here(candidate) if is_here else devices.refusal(candidate.name, method, machine)
+def _why_not(candidate: Candidate, machine: Sequence[Device], is_here: bool) -> str | None:
+    if candidate.method is None:
+        return None
+    if naming.resolve(candidate.method) is None:
+        return naming.unknown(candidate.method).what
+    refused = devices.refusal(candidate.name, candidate.method, machine)
+    return refused or (_here(candidate) if is_here else None)
 
 
 def _here(candidate: Candidate) -> str | None:
