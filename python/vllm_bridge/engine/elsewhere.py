@@ -120,13 +120,12 @@ def _capability(
     if found is None or machine[0].kind != "cuda":
         return
     if plan.dtype == "bfloat16" and found < _BFLOAT16:
-        asked = options.get("dtype") == "bfloat16"
+        asked, has = options.get("dtype") == "bfloat16", devices.dotted(found)
         yield Finding(
             "error" if asked else "info",
             "unsupported" if asked else "device",
-            f"{machine[0].name} has compute capability {_dotted(found)}, and does not compute in "
-            "bfloat16.",
-            {"option": "dtype", "value": "bfloat16", "capability": _dotted(found)},
+            f"{machine[0].name} has compute capability {has}, and does not compute in bfloat16.",
+            {"option": "dtype", "value": "bfloat16", "capability": has},
             'Leave `dtype` out, or give `dtype: "float16"`.'
             if asked
             else "vLLM takes float16, whose range is smaller: look at what it answers.",
@@ -168,7 +167,3 @@ def _too_large(found: dict[str, Any]) -> Finding:
         {"needed_bytes": cache, "available_bytes": left},
         remedy or "Lower `max_model_len`, or use more devices.",
     )
-
-
-def _dotted(capability: tuple[int, int]) -> str:
-    return ".".join(map(str, capability))

@@ -36,6 +36,11 @@ def refusal(form: str, method: str, machine: Sequence[Device]) -> str | None:
     return next(_refusals(form, method, machine), None)
 
 
+def dotted(capability: tuple[int, int]) -> str:
+    """``7.5``"""
+    return ".".join(map(str, capability))
+
+
 def _refusals(form: str, method: str, machine: Sequence[Device]) -> Iterator[str]:
     name = naming.resolve(method)
     for device in machine:
@@ -46,13 +51,13 @@ def _refusals(form: str, method: str, machine: Sequence[Device]) -> Iterator[str
         least, below = _least(form, name), _BELOW.get(form)
         if least is not None and device.capability < least:
             yield (
-                f"{form} needs a GPU of compute capability {_dotted(least)}; {device.name} has "
-                f"{_dotted(device.capability)}."
+                f"{form} needs a GPU of compute capability {dotted(least)}; {device.name} has "
+                f"{dotted(device.capability)}."
             )
         if below is not None and device.capability >= below:
             yield (
-                f"vLLM has no kernel for {form} from compute capability {_dotted(below)} on; "
-                f"{device.name} has {_dotted(device.capability)}."
+                f"vLLM has no kernel for {form} from compute capability {dotted(below)} on; "
+                f"{device.name} has {dotted(device.capability)}."
             )
 
 
@@ -60,10 +65,9 @@ def _least(form: str, name: str | None) -> tuple[int, int] | None:
     """The least compute capability that vLLM states; None where it does not."""
     from vllm.model_executor.layers.quantization.compressed_tensors import schemes
 
-    least = None if name is None else table.capability(name)
-    if least is None:
+    tenths = None if name is None else table.least_capability(name)
+    if tenths is None:
         return None
-    tenths = round(least * 10)
     scheme = getattr(schemes, _SCHEMES.get(form, ""), None)
     return divmod(tenths if scheme is None else max(tenths, scheme.get_min_capability()), 10)
 
@@ -81,7 +85,3 @@ def _runs(platform: str) -> frozenset[str]:
         ):
             return frozenset(ast.literal_eval(node.value))
     return frozenset()
-
-
-def _dotted(capability: tuple[int, int]) -> str:
-    return ".".join(map(str, capability))

@@ -12,9 +12,6 @@ from vllm_bridge.errors import BridgeError
 from vllm_bridge.quantization import availability, naming, registry, scheme
 from vllm_bridge.quantization.method import Method
 
-# vLLM counts in tenths.
-_CAPABILITY = 10
-
 _BITS = re.compile(r"(?:fp|int)(\d+)")
 
 
@@ -105,7 +102,7 @@ def _row(names: tuple[str, ...]) -> Row:
     method = registry.of(name)
     if method.name != name:
         method = Method()  # one of several that are known by a common name
-    missing = _missing(name)
+    missing, least = _missing(name), least_capability(name)
     refused = missing or _refused_by_platform(name)
     formats = tuple(_formats(method, refused))
     in_flight = _in_flight(name, method, refused)
@@ -122,7 +119,7 @@ def _row(names: tuple[str, ...]) -> Row:
         dtype=method.online and method.online.dtype,
         extra=method.extra and method.extra.name,
         installed=missing is None,
-        capability=capability(name),
+        capability=least and least / 10,
         runs=_any(uses) if refused is None else False,
         why_not=refused or _why_not(uses),
         note=method.note or None,
@@ -208,23 +205,22 @@ def _refused_by_platform(name: str) -> str | None:
         current_platform.verify_quantization(name)
     except ValueError as error:
         return diagnosis.readable(str(error))
-    least = capability(name)
+    least = least_capability(name)
     if least is None or not current_platform.is_cuda():
         return None
     found = current_platform.get_device_capability()
-    if found is None or found.to_int() >= least * _CAPABILITY:
+    if found is None or found.to_int() >= least:
         return None
-    return (
-        f"It needs a GPU of compute capability {least}; this one has {found.major}.{found.minor}."
-    )
+    has = f"{found.major}.{found.minor}"
+    return f"It needs a GPU of compute capability {least / 10}; this one has {has}."
 
 
-def capability(name: str) -> float | None:
-    """The least compute capability of an NVIDIA GPU that vLLM has a method for, such as 7.5; None
-    where it does not say."""
+def least_capability(name: str) -> int | None:
+    """The least compute capability of an NVIDIA GPU that vLLM has a method for, in tenths as it
+    counts them: 75 is 7.5. None where it does not say."""
     from vllm.model_executor.layers.quantization import get_quantization_config
 
     if name not in naming.methods():
         return None
-    least = get_quantization_config(name).get_min_capability()
-    return least / _CAPABILITY if least > 0 else None
+    least: int = get_quantization_config(name).get_min_capability()
+    return least if least > 0 else None

@@ -53,10 +53,10 @@ class CompressedTensors(Method):
             ({}, {}),
         )
         strategy = scheme.text(one, "strategy")
-        block = one.get("block_structure")
-        side = block[0] if scheme.is_list(block) and block else None
-        group = scheme.integer(one, "group_size") or (side if isinstance(side, int) else None)
-        cache = scheme.mapping(config, "kv_cache_scheme")
+        group = scheme.integer(one, "group_size") or scheme.side(one, "block_structure")
+        activations = None
+        if inputs:
+            activations = "dynamic" if inputs.get("dynamic") in (True, "local") else "static"
         return said._replace(
             format=scheme.text(config, "format"),
             bits=bits,
@@ -66,12 +66,8 @@ class CompressedTensors(Method):
             # Of the orders only these are kept in the checkpoint.
             desc_act=one.get("actorder") in ("group", "dynamic", True),
             activation_bits=scheme.integer(inputs, "num_bits"),
-            activations=None
-            if not inputs
-            else "dynamic"
-            if inputs.get("dynamic") in (True, "local")
-            else "static",
-            kv_cache=scheme.cache(cache),
+            activations=activations,
+            kv_cache=scheme.cache(scheme.mapping(config, "kv_cache_scheme")),
             producer=said.producer or scheme.made_by("compressed-tensors", config.get("version")),
         )
 

@@ -31,12 +31,11 @@ class FP8(Method):
         return name.startswith("fp8")
 
     def scheme(self, config: Mapping[str, Any]) -> Scheme:
-        block = config.get("weight_block_size")
-        side = block[0] if scheme.is_list(block) and block else None
+        side = scheme.side(config, "weight_block_size")
         return scheme.usual(config)._replace(
             format=scheme.text(config, "fmt") or "e4m3",
             bits=8,
-            group_size=side if isinstance(side, int) else None,
+            group_size=side,
             strategy="block" if side else "tensor",
             symmetric=True,
             activation_bits=8,
