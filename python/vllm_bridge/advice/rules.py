@@ -6,7 +6,7 @@ import tomllib
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
-# What goals weigh. Each is a number from 0 to 1 of each format: see ``recommend``.
+# What goals weigh: a number from 0 to 1 of each format; see ``ranking``.
 Mark = Literal["quality", "one", "many", "memory", "training"]
 
 
@@ -157,13 +157,12 @@ class Rules(NamedTuple):
         sources: by the names that figures have them by
         goals: by name
         formats: by name, in the order of the file
-        classes: the names of the classes of loss, the best first
+        rows: of speed, with the formats and devices of each; of several for one the first counts
     """
 
     sources: Mapping[str, Source]
     goals: Mapping[str, Goal]
     formats: Mapping[str, Format]
-    classes: tuple[str, ...]
     rows: tuple[tuple[Scope, Speed], ...]
 
     def speed(self, name: str, kind: str, capability: tuple[int, int] | None) -> Speed | None:
@@ -190,7 +189,6 @@ def rules() -> Rules:
             found["name"]: _format(order, found, classes)
             for order, found in enumerate(read["formats"])
         },
-        classes=tuple(found["name"] for found in classes),
         rows=tuple((_scope(found), _speed(found)) for found in read["speeds"]),
     )
 

@@ -150,17 +150,14 @@ def mapping(config: Mapping[str, Any], key: str) -> Mapping[str, Any]:
 def side(config: Mapping[str, Any], key: str) -> int | None:
     """The length of the first side of blocks of weights."""
     found = config.get(key)
-    first = found[0] if is_list(found) and found else None
+    first = found[0] if isinstance(found, list | tuple) and found else None
     return first if isinstance(first, int) else None
 
 
 def names(value: Any) -> tuple[str, ...]:
     """The strings of a list; none for what is no list."""
-    return tuple(name for name in value if isinstance(name, str)) if is_list(value) else ()
-
-
-def is_list(value: Any) -> bool:
-    return isinstance(value, list | tuple)
+    found = value if isinstance(value, list | tuple) else ()
+    return tuple(name for name in found if isinstance(name, str))
 
 
 def digits(name: str) -> int | None:
