@@ -60,6 +60,7 @@ def test_the_limit_of_tokens_is_told_and_said_to_be_one() -> None:
         (DEMO, "V100", {}, "info", "device", "bfloat16"),
         (DEMO, "T4", {"dtype": "bfloat16"}, "error", "unsupported", "bfloat16"),
         (DEMO, "2x H100", {"tensor_parallel_size": 4}, "error", "invalid_option", "has 2 devices."),
+        (DEMO, "2x H100", {"data_parallel_size": 4}, "error", "invalid_option", "has 2 devices."),
         (DEMO, "4x H100", {"tensor_parallel_size": 2}, "info", "device", "2 of the 4 devices"),
         (DEMO, "H100", {"quantization": "awk"}, "error", "unsupported_quantization", "`awk`"),
         (DEMO, (TINY,), {}, "error", "out_of_memory", "A tiny one has 0.0 GiB"),
@@ -102,6 +103,10 @@ def test_weights_are_divided_among_the_devices(
     assert findings(model, "24GiB", tensor_parallel_size=2, **options) == []
     _, refused = findings(model, "2x 24GiB", **options)
     assert refused.reason == "out_of_memory"
+
+
+def test_copies_of_a_model_in_one_engine_take_a_device_each() -> None:
+    assert findings(DEMO, "2x H100", data_parallel_size=2) == []
 
 
 def test_a_context_that_does_not_fit_is_a_warning(

@@ -2,6 +2,7 @@
 methods say of themselves, and asks nothing of the devices of this one."""
 
 import dataclasses
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -13,8 +14,9 @@ from vllm_bridge.engine.plan import Plan
 from vllm_bridge.errors import BridgeError
 from vllm_bridge.params import engine_options
 from vllm_bridge.quantization import devices, naming
+from vllm_bridge.sizing import weights
 from vllm_bridge.sizing.devices import Device
-from vllm_bridge.sizing.estimate import estimate
+from vllm_bridge.sizing.estimate import RANKS, estimate
 
 # The least that vLLM computes in bfloat16 on. Source: ``supported_dtypes`` in platforms/cuda.py,
 # which needs a device.
@@ -31,7 +33,7 @@ def check(plan: Plan, machine: Sequence[Device]) -> Iterator[Finding]:
         BridgeError: ``invalid_option`` for a value that vLLM does not take
     """
     options = engine_options(plan.options)
-    ranks = options.get("tensor_parallel_size", 1) * options.get("pipeline_parallel_size", 1)
+    ranks = math.prod(weights.count(options, name) for name in RANKS)
     yield from _devices(ranks, machine)
     yield from _known(plan, options)
     yield from _capability(plan, options, machine)
@@ -60,13 +62,14 @@ def _named(machine: Sequence[Device]) -> str:
 def _devices(ranks: int, machine: Sequence[Device]) -> Iterator[Finding]:
     """Whether there is a device for each rank. Of a single one that was named there are as many as
     the options ask for, as in ``estimate``."""
+    sizes = " times ".join(f"`{name}`" for name in RANKS)
     details = {"option": "tensor_parallel_size", "value": ranks, "devices": len(machine)}
     if 1 < len(machine) < ranks and machine[0].kind != "cpu":
         yield Finding(
             "error",
             "invalid_option",
-            f"The engine would have {ranks} ranks (`tensor_parallel_size` times "
-            f"`pipeline_parallel_size`), and the machine has {len(machine)} devices.",
+            f"The engine would have {ranks} ranks ({sizes}), and the machine has {len(machine)} "
+            "devices.",
             details,
             "Lower them, or name more devices.",
         )

@@ -32,14 +32,15 @@ _MOST_DEVICES: Final = 16
 _TENSOR: Final = "tensor_parallel_size"
 _PIPELINE: Final = "pipeline_parallel_size"
 _DATA: Final = "data_parallel_size"
-_RANKS: Final = (_TENSOR, _PIPELINE, _DATA)
+# Times each other, the devices that an engine takes.
+RANKS: Final = (_TENSOR, _PIPELINE, _DATA)
 _MOST_RANKS: Final = 10_000
 
 # The options that are counted with.
 _NUMBERS: Final = (
     *("max_model_len", "max_num_batched_tokens", "max_num_seqs", "block_size", "cpu_offload_gb"),
     *("max_loras", "max_lora_rank", "kv_cache_memory_bytes", "gpu_memory_utilization"),
-    *_RANKS,
+    *RANKS,
 )
 
 # An exbibyte.
@@ -303,7 +304,7 @@ def _check_numbers(options: Mapping[str, Any]) -> None:
     """Refuses what counts here and is no number. Of other options vLLM says what they may be."""
     for name in _NUMBERS:
         value = options.get(name)
-        least, most = (1, _MOST_RANKS) if name in _RANKS else (-_MOST_BYTES, _MOST_BYTES)
+        least, most = (1, _MOST_RANKS) if name in RANKS else (-_MOST_BYTES, _MOST_BYTES)
         if value is None or (isinstance(value, int | float) and least <= value <= most):
             continue
         raise BridgeError(
@@ -344,10 +345,10 @@ def _placed(
     checkpoint: Checkpoint, options: Mapping[str, Any], devices: tuple[Device, ...]
 ) -> tuple[Mapping[str, Any], tuple[Device, ...]]:
     """The options with their parallel sizes, and a device for each rank."""
-    sizes = [name for name in _RANKS if options.get(name) is not None]
+    sizes = [name for name in RANKS if options.get(name) is not None]
     if len(devices) > 1 and not sizes:
         return _over(checkpoint, options, len(devices)), devices
-    ranks = math.prod(weights.count(options, name) for name in _RANKS)
+    ranks = math.prod(weights.count(options, name) for name in RANKS)
     if len(devices) == 1 and devices[0].kind != "cpu":
         devices *= ranks
     if len(devices) == 1:
