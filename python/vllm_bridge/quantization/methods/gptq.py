@@ -16,6 +16,18 @@ if TYPE_CHECKING:
 _CONFIG = "quantize_config.json"
 
 
+def packed(config: Mapping[str, Any]) -> Bytes:
+    """What a weight takes in this layout, which is also auto-round's."""
+    bits, group = config.get("bits", 4), config.get("group_size", 128)
+    # Zero points are in the file also where all are the same. Those that differ stay packed for
+    # vLLM's kernels, which are for four and eight bits, and are floats for others.
+    zero_point = 0 if config.get("sym", True) else bits if bits in (4, 8) else 16
+    return Bytes(
+        Grouped(bits, group, 16 + bits).bytes().disk,
+        Grouped(bits, group, 16 + zero_point).bytes().memory,
+    )
+
+
 class GPTQ(Method):
     name = "gptq"
     title = "GPTQ"
@@ -54,9 +66,7 @@ class GPTQ(Method):
         )
 
     def bytes_per_weight(self, config: Mapping[str, Any]) -> Bytes:
-        # Zero points are there also where all are the same.
-        bits, group = config.get("bits", 4), config.get("group_size", 128)
-        return Grouped(bits, group, 16 + bits).bytes()
+        return packed(config)
 
     def find(self, folder: str, names: Collection[str]) -> Found | None:
         config = packed_weights.settings_beside(

@@ -5,7 +5,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from vllm_bridge.quantization import scheme
-from vllm_bridge.quantization.method import Bytes, Grouped, Method
+from vllm_bridge.quantization.method import Bytes, Method
+from vllm_bridge.quantization.methods import gptq
 from vllm_bridge.quantization.scheme import Scheme
 
 
@@ -39,5 +40,4 @@ class AutoRound(Method):
         )
 
     def bytes_per_weight(self, config: Mapping[str, Any]) -> Bytes:
-        bits, group = config.get("bits", 4), config.get("group_size", 128)
-        return Grouped(bits, group, 16 + bits).bytes()
+        return gptq.packed(config)
