@@ -17,7 +17,7 @@ from vllm_bridge.checkpoints.checkpoint import Checkpoint
 from vllm_bridge.engine.plan import Plan, plan
 from vllm_bridge.errors import BridgeError
 from vllm_bridge.memory import GIB
-from vllm_bridge.sizing import adapters, weights
+from vllm_bridge.sizing import adapters, parts
 from vllm_bridge.sizing.devices import named
 from vllm_bridge.sizing.estimate import estimate
 
@@ -366,7 +366,7 @@ def test_experts_that_are_alike_are_counted_together() -> None:
     config = MIXTRAL | {"num_local_experts": 256, "num_hidden_layers": 60}
     many = headers.plain(config)
     assert len(many.tensors) > 46_000
-    assert len(weights.parts(many, {})) < 1_000
+    assert len(parts.parts(many, {})) < 1_000
     assert of(many, "24GiB")["weights"]["experts"] == 2 * 60 * 256 * 3 * 4096 * 14336
 
 

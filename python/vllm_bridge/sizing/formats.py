@@ -11,9 +11,9 @@ from typing import Final, NamedTuple
 from vllm_bridge.checkpoints import gguf
 from vllm_bridge.checkpoints.checkpoint import CAST, Checkpoint
 from vllm_bridge.quantization import registry
-from vllm_bridge.sizing import gguf_types, layers, weights
+from vllm_bridge.sizing import gguf_types, layers, parts
 from vllm_bridge.sizing.fields import Fields
-from vllm_bridge.sizing.weights import Part
+from vllm_bridge.sizing.parts import Part
 
 
 class InFormat(NamedTuple):
@@ -44,11 +44,11 @@ def in_formats(checkpoint: Checkpoint) -> tuple[InFormat, ...]:
     one that is quantized, and where its tensors are not known."""
     if checkpoint.quantization is not None or not checkpoint.tensors:
         return ()
-    parts = [part for part in weights.parts(checkpoint, {}) if part.kind != weights.NOT_KEPT]
-    if not all(part.tensor.dtype in CAST for part in parts):
+    kept = [part for part in parts.parts(checkpoint, {}) if part.kind != parts.NOT_KEPT]
+    if not all(part.tensor.dtype in CAST for part in kept):
         return ()
-    elements = sum(part.elements * part.alike for part in parts)
-    quantized = sum(part.elements * part.alike for part in parts if weights.is_quantizable(part))
+    elements = sum(part.elements * part.alike for part in kept)
+    quantized = sum(part.elements * part.alike for part in kept if part.is_quantizable)
     found = [InFormat(None, name, elements * each, elements * each) for name, each in PLAIN.items()]
     for method in registry.every():
         for form in method.formats if method.name != "gguf" else ():
@@ -64,14 +64,14 @@ def in_formats(checkpoint: Checkpoint) -> tuple[InFormat, ...]:
                     )
                 )
     config = layers.text_config(checkpoint.config)
-    found += [_gguf(name, parts, config) for name in gguf_types.FILES]
+    found += [_gguf(name, kept, config) for name in gguf_types.FILES]
     return tuple(sorted(found, key=lambda one: -one.disk))
 
 
-def _gguf(name: str, parts: list[Part], config: Fields) -> InFormat:
+def _gguf(name: str, kept: list[Part], config: Fields) -> InFormat:
     disk, model = gguf_types.header_bytes(config), gguf_types.Model.of(config)
     memory = 0
-    for part in parts:
+    for part in kept:
         kind = gguf.TYPES[gguf_types.of(name, part, model)]
         size = math.ceil(part.elements / kind.block) * kind.size
         disk += size * part.alike

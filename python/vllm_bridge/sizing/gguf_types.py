@@ -11,8 +11,9 @@ from collections.abc import Mapping
 from typing import Final, NamedTuple
 
 from vllm_bridge.checkpoints import gguf
+from vllm_bridge.sizing import parts
 from vllm_bridge.sizing.fields import Fields
-from vllm_bridge.sizing.weights import Part
+from vllm_bridge.sizing.parts import Part
 
 # The types of files that vLLM keeps packed here, with what most of their matrices are in.
 FILES: Final[Mapping[str, str]] = {
@@ -32,15 +33,12 @@ _FALLBACK: Final = {
 
 # llama.cpp's parts by the names that models have for them on Hugging Face.
 _ROLES: Final = {
-    role: re.compile(pattern)
-    for role, pattern in {
-        "untouched": r"norm|(^|\.)ln_|router|\.gate\.|shared_expert_gate|conv1d|position|wpe",
-        "values": r"(^|\.)(v_proj|wv|value|v)\.",
-        "keys": r"(^|\.)(k_proj|wk|key|k)\.",
-        "down": r"(down_proj|fc2|dense_4h_to_h|\.w2|mlp\.c_proj|fc_out)[._]",
-        "output": r"(attn|attention)\.(o_proj|dense|out_proj|c_proj|wo)\.",
-        "fused": r"(^|\.)(qkv_proj|Wqkv|query_key_value|c_attn|qkv)\.",
-    }.items()
+    "untouched": re.compile(rf"{parts.ROUTER_OR_NORM.pattern}|conv1d|position|wpe"),
+    "values": parts.VALUES,
+    "keys": parts.KEYS,
+    "down": re.compile(r"(down_proj|fc2|dense_4h_to_h|\.w2|mlp\.c_proj|fc_out)[._]"),
+    "output": re.compile(r"(attn|attention)\.(o_proj|dense|out_proj|c_proj|wo)\."),
+    "fused": parts.FUSED,
 }
 
 # Of the tokenizer, which is in the file too: what a token takes, with its part of the merges.

@@ -17,10 +17,8 @@ once as its kernels want them (``UnquantizedEmbeddingMethod``).
 """
 
 import dataclasses
-import functools
 import math
 import re
-from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 
@@ -29,11 +27,9 @@ from vllm_bridge.checkpoints.checkpoint import CAST, Checkpoint
 from vllm_bridge.checkpoints.headers import Tensor
 from vllm_bridge.quantization import registry
 from vllm_bridge.quantization.method import Method
-from vllm_bridge.sizing import layers, paging
+from vllm_bridge.sizing import layers, paging, parts
 from vllm_bridge.sizing.fields import Fields
-
-KINDS: Final = ("linear", "embeddings", "experts", "others")
-NOT_KEPT: Final = "not kept"
+from vllm_bridge.sizing.parts import Part
 
 
 class Weights(NamedTuple):
@@ -64,55 +60,13 @@ class Weights(NamedTuple):
     read: tuple[int, ...]
 
 
-class Part(NamedTuple):
-    """A tensor as it counts.
-
-    Args:
-        name: of it, and of the first of those that are alike
-        kind: one of ``KINDS``, as the fields of ``Weights`` are called, or ``NOT_KEPT``
-        layer: of the model of text that it belongs to; None for what is outside of layers
-        elements: how many weights it stands for
-        alike: how many there are, which is one but for the experts of a layer
-    """
-
-    name: str
-    tensor: Tensor
-    kind: str
-    layer: int | None
-    elements: int
-    alike: int
-
-
-# Words in the names of tensors. First what is beside the model of text.
-_TOWER = re.compile(
-    r"(^|[._])(vision|visual|image|audio|speech|mm|multi_?modal|connector|sam|clip)"
-)
-_EMBEDDING = re.compile(r"embed|lm_head|(^|\.)(wte|wpe)\.|^(model\.)?(output|shared)\.weight$")
-_HEAD = re.compile(r"(^|\.)(lm_head|embed_out)\.|^(model\.)?output\.weight$")
-_EXPERT = re.compile(r"\.experts\.")
-_NUMBER_OF_EXPERT = re.compile(r"(?<=\.experts\.)\d+(?=\.)")
-_LAYER = re.compile(r"(?:^|\.)(?:layers|layer|blocks|h)\.(\d+)\.")
-_DRAFT = re.compile(r"^(model\.)?mtp[._]")
-_COMPUTED = re.compile(r"inv_freq$|rotary_emb|\.masked_bias$")
-
 # Of these each rank has all: norms, routers, and the way into a latent cache.
 _REPLICATED = re.compile(
-    r"norm|(^|\.)ln_|router|\.gate\.|shared_expert_gate|q_a_proj|kv_a_proj|wq_a|wkv_a|fused_qkv_a"
-    r"|position|wpe|indexer"
+    rf"{parts.ROUTER_OR_NORM.pattern}|q_a_proj|kv_a_proj|wq_a|wkv_a|fused_qkv_a|position|wpe|indexer"
 )
-_ROUTER = re.compile(r"router|\.gate\.|shared_expert_gate|norm")
-_KEYS = re.compile(r"(^|\.)(k_proj|v_proj|key|value|wk|wv|k|v)\.")
-_FUSED = re.compile(r"(^|\.)(qkv_proj|Wqkv|query_key_value|c_attn|qkv|attn_qkv)\.")
 
 # Floats that stay as the file has them: scales, and tables of values.
 _SCALE = re.compile(r"scale|absmax|quant_map|\.SCB$|nested|quant_state")
-
-# What a packed layer consists of.
-_PACKED = re.compile(
-    r"\.(qweight|qzeros|scales|g_idx|weight_packed|weight_shape|weight_scale\w*|weight_zero_point"
-    r"|weight_g_idx|input_scale\w*|SCB|W_q|scale|zero|lookup_table|rows|cols|vals|full_rows"
-    r"|full_row_indices|weight\.[\w.]+)$|_blocks$|_scales$"
-)
 
 # GGUF's types that are floats once they are loaded.
 _UNPACKED: Final = gguf.READ - gguf.KEPT - CAST.keys()
@@ -139,13 +93,13 @@ def weights(checkpoint: Checkpoint, options: Mapping[str, Any], kind: str = "cud
         kind: of the device: ``"cpu"``, or another
     """
     loaded = _Loaded.of(checkpoint, options, kind)
-    sums = dict.fromkeys(KINDS, 0.0)
+    sums = dict.fromkeys(parts.KINDS, 0.0)
     ranks = [0.0] * (loaded.tensor_ranks * loaded.stages)
     read = [0.0] * len(ranks)
     disk = peak = 0.0
-    for part in parts(checkpoint, options):
+    for part in parts.parts(checkpoint, options):
         disk += part.tensor.size * part.alike
-        if part.kind == NOT_KEPT:
+        if part.kind == parts.NOT_KEPT:
             continue
         peak += loaded.peak(part) * part.alike
         size = loaded.memory(part) * loaded.share(part) * part.alike
@@ -178,78 +132,6 @@ def on_device(checkpoint: Checkpoint, options: Mapping[str, Any], kind: str) -> 
             checkpoint, is_dequantized=True, are_experts_dequantized=True
         )
     return weights(checkpoint, options, kind)
-
-
-def parts(checkpoint: Checkpoint, options: Mapping[str, Any]) -> tuple[Part, ...]:
-    """The tensors of a checkpoint; those that no model keeps are ``NOT_KEPT``."""
-    config = layers.text_config(checkpoint.config)
-    return _parts(
-        _Same(checkpoint.tensors),
-        config.number("num_hidden_layers"),
-        _uses_own_draft(options),
-        _is_tied(checkpoint, config),
-        _bits(checkpoint.quantization or {}),
-    )
-
-
-class _Same:
-    """Tensors as a key: many questions are asked of the same ones."""
-
-    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
-        self.tensors = tensors
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Same) and other.tensors is self.tensors
-
-    def __hash__(self) -> int:
-        return id(self.tensors)
-
-
-@functools.lru_cache(maxsize=4)
-def _parts(
-    same: _Same, layers: int, has_draft: bool, is_tied: bool, bits: int | None
-) -> tuple[Part, ...]:
-    found: dict[tuple[str, str, tuple[int, ...]], list[str]] = defaultdict(list)
-    for name, tensor in same.tensors.items():
-        found[_NUMBER_OF_EXPERT.sub("", name), tensor.dtype, tensor.shape].append(name)
-    return tuple(
-        _part(names, same.tensors[names[0]], layers, has_draft, is_tied, bits)
-        for names in found.values()
-    )
-
-
-def _part(
-    names: list[str],
-    tensor: Tensor,
-    layers: int,
-    has_draft: bool,
-    is_tied: bool,
-    bits: int | None,
-) -> Part:
-    name = names[0]
-    in_tower = _TOWER.search(name) is not None
-    match = None if in_tower else _LAYER.search(name)
-    layer = int(match[1]) if match else None
-    is_draft = _DRAFT.search(name) or (layer is not None and 0 < layers <= layer)
-    if (is_draft and not has_draft) or (is_tied and _HEAD.search(name)) or _COMPUTED.search(name):
-        kind = NOT_KEPT
-    elif in_tower:
-        kind = "others"
-    elif _EXPERT.search(name):
-        kind = "experts"
-    elif _EMBEDDING.search(name):
-        kind = "embeddings"
-    elif _PACKED.search(name) or len(tensor.shape) == 2:
-        kind = "linear"
-    else:
-        kind = "others"
-    return Part(name, tensor, kind, layer, _elements(name, tensor, bits), len(names))
-
-
-def is_quantizable(part: Part) -> bool:
-    """Whether methods quantize it in a plain model: a matrix of a layer that is no router's."""
-    is_matrix = part.kind in ("linear", "experts") and len(part.tensor.shape) > 1
-    return is_matrix and not _ROUTER.search(part.name)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -335,7 +217,7 @@ class _Loaded:
             copies=copies,
             head_copies=copies if has_copy else 1,
             tied_copies=copies + int(has_head and has_copy and copies > 1),
-            is_tied=_is_tied(checkpoint, config),
+            is_tied=parts.is_tied(checkpoint),
             tensor_ranks=ranks,
             expert_ranks=ranks * count(options, "data_parallel_size"),
             stages=count(options, "pipeline_parallel_size"),
@@ -365,7 +247,7 @@ class _Loaded:
             return part.elements * self.width
         if self.linear_dequantized and not is_experts and _is_fp8(name, tensor):
             return part.elements * self.width
-        if part.kind in ("linear", "experts") and (_PACKED.search(name) or not is_float):
+        if part.kind in ("linear", "experts") and (parts.PACKED.search(name) or not is_float):
             return tensor.size * self.repacked * (self.padded if is_experts else 1.0)
         if not is_float or (tensor.dtype == "F32" and _SCALE.search(name)):
             return tensor.size
@@ -375,35 +257,35 @@ class _Loaded:
         if part.kind == "embeddings" and len(tensor.shape) == 2:
             rows, columns = tensor.shape
             padded = math.ceil(rows / _VOCABULARY) * _VOCABULARY
-            elements = padded * columns * self._copies(name)
+            elements = padded * columns * self._copies(part)
         return elements * self.width
 
-    def _copies(self, name: str) -> int:
-        if _HEAD.search(name):
+    def _copies(self, part: Part) -> int:
+        if part.is_head:
             return self.head_copies
-        return self.tied_copies if self._is_output(name) else self.copies
+        return self.tied_copies if self._is_output(part) else self.copies
 
-    def _is_output(self, name: str) -> bool:
+    def _is_output(self, part: Part) -> bool:
         """Whether these embeddings are the output layer too. Those of single layers are not."""
-        return self.is_tied and not _HEAD.search(name) and "per_layer" not in name
+        return self.is_tied and not part.is_head and "per_layer" not in part.name
 
     def _is_quantized_online(self, part: Part) -> bool:
-        return is_quantizable(part) and (self.online_experts or part.kind != "experts")
+        return part.is_quantizable and (self.online_experts or part.kind != "experts")
 
     def share(self, part: Part) -> float:
         """The part of it that each rank of its stage has."""
         ranks, name = self.tensor_ranks, part.name
         if part.kind == "experts":
             return 1 / self.expert_ranks
-        if _TOWER.search(name):
+        if part.in_tower:
             return 1 / ranks if self.divides_tower and len(part.tensor.shape) == 2 else 1.0
         if _REPLICATED.search(name) or (part.kind == "others" and len(part.tensor.shape) < 2):
             return 1.0
         if self.key_heads and self.heads:
             keys = max(1, self.key_heads // ranks)  # which ranks share where there are fewer
-            if _KEYS.search(name):
+            if parts.KEYS.search(name) or parts.VALUES.search(name):
                 return keys / self.key_heads
-            if _FUSED.search(name):
+            if parts.FUSED.search(name):
                 every = self.heads + 2 * self.key_heads
                 return (self.heads / ranks + 2 * keys) / every
         return 1 / ranks
@@ -415,9 +297,9 @@ class _Loaded:
         last = self.stages - 1
         if part.layer is not None:
             return [self._stage(part.layer)]
-        if _TOWER.search(part.name):
+        if part.in_tower:
             return list(range(self.stages))
-        if part.kind == "embeddings" and not _HEAD.search(part.name):
+        if part.kind == "embeddings" and not part.is_head:
             return sorted({0, last}) if self.is_tied else [0]
         return [last]
 
@@ -429,11 +311,11 @@ class _Loaded:
         """How much of it is read for a token."""
         if part.kind == "experts":
             return self.sent_to
-        if _TOWER.search(part.name):
+        if part.in_tower:
             return 0.0
         if part.kind == "embeddings":
-            is_read = _HEAD.search(part.name) or self._is_output(part.name)
-            return 1 / self._copies(part.name) if is_read else 0.0
+            is_read = part.is_head or self._is_output(part)
+            return 1 / self._copies(part) if is_read else 0.0
         return 1.0
 
     def _stage(self, layer: int) -> int:
@@ -445,24 +327,6 @@ def count(options: Mapping[str, Any], name: str) -> int:
     """A number of ranks among the options."""
     found = options.get(name)
     return found if isinstance(found, int) and found > 0 else 1
-
-
-def _is_tied(checkpoint: Checkpoint, config: Mapping[str, Any]) -> bool:
-    """Whether the output layer is the embeddings: by the config, or because there is no other."""
-    if isinstance(said := config.get("tie_word_embeddings"), bool) and said:
-        return True
-    return not _has_head(_Same(checkpoint.tensors))
-
-
-@functools.lru_cache(maxsize=4)
-def _has_head(same: _Same) -> bool:
-    return any(_HEAD.search(name) for name in same.tensors)
-
-
-def _uses_own_draft(options: Mapping[str, Any]) -> bool:
-    """Whether the layers that predict further tokens are those of the draft."""
-    speculative = options.get("speculative_config")
-    return isinstance(speculative, dict) and str(speculative.get("method", "")).endswith("mtp")
 
 
 def _online_method(checkpoint: Checkpoint, options: Mapping[str, Any]) -> Method | None:
@@ -496,22 +360,3 @@ def _padded(checkpoint: Checkpoint, config: Fields, ranks: int) -> float:
 
 def _is_fp8(name: str, tensor: Tensor) -> bool:
     return tensor.dtype == "F8_E4M3" and name.endswith(".weight")
-
-
-def _elements(name: str, tensor: Tensor, bits: int | None) -> int:
-    """How many weights a tensor stands for; none if it is no weight."""
-    if tensor.dtype in CAST or tensor.dtype in gguf.READ:
-        return math.prod(tensor.shape)
-    each = {"F8_E4M3": 8, "I8": 8, "U8": 4, "I32": bits}.get(tensor.dtype)
-    if each is None or not name.endswith((".weight", ".qweight", ".weight_packed")):
-        return 0
-    return tensor.size * 8 // each
-
-
-def _bits(config: Mapping[str, Any]) -> int | None:
-    """Of each weight, where they are packed into integers."""
-    found = config.get("bits")
-    if isinstance(groups := config.get("config_groups"), dict):
-        weights = [group.get("weights") for group in groups.values() if isinstance(group, dict)]
-        found = next((one.get("num_bits") for one in weights if isinstance(one, dict)), None)
-    return found if isinstance(found, int) and found > 0 else None
