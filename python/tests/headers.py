@@ -6,11 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from vllm_bridge.checkpoints.checkpoint import Checkpoint
-from vllm_bridge.checkpoints.headers import Tensor
+from vllm_bridge.checkpoints.headers import WIDTH, Tensor
 
 Shapes = dict[str, tuple[int, ...]]
-
-_BYTES = {"F32": 4, "F16": 2, "BF16": 2, "I32": 4}
 
 
 def config(hidden: int, inner: int, layers: int, heads: int, **others: Any) -> dict[str, Any]:
@@ -120,4 +118,4 @@ def in_awq(config: Mapping[str, Any]) -> Checkpoint:
 
 
 def tensor(shape: tuple[int, ...], dtype: str) -> Tensor:
-    return Tensor(dtype, shape, "", 0, math.prod(shape) * _BYTES[dtype])
+    return Tensor(dtype, shape, "", 0, math.prod(shape) * WIDTH[dtype] // 8)

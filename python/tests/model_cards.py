@@ -38,16 +38,13 @@ from pathlib import Path
 from typing import Any
 
 import gguf_files
-from vllm_bridge.checkpoints.headers import read_header
+from vllm_bridge.checkpoints.headers import WIDTH, read_header
 
 FOLDER = Path(__file__).parent / "model_cards"
 
 Card = Mapping[str, Any]
 
 _BRACES = re.compile(r"\{([^{}]*)\}")
-_BYTES = {
-    "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "I64": 8, "I32": 4, "U32": 4, "I16": 2, "U8": 1,
-}  # fmt: skip
 
 
 def names() -> list[str]:
@@ -100,7 +97,7 @@ def write(card: Card, folder: Path) -> Path:
 def _write_safetensors(tensors: Mapping[str, Any], path: Path) -> None:
     header, end = {}, 0
     for pattern, (dtype, shape) in tensors.items():
-        size = math.prod(shape) * _BYTES[dtype]
+        size = math.prod(shape) * WIDTH[dtype] // 8
         for name in expand(pattern):
             header[name] = {
                 "dtype": dtype,

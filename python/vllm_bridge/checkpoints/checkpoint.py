@@ -9,8 +9,8 @@ from vllm_bridge.checkpoints.headers import Tensor
 if TYPE_CHECKING:
     from vllm_bridge.hub.repository import Repository
 
-# Bytes per element of the dtypes that vLLM casts to the engine's dtype while loading.
-CAST = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
+# The dtypes that vLLM casts to the engine's dtype while loading.
+CAST = frozenset({"F64", "F32", "F16", "BF16"})
 
 # vLLM's methods for what NVIDIA's ModelOpt makes, by its algorithms.
 _MODELOPT = {

@@ -8,7 +8,7 @@ from vllm_bridge import memory
 from vllm_bridge.checkpoints.checkpoint import Checkpoint
 from vllm_bridge.errors import BridgeError
 from vllm_bridge.quantization import registry
-from vllm_bridge.sizing import weights
+from vllm_bridge.sizing import settings, weights
 
 
 def loaded_bytes(checkpoint: Checkpoint, options: Mapping[str, Any]) -> int:
@@ -27,7 +27,7 @@ def check_memory(
     advice = "Use a smaller model"
     if checkpoint.quantization is None and not options.get("quantization"):
         advice += f" or a quantized variant of this one ({registry.small_format()} takes a third)"
-    if options.get("dtype") in ("float32", "float"):
+    if settings.itemsize(options) > 2:
         advice += ', or `dtype: "bfloat16"`, which takes half'
     online = registry.of(options.get("quantization")).online
     if online is not None and not online.as_read:

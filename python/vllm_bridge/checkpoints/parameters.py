@@ -62,7 +62,7 @@ def counts(checkpoint: Checkpoint, scheme: Scheme) -> Iterator[Count]:
             yield Count(name, math.prod(tensor.shape), digits(kind.name))
         elif tensor.dtype in CAST:
             if is_plain or not _BESIDE.search(name):
-                yield Count(name, tensor.size // CAST[tensor.dtype])
+                yield Count(name, math.prod(tensor.shape))
         elif is_plain:
             yield Count(name, math.prod(tensor.shape))
         elif not _BESIDE.search(name):

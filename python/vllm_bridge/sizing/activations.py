@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from vllm_bridge.quantization import scheme
-from vllm_bridge.sizing import entries, kv_cache, layers
+from vllm_bridge.sizing import kv_cache, layers, settings
 from vllm_bridge.sizing.fields import Fields
 
 MIB = 1024**2
@@ -62,9 +62,9 @@ def of(config: Mapping[str, Any], options: Mapping[str, Any], kind: str = "cuda"
         kind: of the devices: ``"cpu"``, or another for accelerators
     """
     text = layers.text_config(config)
-    ranks = int(options.get("tensor_parallel_size") or 1)
+    ranks = settings.count(options, "tensor_parallel_size")
     tokens = kv_cache.batched_tokens(config, options)
-    itemsize = entries.model_itemsize(options)
+    itemsize = settings.itemsize(options)
     stream = _STREAMS.get(kind, 3) * text.number("hidden_size", "d_model", "n_embd")
     gates = _GATES.get(kind, 3) * _feed_forward(text, ranks)
     widest = max(_attention(config, ranks), gates, _experts(text, options))
@@ -96,7 +96,7 @@ def rotary_table(config: Mapping[str, Any], options: Mapping[str, Any]) -> int:
         sizes = [max((one.key_size for one in every), default=0)]
     if layers.is_mla(text):
         sizes = [text.number("qk_rope_head_dim")]
-    itemsize = 4 if text["model_type"] == "gpt_oss" else entries.model_itemsize(options)
+    itemsize = 4 if text["model_type"] == "gpt_oss" else settings.itemsize(options)
     return (
         int(positions * sum(sizes) * (scheme.number(text, "partial_rotary_factor") or 1)) * itemsize
     )
@@ -132,7 +132,7 @@ def _experts(text: Fields, options: Mapping[str, Any]) -> int:
     if not chosen:
         return 0
     is_whole = options.get("enable_expert_parallel")
-    ranks = 1 if is_whole else int(options.get("tensor_parallel_size") or 1)
+    ranks = 1 if is_whole else settings.count(options, "tensor_parallel_size")
     width = text.number("moe_intermediate_size", "intermediate_size") // ranks
     hidden = text.number("hidden_size", "d_model")
     return chosen * (max(width, hidden) + max(2 * width, hidden)) + hidden

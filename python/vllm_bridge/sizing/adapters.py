@@ -4,7 +4,7 @@ every layer when it starts, whatever an adapter then has (``lora/layers/``)."""
 from collections.abc import Mapping
 from typing import Any, Final
 
-from vllm_bridge.sizing import layers
+from vllm_bridge.sizing import layers, settings
 from vllm_bridge.sizing.fields import Fields
 
 # vLLM's defaults.
@@ -26,16 +26,15 @@ def bytes_per_rank(config: Mapping[str, Any], options: Mapping[str, Any]) -> int
         return 0
     text = layers.text_config(config)
     rank = int(options.get("max_lora_rank") or _RANK)
-    ranks = int(options.get("tensor_parallel_size") or 1)
-    stages = int(options.get("pipeline_parallel_size") or 1)
+    ranks = settings.count(options, "tensor_parallel_size")
+    stages = settings.count(options, "pipeline_parallel_size")
     hidden, vocabulary = text.number("hidden_size"), text.number("vocab_size")
     per_layer = _attention(text, ranks) + _feed_forward(text, ranks)
     count = -(-text.number("num_hidden_layers") // stages)
     # Embeddings and the output layer: what goes in is of one size, what comes out of the other.
     outer = 2 * (hidden + vocabulary)
-    width = 4 if options.get("dtype") in ("float32", "float") else 2
     numbers = rank * (count * per_layer + outer)
-    return numbers * width * int(options.get("max_loras") or _ADAPTERS)
+    return numbers * settings.itemsize(options) * int(options.get("max_loras") or _ADAPTERS)
 
 
 def _attention(text: Fields, ranks: int) -> int:

@@ -12,8 +12,7 @@ from typing import Any
 from vllm_bridge.errors import BridgeError
 from vllm_bridge.quantization.kv_cache import OTHER_NAMES
 from vllm_bridge.sizing.layers import Layer
-
-_ITEMSIZES = {"float32": 4, "float": 4, "float16": 2, "half": 2, "bfloat16": 2}
+from vllm_bridge.sizing.settings import ITEMSIZES
 
 # Of all of one head's numbers, keys and values, where a head has scales of its own: two float32.
 _SCALES = 8
@@ -22,15 +21,9 @@ _SCALES = 8
 _PACKED_LATENT = {"fp8_ds_mla": 656, "nvfp4_ds_mla": 352}
 
 
-def model_itemsize(options: Mapping[str, Any]) -> int:
-    """Bytes of a number that the model computes with. vLLM computes in two-byte floats unless it is
-    told to, even where weights are stored in four."""
-    return _ITEMSIZES.get(str(options.get("dtype")), 2)
-
-
 def itemsize(dtype: object, other: int) -> int:
     """Bytes of a number of ``dtype``; ``other`` for ``"auto"`` and None."""
-    return _ITEMSIZES.get(str(dtype), other)
+    return ITEMSIZES.get(str(dtype), other)
 
 
 def cache_dtype(config: Mapping[str, Any], options: Mapping[str, Any]) -> str:
@@ -94,8 +87,8 @@ def _bytes_per_head(key: int, value: int, dtype: str, itemsize: int) -> int:
         return key // 2 + key // 32 + value // 2 + value // 32
     if dtype == "auto":
         return (key + value) * itemsize
-    if dtype in _ITEMSIZES:
-        return (key + value) * _ITEMSIZES[dtype]
+    if dtype in ITEMSIZES:
+        return (key + value) * ITEMSIZES[dtype]
     if dtype.startswith("fp8") or dtype == "int8":
         return key + value
     raise BridgeError(

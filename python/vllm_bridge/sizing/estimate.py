@@ -14,7 +14,7 @@ from vllm_bridge.engine.finding import errors
 from vllm_bridge.engine.plan import Plan
 from vllm_bridge.errors import BridgeError
 from vllm_bridge.memory import GIB, gib
-from vllm_bridge.sizing import activations, adapters, formats, kv_cache, layers, weights
+from vllm_bridge.sizing import activations, adapters, formats, kv_cache, layers, settings, weights
 from vllm_bridge.sizing.devices import Device
 from vllm_bridge.sizing.formats import InFormat
 from vllm_bridge.sizing.kv_cache import KVCache
@@ -157,7 +157,7 @@ class _Setup:
             of_draft = weights.on_device(self.draft, options, self.kind)
         overheads = activations.of(self.checkpoint.config, self.options, self.kind)
         offloaded = int(float(self.options.get("cpu_offload_gb") or 0) * GIB)
-        count, replicas = len(of_model.per_rank), weights.count(self.options, _DATA)
+        count, replicas = len(of_model.per_rank), settings.count(self.options, _DATA)
         # Ranks on one processor share its memory.
         shares = count * replicas if len(self.devices) == 1 else 1
         found = []
@@ -244,9 +244,9 @@ def estimate(
         "fits": fits,
         "max_model_len": length,
         "concurrency": setup.concurrency,
-        "tensor_parallel_size": weights.count(options, _TENSOR),
-        "pipeline_parallel_size": weights.count(options, _PIPELINE),
-        "data_parallel_size": weights.count(options, _DATA),
+        "tensor_parallel_size": settings.count(options, _TENSOR),
+        "pipeline_parallel_size": settings.count(options, _PIPELINE),
+        "data_parallel_size": settings.count(options, _DATA),
         "weights": {
             "disk": found.disk,
             "memory": found.memory,
@@ -348,7 +348,7 @@ def _placed(
     sizes = [name for name in RANKS if options.get(name) is not None]
     if len(devices) > 1 and not sizes:
         return _over(checkpoint, options, len(devices)), devices
-    ranks = math.prod(weights.count(options, name) for name in RANKS)
+    ranks = math.prod(settings.count(options, name) for name in RANKS)
     if len(devices) == 1 and devices[0].kind != "cpu":
         devices *= ranks
     if len(devices) == 1:
@@ -389,7 +389,7 @@ def _device(rank: _Rank, needed: int, left: int) -> dict[str, Any]:
 def _speed(found: Weights, options: Mapping[str, Any], devices: Sequence[Device]) -> float | None:
     """The tokens per second of one sequence that the memory's bandwidth allows at most: all weights
     that a token needs are read for each, stage after stage."""
-    ranks = weights.count(options, _TENSOR)
+    ranks = settings.count(options, _TENSOR)
     seconds = 0.0
     for first in range(0, len(found.read), ranks):
         times = []
@@ -495,7 +495,7 @@ def _options(setup: _Setup) -> Iterator[tuple[str, Mapping[str, Any]]]:
 
 def _larger(setup: _Setup) -> Iterator[_Setup]:
     """The same on more of the same devices, of which each has a smaller part."""
-    first, ranks = setup.devices[0], weights.count(setup.options, _TENSOR)
+    first, ranks = setup.devices[0], settings.count(setup.options, _TENSOR)
     if first.kind == "cpu" or any(device != first for device in setup.devices):
         return
     heads = layers.text_config(setup.checkpoint.config).get("num_attention_heads")

@@ -14,6 +14,7 @@ from vllm_bridge.quantization import registry
 from vllm_bridge.sizing import gguf_types, layers, parts
 from vllm_bridge.sizing.fields import Fields
 from vllm_bridge.sizing.parts import Part
+from vllm_bridge.sizing.settings import ITEMSIZES
 
 
 class InFormat(NamedTuple):
@@ -32,11 +33,11 @@ class InFormat(NamedTuple):
     memory: int
 
 
-# The plain ones, by the bytes of a number. vLLM computes in 16 bits unless it is told otherwise,
-# so that this is what float32 takes in memory where it is.
-PLAIN: Final = {"float32": 4, "bfloat16": 2, "float16": 2}
+# The plain ones. What float32 takes in memory is where it is asked for: vLLM computes in 16 bits
+# otherwise.
+_PLAIN: Final = ("float32", "bfloat16", "float16")
 
-_HALF: Final = 2
+_HALF: Final = ITEMSIZES["float16"]
 
 
 def in_formats(checkpoint: Checkpoint) -> tuple[InFormat, ...]:
@@ -49,7 +50,8 @@ def in_formats(checkpoint: Checkpoint) -> tuple[InFormat, ...]:
         return ()
     elements = sum(part.elements * part.alike for part in kept)
     quantized = sum(part.elements * part.alike for part in kept if part.is_quantizable)
-    found = [InFormat(None, name, elements * each, elements * each) for name, each in PLAIN.items()]
+    sizes = {name: elements * ITEMSIZES[name] for name in _PLAIN}
+    found = [InFormat(None, name, size, size) for name, size in sizes.items()]
     for method in registry.every():
         for form in method.formats if method.name != "gguf" else ():
             each = method.bytes_per_weight(form.config)

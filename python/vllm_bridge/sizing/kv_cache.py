@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from vllm_bridge.sizing import entries, layers, paging
+from vllm_bridge.sizing import entries, layers, paging, settings
 from vllm_bridge.sizing.fields import Fields
 from vllm_bridge.sizing.layers import Kind, Layer
 
@@ -146,7 +146,7 @@ def of(config: Mapping[str, Any], options: Mapping[str, Any], kind: str = "cuda"
     of_blocks = [[next(numbers) for _ in block] for block in blocks]
     ranks = [
         [number for index in share for number in of_blocks[index]]
-        for share in paging.shares(len(blocks), _count(options, "pipeline_parallel_size"))
+        for share in paging.shares(len(blocks), settings.count(options, "pipeline_parallel_size"))
     ]
     largest = max(ranks, key=lambda rank: paging.bytes_per_block(groups, rank))
     tokens = batched_tokens(config, options)
@@ -202,13 +202,13 @@ class _Sizes:
         attention = [
             layer for layer in every if layer.kind in paging.EVERY_TOKEN and layer.is_known
         ]
-        itemsize = entries.model_itemsize(options)
+        itemsize = settings.itemsize(options)
         is_latent = any(layer.kind == "mla" for layer in every)
         asked = str(options.get("mamba_ssm_cache_dtype") or "auto")
         if asked == "auto" and kind == "cpu":
             asked = "float32"  # what vLLM sets where the CPU has AVX512-BF16
         sizes = cls(
-            ranks=_count(options, "tensor_parallel_size"),
+            ranks=settings.count(options, "tensor_parallel_size"),
             dtype=entries.cache_dtype(config, options),
             itemsize=itemsize,
             convolution=entries.itemsize(options.get("mamba_cache_dtype"), itemsize),
@@ -309,7 +309,7 @@ def _batches(options: Mapping[str, Any], kind: str) -> int:
     """That are computed at a time: one on each pipeline rank and, but for CPUs, one that is being
     prepared (``VllmConfig.max_concurrent_batches``)."""
     is_asynchronous = kind != "cpu" and options.get("async_scheduling") is not False
-    return _count(options, "pipeline_parallel_size") + int(is_asynchronous)
+    return settings.count(options, "pipeline_parallel_size") + int(is_asynchronous)
 
 
 def _is_promoted(every: Iterable[Layer], options: Mapping[str, Any]) -> bool:
@@ -350,7 +350,3 @@ def _collected(every: Iterable[Layer], sizes: _Sizes) -> tuple[Layers, ...]:
             bytes_per_sequence=known.bytes_per_sequence + sizes.per_sequence(layer),
         )
     return tuple(found.values())
-
-
-def _count(options: Mapping[str, Any], name: str) -> int:
-    return int(options.get(name) or 1)

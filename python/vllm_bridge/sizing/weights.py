@@ -27,7 +27,7 @@ from vllm_bridge.checkpoints.checkpoint import CAST, Checkpoint
 from vllm_bridge.checkpoints.headers import Tensor
 from vllm_bridge.quantization import registry
 from vllm_bridge.quantization.method import Method
-from vllm_bridge.sizing import layers, paging, parts
+from vllm_bridge.sizing import layers, paging, parts, settings
 from vllm_bridge.sizing.fields import Fields
 from vllm_bridge.sizing.parts import Part
 
@@ -69,7 +69,7 @@ _REPLICATED = re.compile(
 _SCALE = re.compile(r"scale|absmax|quant_map|\.SCB$|nested|quant_state")
 
 # GGUF's types that are floats once they are loaded.
-_UNPACKED: Final = gguf.READ - gguf.KEPT - CAST.keys()
+_UNPACKED: Final = gguf.READ - gguf.KEPT - CAST
 
 _VOCABULARY: Final = 64
 
@@ -186,11 +186,11 @@ class _Loaded:
     @classmethod
     def of(cls, checkpoint: Checkpoint, options: Mapping[str, Any], kind: str) -> "_Loaded":
         config = layers.text_config(checkpoint.config)
-        ranks = count(options, "tensor_parallel_size")
-        is_wide = options.get("dtype") in ("float32", "float")
+        ranks = settings.count(options, "tensor_parallel_size")
+        width = settings.itemsize(options)
         method = _online_method(checkpoint, options)
         online = peak = None
-        if method is not None and not is_wide:
+        if method is not None and width == 2:
             online, peak = (
                 method.online_memory(checkpoint, options),
                 method.online_bytes(checkpoint, options),
@@ -204,7 +204,7 @@ class _Loaded:
         has_head = config["model_type"] not in _HEADLESS
         has_copy = registry.meant_by(checkpoint.quant_method or "").copies_head
         return cls(
-            width=4 if is_wide else 2,
+            width=width,
             repacked=_repacked(checkpoint),
             padded=1.0 if kind == "cpu" else _padded(checkpoint, config, ranks),
             online=online,
@@ -219,8 +219,8 @@ class _Loaded:
             tied_copies=copies + int(has_head and has_copy and copies > 1),
             is_tied=parts.is_tied(checkpoint),
             tensor_ranks=ranks,
-            expert_ranks=ranks * count(options, "data_parallel_size"),
-            stages=count(options, "pipeline_parallel_size"),
+            expert_ranks=ranks * settings.count(options, "data_parallel_size"),
+            stages=settings.count(options, "pipeline_parallel_size"),
             layers=config.number("num_hidden_layers", "n_layer", "num_layers"),
             heads=heads,
             key_heads=config.number("num_key_value_heads", "num_kv_heads") or heads,
@@ -251,7 +251,7 @@ class _Loaded:
             return tensor.size * self.repacked * (self.padded if is_experts else 1.0)
         if not is_float or (tensor.dtype == "F32" and _SCALE.search(name)):
             return tensor.size
-        elements = tensor.size // CAST[tensor.dtype]
+        elements = part.elements
         if online is not None and self._is_quantized_online(part):
             return elements * online
         if part.kind == "embeddings" and len(tensor.shape) == 2:
@@ -321,12 +321,6 @@ class _Loaded:
     def _stage(self, layer: int) -> int:
         shares = enumerate(paging.shares(self.layers, self.stages))
         return next((stage for stage, share in shares if layer in share), self.stages - 1)
-
-
-def count(options: Mapping[str, Any], name: str) -> int:
-    """A number of ranks among the options."""
-    found = options.get(name)
-    return found if isinstance(found, int) and found > 0 else 1
 
 
 def _online_method(checkpoint: Checkpoint, options: Mapping[str, Any]) -> Method | None:
