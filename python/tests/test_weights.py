@@ -114,6 +114,17 @@ def test_fused_matrices_are_divided_as_their_parts() -> None:
     assert found.per_rank == ((4 + 2) * 128 * 4096 * 2,) * 8
 
 
+def test_heads_of_keys_are_counted_by_the_name_that_the_config_has_for_them() -> None:
+    fused = {
+        "transformer.h.0.self_attention.query_key_value.weight": headers.tensor(
+            ((32 + 2 * 2) * 128, 4096), "BF16"
+        )
+    }
+    config = {"num_layers": 1, "num_attention_heads": 32, "multi_query_group_num": 2}  # ChatGLM
+    found = weights(Checkpoint("", config, (), fused), {"tensor_parallel_size": 8})
+    assert found.per_rank == ((4 + 2) * 128 * 4096 * 2,) * 8
+
+
 def test_pipeline_ranks_have_layers_of_their_own() -> None:
     config = LLAMA_2["7B"]
     layer = (

@@ -111,7 +111,7 @@ def _framework(options: Mapping[str, Any], kind: str) -> int:
 def _attention(config: Mapping[str, Any], ranks: int) -> int:
     """Numbers for each token: queries, keys and values, and what comes of them."""
     text = layers.text_config(config)
-    heads = text.number("num_attention_heads", "n_head", "n_heads") // ranks
+    heads = layers.query_heads(text) // ranks
     every = [layer for layer in layers.layers(config) if layer.heads]
     size = max((layer.key_size for layer in every), default=0)
     if layers.is_mla(text):  # which keeps less than it computes with
@@ -128,7 +128,7 @@ def _feed_forward(text: Fields, ranks: int) -> int:
 def _experts(text: Fields, options: Mapping[str, Any]) -> int:
     """Numbers for each token: the two workspaces of its experts and what they add up to
     (``TritonExperts.workspace_shapes``). Expert parallelism leaves experts whole."""
-    chosen = text.number("num_experts_per_tok", "num_experts_per_token", "moe_topk")
+    chosen = layers.experts_per_token(text)
     if not chosen:
         return 0
     is_whole = options.get("enable_expert_parallel")

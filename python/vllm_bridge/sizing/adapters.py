@@ -30,7 +30,7 @@ def bytes_per_rank(config: Mapping[str, Any], options: Mapping[str, Any]) -> int
     stages = settings.count(options, "pipeline_parallel_size")
     hidden, vocabulary = text.number("hidden_size"), text.number("vocab_size")
     per_layer = _attention(text, ranks) + _feed_forward(text, ranks)
-    count = -(-text.number("num_hidden_layers") // stages)
+    count = -(-layers.count(text) // stages)
     # Embeddings and the output layer: what goes in is of one size, what comes out of the other.
     outer = 2 * (hidden + vocabulary)
     numbers = rank * (count * per_layer + outer)
@@ -40,18 +40,18 @@ def bytes_per_rank(config: Mapping[str, Any], options: Mapping[str, Any]) -> int
 def _attention(text: Fields, ranks: int) -> int:
     """Numbers of one layer for each of an adapter's ranks. The way in is whole on each device where
     outputs are divided, the way out where inputs are."""
-    hidden, heads = text.number("hidden_size"), text.number("num_attention_heads")
+    hidden, heads = text.number("hidden_size"), layers.query_heads(text)
     if not heads:
         return 0
     head = text.number("head_dim") or hidden // heads
     queries = heads * head
-    keys = max(1, (text.number("num_key_value_heads") or heads) // ranks) * head
+    keys = max(1, layers.key_heads(text) // ranks) * head
     return 3 * hidden + queries // ranks + 2 * keys + queries // ranks + hidden
 
 
 def _feed_forward(text: Fields, ranks: int) -> int:
     hidden = text.number("hidden_size")
-    experts = text.number("num_experts", "num_local_experts") or 1
+    experts = layers.experts(text) or 1
     inner = text.number("moe_intermediate_size") if experts > 1 else 0
     inner = (inner or text.number("intermediate_size")) // ranks
     return experts * (2 * hidden + 2 * inner + inner + hidden)

@@ -366,8 +366,7 @@ def _placed(
 
 def _over(checkpoint: Checkpoint, options: Mapping[str, Any], count: int) -> Mapping[str, Any]:
     """The options for a model over so many devices."""
-    heads = layers.text_config(checkpoint.config).get("num_attention_heads")
-    divides = not isinstance(heads, int) or heads % count == 0
+    divides = layers.query_heads(layers.text_config(checkpoint.config)) % count == 0
     return {**options, _TENSOR if divides else _PIPELINE: count}
 
 
@@ -498,9 +497,9 @@ def _larger(setup: _Setup) -> Iterator[_Setup]:
     first, ranks = setup.devices[0], settings.count(setup.options, _TENSOR)
     if first.kind == "cpu" or any(device != first for device in setup.devices):
         return
-    heads = layers.text_config(setup.checkpoint.config).get("num_attention_heads")
+    heads = layers.query_heads(layers.text_config(setup.checkpoint.config))
     others = len(setup.devices) // ranks
     while (ranks := 2 * ranks) * others <= _MOST_DEVICES:
-        if not isinstance(heads, int) or heads % ranks == 0:
+        if heads % ranks == 0:
             devices = (first,) * (ranks * others)
             yield dataclasses.replace(setup.changed(**{_TENSOR: ranks}), devices=devices)

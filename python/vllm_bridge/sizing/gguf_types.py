@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Final, NamedTuple
 
 from vllm_bridge.checkpoints import gguf
-from vllm_bridge.sizing import parts
+from vllm_bridge.sizing import layers, parts
 from vllm_bridge.sizing.fields import Fields
 from vllm_bridge.sizing.parts import Part
 
@@ -66,13 +66,11 @@ class Model(NamedTuple):
         Args:
             config: of the model of text
         """
-
-        heads = config.number("num_attention_heads", "n_head")
-        keys = config.number("num_key_value_heads", "num_kv_heads") or heads
+        keys = layers.key_heads(config)
         return cls(
-            config.number("num_hidden_layers", "n_layer", "num_layers"),
-            heads // keys if keys else 1,
-            config.number("num_experts", "num_local_experts", "n_routed_experts"),
+            layers.count(config),
+            layers.query_heads(config) // keys if keys else 1,
+            layers.experts(config),
             bool(config.get("tie_word_embeddings")),
         )
 

@@ -192,10 +192,10 @@ def blocks(config: Mapping[str, Any]) -> tuple[tuple[Layer, ...], ...]:
 
 
 def _blocks(text: Fields) -> tuple[tuple[Layer, ...], ...]:
-    if _count(text) > _MOST:
-        raise ValueError(f"{_count(text)} layers")
+    if count(text) > _MOST:
+        raise ValueError(f"{count(text)} layers")
     if text.get("is_encoder_decoder"):
-        heads = text.number("decoder_attention_heads", "num_heads") or _query_heads(text)
+        heads = text.number("decoder_attention_heads", "num_heads") or query_heads(text) or 1
         size = text.number("d_kv") or text.number("d_model", "hidden_size") // heads
         both = (Layer("full", heads, size, size), Layer("cross", heads, size, size))
         return (both,) * text.number("decoder_layers", "num_decoder_layers", "num_hidden_layers")
@@ -219,7 +219,7 @@ def _of_block(
 def is_encoder(config: Mapping[str, Any]) -> bool:
     """Whether the model reads a text as a whole, so that nothing is kept for later tokens."""
     text = text_config(config)
-    if not _count(text):
+    if not count(text):
         return True
     return (
         text["model_type"] in _ENCODERS
@@ -229,44 +229,46 @@ def is_encoder(config: Mapping[str, Any]) -> bool:
     )
 
 
-def _count(text: Fields) -> int:
+def count(text: Fields) -> int:
+    """How many layers there are; 0 where that is not known."""
     names = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "decoder_layers")
-    if count := text.number(*names, "num_decoder_layers"):
-        return count
-    for name in ("hybrid_override_pattern", "layers_block_type", "layer_types"):
-        if found := text.get(name):
-            return len(found)
+    if found := text.number(*names, "num_decoder_layers"):
+        return found
+    with text.understood():
+        for name in ("hybrid_override_pattern", "layers_block_type", "layer_types"):
+            if listed := text.get(name):
+                return len(listed)
     return 0
 
 
 def _kinds(text: Fields) -> Iterator[tuple[Kind, ...]]:
     """What each block keeps."""
-    count, model_type = _count(text), text["model_type"]
+    total, model_type = count(text), text["model_type"]
     full: Kind = "mla" if is_mla(text) else "full"
     if model_type == "falcon_h1":
-        return iter([("full", "mamba")] * count)
+        return iter([("full", "mamba")] * total)
     if model_type in ("mamba", "mamba2", "falcon_mamba"):
-        return iter([("mamba",)] * count)
+        return iter([("mamba",)] * total)
     if model_type == "longcat_flash":
-        return iter([("mla", "mla")] * count)
+        return iter([("mla", "mla")] * total)
     if pattern := text.get("hybrid_override_pattern"):
         return ((_LETTERS.get(letter, "none"),) for letter in pattern)
     if found := text.get("block_configs"):
         return (("none",) if _attention(block).get("no_op") else (full,) for block in found)
-    if (indices := _full_indices(text, count)) is not None:
-        return (((full,) if index in indices else ("mamba",)) for index in range(count))
+    if (indices := _full_indices(text, total)) is not None:
+        return (((full,) if index in indices else ("mamba",)) for index in range(total))
     if text.get("no_rope_layers") or model_type == "llama4_text":
-        return _llama4(text, count)
+        return _llama4(text, total)
     types = text.get("layer_types") or text.get("layers_block_type")
     if types is not None:
         return (_of_type(text, type, full) for type in types)
     if (every := _every(text)) is not None:
         other: Kind = "mamba" if states.of(text) else "sliding"
-        return (((other,) if (index + 1) % every else (full,)) for index in range(count))
+        return (((other,) if (index + 1) % every else (full,)) for index in range(total))
     sliding = _window(text) is not None and full == "full"
     if text.get("index_topk") and full == "mla":
-        return iter([("mla", "indexer")] * count)
-    return iter([("sliding",) if sliding else (full,)] * count)
+        return iter([("mla", "indexer")] * total)
+    return iter([("sliding",) if sliding else (full,)] * total)
 
 
 def _own_entries(
@@ -347,6 +349,33 @@ def is_mla(text: Fields) -> bool:
     return bool(text.get("kv_lora_rank")) and text["model_type"] not in _DECOMPRESSED
 
 
+def query_heads(text: Fields) -> int:
+    """How many heads of queries there are; 0 where that is not known."""
+    return text.number("num_attention_heads", "n_head", "n_heads")
+
+
+def key_heads(text: Fields) -> int:
+    """The same of keys and values, where layers do not differ."""
+    with text.understood():
+        if "kv_n_heads" in (attention := text.get("attn_config") or {}):  # DBRX
+            return int(attention["kv_n_heads"])
+    if text.get("multi_query") and not text.get("new_decoder_architecture"):  # Falcon
+        return 1
+    names = ("n_head_kv", "num_kv_heads", "num_key_value_heads", "multi_query_group_num")
+    return text.number(*names) or query_heads(text)
+
+
+def experts(text: Fields) -> int:
+    """How many experts a mixture has; 0 where there is none."""
+    return text.number("num_experts", "num_local_experts", "n_routed_experts")
+
+
+def experts_per_token(text: Fields) -> int:
+    """How many of them a token is sent to."""
+    names = ("num_experts_per_tok", "num_experts_per_token", "moe_topk", "top_k_experts")
+    return text.number(*names)
+
+
 def _layer(text: Fields, kind: Kind, index: int, state: states.State | None) -> Layer:
     if kind in ("none", "shared"):
         return Layer(kind)
@@ -364,19 +393,9 @@ def _layer(text: Fields, kind: Kind, index: int, state: states.State | None) -> 
 
 
 def _heads(text: Fields, index: int) -> int:
-    attention = text.get("attn_config") or {}
-    if "kv_n_heads" in attention:  # DBRX
-        return int(attention["kv_n_heads"])
     if found := text.get("block_configs"):  # Nemotron NAS
-        return _query_heads(text) // int(_attention(found[index])["n_heads_in_group"])
-    if text.get("multi_query") and not text.get("new_decoder_architecture"):  # Falcon
-        return 1
-    names = ("n_head_kv", "num_kv_heads", "num_key_value_heads", "multi_query_group_num")
-    return text.number(*names) or _query_heads(text)
-
-
-def _query_heads(text: Fields) -> int:
-    return text.number("num_attention_heads", "n_head", "n_heads") or 1
+        return query_heads(text) // int(_attention(found[index])["n_heads_in_group"])
+    return key_heads(text) or 1
 
 
 def _head_size(text: Fields) -> int:
@@ -385,10 +404,10 @@ def _head_size(text: Fields) -> int:
         return int(text["qk_nope_head_dim"]) + int(text["qk_rope_head_dim"])
     if model_type == "zamba2":
         hidden = 2 * int(text["hidden_size"])
-        return int(text.get("attention_head_dim") or hidden // _query_heads(text))
+        return int(text.get("attention_head_dim") or hidden // (query_heads(text) or 1))
     names = ("head_dim", "hidden_size_per_head", "kv_channels", "attention_head_dim")
     hidden = text.number("hidden_size", "n_embd", "d_model")
-    return text.number(*names) or hidden // _query_heads(text)
+    return text.number(*names) or hidden // (query_heads(text) or 1)
 
 
 def _attention(block: Mapping[str, Any]) -> Mapping[str, Any]:

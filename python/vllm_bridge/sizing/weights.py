@@ -197,9 +197,7 @@ class _Loaded:
             )
             online = _ONLINE_LEAST if online is None else online
             peak = online if peak is None else peak
-        experts = config.number("num_experts", "num_local_experts", "n_routed_experts")
-        chosen = config.number("num_experts_per_tok", "moe_topk", "top_k_experts")
-        heads = config.number("num_attention_heads", "n_head")
+        experts, chosen = layers.experts(config), layers.experts_per_token(config)
         copies = 2 if kind == "cpu" and checkpoint.load_format != "gguf" else 1
         has_head = config["model_type"] not in _HEADLESS
         has_copy = registry.meant_by(checkpoint.quant_method or "").copies_head
@@ -221,9 +219,9 @@ class _Loaded:
             tensor_ranks=ranks,
             expert_ranks=ranks * settings.count(options, "data_parallel_size"),
             stages=settings.count(options, "pipeline_parallel_size"),
-            layers=config.number("num_hidden_layers", "n_layer", "num_layers"),
-            heads=heads,
-            key_heads=config.number("num_key_value_heads", "num_kv_heads") or heads,
+            layers=layers.count(config),
+            heads=layers.query_heads(config),
+            key_heads=layers.key_heads(config),
             sent_to=min(chosen / experts, 1.0) if chosen and experts else 1.0,
             divides_tower=options.get("mm_encoder_tp_mode") != "data",
         )
