@@ -59,6 +59,15 @@ def test_a_tied_output_layer_is_kept_once() -> None:
     assert weights(both, {}).disk == of(LLAMA_3_8B).disk
 
 
+def test_what_a_config_does_not_say_of_the_output_layer_is_what_its_class_says() -> None:
+    both = headers.plain(LLAMA_3_8B)
+    unsaid = {name: value for name, value in LLAMA_3_8B.items() if name != "tie_word_embeddings"}
+    for model_type, count in {"llama": 2, "falcon": 1}.items():
+        config = unsaid | {"model_type": model_type}
+        found = weights(dataclasses.replace(both, config=config), {})
+        assert found.embeddings == count * 2 * 128256 * 4096
+
+
 def test_processors_have_embeddings_and_the_output_layer_twice() -> None:
     once = 2 * 128256 * 4096
     assert of(LLAMA_3_8B, "cpu").embeddings == 4 * once

@@ -50,6 +50,7 @@ class Layer(NamedTuple):
 # What transformers' classes take where a published config has no entry.
 DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     "cohere2": {"sliding_window": 4096},
+    "falcon": {"tie_word_embeddings": True},
     "gemma": {"head_dim": 256, "num_attention_heads": 16, "num_key_value_heads": 16},
     "gemma2": {
         "head_dim": 256,
