@@ -1,5 +1,6 @@
 """What plain models would take in other formats."""
 
+import dataclasses
 import math
 from pathlib import Path
 from typing import Any
@@ -114,6 +115,12 @@ BYTES = {
     "BF16": 16068890912, "Q3_K_L": 4321956128, "Q3_K_M": 4018917664, "Q3_K_S": 3664498976,
     "Q2_K": 3179131168,
 }  # fmt: skip
+
+
+def test_a_model_without_an_output_layer_has_its_embeddings_for_it() -> None:
+    tied = headers.plain(LLAMA_3_8B | {"tie_word_embeddings": True})
+    unsaid = {name: value for name, value in tied.config.items() if name != "tie_word_embeddings"}
+    assert in_formats(dataclasses.replace(tied, config=unsaid)) == in_formats(tied)
 
 
 def test_the_tensors_of_gguf_files_are_as_large_as_published_ones_to_the_byte() -> None:

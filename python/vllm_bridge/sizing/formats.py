@@ -71,8 +71,9 @@ def in_formats(checkpoint: Checkpoint) -> tuple[InFormat, ...]:
 
 
 def _gguf(name: str, kept: list[Part], config: Fields) -> InFormat:
-    disk, model = gguf_types.header_bytes(config), gguf_types.Model.of(config)
-    memory = 0
+    is_tied = not any(part.is_head for part in kept)
+    model = gguf_types.Model.of(config, is_tied)
+    disk, memory = gguf_types.header_bytes(config), 0
     for part in kept:
         kind = gguf.TYPES[gguf_types.of(name, part, model)]
         size = math.ceil(part.elements / kind.block) * kind.size

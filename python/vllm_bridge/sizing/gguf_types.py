@@ -61,17 +61,18 @@ class Model(NamedTuple):
     is_tied: bool
 
     @classmethod
-    def of(cls, config: Fields) -> "Model":
+    def of(cls, config: Fields, is_tied: bool) -> "Model":
         """
         Args:
             config: of the model of text
+            is_tied: see ``Model``
         """
         keys = layers.key_heads(config)
         return cls(
             layers.count(config),
             layers.query_heads(config) // keys if keys else 1,
             layers.experts(config),
-            bool(config.get("tie_word_embeddings")),
+            is_tied,
         )
 
 
@@ -112,7 +113,7 @@ def _chosen(file: str, part: Part, model: Model) -> str:
     """For rows of any length."""
     usual, name, layer = FILES[file], part.name, part.layer or 0
     if part.kind == "embeddings":
-        is_output = model.is_tied or "lm_head" in name or "output" in name
+        is_output = model.is_tied or part.is_head
         return "Q6_K" if is_output and usual != "Q8_0" else usual
     is_better = _has_more_bits(layer, model.layers)
     match _role(name):
