@@ -56,6 +56,7 @@ _EXPERT = re.compile(r"\.experts\.")
 _NUMBER_OF_EXPERT = re.compile(r"(?<=\.experts\.)\d+(?=\.)")
 _LAYER = re.compile(r"(?:^|\.)(?:layers|layer|blocks|h)\.(\d+)\.")
 _DRAFT = re.compile(r"^(model\.)?mtp[._]")
+_ORDER = re.compile(r"\.g_idx$")
 _COMPUTED = re.compile(r"inv_freq$|rotary_emb|\.masked_bias$")
 ROUTER_OR_NORM = re.compile(r"norm|(^|\.)ln_|router|\.gate\.|shared_expert_gate")
 KEYS = re.compile(r"(^|\.)(k_proj|key|wk|k)\.")
@@ -78,22 +79,26 @@ class _Rules(NamedTuple):
         has_draft: whether the layers after these are those of the draft
         is_tied: whether the embeddings are the output layer too
         bits: of each weight of a quantized model, as far as that is known
+        is_ordered: whether the inputs of quantized layers are in an order of their own
     """
 
     layers: int
     has_draft: bool
     is_tied: bool
     bits: float | None
+    is_ordered: bool
 
 
 def parts(checkpoint: Checkpoint, options: Mapping[str, Any]) -> tuple[Part, ...]:
     """The tensors of a checkpoint; those that no model keeps are ``NOT_KEPT``."""
     method = registry.meant_by(checkpoint.quant_method or "")
+    scheme = method.scheme(checkpoint.quantization or {})
     rules = _Rules(
         layers.text_config(checkpoint.config).number("num_hidden_layers"),
         _uses_own_draft(options),
         is_tied(checkpoint),
-        method.scheme(checkpoint.quantization or {}).bits,
+        scheme.bits,
+        bool(scheme.desc_act),
     )
     return _parts(_Same(checkpoint.tensors), rules)
 
@@ -138,7 +143,13 @@ def _part(names: list[str], tensor: Tensor, rules: _Rules) -> Part:
     layer = int(match[1]) if match else None
     is_head = _HEAD.search(name) is not None
     is_draft = _DRAFT.search(name) or (layer is not None and 0 < rules.layers <= layer)
-    if (is_draft and not rules.has_draft) or (is_head and rules.is_tied) or _COMPUTED.search(name):
+    is_kept = (
+        (rules.has_draft or not is_draft)
+        and not (rules.is_tied and is_head)
+        and (rules.is_ordered or not _ORDER.search(name))
+        and not _COMPUTED.search(name)
+    )
+    if not is_kept:
         kind = NOT_KEPT
     elif in_tower:
         kind = "others"

@@ -4,8 +4,8 @@ Everything is from the headers of its files: each tensor counts as what vLLM mak
 what is in the file, but for these:
 
 - floats get the dtype that the model computes in; scales of 32 bits stay as they are
-- a tied output layer, the layers of a draft that is not used (``num_nextn_predict_layers``) and
-  computed tensors are not kept
+- a tied output layer, the layers of a draft that is not used (``num_nextn_predict_layers``), the
+  order of GPTQ's inputs where it is the usual one, and computed tensors are not kept
 - FP8 weights without a kernel, and GGUF's types without one, become floats
 - packed weights whose layout vLLM changes, by their method's own words
   (``Method.bytes_per_weight``, ``Method.expert_multiples``)
