@@ -14,9 +14,10 @@ from vllm_bridge.engine.plan import Plan
 from vllm_bridge.errors import BridgeError
 from vllm_bridge.params import engine_options
 from vllm_bridge.quantization import devices, naming
-from vllm_bridge.sizing import weights
+from vllm_bridge.sizing import settings
 from vllm_bridge.sizing.devices import Device
-from vllm_bridge.sizing.estimate import RANKS, estimate
+from vllm_bridge.sizing.estimate import estimate
+from vllm_bridge.sizing.placement import RANKS
 
 # The least that vLLM computes in bfloat16 on. Source: ``supported_dtypes`` in platforms/cuda.py,
 # which needs a device.
@@ -33,7 +34,7 @@ def check(plan: Plan, machine: Sequence[Device]) -> Iterator[Finding]:
         BridgeError: ``invalid_option`` for a value that vLLM does not take
     """
     options = engine_options(plan.options)
-    ranks = math.prod(weights.count(options, name) for name in RANKS)
+    ranks = math.prod(settings.count(options, name) for name in RANKS)
     yield from _devices(ranks, machine)
     yield from _known(plan, options)
     yield from _capability(plan, options, machine)

@@ -5,6 +5,7 @@ Not counted are the scales of an FP8 cache with one scale per layer, which are e
 layer and belong to the weights.
 """
 
+import bisect
 import dataclasses
 import math
 import os
@@ -108,14 +109,7 @@ class KVCache:
     def longest(self, memory: int, limit: int) -> int:
         """The longest request that fits into ``memory`` bytes, up to ``limit`` tokens; 0 if none
         does. ``limit`` for a model without a cache."""
-        low, high = 0, limit
-        while low < high:
-            middle = (low + high + 1) // 2
-            if self.bytes(middle) <= memory:
-                low = middle
-            else:
-                high = middle - 1
-        return low
+        return bisect.bisect_right(range(1, limit + 1), memory, key=self.bytes)
 
 
 def of(config: Mapping[str, Any], options: Mapping[str, Any], kind: str = "cuda") -> KVCache:
