@@ -92,6 +92,7 @@ CASES = {
     "lfm2": Case("LFM 2: short convolutions", _tiny("lfm2")),
     "falcon_h1": Case("Falcon H1: Mamba beside attention", _tiny("falcon_h1")),
     "granitemoehybrid": Case("Granite 4: Mamba in three of four layers", _tiny("granitemoehybrid")),
+    "zamba2": Case("Zamba 2: attention that layers share beside Mamba", _tiny("zamba2")),
     "nemotron_h": Case("Nemotron H: Mamba, in float32", _tiny("nemotron_h")),
     "qwen3_next": Case("Qwen 3 Next: delta networks", _tiny("qwen3_next")),
 }

@@ -111,6 +111,15 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "n_groups": 2,
         "ssm_state_size": 64,
     },
+    "zamba2": {
+        "layers_block_type": ["mamba", "hybrid"] * 3,
+        "num_hidden_layers": 6,
+        "num_key_value_heads": 4,
+        "n_mamba_heads": 8,
+        "mamba_headdim": 32,
+        "mamba_d_state": 64,
+        "adapter_rank": 8,
+    },
     "falcon": {"multi_query": True, "new_decoder_architecture": False},
 }
 
@@ -118,8 +127,8 @@ CONFIGS: dict[str, dict[str, Any]] = {
 def make(name: str, folder: Path) -> Path:
     torch.manual_seed(3)
     sizes = _SIZES | CONFIGS[name]
-    if name == "falcon":
-        del sizes["head_dim"]  # which it works out itself
+    if name in ("falcon", "zamba2"):
+        del sizes["head_dim"]  # which they work out themselves
     config = AutoConfig.for_model(name, **sizes)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
     model.generation_config.pad_token_id = 0

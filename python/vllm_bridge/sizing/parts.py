@@ -56,6 +56,7 @@ _EXPERT = re.compile(r"\.experts\.")
 _NUMBER_OF_EXPERT = re.compile(r"(?<=\.experts\.)\d+(?=\.)")
 _LAYER = re.compile(r"(?:^|\.)(?:layers|layer|blocks|h)\.(\d+)\.")
 _DRAFT = re.compile(r"^(model\.)?mtp[._]")
+_SHARED = re.compile(r"\.layers\.(\d+)\.shared_transformer\.")
 _ORDER = re.compile(r"\.g_idx$")
 _COMPUTED = re.compile(r"inv_freq$|rotary_emb|\.masked_bias$")
 ROUTER_OR_NORM = re.compile(r"norm|(^|\.)ln_|router|\.gate\.|shared_expert_gate")
@@ -79,6 +80,7 @@ class _Rules(NamedTuple):
         has_draft: whether the layers after these are those of the draft
         is_tied: whether the embeddings are the output layer too
         bits: of each weight of a quantized model, as far as that is known
+        blocks: of attention, which Zamba 2's layers take in turns
         is_ordered: whether the inputs of quantized layers are in an order of their own
     """
 
@@ -86,6 +88,7 @@ class _Rules(NamedTuple):
     has_draft: bool
     is_tied: bool
     bits: float | None
+    blocks: int
     is_ordered: bool
 
 
@@ -93,11 +96,13 @@ def parts(checkpoint: Checkpoint, options: Mapping[str, Any]) -> tuple[Part, ...
     """The tensors of a checkpoint; those that no model keeps are ``NOT_KEPT``."""
     method = registry.meant_by(checkpoint.quant_method or "")
     scheme = method.scheme(checkpoint.quantization or {})
+    config = layers.text_config(checkpoint.config)
     rules = _Rules(
-        layers.text_config(checkpoint.config).number("num_hidden_layers"),
+        config.number("num_hidden_layers"),
         _uses_own_draft(options),
         is_tied(checkpoint),
         scheme.bits,
+        config.number("num_mem_blocks") or 1,
         bool(scheme.desc_act),
     )
     return _parts(_Same(checkpoint.tensors), rules)
@@ -133,10 +138,13 @@ def _parts(same: _Same, rules: _Rules) -> tuple[Part, ...]:
     found: dict[tuple[str, str, tuple[int, ...]], list[str]] = defaultdict(list)
     for name, tensor in same.tensors.items():
         found[_NUMBER_OF_EXPERT.sub("", name), tensor.dtype, tensor.shape].append(name)
-    return tuple(_part(names, same.tensors[names[0]], rules) for names in found.values())
+    sharing = {int(match[1]) for name in same.tensors if (match := _SHARED.search(name))}
+    # Files may have a copy of a block for each of the layers that share it.
+    copies = sorted(sharing)[rules.blocks :]
+    return tuple(_part(names, same.tensors[names[0]], rules, copies) for names in found.values())
 
 
-def _part(names: list[str], tensor: Tensor, rules: _Rules) -> Part:
+def _part(names: list[str], tensor: Tensor, rules: _Rules, copies: list[int]) -> Part:
     name = names[0]
     in_tower = _TOWER.search(name) is not None
     match = None if in_tower else _LAYER.search(name)
@@ -146,6 +154,7 @@ def _part(names: list[str], tensor: Tensor, rules: _Rules) -> Part:
     is_kept = (
         (rules.has_draft or not is_draft)
         and not (rules.is_tied and is_head)
+        and not (layer in copies and _SHARED.search(name))
         and (rules.is_ordered or not _ORDER.search(name))
         and not _COMPUTED.search(name)
     )
