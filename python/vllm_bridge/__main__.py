@@ -1,7 +1,7 @@
 """``python -m vllm_bridge [KIND]``: a worker that speaks the protocol on file descriptors 3 and 4.
 
-The kinds are ``engine``, which is meant without a word, and ``tools``; see ``KINDS``. The word
-``nursery`` makes a process that forks workers of the first kind.
+The kinds are ``engine``, which is meant without a word, ``tools`` and ``job``; see ``KINDS``. The
+word ``nursery`` makes a process that forks workers of the first kind.
 
 vLLM's processes are spawned and import this module again, so that nothing happens on import.
 """
@@ -51,8 +51,15 @@ def tools() -> "Table":
     return tools.table()
 
 
+def job() -> "Table":
+    from vllm_bridge import jobs
+
+    jobs.be_modest()
+    return jobs.table()
+
+
 # What makes the table of each kind of worker.
-KINDS = {"engine": engine, "tools": tools}
+KINDS = {"engine": engine, "tools": tools, "job": job}
 
 
 async def serve(table: "Table") -> None:
@@ -64,7 +71,7 @@ async def serve(table: "Table") -> None:
 
 def work(kind: str = "engine") -> None:
     """What a worker does, in a process that was started for it or forked."""
-    if kind == "engine":
+    if kind != "tools":
         os.environ.update(preload.environment())
     for fd in (READ_FD, WRITE_FD):
         try:
@@ -116,7 +123,7 @@ def main(kind: str = "engine") -> None:
         except ModuleNotFoundError as error:
             not_installed(error)
     else:
-        work()
+        work(kind)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ defmodule VLLM.Bridge.Program do
   # every process of the run has. So the port's exit status says that all is
   # gone, and closing the port has the guard kill whatever runs.
 
-  alias VLLM.{Error, Python}
+  alias VLLM.{Data, Error, Python}
 
   @enforce_keys [:port, :os_pid, :run_dir, :python]
   defstruct @enforce_keys
@@ -68,6 +68,8 @@ defmodule VLLM.Bridge.Program do
       "PYTHONPATH" => Python.path(),
       "PYTHONNOUSERSITE" => "1",
       "PYTHONHOME" => false,
+      # Where models that were made here are found by their names.
+      "EX_VLLM_DATA" => Data.dir(),
       # A segmentation fault says in the log where it was.
       "PYTHONFAULTHANDLER" => "1",
       # vLLM takes every VLLM_* for its own and warns of this one.

@@ -18,10 +18,13 @@ defmodule VLLM.Bridge.Session do
   @typedoc "`:hello` is what the worker says of itself (guides/protocol.md, `hello`)."
   @type t :: %__MODULE__{pid: pid(), conn: Connection.t(), hello: map() | nil}
 
-  @type kind :: :engine | :tools
+  @type kind :: :engine | :tools | :job
 
   @max_frame 64 * 1024 * 1024
   @start_timeout 30_000
+
+  # How often what the worker prints is looked at, in ms, where somebody wants to know.
+  @log_interval 500
 
   @doc """
   Gives a session to `fun` and ends it; returns what `fun` does, or the error
@@ -44,19 +47,30 @@ defmodule VLLM.Bridge.Session do
 
   Options: `:timeout` in milliseconds until it has answered, default 30,000;
   `:python`, the path of the interpreter; `:env`, a map of environment variables on
-  top of the BEAM's.
+  top of the BEAM's; `:on_log`, a function that is given what the worker prints, as a list of lines,
+  in the process of the session, before that ends.
   """
   @spec open(kind(), keyword()) :: {:ok, t()} | {:error, Error.t()}
   def open(kind, opts \\ []) do
-    timeout = Keyword.get(opts, :timeout, @start_timeout)
+    {timeout, opts} = Keyword.pop(opts, :timeout, @start_timeout)
+    with {:ok, session} <- start(kind, opts), do: greet(session, timeout)
+  end
 
-    case GenServer.start(__MODULE__, {self(), kind, Keyword.take(opts, [:python, :env])}) do
-      {:ok, pid} -> greet(%__MODULE__{pid: pid, conn: GenServer.call(pid, :conn)}, timeout)
+  @doc """
+  Starts a worker, as `open/2` does, and leaves the handshake to whoever calls `greet/2`: so that the
+  process that it ends with need not wait.
+  """
+  @spec start(kind(), keyword()) :: {:ok, t()} | {:error, Error.t()}
+  def start(kind, opts) do
+    case GenServer.start(__MODULE__, {self(), kind, opts}) do
+      {:ok, pid} -> {:ok, %__MODULE__{pid: pid, conn: GenServer.call(pid, :conn)}}
       {:error, {:shutdown, error}} -> {:error, error}
     end
   end
 
-  defp greet(session, timeout) do
+  @doc "Shakes hands with a worker that has been started, or ends it."
+  @spec greet(t(), timeout()) :: {:ok, t()} | {:error, Error.t()}
+  def greet(session, timeout \\ @start_timeout) do
     params = %{"protocol" => 1, "max_frame" => @max_frame}
 
     with {:error, error} <- call(session, "hello", params, timeout) do
@@ -121,15 +135,32 @@ defmodule VLLM.Bridge.Session do
   @spec close(t()) :: :ok
   def close(%__MODULE__{pid: pid}), do: GenServer.stop(pid, :normal, :infinity)
 
+  @doc "Like `close/1`, without asking the worker to end: it is killed. It may have ended before."
+  @spec kill(t()) :: :ok
+  def kill(%__MODULE__{pid: pid}) do
+    GenServer.stop(pid, {:shutdown, :kill}, :infinity)
+  catch
+    :exit, _ended -> :ok
+  end
+
   @impl true
   def init({owner, kind, opts}) do
     Process.flag(:trap_exit, true)
     Process.monitor(owner)
 
-    case Program.start(program(kind), opts) do
+    case Program.start(program(kind), Keyword.take(opts, [:python, :env])) do
       {:ok, program} ->
-        conn = Connection.new(program.port, @max_frame)
-        {:ok, %{program: program, conn: conn, frames: Frames.new(@max_frame), error: nil}}
+        if opts[:on_log], do: :timer.send_interval(@log_interval, :read_log)
+
+        {:ok,
+         %{
+           program: program,
+           conn: Connection.new(program.port, @max_frame),
+           frames: Frames.new(@max_frame),
+           log: Log.new(program.run_dir),
+           on_log: opts[:on_log],
+           error: nil
+         }}
 
       {:error, error} ->
         {:stop, {:shutdown, error}}
@@ -159,15 +190,20 @@ defmodule VLLM.Bridge.Session do
   end
 
   def handle_info({port, {:exit_status, status}}, %{program: %{port: port}} = state) do
-    {_lines, log} = Log.read(Log.new(state.program.run_dir))
-    ended(state, ExitStatus.error(status, Log.recent(log)))
+    state = read_log(state)
+    ended(state, ExitStatus.error(status, Log.recent(state.log)))
   end
 
   # The guard ended before it could tell a status.
   def handle_info({:EXIT, port, _reason}, %{program: %{port: port}} = state) do
+    state = read_log(state)
     Program.kill(state.program)
-    ended(state, Error.new(:engine_dead, "The worker and its guard ended."))
+    details = %{"log" => Log.recent(state.log)}
+    ended(state, Error.new(:engine_dead, "The worker and its guard ended.", details))
   end
+
+  def handle_info(:read_log, %{program: program} = state) when program != nil,
+    do: {:noreply, read_log(state)}
 
   def handle_info({:watch, _port, id, _address, pid}, %{error: nil} = state) do
     Connection.watch(state.conn, id, pid)
@@ -217,6 +253,12 @@ defmodule VLLM.Bridge.Session do
     ended(state, Error.new(:protocol, "The worker broke the protocol (#{reason})."))
   end
 
+  defp read_log(state) do
+    {lines, log} = Log.read(state.log)
+    if state.on_log != nil and lines != [], do: state.on_log.(lines)
+    %{state | log: log}
+  end
+
   # Nothing is left of the worker but its run folder.
   defp ended(state, error) do
     Connection.close(state.conn, error)
@@ -227,8 +269,15 @@ defmodule VLLM.Bridge.Session do
   @impl true
   def terminate(_reason, %{program: nil}), do: :ok
 
-  def terminate(_reason, %{program: program, conn: conn}) do
-    Program.stop(program, fn -> Connection.notify(conn, "shutdown", %{}) end)
+  def terminate(reason, %{program: program, conn: conn} = state) do
+    # Twice, because a worker that is killed leaves no log, and one that ends by itself may print.
+    state = read_log(state)
+
+    if reason == {:shutdown, :kill},
+      do: Program.kill(program),
+      else: Program.stop(program, fn -> Connection.notify(conn, "shutdown", %{}) end)
+
+    read_log(state)
     Connection.close(conn, Error.new(:shutdown, "The worker was ended during the request."))
     Program.clean_up(program)
   end

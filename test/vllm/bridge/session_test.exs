@@ -155,6 +155,40 @@ defmodule VLLM.Bridge.SessionTest do
              Session.open(:tools, python: "/no/python")
   end
 
+  test "what a worker prints is handed on, also where it is killed" do
+    test = self()
+    session = open!(on_log: &send(test, {:printed, &1}))
+    assert {:ok, _} = load(session, "print:one;print:two;ready")
+    program = program(session)
+    assert Session.kill(session) == :ok
+    assert not alive?(program.os_pid) and not File.exists?(program.run_dir)
+    assert_received {:printed, ["one", "two"]}
+    assert Session.kill(session) == :ok
+  end
+
+  test "workers know the data folder" do
+    session = open!()
+    params = %{"prompt" => "env:EX_VLLM_DATA"}
+
+    assert {:ok, %{"outputs" => [%{"text" => folder}]}} =
+             Session.call(session, "generate", params, 60_000)
+
+    assert folder == VLLM.Data.dir()
+    Session.close(session)
+  end
+
+  test "the worker of a job stands back behind others" do
+    {:ok, session} = Session.open(:job, env: %{"EX_VLLM_NICE" => "7"})
+    worker = session.hello["pid"]
+    assert worker |> stat() |> Enum.at(16) == "7"
+    assert File.read!("/proc/#{worker}/oom_score_adj") == "500\n"
+    Session.close(session)
+  end
+
+  # What comes after the name, which may hold anything: from the state on.
+  defp stat(pid),
+    do: File.read!("/proc/#{pid}/stat") |> String.split(") ") |> List.last() |> String.split(" ")
+
   test "tools tell of packages" do
     names = ["msgspec", "no-such-package"]
 
