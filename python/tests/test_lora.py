@@ -16,9 +16,11 @@ from safetensors.numpy import save_file
 
 from conftest import MODELS
 from running import GREEDY, Running
+from vllm_bridge import data
 from vllm_bridge.engine.engine import GenerateParams
 from vllm_bridge.errors import BridgeError
 from vllm_bridge.lora import LoadLoRAParams, LoRA, LoRAs, UnloadLoRAParams
+from vllm_bridge.registry import edit
 from vllm_bridge.rpc.table import NoParams
 
 T = TypeVar("T")
@@ -33,7 +35,10 @@ class FakeLLM:
         self.vllm_config = SimpleNamespace(
             lora_config=SimpleNamespace(max_lora_rank=8) if enabled else None,
             model_config=SimpleNamespace(
-                hf_token=None, is_multimodal_model=False, get_hidden_size=lambda: hidden
+                hf_token=None,
+                is_multimodal_model=False,
+                get_hidden_size=lambda: hidden,
+                hf_config=SimpleNamespace(model_type="llama", hidden_size=hidden),
             ),
         )
         self.calls: list[tuple[str, Any]] = []
@@ -332,6 +337,52 @@ def test_an_adapter_of_the_hub_is_downloaded(
     request = run(LoRAs(FakeLLM()).request(lora("someone/adapter")))
     assert request.lora_path == str(adapter)
     assert asked == [("someone/adapter", None)]
+
+
+@pytest.fixture
+def registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, adapter: Path) -> Path:
+    """The adapter has the name ``facts``."""
+    monkeypatch.setenv(data.VARIABLE, str(tmp_path / "data"))
+    edit.register(str(adapter), "facts")
+    return adapter
+
+
+def test_an_adapter_is_named_by_the_registry(registry: Path, tmp_path: Path) -> None:
+    async def scenario() -> None:
+        llm = FakeLLM()
+        loras = LoRAs(llm)
+        first = await loras.request(lora("facts", "facts"))
+        assert first.lora_path == str(registry)
+        assert await loras.request(lora("facts", "facts")) is first
+        # One that was trained anew and got its name: no request is for the old one any more.
+        anew = shutil.copytree(registry, tmp_path / "anew")
+        edit.register(str(anew), "facts", replace=True)
+        second = await loras.request(lora("facts", "facts"))
+        assert second.lora_path == str(anew)
+        assert await loras.request(lora("facts", "facts")) is second
+        assert [call[0] for call in llm.calls] == ["add", "remove", "add"]
+        edit.register(str(MODELS / "demo"), "demo")
+        with pytest.raises(BridgeError, match="`demo` is a model, and no adapter"):
+            await loras.request(lora("demo", "demo", 8))
+
+    run(scenario())
+
+
+def test_a_misspelt_name_of_an_adapter(registry: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    error = refused(FakeLLM(), lora("fcts", "fcts"))
+    assert error.remedy.startswith("Did you mean `facts`? ")
+
+
+def test_an_adapter_of_another_model(registry: Path, tmp_path: Path) -> None:
+    config = json.loads((MODELS / "demo/config.json").read_text()) | {"model_type": "qwen2"}
+    base = tmp_path / "base"
+    base.mkdir()
+    (base / "config.json").write_text(json.dumps(config))
+    configure(registry, base_model_name_or_path=str(base))
+    error = refused(FakeLLM(), lora("facts", "facts"))
+    assert error.reason == "invalid_checkpoint"
+    assert f"It was made for `{base}`. The two have `model_type` qwen2 and llama." in error.message
 
 
 @pytest.mark.engine

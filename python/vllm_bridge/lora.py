@@ -13,14 +13,20 @@ from typing import Annotated, Any
 
 import msgspec
 
+from vllm_bridge import json_files
+from vllm_bridge.checkpoints import adapter
 from vllm_bridge.checkpoints.adapter import CONFIG, WEIGHTS
-from vllm_bridge.errors import BridgeError
+from vllm_bridge.errors import BridgeError, did_you_mean
 from vllm_bridge.hub import errors as hub_errors
+from vllm_bridge.registry import find
 from vllm_bridge.rpc.table import NoParams
 
 # What the model's hidden states go into, and what makes them.
 _FROM_HIDDEN = ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj")
 _TO_HIDDEN = ("o_proj", "down_proj")
+
+# What a model and the one that an adapter was made for must have in common.
+_SHAPE = ("model_type", "hidden_size", "intermediate_size", "num_hidden_layers")
 
 
 class LoRA(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
@@ -43,10 +49,15 @@ class UnloadLoRAParams(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class _Known(typing.NamedTuple):
-    """An adapter that was loaded, and vLLM's own request for it."""
+    """An adapter that was loaded, and vLLM's own request for it.
+
+    Args:
+        version: tells adapters apart that had the same name of the registry one after the other
+    """
 
     lora: LoRA
     request: Any
+    version: tuple[str, float] | None
 
 
 class LoRAs:
@@ -73,11 +84,11 @@ class LoRAs:
             return None
         self._check_enabled()
         known = self._known.get(lora.lora_name)
-        if known is None or lora.load_inplace:
+        if known is None or _is_to_load(lora, known):
             async with self._lock:
                 # Another request may have loaded it meanwhile.
                 known = self._known.get(lora.lora_name)
-                if known is None or lora.load_inplace:
+                if known is None or _is_to_load(lora, known):
                     known = await self._load(lora, known)
         if _identity(known.lora) != _identity(lora):
             raise BridgeError(
@@ -135,6 +146,7 @@ class LoRAs:
                 f"The id {lora.lora_int_id} is that of the adapter `{other}`.",
                 {"option": "lora_int_id"},
             )
+        version = _version(lora)
         folder = await asyncio.to_thread(self._checked_folder, lora)
         self._loads += 1
         request = LoRARequest(
@@ -159,10 +171,10 @@ class LoRAs:
             with contextlib.suppress(Exception):
                 await self._llm.remove_lora(lora.lora_int_id)
             text = str(error).removeprefix("Call to add_lora method failed: ")
-            raise _unfit(lora, f"vLLM says: {text}") from error
+            raise _unfit(lora, folder, f"vLLM says: {text}") from error
         request.load_inplace = False
         known = self._known[lora.lora_name] = _Known(
-            msgspec.structs.replace(lora, load_inplace=False), request
+            msgspec.structs.replace(lora, load_inplace=False), request, version
         )
         return known
 
@@ -174,6 +186,7 @@ class LoRAs:
         # The parts of models for several media have hidden states of their own.
         if not config.model_config.is_multimodal_model:
             _check_shapes(lora, folder, config.model_config.get_hidden_size())
+            _check_base(lora, folder, config.model_config.hf_config)
         return folder
 
 
@@ -185,23 +198,46 @@ METHODS = {
 }
 
 
+def _is_to_load(lora: LoRA, known: _Known) -> bool:
+    """Whether an adapter is to take the place of the one that was loaded by its name."""
+    is_same = _identity(lora) == _identity(known.lora)
+    return lora.load_inplace or (is_same and _version(lora) != known.version)
+
+
+def _version(lora: LoRA) -> tuple[str, float] | None:
+    """What an adapter of the registry is known by, where its name is one: when another was
+    registered by that, the next request is for it."""
+    if os.path.isdir(os.path.expanduser(lora.lora_path)):
+        return None
+    entry = find.adapter(lora.lora_path)
+    return None if entry is None else (entry.path, entry.registered_at)
+
+
 def _identity(lora: LoRA) -> tuple[int, str]:
     return lora.lora_int_id, lora.lora_path
 
 
 def _folder(lora: LoRA, token: str | bool | None) -> str:
-    """The adapter's folder, downloaded if it is the hub's."""
+    """The adapter's folder: by its path, its name of the registry, or downloaded from the hub."""
     path = os.path.expanduser(lora.lora_path)
     if os.path.isdir(path):
         return os.path.abspath(path)
-    details = {"lora_path": lora.lora_path}
+    details: dict[str, Any] = {"lora_path": lora.lora_path}
     if path.startswith((".", "/")):
         raise BridgeError("model_not_found", f"There is no folder `{lora.lora_path}`.", details)
+    if (entry := find.adapter(path)) is not None:
+        return entry.path
 
     from huggingface_hub import snapshot_download
 
-    with hub_errors.told(path, token=token):
-        return str(snapshot_download(path, token=token, allow_patterns=[CONFIG, *WEIGHTS]))
+    try:
+        with hub_errors.told(path, token=token):
+            return str(snapshot_download(path, token=token, allow_patterns=[CONFIG, *WEIGHTS]))
+    except BridgeError as error:
+        meant = find.meant(path)
+        remedy = did_you_mean(meant) + error.remedy
+        details = error.details | details | {"nearest": meant}
+        raise BridgeError(error.reason, error.what, details, remedy) from error
 
 
 def _check_files(lora: LoRA, folder: str) -> None:
@@ -284,13 +320,34 @@ def _check_shapes(lora: LoRA, folder: str, hidden: int) -> None:
         if size < hidden:
             raise _unfit(
                 lora,
+                folder,
                 f"It was made for a hidden size of {size} (`{name}`), and the model's is {hidden}.",
             )
 
 
-def _unfit(lora: LoRA, why: str) -> BridgeError:
+def _check_base(lora: LoRA, folder: str, config: Any) -> None:
+    """Refuses an adapter of another model, as far as that one is here to compare. The same model
+    in another format is as good as the one that the adapter was trained over."""
+    base = adapter.read(folder).base_model
+    try:
+        place = base if base is None or os.path.isdir(base) else find.path_or_name(base)
+        other = {} if place is None else json_files.read(os.path.join(place, "config.json"))
+    except (OSError, ValueError, BridgeError):
+        return
+    differs = [
+        f"`{name}` {other[name]} and {here}"
+        for name in _SHAPE
+        if name in other and (here := getattr(config, name, None)) not in (None, other[name])
+    ]
+    if differs:
+        raise _unfit(lora, folder, f"The two have {', '.join(differs)}.")
+
+
+def _unfit(lora: LoRA, folder: str, why: str) -> BridgeError:
+    base = adapter.read(folder).base_model
+    made_for = f" It was made for `{base}`." if base else ""
     return BridgeError(
         "invalid_checkpoint",
-        f"The adapter `{lora.lora_name}` does not fit this engine's model. {why}",
-        {"lora_path": lora.lora_path},
+        f"The adapter `{lora.lora_name}` does not fit this engine's model.{made_for} {why}",
+        {"lora_path": lora.lora_path, "base_model": base},
     )

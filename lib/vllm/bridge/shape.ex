@@ -30,6 +30,14 @@ defmodule VLLM.Bridge.Shape do
              "outputs" => :absent
            }}
 
+  @registered {:record,
+               %{
+                 "name" => :binary,
+                 "aliases" => {:list, :binary},
+                 "registered_at" => {:maybe, :time},
+                 "last_used" => {:maybe, :time}
+               }}
+
   @answers %{
     "hello" => :map,
     "load" => {:record, %{"max_num_seqs" => {:maybe, :natural}}},
@@ -68,7 +76,10 @@ defmodule VLLM.Bridge.Shape do
     "pull" => {:record, %{"path" => :binary}},
     "models" => {:list, {:record, %{"last_used" => :time}}},
     "delete" => {:record, %{"freed" => :natural}},
-    "search" => {:list, :map}
+    "search" => {:list, :map},
+    "registered" => {:list, @registered},
+    "register" => @registered,
+    "unregister" => {:record, %{"freed" => :natural, "names" => {:list, :binary}}}
   }
 
   @doc "Whether `result` can be the answer to a request of `method`."

@@ -1,4 +1,4 @@
-"""What a user's ``model`` is: a folder, a file, a name on the hub.
+"""What a user's ``model`` is: a folder, a file, a name of the registry, a name on the hub.
 
 vLLM would find most of what is wrong with it too, but later (after seconds, or after a download),
 less clearly, and with processes already started.
@@ -18,6 +18,7 @@ from vllm_bridge.hub import download, ghost, names
 from vllm_bridge.hub.look_up import look_up
 from vllm_bridge.hub.repository import Repository
 from vllm_bridge.quantization import registry
+from vllm_bridge.registry import find as named
 
 # Files with weights that are left to vLLM, in the order in which it looks for them.
 _PICKLED = (".bin", ".pt", ".pth")
@@ -77,7 +78,10 @@ def locate(
     found = find(model, options)
     if isinstance(found, str):
         return Place(found)
-    repository = look_up(found, options, progress)
+    try:
+        repository = look_up(found, options, progress)
+    except BridgeError as error:
+        raise _or_ours(error, model) from error
     if (path := download.here(repository, options)) is not None:
         return Place(path)
     return Place(ghost.of(repository, options), repository)
@@ -100,8 +104,8 @@ def look_at(place: Place, options: Mapping[str, Any]) -> Checkpoint:
 
 
 def find(model: str, options: Mapping[str, Any]) -> str | names.Name:
-    """A model as the path of what is here, or else as its name on the hub. Looks at nothing but
-    whether it is here.
+    """A model as the path of what is here, where it was named by that or by a name of the registry,
+    or else as its name on the hub. Looks at nothing but whether it is here.
 
     Raises:
         BridgeError: ``model_not_found`` for what can be neither, ``invalid_option``
@@ -130,6 +134,11 @@ def find(model: str, options: Mapping[str, Any]) -> str | names.Name:
             {"model": model},
             remedy=f"Give the model's name on the Hugging Face hub: `{page or 'org/name'}`.",
         )
+    if (known := named.path_or_name(model)) is not None:
+        if os.path.exists(known):
+            _refuse_subfolder(model, options)
+            return known
+        model = known  # an alias of what is on the hub
     name = names.parse(model)
     # Where a folder is here, so should be its files.
     if name is not None and not (name.file and os.path.isdir(os.path.dirname(model))):
@@ -147,6 +156,14 @@ def find(model: str, options: Mapping[str, Any]) -> str | names.Name:
         {"model": model},
         remedy=_similar(model) or "Give the path of one, or a model's name on the hub.",
     )
+
+
+def _or_ours(error: BridgeError, model: str) -> BridgeError:
+    """The hub's answer, with the name of the registry that may have been meant."""
+    if (meant := named.meant(model)) is None:
+        return error
+    remedy = did_you_mean(meant) + error.remedy
+    return BridgeError(error.reason, error.what, error.details | {"nearest": meant}, remedy)
 
 
 def _refuse_subfolder(model: str, options: Mapping[str, Any]) -> None:

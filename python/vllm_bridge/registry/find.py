@@ -1,0 +1,138 @@
+"""What a name stands for."""
+
+from collections.abc import Sequence
+
+from vllm_bridge.errors import BridgeError, did_you_mean, nearest
+from vllm_bridge.registry import store
+from vllm_bridge.registry.entry import Entry, Names, parse
+
+
+def find(model: str) -> Entry | str | None:
+    """What a name stands for: an output, or, of an alias, a name on the hub. None where nobody
+    gave that name to anything.
+
+    Args:
+        model: ``name``, where it has one output, or ``name:label``
+
+    Raises:
+        BridgeError: ``model_not_found`` for a label that the name does not have, and for a name
+            of several outputs without one; ``invalid_checkpoint`` for a damaged registry
+    """
+    parsed = parse(model)
+    if parsed is None:
+        return None
+    name, label = parsed
+    names = store.read(name)
+    if names is None:
+        return None
+    if (target := names.alias_of) is None:
+        return _chosen(names, label)
+    if label is not None:
+        if ":" in target:
+            raise BridgeError(
+                "model_not_found",
+                f"`{name}` is another name of `{target}`, and takes no label.",
+                {"model": model},
+                remedy=f"Name it alone: `{name}`.",
+            )
+        target = f"{target}:{label}"
+    if parse(target) is None:
+        return target
+    found = find(target)
+    # Names without an owner are both ours and the hub's.
+    return target if found is None else found
+
+
+def is_name(model: str) -> bool:
+    """Whether it is a name here, with or without the label that it takes."""
+    parsed = parse(model)
+    return parsed is not None and store.read(parsed[0]) is not None
+
+
+def path_or_name(model: str) -> str | None:
+    """The path of the model that a name stands for, or its name on the hub; None where the name
+    stands for nothing here.
+
+    Raises:
+        BridgeError: as ``find``, and ``model_not_found`` where its files went away
+    """
+    found = find(model)
+    return found if found is None or isinstance(found, str) else _path(found)
+
+
+def adapter(name: str) -> Entry | None:
+    """The adapter that a name stands for.
+
+    Raises:
+        BridgeError: as ``find``, and ``model_not_found`` where its files went away, or where it is
+            a model and no adapter
+    """
+    found = find(name)
+    if not isinstance(found, Entry):
+        return None
+    _path(found)
+    if found.kind != "adapter":
+        raise BridgeError(
+            "model_not_found",
+            f"`{name}` is a model, and no adapter.",
+            {"model": name, "path": found.path},
+            remedy="Serve it by itself, as `VLLM.llm!/2` does; `mix vllm.models` shows which are "
+            "adapters.",
+        )
+    return found
+
+
+def meant(model: str) -> str | None:
+    """The name here that one was probably meant to be, which nobody gave to anything."""
+    if parse(model) is None:
+        return None
+    names = store.every()
+    full = [one.full_name for each in names for one in each.outputs]
+    return nearest(model, {*full, *(each.name for each in names)})
+
+
+def _chosen(names: Names, label: str | None) -> Entry:
+    """
+    Raises:
+        BridgeError: ``model_not_found``
+    """
+    outputs = names.outputs
+    if label is None:
+        found = [one for one in outputs if one.label is None] or outputs
+    else:
+        found = [one for one in outputs if one.label == label]
+        same = [one for one in outputs if (one.label or "").lower() == label.lower()]
+        found = found or same
+    if len(found) == 1:
+        return found[0]
+    details = {"model": names.name, "label": label, "names": [one.full_name for one in outputs]}
+    if label is None:
+        raise BridgeError(
+            "model_not_found",
+            f"`{names.name}` has several outputs: {_listed(outputs)}.",
+            details,
+            remedy=f"Name one: `{outputs[0].full_name}`.",
+        )
+    close = nearest(label, [one.label for one in outputs if one.label is not None])
+    raise BridgeError(
+        "model_not_found",
+        f"`{names.name}` has no output `{label}`; it has {_listed(outputs)}.",
+        details,
+        remedy=did_you_mean(close and f"{names.name}:{close}")
+        or f"Name one of those: `{outputs[0].full_name}`.",
+    )
+
+
+def _listed(outputs: Sequence[Entry]) -> str:
+    return ", ".join(one.label or f"`{one.name}` itself" for one in outputs)
+
+
+def _path(entry: Entry) -> str:
+    if entry.is_missing:
+        raise BridgeError(
+            "model_not_found",
+            f"`{entry.full_name}` is `{entry.path}`, which is not there any more.",
+            {"model": entry.full_name, "path": entry.path},
+            remedy=f'Make it again, or forget its name: `VLLM.Models.delete("{entry.full_name}")`.',
+        )
+    return entry.path

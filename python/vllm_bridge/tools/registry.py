@@ -1,0 +1,115 @@
+"""The names of models on this machine.
+
+What reads disks or asks the hub runs in a thread, so that the worker hears of it when nobody waits
+any more.
+"""
+
+import asyncio
+from typing import Any
+
+import msgspec
+
+from vllm_bridge.rpc.call import Call
+
+
+class RegisteredParams(msgspec.Struct, forbid_unknown_fields=True):
+    """The params of ``registered``.
+
+    Args:
+        name: the only one that is asked for
+    """
+
+    name: str | None = None
+    download_dir: str | None = None
+
+
+class RegisterParams(msgspec.Struct, forbid_unknown_fields=True):
+    """The params of ``register``: what its files do not say of a model is in the fields after
+    ``replace``, which are those of ``registry.entry.Entry``."""
+
+    path: str
+    name: str
+    label: str | None = None
+    replace: bool = False
+    base_model: str | None = None
+    source: str | None = None
+    revision: str | None = None
+    quality: dict[str, Any] | None = None
+    made: dict[str, Any] | None = None
+
+
+class UnregisterParams(msgspec.Struct, forbid_unknown_fields=True):
+    """The params of ``unregister``."""
+
+    name: str
+    download_dir: str | None = None
+
+
+class AliasParams(msgspec.Struct, forbid_unknown_fields=True):
+    """The params of ``alias``."""
+
+    model: str
+    name: str
+    replace: bool = False
+
+
+async def registered(_call: Call, params: RegisteredParams) -> list[dict[str, Any]]:
+    """What can be served here: what has a name, and what was downloaded."""
+    return await asyncio.to_thread(_registered, params)
+
+
+def _registered(params: RegisteredParams) -> list[dict[str, Any]]:
+    from vllm_bridge.registry import listing
+
+    where = {"download_dir": params.download_dir}
+    if params.name is not None:
+        return [listing.model(params.name, where).to_wire()]
+    return [model.to_wire() for model in listing.models(where)]
+
+
+async def register(_call: Call, params: RegisterParams) -> dict[str, Any]:
+    """Gives a name to a folder or a GGUF file."""
+    return await asyncio.to_thread(_register, params)
+
+
+def _register(params: RegisterParams) -> dict[str, Any]:
+    from vllm_bridge.registry import edit, listing
+
+    names = ("base_model", "source", "revision", "quality", "made")
+    about = {name: getattr(params, name) for name in names}
+    entry = edit.register(
+        params.path, params.name, params.label, replace=params.replace, about=about
+    )
+    return listing.registered(entry).to_wire()
+
+
+async def alias(_call: Call, params: AliasParams) -> None:
+    """Gives a model another name."""
+    from vllm_bridge.registry import edit
+
+    await asyncio.to_thread(edit.alias, params.model, params.name, replace=params.replace)
+
+
+async def unregister(_call: Call, params: UnregisterParams) -> dict[str, Any]:
+    """Takes a name away, and the files of what was made or downloaded here."""
+    freed, names = await asyncio.to_thread(_unregister, params)
+    return {"freed": freed, "names": names}
+
+
+def _unregister(params: UnregisterParams) -> tuple[int, list[str]]:
+    from vllm_bridge.hub import cache
+    from vllm_bridge.registry import edit, find, listing
+
+    if find.is_name(params.name):
+        return edit.unregister(params.name)
+    where = {"download_dir": params.download_dir}
+    model = listing.model(params.name, where)
+    return cache.delete(model.name, where), [model.name]
+
+
+METHODS: dict[str, Any] = {
+    "registered": (RegisteredParams, registered),
+    "register": (RegisterParams, register),
+    "unregister": (UnregisterParams, unregister),
+    "alias": (AliasParams, alias),
+}
