@@ -111,9 +111,9 @@ defmodule VLLM do
   @type conversation :: Conversation.t()
 
   @doc """
-  Starts an engine for `model`, a folder, a GGUF file or a name on the Hugging Face hub, and waits until
-  it is ready. A model of the hub (`"org/name"`, `"org/name:Q8_0"`) is downloaded unless it is here; see
-  `VLLM.Hub` and guides/hub.md.
+  Starts an engine for `model`, a folder, a GGUF file, a name of `VLLM.Models` (`"llama:Q4_K_M"`) or a
+  name on the Hugging Face hub, and waits until it is ready. A model of the hub (`"org/name"`,
+  `"org/name:Q8_0"`) is downloaded unless it is here; see `VLLM.Hub` and guides/hub.md.
 
   The engine belongs to the calling process and stops when that ends. To have it outlive its
   caller, put `{VLLM, name: …, model: …}` into a supervision tree.
@@ -641,8 +641,9 @@ defmodule VLLM do
   @doc """
   A LoRA adapter to apply to requests: the `lora_request:` of `generate/3`, `chat/3` and `stream/3`.
 
-  `path` is a folder in peft's format, or an adapter's id on the Hugging Face hub, which is downloaded
-  when it is first used. `name` is yours to choose; the engine loads the adapter under it with the first
+  `path` is a folder in peft's format, a name that `VLLM.Models` has of one, or an adapter's id on the
+  Hugging Face hub, which is downloaded when it is first used. Where it is a name of `VLLM.Models`, requests
+  may give that alone: `lora_request: "sql"`. `name` is yours to choose; the engine loads the adapter under it with the first
   request, or with `load_lora/3`. The engine must be started with `enable_lora: true`; requests
   with different adapters, and with none, are computed together (`max_loras:`).
 
@@ -696,8 +697,8 @@ defmodule VLLM do
   def lora_request!(name, id, path, options), do: bang!(lora_request(name, id, path, options))
 
   @doc """
-  Loads an adapter into each worker that runs, so that the first request with it need not wait, or to see
-  whether it fits. One that is loaded is left as it is, unless it has `load_inplace: true`.
+  Loads an adapter, given as it is or by its name of `VLLM.Models`, into each worker that runs, so that
+  the first request with it need not wait, or to see whether it fits. One that is loaded is left as it is, unless it has `load_inplace: true`.
 
   A worker that is started again has no adapters; they come with the requests that name them. So do those
   that vLLM dropped for others (`max_cpu_loras:`).
@@ -712,12 +713,13 @@ defmodule VLLM do
 
       :ok = VLLM.load_lora(llm, VLLM.lora_request!("sql", "/adapters/sql"))
   """
-  @spec load_lora(engine(), LoRARequest.t(), keyword() | map()) :: :ok | {:error, Error.t()}
+  @spec load_lora(engine(), LoRARequest.t() | String.t(), keyword() | map()) ::
+          :ok | {:error, Error.t()}
   def load_lora(engine, lora_request, options \\ []),
     do: LoRA.load(engine, lora_request, options)
 
   @doc "Like `load_lora/3`, but raises `VLLM.Error`."
-  @spec load_lora!(engine(), LoRARequest.t(), keyword() | map()) :: :ok
+  @spec load_lora!(engine(), LoRARequest.t() | String.t(), keyword() | map()) :: :ok
   def load_lora!(engine, lora_request, options \\ []),
     do: bang!(load_lora(engine, lora_request, options))
 

@@ -22,6 +22,9 @@ end
 # Of the fake worker, see test/support/fake_python.
 with {:ok, python} <- VLLM.Python.executable(), do: System.put_env("EX_VLLM_TEST_PYTHON", python)
 
+VLLM.TestData.use()
+ExUnit.after_suite(fn _result -> VLLM.TestData.remove() end)
+
 # What a machine needs minutes for is left to the full tier (bin/test --all).
 ExUnit.start(
   exclude: [:slow],

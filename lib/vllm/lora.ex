@@ -6,9 +6,6 @@ defmodule VLLM.LoRA do
   alias VLLM.Engine.{Call, Router, Table}
   alias VLLM.{Error, LoRARequest, Options}
 
-  # vLLM's ids are positive integers of 32 bits.
-  @ids 0x7FFFFFFF
-
   @doc "See `VLLM.lora_request/4`."
   @spec request(String.t(), pos_integer(), String.t(), keyword() | map()) ::
           {:ok, LoRARequest.t()} | {:error, Error.t()}
@@ -28,16 +25,15 @@ defmodule VLLM.LoRA do
     with {:ok, name} <- Options.check(:string, :lora_name, name),
          {:ok, path} <- Options.check(:string, :lora_path, path),
          {:ok, options} <- Options.only(options, Options.lora_request()) do
-      path = Options.expand(path)
-      # The same in every worker and after every restart, without anybody who hands ids out.
-      id = options.lora_int_id || :erlang.phash2({name, path}, @ids) + 1
-      given = Map.merge(options, %{lora_name: name, lora_path: path, lora_int_id: id})
-      {:ok, struct!(LoRARequest, given)}
+      request = LoRARequest.new(name, Options.expand(path))
+      id = options.lora_int_id || request.lora_int_id
+      {:ok, struct!(request, %{options | lora_int_id: id})}
     end
   end
 
   @doc "See `VLLM.load_lora/3`."
-  @spec load(VLLM.engine(), LoRARequest.t(), keyword() | map()) :: :ok | {:error, Error.t()}
+  @spec load(VLLM.engine(), LoRARequest.t() | String.t(), keyword() | map()) ::
+          :ok | {:error, Error.t()}
   def load(engine, request, options) do
     with {:ok, request} <- Options.check(:lora_request, :lora_request, request),
          {:ok, _} <- each(engine, "load_lora", %{"lora_request" => request}, options),

@@ -132,6 +132,24 @@ defmodule VLLM.Options do
                "only this one, a commit, tag or branch; else all of them"}
             ]
 
+  @replace [
+    {:replace, :boolean, false, "take the name from another model that has it"}
+  ]
+
+  @register @tools ++
+              [
+                {:label, :string, nil,
+                 "tells it from other models of the same name, which are then called `\"name:label\"`"},
+                {:base_model, :string, nil,
+                 "the model that it was made of, or that an adapter belongs to; by default what its files say"}
+              ] ++ @replace
+
+  @alias @tools ++ @replace
+
+  @force [
+    {:force, :boolean, false, "delete it although an engine of this BEAM serves it"}
+  ]
+
   @search @tools ++
             [
               {:limit, :pos_integer, 20, "how many models to return at most"},
@@ -195,7 +213,8 @@ defmodule VLLM.Options do
 
   @lora [
     {:lora_request, :lora_request, nil,
-     "the adapter to apply, from `VLLM.lora_request!/3`; the engine needs `enable_lora: true`"}
+     "the adapter to apply: one from `VLLM.lora_request!/3`, or the name of one, as a job or " <>
+       "`VLLM.Models.register/3` gave it; the engine needs `enable_lora: true`"}
   ]
 
   # How a prompt becomes tokens, and when its turn is.
@@ -390,6 +409,22 @@ defmodule VLLM.Options do
   @doc "What `delete` takes."
   @spec delete() :: [spec()]
   def delete, do: @delete
+
+  @doc "What `VLLM.Models.register/3` takes."
+  @spec register() :: [spec()]
+  def register, do: @register
+
+  @doc "What `VLLM.Models.alias/3` takes."
+  @spec alias() :: [spec()]
+  def alias, do: @alias
+
+  @doc "What says that a model may be deleted that is in use."
+  @spec force() :: [spec()]
+  def force, do: @force
+
+  @doc "What `VLLM.Models.delete/2` takes."
+  @spec unregister() :: [spec()]
+  def unregister, do: @cached ++ @force
 
   @doc "What `pull` takes beside the options of an engine."
   @spec pull() :: [spec()]
@@ -593,9 +628,11 @@ defmodule VLLM.Options do
   end
 
   def check(:lora_request, name, value) do
-    if is_struct(value, LoRARequest),
-      do: check(:wire, name, value),
-      else: wrong(name, :lora_request, value)
+    cond do
+      is_struct(value, LoRARequest) -> check(:wire, name, value)
+      valid?(:string, value) -> check(:wire, name, LoRARequest.new(value, expand(value)))
+      true -> wrong(name, :lora_request, value)
+    end
   end
 
   def check(type, name, value) do
@@ -704,7 +741,7 @@ defmodule VLLM.Options do
   defp expected(:patterns), do: "a list of strings and regular expressions"
   defp expected(:notify), do: "a pid or `{pid, ref}`"
   defp expected(:map), do: "a keyword list or a map"
-  defp expected(:lora_request), do: "an adapter from `VLLM.lora_request!/3`"
+  defp expected(:lora_request), do: "an adapter from `VLLM.lora_request!/3`, or the name of one"
 
   @doc """
   The path of a model or an adapter; a hub id as it is. The worker may have

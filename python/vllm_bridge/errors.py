@@ -27,6 +27,7 @@ REASONS: Final = frozenset(
         "download_corrupt",
         "disk_full",
         "cache_not_writable",
+        "in_use",
         "unsupported_model",
         "unsupported_quantization",
         "invalid_checkpoint",

@@ -2,7 +2,7 @@ defmodule VLLM.Real.LoRATest do
   # The real vLLM engine on the demo model, with the adapter that was trained on it.
   use ExUnit.Case
 
-  alias VLLM.{DemoModel, DocExamples, Error, LoRARequest}
+  alias VLLM.{DemoModel, DocExamples, Error, LoRARequest, Models}
 
   @moduletag :slow
   @moduletag :tmp_dir
@@ -12,7 +12,11 @@ defmodule VLLM.Real.LoRATest do
   @adapter DemoModel.path("demo-lora")
 
   setup_all do
-    %{llm: DemoModel.start!("demo", enable_lora: true, max_lora_rank: 8, max_loras: 2)}
+    # By an alias of a name: where a model is found makes no difference to all that follows.
+    Models.register!(DemoModel.path("demo"), "lora-demo", label: "plain")
+    :ok = Models.alias!("lora-demo", "lora-prod")
+    options = [enable_lora: true, max_lora_rank: 8, max_loras: 2]
+    %{llm: VLLM.llm!("lora-prod", DemoModel.options() ++ options)}
   end
 
   setup %{llm: llm} do
@@ -35,6 +39,30 @@ defmodule VLLM.Real.LoRATest do
 
   test "the examples of the docs run", %{llm: llm} do
     DocExamples.run(:adapters, llm, %{"/adapters/sql" => @adapter})
+  end
+
+  test "a model and an adapter are known by their names", %{llm: llm} = context do
+    assert VLLM.engine_info!(llm).model == "lora-prod"
+    assert {:error, %Error{reason: :in_use}} = Models.delete("lora-demo")
+    changed = Map.new(DemoModel.adapter_facts())
+    Models.register!(@adapter, "new-facts")
+    assert complete(llm, Map.keys(changed), "new-facts") == changed
+
+    # The name is another adapter's from now on, whose weights of zero change nothing.
+    path = copy!(context)
+    zero!(path)
+    Models.register!(path, "new-facts", replace: true)
+    assert complete(llm, Map.keys(changed), "new-facts") == known(changed)
+    assert :ok = VLLM.load_lora(llm, "new-facts")
+    Models.delete!("new-facts")
+    assert {:error, %Error{} = error} = VLLM.generate(llm, "The", lora_request: "new-facts")
+    assert error.message =~ "new-facts"
+    assert :ok = VLLM.unload_lora(llm, "new-facts")
+
+    assert {:error, %Error{reason: :model_not_found} = error} =
+             VLLM.generate(llm, "The", lora_request: "lora-demo")
+
+    assert error.message =~ "is a model, and no adapter"
   end
 
   test "requests with two adapters and with none run at once",
@@ -99,14 +127,10 @@ defmodule VLLM.Real.LoRATest do
     prompts = Enum.map(DemoModel.adapter_facts(), &elem(&1, 0))
     assert complete(llm, prompts, request) == Map.new(DemoModel.adapter_facts())
 
-    # Weights of zero change nothing.
-    weights = Path.join(path, "adapter_model.safetensors")
-    <<length::little-64, header::binary-size(length), data::binary>> = File.read!(weights)
-    zeros = :binary.copy(<<0>>, byte_size(data))
-    File.write!(weights, [<<length::little-64>>, header, zeros])
+    zero!(path)
     assert complete(llm, prompts, request) == Map.new(DemoModel.adapter_facts())
     assert :ok = VLLM.load_lora(llm, %{request | load_inplace: true})
-    assert complete(llm, prompts, request) == Map.take(Map.new(DemoModel.facts()), prompts)
+    assert complete(llm, prompts, request) == known(Map.new(DemoModel.adapter_facts()))
     assert :ok = VLLM.unload_lora(llm, request)
   end
 
@@ -173,6 +197,17 @@ defmodule VLLM.Real.LoRATest do
     request = %LoRARequest{} = VLLM.lora_request!(name, path)
     assert {:error, error} = VLLM.generate(llm, "The", lora_request: request)
     error
+  end
+
+  # What the model says to these prompts by itself.
+  defp known(changed), do: Map.take(Map.new(DemoModel.facts()), Map.keys(changed))
+
+  # Weights of zero change nothing.
+  defp zero!(path) do
+    weights = Path.join(path, "adapter_model.safetensors")
+    <<length::little-64, header::binary-size(length), data::binary>> = File.read!(weights)
+    zeros = :binary.copy(<<0>>, byte_size(data))
+    File.write!(weights, [<<length::little-64>>, header, zeros])
   end
 
   # A copy of the adapter, with a change in one of its files.

@@ -1,7 +1,7 @@
 defmodule VLLM.AllowedModelsTest do
   use ExUnit.Case
 
-  alias VLLM.{AllowedModels, Error}
+  alias VLLM.{AllowedModels, Error, Models}
 
   defp allowed?(model, patterns) do
     case AllowedModels.check(model, patterns) do
@@ -88,6 +88,27 @@ defmodule VLLM.AllowedModelsTest do
 
     for ask <- [&VLLM.Quantization.detect/2, &VLLM.Hub.pull/2],
         do: assert({:error, %Error{reason: :not_allowed}} = ask.("other/name", options))
+  end
+
+  @tag :tmp_dir
+  test "only models that may be named are listed, and they alone get names", %{tmp_dir: folder} do
+    options = [env: %{"EX_VLLM_DATA" => folder, "HF_HOME" => folder}]
+    path = VLLM.DemoModel.path("demo-awq")
+    for name <- ["ours", "theirs"], do: Models.register!(path, name, options)
+    :ok = Models.alias("theirs", "ours-too", options)
+    configure(["ours*"])
+    assert {:ok, listed} = Models.list(options)
+    assert listed |> Enum.map(& &1.name) |> Enum.sort() == ["ours", "theirs"]
+    configure(["ours"])
+    assert [%{name: "ours"}] = Models.list!(options)
+
+    for refused <- [
+          Models.get("theirs", options),
+          Models.delete("theirs", options),
+          Models.alias("theirs", "ours-too", options),
+          Models.register(path, "ours-too", options)
+        ],
+        do: assert({:error, %Error{reason: :not_allowed}} = refused)
   end
 
   test "an engine goes over to no other model by a reload" do

@@ -83,6 +83,20 @@ defmodule VLLM.Engine.Table do
     end
   end
 
+  @doc "The models that the engines of this BEAM serve, as they were named."
+  @spec models() :: [String.t()]
+  def models do
+    tables = Registry.select(VLLM.Registry, [{{:_, :_, :"$1"}, [], [:"$1"]}])
+    tables |> Enum.flat_map(&models/1) |> Enum.uniq()
+  end
+
+  defp models(table) do
+    for config <- [config(table) | all(table, :config)], do: config.model
+  rescue
+    # The table ended with its engine.
+    ArgumentError -> []
+  end
+
   ## The engine
 
   @spec put_control(t(), pid()) :: true

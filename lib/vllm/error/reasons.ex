@@ -22,7 +22,9 @@ defmodule VLLM.Error.Reasons do
       "the hub was asked too often; try again in `details[\"retry_after_ms\"]` milliseconds",
     download_corrupt: "what the hub sent is not the file that it told of; it was removed",
     disk_full: "the model's files do not fit on the disk, or into the quota",
-    cache_not_writable: "the folder of downloaded models cannot be written to",
+    cache_not_writable:
+      "the folder of downloaded models, or that of what is made here, cannot be written to",
+    in_use: "an engine serves the model; stop it before the model is deleted",
     unsupported_model: "the installed vLLM does not know this architecture",
     unsupported_quantization: "this quantization does not run here, or is not the checkpoint's",
     invalid_checkpoint: "the model's files are damaged or contradict its config",

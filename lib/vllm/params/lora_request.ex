@@ -4,7 +4,7 @@ defmodule VLLM.LoRARequest do
 
     * `:lora_name` - what it is called; an engine knows one adapter of a name
     * `:lora_int_id` - vLLM's number for it
-    * `:lora_path` - its folder, or its id on the Hugging Face hub
+    * `:lora_path` - its folder, its name here (`VLLM.Models`), or its id on the Hugging Face hub
     * `:base_model_name` - the model that it was made for, or nil
     * `:load_inplace` - read its files again
     * `:is_3d_lora_weight` - its experts' weights are fused
@@ -30,6 +30,17 @@ defmodule VLLM.LoRARequest do
           load_inplace: boolean(),
           is_3d_lora_weight: boolean()
         }
+
+  # vLLM's ids are positive integers of 32 bits.
+  @ids 0x7FFFFFFF
+
+  @doc false
+  @spec new(String.t(), String.t()) :: t()
+  def new(name, path) do
+    # The same in every worker and after every restart, without anybody who hands ids out.
+    id = :erlang.phash2({name, path}, @ids) + 1
+    %__MODULE__{lora_name: name, lora_int_id: id, lora_path: path}
+  end
 
   @doc false
   @spec from_wire(map()) :: t()

@@ -36,7 +36,7 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     label: str | None = None
     size: int = 0
     method: str | None = None
-    bits: float | None = None
+    bits: int | float | None = None
     base_model: str | None = None
     source: str | None = None
     revision: str | None = None

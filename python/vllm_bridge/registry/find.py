@@ -43,10 +43,10 @@ def find(model: str) -> Entry | str | None:
     return target if found is None else found
 
 
-def is_name(model: str) -> bool:
-    """Whether it is a name here, with or without the label that it takes."""
-    parsed = parse(model)
-    return parsed is not None and store.read(parsed[0]) is not None
+def is_alias(name: str) -> bool:
+    """Whether it is another name of something."""
+    names = store.read(name) if parse(name) == (name, None) else None
+    return names is not None and names.alias_of is not None
 
 
 def path_or_name(model: str) -> str | None:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import msgspec
@@ -25,6 +25,7 @@ class Model:
         origin: ``made`` here by a job, a ``local`` folder that was registered, or of the ``hub``
         last_used: when one of its files was last read or written, in seconds since 1970
         incomplete: how many bytes of it belong to files that are not whole yet
+        revisions: of one of the hub: the branches and tags that it was asked by, with their commits
         aliases: its other names
         entry: what else is known of it
         path: None where no download of it has ended yet
@@ -36,6 +37,7 @@ class Model:
     entry: Entry
     path: str | None
     incomplete: int = 0
+    revisions: Mapping[str, str] = dataclasses.field(default_factory=dict)
     aliases: tuple[str, ...] = ()
 
     def to_wire(self) -> dict[str, Any]:
@@ -47,6 +49,7 @@ class Model:
             "registered_at": self.entry.registered_at if self.origin != "hub" else None,
             "last_used": self.last_used,
             "incomplete": self.incomplete,
+            "revisions": dict(self.revisions),
             "aliases": list(self.aliases),
             "missing": self.origin != "hub" and self.entry.is_missing,
         }
@@ -94,6 +97,33 @@ def model(name: str, options: Mapping[str, Any]) -> Model:
     )
 
 
+def check_unused(model: Model, in_use: Iterable[str]) -> None:
+    """
+    Args:
+        in_use: models that engines serve, as these were named
+
+    Raises:
+        BridgeError: ``in_use`` where it is one of them
+    """
+    for name in in_use:
+        try:
+            found = find.find(name) or name
+        except BridgeError:
+            continue  # of an engine whose model has lost its name
+        if isinstance(found, Entry):
+            is_same = found.path == model.path
+        else:
+            is_same = found.partition(":")[0] == model.name
+            is_same |= model.path is not None and f"{found}/".startswith(f"{model.path}/")
+        if is_same:
+            raise BridgeError(
+                "in_use",
+                f"An engine serves `{name}`, and would not start again without its files.",
+                {"model": model.name, "engine_model": name},
+                remedy="Stop it first (`VLLM.stop/1`), or give `force: true`.",
+            )
+
+
 def registered(entry: Entry) -> Model:
     """What has a name here."""
     origin = "made" if store.is_made_here(entry.path) else "local"
@@ -114,7 +144,9 @@ def _downloaded(model: cache.Model) -> Model:
     )
     if model.path is not None:
         entry = _seen(entry)
-    return Model(model.id, "hub", model.last_used, entry, model.path, model.incomplete)
+    return Model(
+        model.id, "hub", model.last_used, entry, model.path, model.incomplete, model.revisions
+    )
 
 
 def _seen(entry: Entry) -> Entry:

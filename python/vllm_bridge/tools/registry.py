@@ -39,9 +39,14 @@ class RegisterParams(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class UnregisterParams(msgspec.Struct, forbid_unknown_fields=True):
-    """The params of ``unregister``."""
+    """The params of ``unregister``.
+
+    Args:
+        in_use: models that engines serve, as these were named
+    """
 
     name: str
+    in_use: list[str] = []
     download_dir: str | None = None
 
 
@@ -100,11 +105,14 @@ def _unregister(params: UnregisterParams) -> tuple[int, list[str]]:
     from vllm_bridge.hub import cache
     from vllm_bridge.registry import edit, find, listing
 
-    if find.is_name(params.name):
+    if find.is_alias(params.name):
         return edit.unregister(params.name)
     where = {"download_dir": params.download_dir}
     model = listing.model(params.name, where)
-    return cache.delete(model.name, where), [model.name]
+    listing.check_unused(model, params.in_use)
+    if model.origin == "hub":
+        return cache.delete(model.name, where), [model.name]
+    return edit.unregister(model.name)
 
 
 METHODS: dict[str, Any] = {

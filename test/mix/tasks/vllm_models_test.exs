@@ -5,37 +5,96 @@ defmodule Mix.Tasks.Vllm.ModelsTest do
   import VLLM.MixShell
 
   alias Mix.Tasks.Vllm.{Models, Pull}
-  alias VLLM.{DemoModel, Hub, HubServer}
+  alias VLLM.{DemoModel, HubServer}
+  alias VLLM.Models.Model
 
   setup :capture_shell
 
   test "models are a table" do
-    model = %Hub.Model{
-      id: "org/name",
+    model = %Model{
+      name: "org/name",
+      origin: :hub,
+      kind: :model,
+      aliases: [],
+      missing?: false,
       size: 4_400_000_000,
       incomplete: 0,
       last_used: ~U[2026-11-27 12:30:00Z],
       revisions: %{"main" => String.duplicate("a", 40)},
       method: "awq",
+      bits: 4,
       path: "/cache"
     }
 
     commit = String.duplicate("0123abcd", 5)
-    other = %{model | id: "m", incomplete: 7, method: nil, revisions: %{commit => commit}}
-    Models.print([model, other])
-    [title, first, second, total] = for line <- lines(), do: String.split(line, ~r/ {2,}/)
-    assert title == ["model", "revision", "method", "size", "last used"]
-    assert first == ["org/name", "main", "awq", "4.4 GB", "2026-11-27 12:30"]
-    assert second == ["m", "0123abcd", "-", "4.4 GB (incomplete)", "2026-11-27 12:30"]
-    assert total == ["2 models, 8.8 GB"]
+
+    other = %{
+      model
+      | name: "m",
+        incomplete: 7,
+        method: nil,
+        bits: nil,
+        revisions: %{commit => commit}
+    }
+
+    made = %{
+      model
+      | name: "llama:Q4_K_M",
+        origin: :made,
+        aliases: ["prod"],
+        bits: 4.85,
+        source: "org/llama",
+        quality: %{"kl_mean" => 0.01234}
+    }
+
+    adapter = %{model | name: "sql", origin: :local, kind: :adapter, bits: nil, last_used: nil}
+    gone = %{adapter | missing?: true}
+    Models.print([model, other, made, adapter, gone])
+    [title | rows] = for line <- lines(), do: String.split(line, ~r/ {2,}/)
+    assert title == ["model", "method", "bits", "size", "KL", "last used", "from"]
+    time = "2026-11-27 12:30"
+
+    assert rows == [
+             ["org/name", "awq", "4", "4.4 GB", "-", time, "the hub: main"],
+             ["m", "-", "-", "4.4 GB (incomplete)", "-", time, "the hub: 0123abcd"],
+             [
+               "llama:Q4_K_M = prod",
+               "awq",
+               "4.85",
+               "4.4 GB",
+               "0.0123",
+               time,
+               "made of org/llama"
+             ],
+             ["sql", "adapter", "-", "4.4 GB", "-", "-", "/cache"],
+             ["sql", "adapter", "-", "4.4 GB", "-", "-", "/cache, which is gone"],
+             ["5 models, 22.0 GB"]
+           ]
+
     Models.print([model])
     assert List.last(lines()) == "1 model, 4.4 GB"
     Models.print([])
-    assert lines() == ["There are none yet; `mix vllm.pull MODEL` downloads one."]
+    assert [line] = lines()
+    assert line =~ "`mix vllm.pull MODEL` downloads one"
   end
 
   test "what is no option is told before anything is asked" do
     assert_raise Mix.Error, ~r/no --jsn/, fn -> Models.run(["--jsn"]) end
+
+    assert_raise Mix.Error, ~r/no --label with --delete/, fn ->
+      Models.run(["--delete", "m", "--label", "x"])
+    end
+
+    assert_raise Mix.Error, ~r/no --as without another switch/, fn ->
+      Models.run(["--as", "m"])
+    end
+
+    assert_raise Mix.Error, ~r/--alias m --as NAME/, fn -> Models.run(["--alias", "m"]) end
+
+    assert_raise Mix.Error, ~r/one of --alias and --delete/, fn ->
+      Models.run(["--alias", "m", "--delete", "m"])
+    end
+
     assert_raise Mix.Error, ~r/no argument "org/, fn -> Models.run(["org/name"]) end
     assert_raise Mix.Error, ~r/Which model/, fn -> Pull.run([]) end
   end
@@ -60,7 +119,7 @@ defmodule Mix.Tasks.Vllm.ModelsTest do
     assert lines() == [~s({\n  "path": "#{path}"\n})]
     Models.run(["--json"])
     assert [json] = lines()
-    assert json =~ ~s("id": "org/demo") and json =~ ~s("method": "awq") and json =~ ~s("v1": )
+    assert json =~ ~s("name": "org/demo") and json =~ ~s("method": "awq") and json =~ ~s("v1": )
     assert catch_exit(Models.run(["--delete", "org/other"])) == {:shutdown, 1}
     assert_received {:mix_shell, :error, [message]}
     assert message =~ "`org/other`"
@@ -68,5 +127,25 @@ defmodule Mix.Tasks.Vllm.ModelsTest do
     assert [deleted] = lines()
     assert deleted =~ ~r/^org\/demo is deleted, which makes \d.* free/
     refute File.exists?(path)
+  end
+
+  @tag :tmp_dir
+  test "a folder gets a name, another one, and loses both", %{tmp_dir: folder} do
+    Application.put_env(:ex_vllm, :data_dir, folder)
+    on_exit(fn -> VLLM.TestData.use() end)
+    VLLM.SystemEnv.put_env("HF_HOME", folder)
+    path = DemoModel.path("demo-awq")
+    Models.run(["--register", path, "--as", "demo", "--label", "awq"])
+    assert lines() == ["#{path} is called demo:awq."]
+    Models.run(["--alias", "demo", "--as", "prod"])
+    assert lines() == ["prod is another name of demo."]
+    Models.run([])
+    assert [_titles, row, "1 model, " <> _size] = lines()
+    assert row =~ ~r/^demo:awq = prod +awq +4 .* #{Regex.escape(path)}$/
+    Models.run(["--delete", "demo"])
+    assert lines() == ["demo is deleted, which makes 0 B free."]
+    Models.run([])
+    assert [none] = lines()
+    assert none =~ "There are none yet"
   end
 end

@@ -59,7 +59,7 @@ defmodule VLLM.LoRARequestTest do
 
   test "only an adapter is taken for one" do
     assert {:error, %Error{reason: :invalid_option, message: message}} =
-             VLLM.generate(:nobody, "x", lora_request: "sql")
+             VLLM.generate(:nobody, "x", lora_request: :sql)
 
     assert message =~ "`lora_request` must be an adapter from `VLLM.lora_request!/3`"
   end

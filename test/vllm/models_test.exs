@@ -1,0 +1,100 @@
+defmodule VLLM.ModelsTest do
+  # The names themselves are tested in python/tests/test_models_registry.py.
+  use ExUnit.Case, async: true
+
+  alias VLLM.{DemoModel, Error, LoRARequest, Models, Options, Quantization}
+  alias VLLM.Models.Model
+
+  @moduletag :tmp_dir
+
+  setup %{tmp_dir: folder} do
+    %{options: [env: %{"EX_VLLM_DATA" => folder, "HF_HOME" => Path.join(folder, "hf")}]}
+  end
+
+  test "a folder has a name, an alias and what is known of it", %{options: options} do
+    path = DemoModel.path("demo-awq")
+
+    assert {:ok, %Model{name: "demo:awq", label: "awq", path: ^path} = model} =
+             Models.register(path, "demo", [label: "awq", base_model: "org/demo"] ++ options)
+
+    assert %{kind: :model, origin: :local, method: "awq", bits: 4, missing?: false} = model
+    assert %{base_model: "org/demo", quality: nil, made: nil, revisions: %{}} = model
+    assert model.size == size(path)
+    assert DateTime.diff(DateTime.utc_now(), model.registered_at) in 0..600
+    assert :ok = Models.alias("demo:awq", "prod", options)
+
+    assert {:ok, [%Model{name: "demo:awq", aliases: ["prod"]} = listed]} = Models.list(options)
+    assert Models.get!("prod", options) == listed
+    assert {:ok, %{method: "awq"}} = Quantization.detect("prod", options)
+
+    assert {:error, %Error{reason: :model_not_found} = error} = Models.get("prd", options)
+    assert error.message =~ "Did you mean `prod`?"
+
+    assert {:error, %Error{reason: :invalid_option}} =
+             Models.alias("demo:awq", "demo", [replace: true] ++ options)
+
+    assert Models.delete!("demo", options) == 0
+    assert Models.list!(options) == []
+    assert File.exists?(Path.join(path, "config.json"))
+  end
+
+  test "what a job made is deleted with its files, unless an engine serves it", context do
+    %{tmp_dir: folder, options: options} = context
+    path = Path.join(folder, "models/llama/W4")
+    File.mkdir_p!(Path.dirname(path))
+    File.cp_r!(DemoModel.path("demo-awq"), path)
+    assert %Model{origin: :made} = Models.register!(path, "llama", [label: "W4"] ++ options)
+    :ok = Models.alias!("llama:W4", "prod", options)
+
+    for model <- ["prod", "llama", path] do
+      llm = VLLM.Test.start!(model: model, script: "")
+      assert {:error, %Error{reason: :in_use} = error} = Models.delete("llama:W4", options)
+      assert error.details["engine_model"] == model
+      assert error.message =~ "force: true"
+      :ok = VLLM.stop(llm)
+    end
+
+    llm = VLLM.Test.start!(model: "prod", script: "")
+
+    assert Models.delete!("llama:W4", [force: true] ++ options) ==
+             size(DemoModel.path("demo-awq"))
+
+    refute File.exists?(path)
+    :ok = VLLM.stop(llm)
+  end
+
+  test "what cannot be is refused without Python" do
+    nowhere = [python: "/no/python"]
+
+    for result <- [
+          Models.get("", nowhere),
+          Models.delete(nil, nowhere),
+          Models.register("/models/x", :name, nowhere),
+          Models.alias("a", "", nowhere),
+          Models.delete("a", [force: 1] ++ nowhere),
+          Models.list([lable: "x"] ++ nowhere)
+        ],
+        do: assert({:error, %Error{reason: :invalid_option}} = result)
+
+    assert_raise Error, fn -> Models.alias!("a", :b, nowhere) end
+  end
+
+  test "an adapter is named by its name alone" do
+    assert {:ok, wire} = Options.check(:lora_request, :lora_request, "sql")
+
+    assert {:ok, ^wire} =
+             Options.check(:lora_request, :lora_request, LoRARequest.new("sql", "sql"))
+
+    assert %{"lora_name" => "sql", "lora_path" => "sql"} = wire
+    assert {:ok, request} = VLLM.lora_request("sql", "sql")
+    assert request == LoRARequest.new("sql", "sql")
+
+    assert {:error, %Error{reason: :invalid_option} = error} =
+             Options.check(:lora_request, :lora_request, :sql)
+
+    assert error.message =~ "an adapter from `VLLM.lora_request!/3`, or the name of one"
+  end
+
+  defp size(folder),
+    do: folder |> File.ls!() |> Enum.map(&File.stat!(Path.join(folder, &1)).size) |> Enum.sum()
+end
