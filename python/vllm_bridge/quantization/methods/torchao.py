@@ -71,14 +71,24 @@ class TorchAO(Method):
             name.startswith("quantization_config") for name in overrides
         ):
             return None
-        name, settings = _config(options.pop("quantization_config", None))
-        options["hf_overrides"] = overrides | {
-            "quantization_config_dict_json": json.dumps(settings)
-        }
+        name, said = settings(options.pop("quantization_config", None))
+        options["hf_overrides"] = overrides | {"quantization_config_dict_json": json.dumps(said)}
         return name
 
 
-def _config(given: Any) -> tuple[str, Any]:
+def settings(given: Any, option: str = "quantization_config") -> tuple[str, Any]:
+    """What was given as one of torchao's configs. Imports torchao.
+
+    Args:
+        given: the name of one, or a map with the name as ``type`` and its arguments
+        option: what it was given as
+
+    Returns:
+        the name of the config, and the config as torchao writes it
+
+    Raises:
+        BridgeError: ``invalid_option``
+    """
     import torchao.quantization
     from torchao.core.config import AOBaseConfig, config_to_dict
 
@@ -95,7 +105,7 @@ def _config(given: Any) -> tuple[str, Any]:
         raise BridgeError(
             "invalid_option",
             f"torchao has no config `{name}`.",
-            {"option": "quantization_config", "nearest": suggestion, "allowed": sorted(known)},
+            {"option": option, "nearest": suggestion, "allowed": sorted(known)},
             remedy=did_you_mean(suggestion) + f"It has: {', '.join(sorted(known))}.",
         )
     try:
@@ -104,6 +114,6 @@ def _config(given: Any) -> tuple[str, Any]:
         raise BridgeError(
             "invalid_option",
             f"torchao's `{name}` does not take these settings: {error}.",
-            {"option": "quantization_config", "value": given},
-            remedy="Change them, or leave `quantization_config` out.",
+            {"option": option, "value": given},
+            remedy=f"Change them, or leave `{option}` out.",
         ) from error
