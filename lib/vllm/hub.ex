@@ -15,7 +15,7 @@ defmodule VLLM.Hub do
 
   import VLLM.Error, only: [bang!: 1]
 
-  alias VLLM.{Error, Options, Telemetry, Terminal, Tools}
+  alias VLLM.{Error, Options, Telemetry, Tools}
   alias VLLM.Hub.{Found, Model, Progress}
 
   @doc """
@@ -49,13 +49,10 @@ defmodule VLLM.Hub do
       Telemetry.pull_start(model)
 
       result =
-        Terminal.line(known.progress, fn show ->
+        Progress.shown(known, model, fn told ->
           Tools.follow("pull", model, options, Options.pull(), fn wire ->
-            with {:ok, progress} <- Progress.from_wire(wire) do
-              notify(known.notify, model, progress)
-              Telemetry.pull_progress(started_at, model, Map.from_struct(progress))
-              show.(fn -> Progress.bar(progress, Terminal.columns() || 80) end)
-            end
+            with {:ok, progress} <- told.(wire),
+                 do: Telemetry.pull_progress(started_at, model, Map.from_struct(progress))
           end)
         end)
 
@@ -64,10 +61,6 @@ defmodule VLLM.Hub do
       result
     end
   end
-
-  defp notify(nil, _model, _progress), do: :ok
-  defp notify({pid, ref}, _model, progress), do: send(pid, {ref, progress})
-  defp notify(pid, model, progress), do: send(pid, {model, progress})
 
   @doc "Like `pull/2`, but returns the path or raises `VLLM.Error`."
   @spec pull!(String.t(), keyword() | map()) :: Path.t()

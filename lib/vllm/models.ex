@@ -32,6 +32,7 @@ defmodule VLLM.Models do
 
   alias VLLM.Engine.Table
   alias VLLM.{AllowedModels, Error, Options, Tools}
+  alias VLLM.Hub.Progress
   alias VLLM.Models.Model
 
   @doc """
@@ -170,6 +171,39 @@ defmodule VLLM.Models do
   @doc "Like `delete/2`, but returns the bytes or raises `VLLM.Error`."
   @spec delete!(String.t(), keyword() | map()) :: non_neg_integer()
   def delete!(name, options \\ []), do: bang!(delete(name, options))
+
+  @doc """
+  Uploads a model or an adapter to the hub, as the repository `"owner/name"`, and returns its address.
+
+  The repository is made where there is none, private unless `private: false` is given. All files go
+  up in one commit, so that nobody sees half of them, with a model card (`README.md`) that says what
+  the model was made of and how, what it lost, and how to use it; its license is that of its source, as
+  far as that has a card. Files that the hub has already are not sent again: a push that was cut off is
+  simply repeated. It ends with the calling process.
+
+  #{Options.docs(Options.push())}
+
+  The token is in no log and no error. Without one that may write it is `:hub_unauthorized`.
+
+      {:ok, _url} = VLLM.Models.push("llama:Q4_K_M", "me/llama-Q4_K_M", private: false)
+  """
+  @spec push(String.t(), String.t(), keyword() | map()) :: {:ok, String.t()} | {:error, Error.t()}
+  def push(name, repository, options \\ []) do
+    with {:ok, name} <- named(name),
+         {:ok, repository} <- Options.check(:string, :repository, repository),
+         {:ok, known, _rest} <- Options.split(options, Options.push()),
+         params = %{"model" => name, "repository" => repository},
+         {:ok, %{"url" => url}} <-
+           Progress.shown(known, name, fn told ->
+             asked = [:private, :hf_token]
+             Tools.follow_general("push", params, options, Options.push(), asked, told)
+           end),
+         do: {:ok, url}
+  end
+
+  @doc "Like `push/3`, but returns the address or raises `VLLM.Error`."
+  @spec push!(String.t(), String.t(), keyword() | map()) :: String.t()
+  def push!(name, repository, options \\ []), do: bang!(push(name, repository, options))
 
   defp named(name) do
     with {:ok, name} <- Options.check(:string, :model, name),

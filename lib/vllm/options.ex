@@ -172,6 +172,19 @@ defmodule VLLM.Options do
      "show a bar with the progress; by default in iex and in mix tasks that have a terminal"}
   ]
 
+  @push [
+    {:private, :boolean, true,
+     "whether a repository that is made for it is seen by its owner only; one that is there stays " <>
+       "as it is"},
+    {:hf_token, :string, nil,
+     "access token with the role `write`; by default that of `HF_TOKEN` or of `hf auth login`"},
+    {:timeout, :timeout, :infinity, "milliseconds until everything must be uploaded"},
+    {:stall_timeout, :timeout, 300_000,
+     "milliseconds that may pass without a byte that is read or sent; then the push ends with " <>
+       "`:timeout`. The next one does not send again what the hub has"}
+    | Enum.drop(@pull, 2)
+  ]
+
   @recommend @machine ++
                [
                  {:for, :wire, nil,
@@ -421,6 +434,10 @@ defmodule VLLM.Options do
   @doc "What says that a model may be deleted that is in use."
   @spec force() :: [spec()]
   def force, do: @force
+
+  @doc "What `VLLM.Models.push/3` takes."
+  @spec push() :: [spec()]
+  def push, do: @push
 
   @doc "What `VLLM.Models.delete/2` takes."
   @spec unregister() :: [spec()]

@@ -54,24 +54,45 @@ defmodule VLLM.Tools do
   @spec follow(String.t(), term(), keyword() | map(), [Options.spec()], (map() -> term())) ::
           {:ok, term()} | {:error, Error.t()}
   def follow(method, model, options, specs, on_progress) do
-    with {:ok, known, params, where} <- question(model, options, specs) do
-      deadline = Deadline.new(known.timeout)
+    with {:ok, known, params, where} <- question(model, options, specs),
+         do: method |> followed(model, params, known, where, on_progress) |> or_ours(specs)
+  end
 
-      start = [timeout: min(known.timeout, @start_timeout)]
+  @doc """
+  Has something done that is about no model to be loaded, and says how far it is. Of `specs`, `:timeout`
+  and `:stall_timeout` among them, those go with it as params that are named in `asked`.
+  """
+  @spec follow_general(
+          String.t(),
+          map(),
+          keyword() | map(),
+          [Options.spec()],
+          [atom()],
+          (map() -> term())
+        ) :: {:ok, term()} | {:error, Error.t()}
+  def follow_general(method, params, options, specs, asked, on_progress) do
+    with {:ok, known} <- Options.only(options, specs ++ Options.where()) do
+      params = known |> Map.take(asked) |> given() |> Map.merge(params)
+      followed(method, params["model"], params, known, where(known), on_progress)
+    end
+  end
 
-      result =
-        Session.run(:tools, start ++ where, fn session ->
-          left = Deadline.remaining(deadline)
-          patience = known.stall_timeout
+  defp followed(method, subject, params, known, where, on_progress) do
+    deadline = Deadline.new(known.timeout)
+    start = [timeout: min(known.timeout, @start_timeout)]
 
-          with {:error, %Error{reason: :timeout}} <-
-                 Session.follow(session, method, params, left, patience, on_progress),
-               do: {:error, stalled(model, patience)}
-        end)
+    result =
+      Session.run(:tools, start ++ where, fn session ->
+        left = Deadline.remaining(deadline)
+        patience = known.stall_timeout
 
-      with {:error, %Error{reason: :timeout}} <- or_ours(result, specs) do
-        if Deadline.passed?(deadline), do: {:error, late(method, known.timeout)}, else: result
-      end
+        with {:error, %Error{reason: :timeout}} <-
+               Session.follow(session, method, params, left, patience, on_progress),
+             do: {:error, stalled(subject, patience)}
+      end)
+
+    with {:error, %Error{reason: :timeout}} <- result do
+      if Deadline.passed?(deadline), do: {:error, late(method, known.timeout)}, else: result
     end
   end
 
@@ -143,8 +164,8 @@ defmodule VLLM.Tools do
   defp stalled(model, timeout) do
     Error.new(
       :timeout,
-      "Nothing of `#{model}` has come for #{timeout / 1000} seconds (`stall_timeout:`). What came " <>
-        "before is kept: try again, and it goes on from there.",
+      "Nothing of `#{model}` has come or gone for #{timeout / 1000} seconds (`stall_timeout:`). What was " <>
+        "done before is kept: try again, and it goes on from there.",
       %{"option" => "stall_timeout", "timeout" => timeout}
     )
   end

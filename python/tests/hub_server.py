@@ -11,13 +11,17 @@ the real one: give it the endpoint as ``HF_ENDPOINT``.
   owner.
 - A file ``.hub.json`` in it says what is known of the model beside its files: ``private``,
   ``gated``, ``granted`` (whether tokens may read a gated one), ``tags``, ``downloads``, ``likes``.
-- Tokens are good if they begin with ``hf_good``.
+- Tokens are good if they begin with ``hf_good``, and may write unless that is ``hf_good_read``.
+- Repositories can be made and committed to, with large files by Git LFS, as the client does over
+  HTTP; not by Xet (``HF_HUB_DISABLE_XET``). What was uploaded and is in no commit yet is in
+  ``FOLDER/.lfs``.
 - Weights are "large files": they have a SHA-256 and come from another origin, as the hub's do.
 
 ``POST /faults`` takes a list of faults (fields of ``Fault``) in the place of those before, and
 ``GET /requests`` tells what was asked: what ``Hub.faults`` and ``Hub.requests`` are in Python.
 """
 
+import base64
 import hashlib
 import json
 import re
@@ -273,8 +277,13 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         self._sent = 0
+        self._body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         if self.path == "/requests":
             self._json([asdict(one) for one in self.hub.requests])
+            return
+        if self.path == "/faults":
+            self.hub.faults[:] = [Fault(**one) for one in json.loads(self._body)]
+            self._json({})
             return
         self.hub.begin()
         try:
@@ -292,12 +301,7 @@ class _Handler(BaseHTTPRequestHandler):
             )
         )
 
-    do_HEAD = do_GET
-
-    def do_POST(self) -> None:
-        data = self.rfile.read(int(self.headers["Content-Length"]))
-        self.hub.faults[:] = [Fault(**one) for one in json.loads(data)]
-        self._json({})
+    do_HEAD = do_POST = do_PUT = do_GET
 
     def log_message(self, *_: Any) -> None:
         pass
@@ -312,11 +316,15 @@ class _Handler(BaseHTTPRequestHandler):
         path, query = unquote(url.path), parse_qs(url.query)
         if fault := self.hub.fault(self.command, path, has_body=False):
             return self._error(fault.status, headers=fault.headers)
+        if self.is_cdn and self.command == "PUT":
+            return self._upload(path)
         if self.is_cdn:
             return self._send(self.hub.folder / path.lstrip("/"), {})
         if self._token and not self._token.startswith("hf_good"):
             said = "Invalid credentials in Authorization header"
             return self._error(401, headers={"X-Error-Message": said})
+        if self.command == "POST":
+            return self._write_to(path)
         if path == "/api/models":
             return self._search({key: values[0] for key, values in query.items()})
         if match := re.fullmatch(r"/api/models/([^/]+(?:/[^/]+)?)/tree/([^/]+)/?", path):
@@ -331,6 +339,78 @@ class _Handler(BaseHTTPRequestHandler):
         if match := re.fullmatch(r"/([^/]+(?:/[^/]+)?)/resolve/([^/]+)/(.+)", path):
             return self._resolve(match[1], match[2], match[3])
         return self._error(404)
+
+    def _write_to(self, path: str) -> None:
+        if path == "/api/validate-yaml":
+            return self._json({"errors": [], "warnings": []})
+        if not self._token or self._token.startswith("hf_good_read"):
+            return self._error(403 if self._token else 401)
+        if path == "/api/repos/create":
+            return self._create(json.loads(self._body))
+        if match := re.fullmatch(r"/api/models/([^/]+/[^/]+)/preupload/main", path):
+            return self._preupload(match[1])
+        if match := re.fullmatch(r"/([^/]+/[^/]+)\.git/info/lfs/objects/batch", path):
+            return self._batch()
+        if match := re.fullmatch(r"/api/models/([^/]+/[^/]+)/commit/main", path):
+            return self._commit(match[1])
+        return self._error(404)
+
+    def _create(self, wanted: Mapping[str, Any]) -> None:
+        name = f"{wanted['organization']}/{wanted['name']}"
+        folder = self.hub.folder / name
+        if folder.exists():
+            return self._json({"url": f"{self.hub.endpoint}/{name}"}, 409)
+        folder.mkdir(parents=True)
+        about = {"private": wanted.get("visibility") == "private"}
+        (folder / ABOUT).write_text(json.dumps(about))
+        return self._json({"url": f"{self.hub.endpoint}/{name}"})
+
+    def _preupload(self, name: str) -> None:
+        repository = self.hub.repository(name)
+        if repository is None:
+            return self._error(404, "RepoNotFound")
+        told = []
+        for file in json.loads(self._body)["files"]:
+            path = file["path"]
+            entry = repository.entry(path) if path in repository.paths else {}
+            oid = entry.get("lfs", {}).get("oid") or entry.get("oid")
+            mode = "lfs" if is_large(path) else "regular"
+            told.append({"path": path, "uploadMode": mode, "shouldIgnore": False, "oid": oid})
+        return self._json({"files": told})
+
+    def _batch(self) -> None:
+        told = []
+        for one in json.loads(self._body)["objects"]:
+            upload = {"href": f"{self.hub.cdn}/.lfs/{one['oid']}"}
+            is_here = (self.hub.folder / ".lfs" / one["oid"]).exists()
+            told.append(one | ({} if is_here else {"actions": {"upload": upload}}))
+        self._json({"transfer": "basic", "objects": told})
+
+    def _upload(self, path: str) -> None:
+        file = self.hub.folder / path.lstrip("/")
+        if hashlib.sha256(self._body).hexdigest() != file.name:
+            return self._error(400)
+        file.parent.mkdir(exist_ok=True)
+        file.write_bytes(self._body)
+        return self._json({})
+
+    def _commit(self, name: str) -> None:
+        folder = self.hub.folder / name
+        for line in self._body.splitlines():
+            change = json.loads(line)
+            value = change["value"]
+            match change["key"]:
+                case "file":
+                    file = folder / value["path"]
+                    file.parent.mkdir(parents=True, exist_ok=True)
+                    file.write_bytes(base64.b64decode(value["content"]))
+                case "lfsFile":
+                    file = folder / value["path"]
+                    file.parent.mkdir(parents=True, exist_ok=True)
+                    file.write_bytes((self.hub.folder / ".lfs" / value["oid"]).read_bytes())
+        commit = Repository.at(folder, name).commit
+        url = f"{self.hub.endpoint}/{name}/commit/{commit}"
+        self._json({"commitUrl": url, "commitOid": commit})
 
     def _allowed(self, name: str, revision: str) -> Repository | None:
         """The repository, where the token may see it and the revision is there; else an error was
@@ -438,9 +518,9 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(data)
         self._sent += len(data)
 
-    def _json(self, value: Any) -> None:
+    def _json(self, value: Any, status: int = 200) -> None:
         data = json.dumps(value).encode()
-        self._head(200, {"Content-Type": "application/json"}, len(data))
+        self._head(status, {"Content-Type": "application/json"}, len(data))
         if self.command != "HEAD":
             self.wfile.write(data)
 

@@ -2,7 +2,10 @@ defmodule VLLM.ModelsTest do
   # The names themselves are tested in python/tests/test_models_registry.py.
   use ExUnit.Case, async: true
 
-  alias VLLM.{DemoModel, Error, LoRARequest, Models, Options, Quantization}
+  import ExUnit.CaptureIO
+
+  alias VLLM.{DemoModel, Error, HubServer, LoRARequest, Models, Options, Quantization}
+  alias VLLM.Hub.Progress
   alias VLLM.Models.Model
 
   @moduletag :tmp_dir
@@ -63,6 +66,42 @@ defmodule VLLM.ModelsTest do
     :ok = VLLM.stop(llm)
   end
 
+  test "an adapter is uploaded with a card, and comes back as it was", context do
+    %{tmp_dir: folder, options: [env: env]} = context
+    server = HubServer.start(folder)
+    options = [env: Map.merge(env, HubServer.env(server))]
+    adapter = DemoModel.path("demo-lora")
+    Models.register!(adapter, "facts", options)
+
+    assert {:error, %Error{reason: :hub_unauthorized} = error} =
+             Models.push("facts", "me/facts", options)
+
+    assert error.message =~ "role `write`"
+    token = [hf_token: "hf_good_secret"]
+
+    {{:ok, url}, shown} =
+      with_io(fn ->
+        Models.push(
+          "facts",
+          "me/facts",
+          [notify: {self(), :told}, progress: true] ++ token ++ options
+        )
+      end)
+
+    assert url == server.endpoint <> "/me/facts"
+    assert shown =~ ~r/\(100 %\), \d of \d files\n\z/
+    size = size(adapter)
+    assert_received {:told, %Progress{total_bytes: ^size}}
+    uploaded = Path.join(server.folder, "me/facts")
+
+    for name <- File.ls!(adapter) do
+      assert File.read!(Path.join(uploaded, name)) == File.read!(Path.join(adapter, name))
+    end
+
+    assert File.read!(Path.join(uploaded, "README.md")) =~ "A LoRA adapter"
+    refute shown =~ "hf_good"
+  end
+
   test "what cannot be is refused without Python" do
     nowhere = [python: "/no/python"]
 
@@ -72,7 +111,9 @@ defmodule VLLM.ModelsTest do
           Models.register("/models/x", :name, nowhere),
           Models.alias("a", "", nowhere),
           Models.delete("a", [force: 1] ++ nowhere),
-          Models.list([lable: "x"] ++ nowhere)
+          Models.list([lable: "x"] ++ nowhere),
+          Models.push("a", "me/a", [privte: true] ++ nowhere),
+          Models.push("a", nil, nowhere)
         ],
         do: assert({:error, %Error{reason: :invalid_option}} = result)
 

@@ -1,5 +1,5 @@
 defmodule Mix.Tasks.Vllm.Models do
-  @shortdoc "Shows the models that can be served on this machine, and names and deletes them"
+  @shortdoc "Shows the models that can be served on this machine, names, deletes and uploads them"
 
   @moduledoc """
   Shows the models that can be served on this machine, those first that were used last: what jobs
@@ -9,6 +9,7 @@ defmodule Mix.Tasks.Vllm.Models do
       mix vllm.models --register FOLDER --as NAME [--label LABEL] [--replace]
       mix vllm.models --alias MODEL --as NAME [--replace]
       mix vllm.models --delete MODEL [--revision REVISION]
+      mix vllm.models --push MODEL --to OWNER/NAME [--public]
 
   The table has the name, the quantization method and its bits, the size, the mean KL divergence
   from what the model was made of where that was measured, when a file of it was last read or
@@ -19,7 +20,8 @@ defmodule Mix.Tasks.Vllm.Models do
   `VLLM.Models.register/3` and `VLLM.Models.alias/3` do. `--delete` removes a model, and says how much
   room that makes: what was made or downloaded with its files, of a registered folder only its name;
   with `--revision` one revision of a model of the hub, with what no other needs. `--download-dir` is for
-  models that were downloaded by this option.
+  models that were downloaded by this option. `--push` uploads a model to the hub, as
+  `VLLM.Models.push/3` does, with the token of `HF_TOKEN`.
   """
 
   use Mix.Task
@@ -33,7 +35,8 @@ defmodule Mix.Tasks.Vllm.Models do
   @actions %{
     register: [:as, :label, :replace],
     alias: [:as, :replace],
-    delete: [:revision, :download_dir]
+    delete: [:revision, :download_dir],
+    push: [:to, :public]
   }
 
   @switches [
@@ -41,6 +44,9 @@ defmodule Mix.Tasks.Vllm.Models do
     register: :string,
     alias: :string,
     delete: :string,
+    push: :string,
+    to: :string,
+    public: :boolean,
     as: :string,
     label: :string,
     replace: :boolean,
@@ -101,6 +107,15 @@ defmodule Mix.Tasks.Vllm.Models do
   defp do_to(:delete, model, options, _flags) do
     freed = model |> delete(options) |> Answer.ok!()
     Mix.shell().info("#{model} is deleted, which makes #{Bytes.file(freed)} free.")
+  end
+
+  defp do_to(:push, model, options, _flags) do
+    repository =
+      options[:to] || Mix.raise("Where to? mix vllm.models --push #{model} --to OWNER/NAME")
+
+    private? = not Keyword.get(options, :public, false)
+    url = model |> Models.push(repository, private: private?) |> Answer.ok!()
+    Mix.shell().info("#{model} is at #{url}")
   end
 
   defp delete(model, options) do

@@ -79,6 +79,7 @@ defmodule VLLM.Bridge.Shape do
     "search" => {:list, :map},
     "registered" => {:list, @registered},
     "register" => @registered,
+    "push" => {:record, %{"url" => :binary}},
     "unregister" => {:record, %{"freed" => :natural, "names" => {:list, :binary}}}
   }
 

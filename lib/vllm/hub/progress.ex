@@ -1,7 +1,8 @@
 defmodule VLLM.Hub.Progress do
   @moduledoc """
   How far a download has come: what `VLLM.Hub.pull/2` tells with `notify:`, and what an engine that
-  loads a model by its name tells as telemetry (`VLLM.Telemetry`).
+  loads a model by its name tells as telemetry (`VLLM.Telemetry`). Of an upload by
+  `VLLM.Models.push/3` it is what was sent.
 
     * `:bytes` - of the model's files that are here, what an earlier try left included
     * `:total_bytes` - of all files that the model needs
@@ -11,7 +12,7 @@ defmodule VLLM.Hub.Progress do
     * `:seconds_left` - until the end at that speed; nil where nobody knows
   """
 
-  alias VLLM.Bytes
+  alias VLLM.{Bytes, Terminal}
 
   @numbers [:bytes, :total_bytes, :files, :total_files]
   @estimates [:bytes_per_second, :seconds_left]
@@ -41,6 +42,27 @@ defmodule VLLM.Hub.Progress do
        do: {:ok, struct!(__MODULE__, numbers ++ estimates)},
        else: :error
   end
+
+  @doc false
+  # Runs a transfer with a function that is given what a worker tells of it, shows it on the terminal
+  # and tells it to whom the options `:progress` and `:notify` say.
+  @spec shown(map(), String.t(), ((map() -> {:ok, t()} | :error) -> result)) :: result
+        when result: term()
+  def shown(options, subject, fun) do
+    Terminal.line(options.progress, fn show ->
+      fun.(fn wire ->
+        with {:ok, progress} <- from_wire(wire) do
+          notify(options.notify, subject, progress)
+          show.(fn -> bar(progress, Terminal.columns() || 80) end)
+          {:ok, progress}
+        end
+      end)
+    end)
+  end
+
+  defp notify(nil, _subject, _progress), do: :ok
+  defp notify({pid, ref}, _subject, progress), do: send(pid, {ref, progress})
+  defp notify(pid, subject, progress), do: send(pid, {subject, progress})
 
   @doc """
   Progress in words.

@@ -12,6 +12,7 @@ import msgspec
 
 from vllm_bridge.rpc.call import Call
 from vllm_bridge.tools.model import ModelParams
+from vllm_bridge.tools.progress import telling
 
 if TYPE_CHECKING:
     from vllm_bridge.hub.download import Progress
@@ -43,17 +44,7 @@ class SearchParams(msgspec.Struct, forbid_unknown_fields=True):
 
 async def pull(call: Call, params: ModelParams) -> dict[str, Any]:
     """Downloads a model and tells how far it is, whenever it has come further."""
-    loop = asyncio.get_running_loop()
-    last: tuple[int, int] | None = None
-
-    def told(progress: "Progress") -> None:
-        nonlocal last
-        if (now := (progress.bytes, progress.files)) != last:
-            last = now
-            figures = {"id": call.id, **progress.to_wire()}
-            loop.call_soon_threadsafe(call.notify, "progress", figures)
-
-    return {"path": await asyncio.to_thread(_pull, params, told)}
+    return {"path": await asyncio.to_thread(_pull, params, telling(call))}
 
 
 def _pull(params: ModelParams, told: Callable[["Progress"], None]) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 
 from vllm_bridge.rpc.call import Call
+from vllm_bridge.tools.progress import telling
 
 
 class RegisteredParams(msgspec.Struct, forbid_unknown_fields=True):
@@ -56,6 +57,33 @@ class AliasParams(msgspec.Struct, forbid_unknown_fields=True):
     model: str
     name: str
     replace: bool = False
+
+
+class PushParams(msgspec.Struct, forbid_unknown_fields=True):
+    """The params of ``push``.
+
+    Args:
+        repository: of the hub, that it is uploaded to
+    """
+
+    model: str
+    repository: str
+    private: bool = True
+    hf_token: str | None = None
+
+
+async def push(call: Call, params: PushParams) -> dict[str, str]:
+    """Uploads what has a name here, and tells how far it is, whenever it has come further."""
+    from vllm_bridge.registry.push import push
+
+    return await asyncio.to_thread(
+        push,
+        params.model,
+        params.repository,
+        {"hf_token": params.hf_token},
+        private=params.private,
+        progress=telling(call),
+    )
 
 
 async def registered(_call: Call, params: RegisteredParams) -> list[dict[str, Any]]:
@@ -120,4 +148,5 @@ METHODS: dict[str, Any] = {
     "register": (RegisterParams, register),
     "unregister": (UnregisterParams, unregister),
     "alias": (AliasParams, alias),
+    "push": (PushParams, push),
 }
