@@ -27,6 +27,7 @@ defmodule VLLM.Options do
           | :devices
           | :patterns
           | :notify
+          | :texts
           | :lora_request
           | :wire
           | :map
@@ -193,6 +194,20 @@ defmodule VLLM.Options do
                  {:search, :boolean, false,
                   "look on the hub for repositories of the same model in these formats"}
                ]
+
+  @compare [
+    {:reference, :string, nil,
+     "the model that the others are compared with, which they were made of; by default the first"},
+    {:texts, :texts, nil,
+     "what to measure on: a list of texts that the models have not seen, and were not calibrated with. By " <>
+       "default texts that ship with this library: prose in five languages, code and tables"},
+    {:max_tokens, :pos_integer, 2048,
+     "of how many tokens of the texts the probabilities are measured at most. Figures of a quarter as " <>
+       "many are half as sure"},
+    {:timeout, :timeout, :infinity, "milliseconds until all is measured"},
+    {:progress, :boolean, nil,
+     "show a line with the progress; by default in iex and in mix tasks that have a terminal"}
+  ]
 
   @drain [
     {:timeout, :timeout, :infinity,
@@ -447,6 +462,10 @@ defmodule VLLM.Options do
   @spec pull() :: [spec()]
   def pull, do: @pull
 
+  @doc "What `VLLM.Quantization.compare/2` takes beside options of an engine."
+  @spec compare() :: [spec()]
+  def compare, do: @compare
+
   @doc "What `VLLM.Quantization.recommend/2` takes beside options of an engine."
   @spec recommend() :: [spec()]
   def recommend, do: @recommend
@@ -694,6 +713,9 @@ defmodule VLLM.Options do
   defp valid?(:patterns, [_ | _] = patterns), do: all?(patterns, &pattern?/1)
   defp valid?(:patterns, patterns), do: patterns == []
 
+  defp valid?(:texts, [_ | _] = texts), do: all?(texts, &valid?(:string, &1))
+  defp valid?(:texts, _value), do: false
+
   defp valid?(:notify, {pid, _ref}), do: is_pid(pid)
   defp valid?(:notify, pid), do: is_pid(pid)
 
@@ -756,6 +778,7 @@ defmodule VLLM.Options do
 
   defp expected(:devices), do: "a list of lists of devices, one for each replica"
   defp expected(:patterns), do: "a list of strings and regular expressions"
+  defp expected(:texts), do: "a list of strings of valid UTF-8 that are not empty"
   defp expected(:notify), do: "a pid or `{pid, ref}`"
   defp expected(:map), do: "a keyword list or a map"
   defp expected(:lora_request), do: "an adapter from `VLLM.lora_request!/3`, or the name of one"

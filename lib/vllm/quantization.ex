@@ -2,7 +2,7 @@ defmodule VLLM.Quantization do
   import VLLM.Error, only: [bang!: 1]
 
   alias VLLM.{Error, Options, Tools}
-  alias VLLM.Quantization.{Advice, Detected, Estimate, Method, Report}
+  alias VLLM.Quantization.{Advice, Comparing, Comparison, Detected, Estimate, Method, Report}
 
   @moduledoc """
   What there is to know of a model and its quantization before it is loaded.
@@ -170,4 +170,40 @@ defmodule VLLM.Quantization do
   @doc "Like `recommend/2`, but raises `VLLM.Error`."
   @spec recommend!(String.t(), keyword() | map()) :: Advice.t()
   def recommend!(model, options \\ []), do: bang!(recommend(model, options))
+
+  @doc """
+  What models lost that were made of another: each is loaded, one after the other, and what it expects
+  at each place of texts that it has not seen is compared with what the first of them does.
+
+      {:ok, comparison} =
+        VLLM.Quantization.compare(["/models/Llama-3.2-1B", "/models/Llama-3.2-1B-AWQ", "llama:Q4_K_M"])
+
+      IO.puts(comparison)
+      File.write!("quality.svg", VLLM.Quantization.Comparison.to_svg(comparison))
+
+  Told are KL divergence, perplexity, how often both hold the same token for the likeliest, sizes and
+  tokens/s; and whether a quantization is worse than its format usually is, with what to try instead:
+  see `VLLM.Quantization.Comparison.Row`, and `guides/quantizing.md` for what the figures mean. Models
+  whose tokenizers cut the texts otherwise can be compared by `:bits_per_byte` alone, which is said
+  in `:says`.
+
+  Each model takes the start of an engine and some seconds to minutes more, and as much memory as an
+  engine of it. Where nothing else is said it runs without compilation (`enforce_eager: true`) and with
+  a context and a KV cache that are just large enough: its tokens/s are for a comparison of these
+  models. Other options are those of an engine, and the same for all of them.
+
+  Options:
+
+  #{Options.docs(Options.compare())}
+
+  `{:error, error}` says that the options are wrong, that the reference could not be measured, or no
+  other model. One that could not be measured while others could has its error in its row.
+  """
+  @spec compare([String.t(), ...], keyword() | map()) ::
+          {:ok, Comparison.t()} | {:error, Error.t()}
+  def compare(models, options \\ []), do: Comparing.compare(models, options)
+
+  @doc "Like `compare/2`, but raises `VLLM.Error`."
+  @spec compare!([String.t(), ...], keyword() | map()) :: Comparison.t()
+  def compare!(models, options \\ []), do: bang!(compare(models, options))
 end

@@ -100,8 +100,13 @@ defmodule VLLM.Tools do
   defp or_ours({:error, error}, specs), do: {:error, Options.or_ours(error, specs)}
   defp or_ours(result, _specs), do: result
 
-  # The params of a question, and how the worker is started that is asked.
-  defp question(model, options, specs) do
+  @doc """
+  What a question about a model is made of, checked: the values of `specs`, the params with the model
+  and the options of its engine, and how the worker is started that is asked (`:python`, `:env`).
+  """
+  @spec question(term(), keyword() | map(), [Options.spec()]) ::
+          {:ok, %{atom() => term()}, map(), keyword()} | {:error, Error.t()}
+  def question(model, options, specs) do
     ours = Options.names(specs)
     engine = for spec <- Options.engine(), elem(spec, 0) not in ours, do: spec
 

@@ -16,23 +16,27 @@ defmodule Mix.Vllm.Arguments do
   @spec parse!([String.t()], String.t(), [String.t()]) ::
           {String.t(), %{String.t() => term()}, [String.t()]}
   def parse!(argv, task, flags) do
+    case parse_all!(argv, task, flags) do
+      {[model], options, flags} ->
+        {model, options, flags}
+
+      {[_, word | _], _options, _flags} ->
+        Mix.raise("mix #{task} takes one model, and no argument #{inspect(word)}")
+    end
+  end
+
+  @doc "Like `parse!/3`, for tasks that take several models."
+  @spec parse_all!([String.t()], String.t(), [String.t()]) ::
+          {[String.t(), ...], %{String.t() => term()}, [String.t()]}
+  def parse_all!(argv, task, flags) do
     switches = flags ++ named(:boolean)
     {models, options} = argv |> words(switches) |> Enum.split_with(&is_binary/1)
 
-    model =
-      case models do
-        [model] ->
-          model
-
-        [] ->
-          Mix.raise("Which model? `mix #{task} MODEL`, with a folder, a file or a hub id.")
-
-        [_, word | _] ->
-          Mix.raise("mix #{task} takes one model, and no argument #{inspect(word)}")
-      end
+    if models == [],
+      do: Mix.raise("Which model? `mix #{task} MODEL`, with a folder, a file or a hub id.")
 
     {flags, options} = Enum.split_with(options, fn {name, _value} -> name in flags end)
-    {model, Enum.reduce(options, %{}, &put!(&1, &2, task)), for({name, true} <- flags, do: name)}
+    {models, Enum.reduce(options, %{}, &put!(&1, &2, task)), for({name, true} <- flags, do: name)}
   end
 
   defp put!({name, _value}, options, task) when is_map_key(options, name),
@@ -82,7 +86,10 @@ defmodule Mix.Vllm.Arguments do
 
   # The options whose values are of a type, this library's and vLLM's.
   defp named(type) do
-    questions = Options.tools() ++ Options.estimate() ++ Options.recommend() ++ Options.pull()
+    questions =
+      Options.tools() ++
+        Options.estimate() ++ Options.recommend() ++ Options.pull() ++ Options.compare()
+
     specs = questions ++ Options.engine()
     ours = for {name, ^type, _default, _doc} <- specs, do: name
 

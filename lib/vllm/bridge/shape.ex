@@ -80,7 +80,10 @@ defmodule VLLM.Bridge.Shape do
     "registered" => {:list, @registered},
     "register" => @registered,
     "push" => {:record, %{"url" => :binary}},
-    "unregister" => {:record, %{"freed" => :natural, "names" => {:list, :binary}}}
+    "unregister" => {:record, %{"freed" => :natural, "names" => {:list, :binary}}},
+    "measure" => :map,
+    "compare" => {:list, :map},
+    "workspace" => {:record, %{"path" => :binary}}
   }
 
   @doc "Whether `result` can be the answer to a request of `method`."
