@@ -1,5 +1,6 @@
 """Names of models on this machine."""
 
+import itertools
 import json
 import multiprocessing
 import os
@@ -17,6 +18,7 @@ from hub_server import Hub
 from vllm_bridge import data
 from vllm_bridge.checkpoints import models
 from vllm_bridge.checkpoints.detect import detect
+from vllm_bridge.engine.plan import plan
 from vllm_bridge.errors import BridgeError
 from vllm_bridge.hub import cache, download
 from vllm_bridge.registry import edit, find, listing, store
@@ -95,6 +97,17 @@ def test_a_name_with_one_output_needs_no_label(folder: Path) -> None:
     assert error.remedy == "Did you mean `llama:Q4_K_M`?"
     whole = made(folder, "llama")
     assert models.find("llama", {}) == str(whole)
+
+
+def test_what_is_used_beside_a_model_has_its_name_too() -> None:
+    edit.register(str(MODELS / "demo"), "small")
+    options = {"tokenizer": "small", "speculative_config": {"model": "small", "method": "x"}}
+    made = plan("small", options)
+    assert made.model == "small"
+    assert made.checkpoint.folder == str(MODELS / "demo")
+    assert made.options["tokenizer"] == str(MODELS / "demo")
+    assert made.options["speculative_config"] == {"model": str(MODELS / "demo"), "method": "x"}
+    assert options["speculative_config"] == {"model": "small", "method": "x"}
 
 
 def test_a_path_comes_first_and_the_hub_last(
@@ -253,6 +266,28 @@ def test_processes_that_register_at_once_lose_nothing() -> None:
     names = store.read("shared")
     assert names is not None
     assert sorted(one.label or "" for one in names.outputs) == [f"n{n}" for n in range(6)]
+
+
+def _change() -> None:
+    for number in itertools.count():
+        edit.register(str(AWQ), f"other{number % 3}", f"n{number}")
+        edit.alias("kept", f"alias{number % 3}", replace=True)
+        edit.unregister(f"other{number % 3}:n{number}")
+
+
+def test_who_is_killed_leaves_no_half_name(caplog: pytest.LogCaptureFixture) -> None:
+    edit.register(str(AWQ), "kept")
+    context = multiprocessing.get_context("fork")
+    for number in range(20):
+        process = context.Process(target=_change)
+        process.start()
+        process.join(0.01 + 0.004 * number)
+        process.kill()
+        process.join(60)
+        assert {model.entry.method for model in listing.models({})} == {"awq"}
+        assert models.find("kept", {}) == str(AWQ)
+        edit.register(str(AWQ), "kept")
+    assert caplog.records == []
 
 
 def test_a_folder_that_may_not_be_written_to(folder: Path) -> None:

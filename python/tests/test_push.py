@@ -28,7 +28,7 @@ NO_TOKEN = {"hf_token": "two words"}
 
 HOW: dict[str, Any] = {
     "by": "quantize",
-    "at": 1795838400,
+    "at": "2026-11-28T04:15:30Z",
     "options": {"bits": 4, "group_size": 128, "folder": "/home/me/texts", "version": "a|b"},
     "libraries": {"llmcompressor": "0.14.0.1"},
     "calibration": {"source": "default", "texts": 128, "tokens": 65536},

@@ -18,6 +18,7 @@ from vllm_bridge.engine.finding import Finding
 from vllm_bridge.errors import BridgeError, map_exceptions
 from vllm_bridge.params import check_option_names
 from vllm_bridge.quantization import naming, online, registry
+from vllm_bridge.registry import find as named
 
 # Options that name what is used in the place of a part of the model. It may be on the hub although
 # the model is not.
@@ -77,6 +78,8 @@ def plan(
     with _collected(findings):
         checkpoint = check_model(model, left, progress)
     _take_place(model, left)
+    with _collected(findings):
+        _find_beside(left)
     for name in BESIDE:
         with _collected(findings):
             check_beside(name, left)
@@ -120,6 +123,21 @@ def _take_place(model: str, options: dict[str, Any]) -> None:
     options.pop("subfolder", None)
     if not os.path.exists(model) and not is_elsewhere(model):
         options.pop("revision", None)
+
+
+def _find_beside(options: dict[str, Any]) -> None:
+    """Puts the path in the place of a name of the registry where something else than the model is
+    named by one: a tokenizer, a draft model. vLLM knows no such names."""
+    for name in BESIDE:
+        if isinstance(given := options.get(name), str):
+            options[name] = _found(given)
+    draft = options.get("speculative_config")
+    if isinstance(draft, dict) and isinstance(given := draft.get("model"), str):
+        options["speculative_config"] = draft | {"model": _found(given)}
+
+
+def _found(name: str) -> str:
+    return name if os.path.exists(name) else named.path_or_name(name) or name
 
 
 @contextlib.contextmanager

@@ -1,6 +1,5 @@
 """The model card of what is uploaded: what it is made of, how, what it lost, and how to use it."""
 
-import datetime
 import json
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
@@ -86,9 +85,8 @@ def _what(entry: Entry) -> str:
 
 def _how(made: Mapping[str, Any]) -> Iterator[str]:
     rows = []
-    if isinstance(at := made.get("at"), int | float):
-        day = datetime.datetime.fromtimestamp(at, datetime.UTC).date().isoformat()
-        rows.append(("made on", day))
+    if isinstance(at := made.get("at"), str):
+        rows.append(("made on", at.partition("T")[0]))
     rows += list(_items("options", made))
     rows += list(_items("libraries", made))
     if isinstance(calibration := made.get("calibration"), dict):
