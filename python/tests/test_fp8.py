@@ -11,6 +11,7 @@ from vllm.platforms import PlatformEnum, current_platform
 from vllm.v1.worker.worker_base import WorkerBase
 
 import fp8_models
+import headers
 from conftest import MODELS
 from exactness import Measured, measure
 from running import GREEDY, Running
@@ -136,9 +137,9 @@ def test_memory_is_checked_for_what_the_weights_are_once_loaded(
         "layers.0.up_proj.weight": ("F8_E4M3", 1_000_000),
         "layers.0.up_proj.weight_scale": ("F8_E4M3", 1_000),
         "layers.0.experts.0.up_proj.weight": ("F8_E4M3", 200_000),
-        "norm.weight": ("BF16", 2_000),
+        "norm.weight": ("BF16", 1_000),
     }
-    tensors = {name: Tensor(dtype, (size,), "", 0, size) for name, (dtype, size) in sizes.items()}
+    tensors = {name: headers.tensor((count,), dtype) for name, (dtype, count) in sizes.items()}
     config = {"quantization_config": {"quant_method": "fp8"}}
     checkpoint = Checkpoint("", config, (), tensors)
 
