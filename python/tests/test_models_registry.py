@@ -193,6 +193,25 @@ def test_what_was_made_here_is_deleted_with_its_files(folder: Path) -> None:
     assert os.listdir(folder / "registry") == [".lock"]
 
 
+def test_what_an_engine_serves_is_told_from_what_none_does(folder: Path, hub: Hub) -> None:
+    path = made(folder, "llama", "Q4_K_M")
+    other = made(folder, "llama", "Q8_0")
+    edit.alias("llama:Q4_K_M", "prod")
+    model = listing.model("llama:Q4_K_M", {})
+    listing.check_unused(
+        model, ["llama:Q8_0", str(other), "org/name", "llama", "gone:x", f"{path}2"]
+    )
+    for name in ("llama:q4_k_m", "prod", str(path), f"{path}/model.gguf"):
+        with pytest.raises(BridgeError) as caught:
+            listing.check_unused(model, [name])
+        assert caught.value.reason == "in_use"
+        assert caught.value.details == {"model": "llama:Q4_K_M", "engine_model": name}
+    repository(hub.folder, "org/name", plain())
+    download.pull(hub_models.found("org/name"), {})
+    with pytest.raises(BridgeError):
+        listing.check_unused(listing.model("org/name", {}), ["org/name:Q8_0"])
+
+
 def test_the_files_of_a_registered_folder_stay(tmp_path: Path) -> None:
     copy = shutil.copytree(AWQ, tmp_path / "copy")
     edit.register(str(copy), "mine")
