@@ -286,7 +286,13 @@ def test_memory_of_dequantized_experts() -> None:
         (checkpoint("qweight", "I32", quant_method="awq", bits=4), 2000, 1020),
         # Of groups of 128, whose zero points are the same and not kept.
         (checkpoint("qweight", "I32", quant_method="gptq", bits=8), 1000, 1013),
-        (checkpoint("weight_packed", "I32", config_groups=groups), 2000, 1020),
+        (
+            checkpoint(
+                "weight_packed", "I32", quant_method="compressed-tensors", config_groups=groups
+            ),
+            2000,
+            1020,
+        ),
     ):
         assert fit.loaded_bytes(dequantized(one, True, False), {}) == packed
         assert fit.loaded_bytes(dequantized(one, False, True), {}) == 20 + 2 * count
