@@ -152,7 +152,7 @@ def test_a_card_says_how_a_model_was_made() -> None:
         method="awq",
         bits=4,
         source="org/plain",
-        revision="abc",
+        revision="0123abcd" * 5,
         made=HOW,
         quality={"perplexity": 5.61234, "kl_mean": 0.0123, "says": ["ok"]},
     )
@@ -169,7 +169,7 @@ tags:
 
 # new
 
-A quantized model: `W4A16` (awq, 4 bits), made of [org/plain](https://huggingface.co/org/plain) at revision `abc`.
+A quantized model: `W4A16` (awq, 4 bits), made of [org/plain](https://huggingface.co/org/plain) at revision `0123abcd0123abcd0123abcd0123abcd0123abcd`.
 
 ## How it was made
 
@@ -209,3 +209,7 @@ def test_the_card_of_an_adapter_names_its_base() -> None:
     assert 'adapter = VLLM.lora_request!("sql", "me/sql")' in text
     local = Entry(name="sql", path="/a", kind="adapter", registered_at=0, base_model="/models/x")
     assert "/models/x" not in card(local, "me/sql")
+    known = Entry(
+        name="q", path="/q", kind="model", registered_at=0, source="org/plain", revision="0123abcd"
+    )
+    assert "0123abcd" not in card(known, "me/q")  # a fingerprint, which means nothing elsewhere

@@ -1,6 +1,7 @@
 """The model card of what is uploaded: what it is made of, how, what it lost, and how to use it."""
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
@@ -67,6 +68,12 @@ def source_id(entry: Entry) -> str | None:
     return None
 
 
+def commit(entry: Entry) -> str | None:
+    """The commit of its source; None where that is known by a fingerprint of its files."""
+    revision = entry.revision or ""
+    return revision if re.fullmatch(r"[0-9a-f]{40}", revision) else None
+
+
 def _what(entry: Entry) -> str:
     kind = "A model"
     if entry.kind == "adapter":
@@ -79,7 +86,7 @@ def _what(entry: Entry) -> str:
     if source is None:
         return f"{kind}."
     of = "for" if entry.kind == "adapter" else "made of"
-    at = f" at revision `{entry.revision}`" if entry.revision and entry.source else ""
+    at = f" at revision `{revision}`" if (revision := commit(entry)) else ""
     return f"{kind}, {of} [{source}](https://huggingface.co/{source}){at}."
 
 

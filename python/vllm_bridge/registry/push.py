@@ -8,7 +8,6 @@ import contextlib
 import hashlib
 import io
 import os
-import re
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
@@ -203,9 +202,7 @@ def _inherited(entry: Entry, token: str) -> Mapping[str, Any]:
         if entry.source is not None and os.path.isdir(entry.source):
             found = metadata_load(os.path.join(entry.source, _README))
         elif (source := card.source_id(entry)) is not None:
-            is_commit = re.fullmatch(r"[0-9a-f]{40}", entry.revision or "")
-            revision = entry.revision if is_commit else None
-            path = hf_hub_download(source, _README, revision=revision, token=token)
+            path = hf_hub_download(source, _README, revision=card.commit(entry), token=token)
             found = metadata_load(path)
     return found if isinstance(found, dict) else {}
 
