@@ -39,6 +39,7 @@ class QuantizeParams(msgspec.Struct, forbid_unknown_fields=True):
     calibration: Calibration | None = None
     max_samples: int = MAX_SAMPLES
     max_length: int = MAX_LENGTH
+    work: str | None = None
 
 
 async def quantize_formats(_call: Call, params: FormatsParams) -> list[dict[str, Any]]:
@@ -71,7 +72,7 @@ def make(params: QuantizeParams, tell: task.Telling) -> dict[str, Any]:
 
     started = time.monotonic()
     tell("preparing")
-    source = Source(params.source)
+    source = Source(params.source, params.work)
     asked = (params.format, params.options)
     (one,) = formats.outputs([asked], source)
     texts = None

@@ -95,9 +95,12 @@ class Source:
 
     Args:
         path: of the folder with its safetensors, config and tokenizer
+        work: a folder for what several outputs of it have in common; nothing is kept where it is
+            None
     """
 
     path: str
+    work: str | None = None
 
     @functools.cached_property
     def checkpoint(self) -> Checkpoint:
