@@ -212,6 +212,15 @@ def test_what_an_engine_serves_is_told_from_what_none_does(folder: Path, hub: Hu
         listing.check_unused(listing.model("org/name", {}), ["org/name:Q8_0"])
 
 
+def test_files_that_have_two_names_go_with_the_second(folder: Path) -> None:
+    path = made(folder, "llama")
+    edit.register(str(path), "mine")
+    assert edit.unregister("llama") == (0, ["llama"])
+    assert models.find("mine", {}) == str(path)
+    assert edit.unregister("mine")[0] > 0
+    assert not path.exists()
+
+
 def test_the_files_of_a_registered_folder_stay(tmp_path: Path) -> None:
     copy = shutil.copytree(AWQ, tmp_path / "copy")
     edit.register(str(copy), "mine")

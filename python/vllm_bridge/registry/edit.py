@@ -120,7 +120,7 @@ def unregister(model: str) -> tuple[int, list[str]]:
         if not isinstance(entry, Entry):
             raise unknown(model)
         freed = 0
-        if store.is_made_here(entry.path) and not entry.is_missing:
+        if store.is_made_here(entry.path) and not entry.is_missing and not _is_shared(entry):
             freed = size(change.discard(entry.path))
         names = store.read(entry.name)
         assert names is not None  # noqa: S101 - the entry is one of its outputs
@@ -132,6 +132,12 @@ def unregister(model: str) -> tuple[int, list[str]]:
                 change.write(Names(name=other.name))
                 gone.append(other.name)
         return freed, gone
+
+
+def _is_shared(entry: Entry) -> bool:
+    """Whether its files have another name, too."""
+    every = [one for names in store.every() for one in names.outputs]
+    return sum(one.path == entry.path for one in every) > 1
 
 
 def unknown(model: str) -> BridgeError:
