@@ -11,7 +11,8 @@ defmodule VLLM.Application do
       # Before the engines, whose workers use it until their end.
       {DynamicSupervisor, name: VLLM.NurserySupervisor, strategy: :one_for_one},
       {DynamicSupervisor, name: VLLM.EngineSupervisor, strategy: :one_for_one},
-      {DynamicSupervisor, name: VLLM.StreamSupervisor, strategy: :one_for_one}
+      {DynamicSupervisor, name: VLLM.StreamSupervisor, strategy: :one_for_one},
+      VLLM.Job.Supervisor
     ]
 
     Supervisor.start_link(children, strategy: :one_for_one, name: VLLM.Supervisor)

@@ -186,6 +186,68 @@ defmodule VLLM.Options do
     | Enum.drop(@pull, 2)
   ]
 
+  # How the workers of a job are started. What may be secret is in no file of the job.
+  @workers [
+    {:threads, :pos_integer, nil,
+     "how many threads its workers compute with; by default as many as there are cores"},
+    {:nice, :non_neg_integer, 10,
+     "how far its workers stand back behind other processes, up to 19, as of `nice`: they take what " <>
+       "engines leave, and most of the cores where none is busy"},
+    {:python, :string, nil,
+     "path of the Python interpreter that has vLLM; by default the one that `mix vllm.setup` made"},
+    {:quantize_python, :string, nil,
+     "path of the one that has what quantizes; by default what `mix vllm.setup --with quantize` made"}
+  ]
+
+  @secrets [
+    {:hf_token, :string, nil,
+     "access token for gated models; by default that of `HF_TOKEN`. It is kept in memory only"},
+    {:env, :env, %{},
+     "environment variables of its workers, as a map; nil unsets one. They are kept in memory only"}
+  ]
+
+  # Where the model of a job comes from.
+  @job_source [
+    {:revision, :string, nil, "branch, tag or commit of a hub model"},
+    {:subfolder, :string, nil, "folder of a hub model's repository that the model is in"},
+    {:download_dir, :string, nil,
+     "folder that hub models are downloaded to; by default that of `HF_HOME`"},
+    {:allowed_models, :patterns, nil,
+     "the only models that may be named: a list of names and patterns, as of an engine"}
+  ]
+
+  @quantize [
+              {:to, :term, nil,
+               "the formats, with options by the names that their libraries have for them, or a word: " <>
+                 "`[gguf: [\"Q4_K_M\", \"Q8_0\"], awq: [], gptq: [bits: 4, group_size: 128]]`, or " <>
+                 "`[\"gguf:Q4_K_M\", :awq]`. `as:` among the options says what an output is called. " <>
+                 "guides/quantizing.md lists what there is"},
+              {:name, :string, nil,
+               "the outputs are `name:label` then; by default the last part of the model's own name"},
+              {:calibration, :term, nil,
+               "texts to calibrate with, for formats that are calibrated: a list, or the path of a " <>
+                 "text or JSONL file or of a folder with such files. By default a set that ships with " <>
+                 "this library"},
+              {:max_samples, :pos_integer, nil, "how many of these texts are used at most"},
+              {:max_length, :pos_integer, nil, "how many tokens of each are used at most"},
+              {:verify, :boolean, true,
+               "load each output in an engine and compare it with the source before it counts. " <>
+                 "Without it nobody knows whether it loads, nor what was lost"},
+              {:texts, :term, nil,
+               "what they are compared on: a list of strings; by default a text that ships with this library"}
+            ] ++ @job_source ++ @workers ++ @secrets
+
+  @await [
+    {:timeout, :timeout, :infinity,
+     "milliseconds until the job must have ended; then it is `:timeout`, and the job goes on"},
+    {:progress, :boolean, nil,
+     "show a bar with the progress; by default in iex and in mix tasks that have a terminal"}
+  ]
+
+  @delete_job [
+    {:outputs, :boolean, false, "delete what it has made, too"}
+  ]
+
   @recommend @machine ++
                [
                  {:for, :wire, nil,
@@ -469,6 +531,26 @@ defmodule VLLM.Options do
   @doc "What `VLLM.Quantization.recommend/2` takes beside options of an engine."
   @spec recommend() :: [spec()]
   def recommend, do: @recommend
+
+  @doc "What a job takes that quantizes a model."
+  @spec quantize() :: [spec()]
+  def quantize, do: @quantize
+
+  @doc "How the workers of a job are started."
+  @spec workers() :: [spec()]
+  def workers, do: @workers
+
+  @doc "What a job is not given from the disk when it is tried again."
+  @spec retry() :: [spec()]
+  def retry, do: @secrets
+
+  @doc "What waiting for a job takes."
+  @spec await() :: [spec()]
+  def await, do: @await
+
+  @doc "What deleting a job takes."
+  @spec delete_job() :: [spec()]
+  def delete_job, do: @delete_job
 
   @doc "How long replicas that are to end or begin anew are given."
   @spec drain() :: [spec()]

@@ -27,6 +27,19 @@ defmodule VLLM.Telemetry do
   | `[:vllm, :pull, :stop]` | `duration` | `model`, `path` |
   | `[:vllm, :pull, :exception]` | `duration` | `model`, `error`, a `VLLM.Error` |
 
+  ## Jobs
+
+  Those of `VLLM.Job`.
+
+  | event | measurements | metadata |
+  | --- | --- | --- |
+  | `[:vllm, :job, :start]` | `system_time` | as below |
+  | `[:vllm, :job, :progress]` | `duration` since the start, and of `VLLM.Job.Progress` the numbers that there are | and `state`, `output`, `phase` |
+  | `[:vllm, :job, :stop]` | `duration` | as below |
+  | `[:vllm, :job, :exception]` | `duration` | and `state` (`:failed`, `:cancelled` or `:interrupted`), `error`, a `VLLM.Error` |
+
+  Metadata of all: `id`, `kind` (`:quantize` or `:finetune`), `name`, `source`. The start is when the job begins to run; a retry starts it once more.
+
   ## Requests
 
   A request is one prompt, conversation or set of texts that was sent to a worker: a call with three prompts makes three.
@@ -110,6 +123,29 @@ defmodule VLLM.Telemetry do
 
   def pull_end(started_at, model, {:error, error}) do
     execute([:vllm, :pull, :exception], duration(started_at), %{model: model, error: error})
+  end
+
+  @doc false
+  def job_start(metadata) do
+    execute([:vllm, :job, :start], %{system_time: System.system_time()}, metadata)
+  end
+
+  @doc false
+  def job_progress(started_at, metadata, progress) do
+    numbers = Map.take(progress, [:done, :total, :bytes, :total_bytes, :seconds_left])
+    figures = Map.reject(numbers, fn {_name, number} -> is_nil(number) end)
+    metadata = Map.merge(metadata, Map.take(progress, [:state, :output, :phase]))
+    execute([:vllm, :job, :progress], Map.merge(figures, duration(started_at)), metadata)
+  end
+
+  @doc false
+  def job_end(started_at, metadata, :done, nil) do
+    execute([:vllm, :job, :stop], duration(started_at), metadata)
+  end
+
+  def job_end(started_at, metadata, state, error) do
+    metadata = Map.merge(metadata, %{state: state, error: error})
+    execute([:vllm, :job, :exception], duration(started_at), metadata)
   end
 
   # Without telemetry there is no span, and a request emits no events.

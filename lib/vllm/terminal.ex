@@ -34,6 +34,45 @@ defmodule VLLM.Terminal do
     end
   end
 
+  @doc """
+  A bar and words, as wide as so many `columns` allow; the words alone where there is no room, or no
+  percentage.
+
+      iex> VLLM.Terminal.bar(50, "half", 20)
+      "[======       ] half"
+
+      iex> VLLM.Terminal.bar(nil, "some", 20)
+      "some"
+  """
+  @spec bar(0..100 | nil, String.t(), pos_integer()) :: String.t()
+  def bar(nil, words, _columns), do: words
+
+  def bar(percent, words, columns) do
+    case min(columns - String.length(words) - 3, 30) do
+      width when width >= 5 ->
+        done = div(width * percent, 100)
+        "[#{String.duplicate("=", done)}#{String.duplicate(" ", width - done)}] #{words}"
+
+      _too_narrow ->
+        words
+    end
+  end
+
+  @doc """
+  A time as people say it.
+
+      iex> Enum.map([58.4, 94.5, 9_000], &VLLM.Terminal.time/1)
+      ["58 s", "2 min", "2 h 30 min"]
+  """
+  @spec time(number()) :: String.t()
+  def time(seconds) when seconds < 90, do: "#{round(seconds)} s"
+  def time(seconds) when seconds < 5_400, do: "#{round(seconds / 60)} min"
+
+  def time(seconds) do
+    minutes = round(seconds / 60)
+    "#{div(minutes, 60)} h #{rem(minutes, 60)} min"
+  end
+
   defp interactive? do
     Enum.any?(Application.started_applications(), fn {app, _, _} -> app in [:iex, :mix] end)
   end

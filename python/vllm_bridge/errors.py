@@ -48,6 +48,13 @@ REASONS: Final = frozenset(
         "poison",
         "overloaded",
         "aborted",
+        # Jobs
+        "job_not_found",
+        "job_running",
+        "job_interrupted",
+        "name_taken",
+        "source_changed",
+        "step_died",
         # Faults of our own making
         "protocol",
         "internal",

@@ -21,7 +21,7 @@ defmodule VLLM.Error.Reasons do
     rate_limited:
       "the hub was asked too often; try again in `details[\"retry_after_ms\"]` milliseconds",
     download_corrupt: "what the hub sent is not the file that it told of; it was removed",
-    disk_full: "the model's files do not fit on the disk, or into the quota",
+    disk_full: "files do not fit on the disk, or into the quota",
     cache_not_writable:
       "the folder of downloaded models, or that of what is made here, cannot be written to",
     in_use: "an engine serves the model; stop it before the model is deleted",
@@ -49,7 +49,14 @@ defmodule VLLM.Error.Reasons do
     overloaded:
       "too many requests are in flight or waiting; try again in `details[\"retry_after_ms\"]` " <>
         "milliseconds",
-    aborted: "the request was cancelled, or the engine put to sleep",
+    aborted: "the request or the job was cancelled, or the engine put to sleep",
+    # Jobs
+    job_not_found: "there is no job of this id",
+    job_running: "this can be done with a job that has ended only; cancel it first",
+    job_interrupted: "the application that ran the job ended; `VLLM.Job.retry/2` goes on with it",
+    name_taken: "a model of this name is there already, or another job makes it",
+    source_changed: "the model's files have changed since the job began",
+    step_died: "the process of a job's step ended; `details[\"log\"]` has its last lines",
     # Faults of our own making
     protocol: "the two sides did not understand each other; the worker is restarted",
     internal: "a fault in this library or in vLLM; `details` has the traceback where there is one"

@@ -83,7 +83,7 @@ defmodule VLLM.Hub.Progress do
       "#{Bytes.part(progress.bytes, progress.total_bytes)} (#{percent(progress)} %)",
       "#{progress.files} of #{progress.total_files} files",
       progress.bytes_per_second && "#{Bytes.file(progress.bytes_per_second)}/s",
-      progress.seconds_left && "#{time(progress.seconds_left)} left"
+      progress.seconds_left && "#{Terminal.time(progress.seconds_left)} left"
     ]
     |> Enum.reject(&is_nil/1)
     |> Enum.join(", ")
@@ -91,29 +91,11 @@ defmodule VLLM.Hub.Progress do
 
   @doc "Progress as a line for a terminal of so many `columns`: a bar, and `describe/1`."
   @spec bar(t(), pos_integer()) :: String.t()
-  def bar(%__MODULE__{} = progress, columns) do
-    words = describe(progress)
-
-    case min(columns - String.length(words) - 3, 30) do
-      width when width >= 5 ->
-        done = div(width * percent(progress), 100)
-        "[#{String.duplicate("=", done)}#{String.duplicate(" ", width - done)}] #{words}"
-
-      _too_narrow ->
-        words
-    end
-  end
+  def bar(%__MODULE__{} = progress, columns),
+    do: Terminal.bar(percent(progress), describe(progress), columns)
 
   @doc false
   @spec percent(t()) :: 0..100
   def percent(%__MODULE__{total_bytes: 0}), do: 100
   def percent(progress), do: min(div(progress.bytes * 100, progress.total_bytes), 100)
-
-  defp time(seconds) when seconds < 90, do: "#{round(seconds)} s"
-  defp time(seconds) when seconds < 5_400, do: "#{round(seconds / 60)} min"
-
-  defp time(seconds) do
-    minutes = round(seconds / 60)
-    "#{div(minutes, 60)} h #{rem(minutes, 60)} min"
-  end
 end

@@ -28,7 +28,7 @@ defmodule VLLM.Job.Progress do
   After one whose state is `:done`, `:failed`, `:cancelled` or `:interrupted` there comes no other.
   """
 
-  alias VLLM.Error
+  alias VLLM.{Bytes, Error, Terminal}
 
   @enforce_keys [:job, :state]
   defstruct [
@@ -64,4 +64,86 @@ defmodule VLLM.Job.Progress do
           figures: %{String.t() => term()},
           error: Error.t() | nil
         }
+
+  @counts [:done, :total, :bytes, :total_bytes]
+  @own ["id", "phase", "done", "total", "bytes", "total_bytes", "seconds_left"]
+
+  @doc false
+  # What a worker tells, in whatever shape.
+  @spec put(t(), map()) :: t()
+  def put(progress, wire) do
+    counts = for name <- @counts, do: {name, count(wire[Atom.to_string(name)])}
+
+    figures =
+      for {name, value} <- wire, name not in @own, figure?(value), into: %{}, do: {name, value}
+
+    phase = if is_binary(wire["phase"]), do: wire["phase"], else: progress.phase
+    left = if is_number(wire["seconds_left"]), do: max(wire["seconds_left"], 0)
+    struct!(progress, [phase: phase, seconds_left: left, figures: figures] ++ counts)
+  end
+
+  defp count(number) when is_integer(number) and number >= 0, do: number
+  defp count(_none), do: nil
+
+  defp figure?(value), do: is_number(value) or is_binary(value) or is_boolean(value)
+
+  @doc """
+  Progress in words.
+
+      iex> VLLM.Job.Progress.describe(%VLLM.Job.Progress{
+      ...>   job: "20261128T041233-4fj2",
+      ...>   state: :quantizing,
+      ...>   output: "Q4_K_M",
+      ...>   output_number: 1,
+      ...>   outputs: 2,
+      ...>   phase: "layers",
+      ...>   done: 12,
+      ...>   total: 32,
+      ...>   seconds_left: 94.5
+      ...> })
+      "quantizing Q4_K_M (1 of 2), layers: 12 of 32, 2 min left"
+  """
+  @spec describe(t()) :: String.t()
+  def describe(%__MODULE__{} = progress) do
+    [
+      what(progress),
+      part(progress),
+      progress.seconds_left && "#{Terminal.time(progress.seconds_left)} left"
+    ]
+    |> Enum.reject(&is_nil/1)
+    |> Enum.join(", ")
+  end
+
+  defp what(%{state: :queued, waiting_for: nil}), do: "queued"
+  defp what(%{state: :queued, waiting_for: what}), do: "waiting for #{what}"
+  defp what(%{state: state, output: nil}), do: Atom.to_string(state)
+  defp what(%{outputs: 1} = progress), do: "#{progress.state} #{progress.output}"
+
+  defp what(progress),
+    do: "#{progress.state} #{progress.output} (#{progress.output_number} of #{progress.outputs})"
+
+  defp part(%{phase: nil}), do: nil
+
+  defp part(%{done: done, total: total} = progress) when is_integer(done) and is_integer(total),
+    do: "#{progress.phase}: #{done} of #{total}"
+
+  defp part(%{bytes: bytes, total_bytes: total}) when is_integer(bytes) and is_integer(total),
+    do: Bytes.part(bytes, total)
+
+  defp part(%{phase: phase}), do: phase
+
+  @doc "Progress as a line for a terminal of so many `columns`: a bar of the phase, and `describe/1`."
+  @spec bar(t(), pos_integer()) :: String.t()
+  def bar(%__MODULE__{} = progress, columns),
+    do: Terminal.bar(percent(progress), describe(progress), columns)
+
+  defp percent(%{done: done, total: total})
+       when is_integer(done) and is_integer(total) and total > 0,
+       do: min(div(done * 100, total), 100)
+
+  defp percent(%{bytes: bytes, total_bytes: total})
+       when is_integer(bytes) and is_integer(total) and total > 0,
+       do: min(div(bytes * 100, total), 100)
+
+  defp percent(_unknown), do: nil
 end

@@ -1,0 +1,545 @@
+defmodule VLLM.Job.Quantize do
+  @moduledoc false
+  # The kind of job that quantizes a model. Its steps, each but the first few once
+  # for each output:
+  #
+  #     check       are the formats and options known? (before a download)
+  #     pull        where is the model? It may have to be downloaded
+  #     look        what do its files say, so that a change is seen?
+  #     check       can this model be made in these formats?
+  #     plan        how much memory and disk will that take?
+  #     quantize    an output, in the job's folder
+  #     measure     the model itself, once; then the output
+  #     compare     what was lost
+  #     publish     the output gets its place among the models
+  #     register    and its name
+
+  @behaviour VLLM.Job.Kind
+
+  alias VLLM.{AllowedModels, Data, Error, Options}
+  alias VLLM.Job.{Output, Record, Source, Step, Store}
+
+  # Where these are the matter, the other outputs would fare no better.
+  @of_all [
+    :disk_full,
+    :cache_not_writable,
+    :source_changed,
+    :python_not_found,
+    :vllm_not_installed,
+    :quantize_not_installed
+  ]
+
+  @doc "The record of a new job, from what the user gave; `known` are the checked options."
+  @spec new(String.t(), map()) :: {:ok, Record.t()} | {:error, Error.t()}
+  def new(model, known) do
+    with {:ok, model} <- Options.check(:string, :model, model),
+         model = Options.expand(model),
+         :ok <- AllowedModels.check(model, known.allowed_models),
+         {:ok, asked} <- asked(known.to),
+         {:ok, calibration} <- calibration(known.calibration),
+         {:ok, texts} <- texts(known.texts),
+         {:ok, name} <- name(known.name, model) do
+      options = %{
+        "to" => asked,
+        "calibration" => calibration,
+        "max_samples" => known.max_samples,
+        "max_length" => known.max_length,
+        "verify" => known.verify,
+        "texts" => texts,
+        # As the hub is asked.
+        "engine" => given(known, [:revision, :subfolder, :download_dir]),
+        "workers" => given(known, Options.names(Options.workers()))
+      }
+
+      {:ok,
+       %Record{
+         id: Record.new_id(),
+         kind: :quantize,
+         name: name,
+         source: model,
+         options: options,
+         made_at: Record.now()
+       }}
+    end
+  end
+
+  defp given(known, names),
+    do: for(name <- names, value = known[name], into: %{}, do: {Atom.to_string(name), value})
+
+  @doc """
+  What `to:` asks for, as a list of a format and its options: a map, a word, or nil.
+
+      iex> VLLM.Job.Quantize.asked(gguf: ["Q4_K_M", "Q8_0"], awq: [], gptq: [bits: 4])
+      {:ok, [["gguf", "Q4_K_M"], ["gguf", "Q8_0"], ["awq", nil], ["gptq", %{"bits" => 4}]]}
+
+      iex> VLLM.Job.Quantize.asked(["gguf:Q4_K_M", :awq])
+      {:ok, [["gguf", "Q4_K_M"], ["awq", nil]]}
+  """
+  @spec asked(term()) :: {:ok, [[term()]]} | {:error, Error.t()}
+  def asked(to) do
+    with {:ok, lists} <- each(list(to), &outputs/1) do
+      case Enum.concat(lists) do
+        [] -> {:error, no_outputs()}
+        outputs -> {:ok, outputs}
+      end
+    end
+  end
+
+  defp list(to) when is_map(to) and not is_struct(to), do: Map.to_list(to)
+  defp list(to) when is_list(to), do: to
+  defp list(to), do: [to]
+
+  defp outputs(format) when is_atom(format) and format not in [nil, true, false],
+    do: {:ok, [[Atom.to_string(format), nil]]}
+
+  defp outputs(format) when is_binary(format) and format != "" do
+    case String.split(format, ":", parts: 2) do
+      [format] -> {:ok, [[format, nil]]}
+      [format, word] -> {:ok, [[format, word]]}
+    end
+  end
+
+  defp outputs({format, options}) when is_atom(format) or is_binary(format) do
+    format = to_string(format)
+
+    cond do
+      options in [nil, []] ->
+        {:ok, [[format, nil]]}
+
+      # Several of one format.
+      is_list(options) and not Keyword.keyword?(options) and not match?([{_, _} | _], options) ->
+        each(options, &one(format, &1))
+
+      true ->
+        with {:ok, one} <- one(format, options), do: {:ok, [one]}
+    end
+  end
+
+  defp outputs(other), do: {:error, not_a_format(other)}
+
+  defp one(format, word) when is_binary(word) and word != "", do: {:ok, [format, word]}
+
+  defp one(format, word) when is_atom(word) and word not in [nil, true, false],
+    do: {:ok, [format, Atom.to_string(word)]}
+
+  defp one(format, options) when is_list(options) or is_map(options) do
+    with {:ok, options} <- Options.check(:map, "to: #{format}", options),
+         do: {:ok, [format, options]}
+  end
+
+  defp one(format, other), do: {:error, not_a_format({format, other})}
+
+  defp each(list, fun) do
+    list
+    |> Enum.reduce_while({:ok, []}, fn item, {:ok, done} ->
+      case fun.(item) do
+        {:ok, result} -> {:cont, {:ok, [result | done]}}
+        {:error, error} -> {:halt, {:error, error}}
+      end
+    end)
+    |> then(&with {:ok, done} <- &1, do: {:ok, Enum.reverse(done)})
+  end
+
+  defp no_outputs do
+    message =
+      "What is the model to be made in? `to:` names formats, such as " <>
+        "`to: [gguf: [\"Q4_K_M\", \"Q8_0\"], awq: []]`."
+
+    Error.new(:invalid_option, message, %{"option" => "to"})
+  end
+
+  defp not_a_format(other) do
+    message =
+      "`to` takes formats, with options or a word for them: `[gguf: [\"Q4_K_M\"], gptq: [bits: 4]]` " <>
+        "or `[\"gguf:Q4_K_M\", :awq]`; got #{VLLM.Secrets.inspect(other)}."
+
+    Error.new(:invalid_option, message, %{"option" => "to"})
+  end
+
+  defp calibration(nil), do: {:ok, nil}
+
+  defp calibration(path) when is_binary(path) do
+    with {:ok, path} <- Options.check(:string, :calibration, path),
+         do: {:ok, %{"path" => Path.expand(path)}}
+  end
+
+  defp calibration([_ | _] = texts) do
+    with {:ok, texts} <- Options.check(:wire, :calibration, texts),
+         do: {:ok, %{"texts" => texts}}
+  end
+
+  defp calibration(other) do
+    message =
+      "`calibration` must be a list of texts, or the path of a file or folder with texts; got " <>
+        "#{VLLM.Secrets.inspect(other)}."
+
+    {:error, Error.new(:invalid_option, message, %{"option" => "calibration"})}
+  end
+
+  defp texts(nil), do: {:ok, nil}
+
+  defp texts([_ | _] = texts) do
+    with {:ok, texts} <- each(texts, &Options.check(:string, :texts, &1)), do: {:ok, texts}
+  end
+
+  defp texts(_other) do
+    message = "`texts` must be a list of strings: what the outputs are compared on."
+    {:error, Error.new(:invalid_option, message, %{"option" => "texts"})}
+  end
+
+  # A folder, and the first part of a name of the registry.
+  defp name(given, model) do
+    name = given || model |> Path.basename() |> String.replace(~r/[^A-Za-z0-9._-]/, "-")
+
+    if name =~ ~r/\A[A-Za-z0-9][A-Za-z0-9._-]{0,95}\z/ do
+      {:ok, name}
+    else
+      message =
+        "The outputs cannot be called `#{name}`: give a `name:` of letters, digits, `.`, `_` and " <>
+          "`-` that begins with a letter or a digit."
+
+      {:error, Error.new(:invalid_option, message, %{"option" => "name"})}
+    end
+  end
+
+  ## Steps
+
+  @impl true
+  def next(%Record{memo: memo} = job) do
+    cond do
+      memo == %{} and not File.exists?(job.source) -> check(job, nil)
+      not is_map_key(memo, :path) -> pull(job)
+      not is_map_key(memo, :seen) -> look(job)
+      not is_map_key(memo, :checked) -> check(job, memo.path)
+      not is_map_key(memo, :plan) -> plan(job)
+      output = Enum.find(job.outputs, &(&1.state not in [:done, :failed])) -> next(job, output)
+      Enum.any?(job.outputs, &(&1.state == :failed)) -> {:error, failure(job.outputs)}
+      true -> :done
+    end
+  end
+
+  defp next(job, %Output{state: state} = output) when state in [:waiting, :quantizing],
+    do: quantize(job, output)
+
+  defp next(job, %Output{state: :verifying} = output) do
+    cond do
+      not is_map_key(job.memo, :reference) -> measure_source(job, output)
+      not is_map_key(job.memo, {:measured, output.label}) -> measure(job, output)
+      true -> compare(job, output)
+    end
+  end
+
+  defp next(job, %Output{state: :registering} = output) do
+    if is_map_key(job.memo, {:published, output.label}),
+      do: register(job, output),
+      else: publish(job, output)
+  end
+
+  defp check(job, path) do
+    %Step{
+      name: :check,
+      state: :preparing,
+      at: :quantize,
+      method: "quantize_formats",
+      params: %{
+        "outputs" => job.options["to"],
+        "source" => path,
+        "calibration" => job.options["calibration"]
+      }
+    }
+  end
+
+  defp pull(job) do
+    %Step{
+      name: :pull,
+      state: :downloading,
+      at: :tools,
+      method: "pull",
+      params: %{"model" => job.source, "options" => job.options["engine"]}
+    }
+  end
+
+  defp look(job) do
+    path = job.memo.path
+
+    %Step{name: :look, state: :preparing, run: fn -> Source.fingerprint(path) end}
+  end
+
+  defp plan(job) do
+    asked = for output <- unfinished(job), do: [output.format, output.options]
+
+    %Step{
+      name: :plan,
+      state: :preparing,
+      at: :tools,
+      method: "plan_quantize",
+      params: %{"model" => job.memo.path, "outputs" => asked}
+    }
+  end
+
+  defp quantize(job, output) do
+    plan = Map.get(job.memo.plan, output.label, %{})
+
+    %Step{
+      name: :quantize,
+      state: :quantizing,
+      output: output.label,
+      output_state: :quantizing,
+      before: unchanged(job),
+      memory: plan["memory"] || 0,
+      disk: plan["disk"] || 0,
+      at: :quantize,
+      method: "quantize",
+      params: %{
+        "source" => job.memo.path,
+        "format" => output.format,
+        "options" => Map.put(output.options, "as", output.label),
+        "calibration" => job.options["calibration"],
+        "max_samples" => job.options["max_samples"],
+        "max_length" => job.options["max_length"],
+        "out" => made(job, output)
+      }
+    }
+    |> then(&%{&1 | params: Map.reject(&1.params, fn {_name, value} -> is_nil(value) end)})
+  end
+
+  defp measure_source(job, output) do
+    measure(job, output, :measure_source, job.memo.path, reference(job), %{before: unchanged(job)})
+  end
+
+  defp measure(job, output) do
+    measure(job, output, :measure, made(job, output), made(job, output) <> ".measured", %{})
+  end
+
+  defp measure(job, output, name, model, out, rest) do
+    step = %Step{
+      name: name,
+      state: :verifying,
+      output: output.label,
+      output_state: :verifying,
+      at: :serve,
+      method: "measure",
+      params: %{"model" => model, "texts" => job.options["texts"], "out" => out}
+    }
+
+    struct!(step, rest)
+  end
+
+  defp compare(job, output) do
+    %Step{
+      name: :compare,
+      state: :verifying,
+      output: output.label,
+      output_state: :verifying,
+      at: :serve,
+      method: "compare",
+      params: %{"reference" => reference(job), "others" => [made(job, output) <> ".measured"]}
+    }
+  end
+
+  defp publish(job, output) do
+    from = made(job, output)
+    to = Data.model(job.name, output.label)
+
+    %Step{
+      name: :publish,
+      state: :verifying,
+      output: output.label,
+      output_state: :registering,
+      before: unchanged(job),
+      run: fn -> Store.publish(from, to) end
+    }
+  end
+
+  defp register(job, output) do
+    %Step{
+      name: :register,
+      state: :verifying,
+      output: output.label,
+      output_state: :registering,
+      at: :tools,
+      method: "register",
+      params: %{
+        "path" => Data.model(job.name, output.label),
+        "name" => job.name,
+        "label" => output.label,
+        "source" => job.source,
+        "revision" => job.fingerprint,
+        "quality" => output.quality,
+        "made" => %{
+          "by" => "quantize",
+          "at" => DateTime.to_iso8601(Record.now()),
+          "job" => job.id,
+          "format" => output.format,
+          "options" => output.options,
+          "libraries" => output.libraries,
+          "calibration" => output.calibration,
+          "notes" => output.notes
+        }
+      }
+    }
+  end
+
+  defp unfinished(job), do: Enum.reject(job.outputs, &(&1.state == :done))
+
+  defp made(job, output), do: Path.join(Store.tmp(job.id), output.label)
+  defp reference(job), do: Path.join(Store.tmp(job.id), "source.measured")
+
+  defp unchanged(%Record{memo: %{path: path}, fingerprint: fingerprint}),
+    do: fn -> Source.unchanged(path, fingerprint) end
+
+  ## What came of them
+
+  @impl true
+  def done(job, %Step{name: :check, params: %{"source" => nil}}, outputs) do
+    with {:ok, job} <- planned(job, outputs), do: {:ok, remember(job, :asked, true)}
+  end
+
+  def done(job, %Step{name: :check}, outputs) do
+    with {:ok, job} <- planned(job, outputs), do: {:ok, remember(job, :checked, true)}
+  end
+
+  def done(job, %Step{name: :pull}, %{"path" => path}) do
+    {:ok, remember(%{job | path: path}, :path, path)}
+  end
+
+  # Outputs that are finished, and those that are not, are to be of the same model.
+  def done(job, %Step{name: :look}, fingerprint) do
+    if job.fingerprint not in [nil, fingerprint] and Record.finished(job) != [],
+      do: {:error, Source.changed(job.memo.path)},
+      else: {:ok, remember(%{job | fingerprint: fingerprint}, :seen, true)}
+  end
+
+  def done(job, %Step{name: :plan}, plan) do
+    plans = Enum.zip(Enum.map(unfinished(job), & &1.label), plan["outputs"])
+    {:ok, remember(job, :plan, Map.new(plans))}
+  end
+
+  def done(job, %Step{name: :quantize, output: label}, made) do
+    state = if job.options["verify"], do: :verifying, else: :registering
+
+    {:ok,
+     Record.update_output(job, label, fn output ->
+       %{
+         output
+         | state: state,
+           options: made["options"],
+           libraries: made["libraries"],
+           calibration: made["calibration"],
+           notes: made["notes"] || [],
+           files: made["files"],
+           bytes: made["bytes"],
+           seconds: made["seconds"],
+           peak_memory_bytes: made["peak_memory_bytes"]
+       }
+     end)}
+  end
+
+  def done(job, %Step{name: :measure_source}, figures),
+    do: {:ok, remember(job, :reference, figures)}
+
+  def done(job, %Step{name: :measure, output: label}, figures) do
+    job = remember(job, {:measured, label}, true)
+
+    # Without a measurement of the source there is nothing to compare with.
+    case job.memo.reference do
+      {:none, why} -> {:ok, verified(job, label, Map.put(figures, "says", [why]))}
+      _figures -> {:ok, job}
+    end
+  end
+
+  def done(job, %Step{name: :compare, output: label}, [row]), do: {:ok, verified(job, label, row)}
+
+  def done(job, %Step{name: :publish, output: label}, path) do
+    job = Record.update_output(job, label, &%{&1 | path: path})
+    {:ok, remember(job, {:published, label}, true)}
+  end
+
+  def done(job, %Step{name: :register, output: label}, _model) do
+    {:ok, Record.update_output(job, label, &%{&1 | state: :done, name: "#{job.name}:#{label}"})}
+  end
+
+  defp remember(job, name, value), do: %{job | memo: Map.put(job.memo, name, value)}
+
+  defp verified(job, label, quality) do
+    Record.update_output(job, label, &%{&1 | state: :registering, quality: quality})
+  end
+
+  # What is to be made, and what was made already.
+  defp planned(job, outputs) do
+    before = Map.new(job.outputs, &{&1.label, &1})
+
+    outputs =
+      for %{"label" => label, "format" => format, "options" => options} <- outputs do
+        Map.get(before, label, %Output{label: label, format: format, options: options})
+      end
+
+    taken = for %{state: :waiting} = output <- outputs, taken?(job, output), do: output
+
+    case taken do
+      [] -> {:ok, %{job | outputs: outputs}}
+      [output | _] -> {:error, taken(job.name, output.label)}
+    end
+  end
+
+  defp taken?(job, output), do: File.exists?(Data.model(job.name, output.label))
+
+  defp taken(name, label) do
+    message =
+      "There is a model `#{name}:#{label}` already. Take another `name:`, have this output called " <>
+        "something else with `as:` among its options, or delete that one: " <>
+        "`VLLM.Models.delete(\"#{name}:#{label}\")`."
+
+    Error.new(:name_taken, message, %{"name" => "#{name}:#{label}"})
+  end
+
+  @impl true
+  def failed(job, %Step{name: :measure_source}, error) do
+    why = "The source was not measured, so that nothing can be compared with it: #{error.message}"
+    {:ok, remember(job, :reference, {:none, why})}
+  end
+
+  def failed(_job, %Step{output: nil}, error), do: {:error, error}
+
+  def failed(_job, _step, %Error{reason: reason} = error) when reason in @of_all,
+    do: {:error, error}
+
+  def failed(job, %Step{output: label}, error) do
+    _ = File.rm_rf(Path.join(Store.tmp(job.id), label))
+    {:ok, Record.update_output(job, label, &%{&1 | state: :failed, error: error})}
+  end
+
+  defp failure([%Output{error: error}]), do: error
+
+  defp failure(outputs) do
+    failed = Enum.filter(outputs, &(&1.state == :failed))
+    said = Enum.map_join(failed, " ", &"#{&1.label}: #{&1.error.message}")
+
+    message =
+      "#{length(failed)} of #{length(outputs)} outputs could not be made. #{said} The others are " <>
+        "there; a retry makes those that failed."
+
+    details = %{"outputs" => Map.new(failed, &{&1.label, Atom.to_string(&1.error.reason)})}
+    Error.new(hd(failed).error.reason, message, details)
+  end
+
+  @impl true
+  def again(job) do
+    outputs =
+      for output <- job.outputs do
+        cond do
+          output.state == :done -> output
+          published?(job, output) -> %{output | state: :registering, error: nil}
+          true -> %{output | state: :waiting, error: nil, path: nil}
+        end
+      end
+
+    %{job | outputs: outputs}
+  end
+
+  # It has its place; its registration failed, or was cut off, or was not even noted.
+  defp published?(job, output) do
+    (output.path != nil or output.state == :registering) and
+      File.dir?(Data.model(job.name, output.label))
+  end
+end

@@ -1,0 +1,159 @@
+"""The steps of a job that do what they are told, for tests of jobs; standard library only.
+
+A format is any name. What is done for an output is said by its options: `quantize`, `measure` and
+`register` are steps, parted by ";", each a name and perhaps ":" and an argument: `print:TEXT`, `touch:FILE`,
+`wait:FILE` (until it is there), `tell:DONE:TOTAL`, `exit:STATUS`, `refuse:REASON`, `child` (leaves a process in a
+session of its own that ignores signals), `once:FILE:STEP` (unless FILE exists, and makes it). `memory` and `disk` are what
+it is planned to take. The name of a model of the hub is steps, too, for its download.
+"""
+
+import json
+import os
+import signal
+import sys
+import time
+
+# Isolated, so that the folder of the program is not among those with modules.
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+
+from fake_wire import receive, send
+
+
+class Refused(Exception):
+    pass
+
+
+def steps(script: str, request: int) -> None:
+    for step in script.split(";"):
+        name, _, argument = step.partition(":")
+        take(name, argument, request)
+
+
+def take(name: str, argument: str, request: int) -> None:
+    if name == "print":
+        print(argument, flush=True)
+    elif name == "touch":
+        with open(argument, "w"):
+            pass
+    elif name == "wait":
+        while not os.path.exists(argument):
+            time.sleep(0.01)
+    elif name == "tell":
+        done, total = map(int, argument.split(":"))
+        told = {"phase": "layers", "done": done, "total": total, "loss": 0.5}
+        send([2, "progress", {"id": request} | told])
+    elif name == "exit":
+        os._exit(int(argument))
+    elif name == "refuse":
+        raise Refused(argument)
+    elif name == "child":
+        if os.fork() == 0:
+            os.setsid()
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            while True:
+                signal.pause()
+    elif name == "once":
+        path, _, rest = argument.partition(":")
+        if not os.path.exists(path):
+            take("touch", path, request)
+            inner, _, inner_argument = rest.partition(":")
+            take(inner, inner_argument, request)
+    elif name:
+        raise ValueError(name)
+
+
+def pull(request: int, params: dict) -> object:
+    if not os.path.exists(params["model"]):
+        steps(params["model"], request)
+    return {"path": params["model"]}
+
+
+def quantize_formats(_request: int, params: dict) -> object:
+    found = []
+    for name, given in params["outputs"]:
+        if name == "unheard-of":
+            raise Refused("invalid_option")
+        options = {"word": given} if isinstance(given, str) else dict(given or {})
+        label = options.pop("as", None) or options.get("word") or name
+        found.append({"label": label, "format": name, "options": options, "texts": "unused"})
+    return found
+
+
+def plan_quantize(_request: int, params: dict) -> object:
+    names = ("memory", "disk")
+    plans = [{name: options.get(name, 0) for name in names} for _, options in params["outputs"]]
+    return {"outputs": plans}
+
+
+def quantize(request: int, params: dict) -> object:
+    options = params["options"]
+    label = options.pop("as")
+    os.makedirs(params["out"])
+    path = os.path.join(params["out"], "model")
+    with open(path, "w") as file:
+        json.dump(options, file)
+    steps(options.get("quantize", ""), request)
+    size = os.path.getsize(path)
+    return {
+        "format": params["format"],
+        "label": label,
+        "options": options,
+        "libraries": {"fake": "1.0"},
+        "calibration": None,
+        "notes": [],
+        "files": {"model": size},
+        "bytes": size,
+        "seconds": 0.5,
+        "peak_memory_bytes": 1024,
+    }
+
+
+def options_of(model: str) -> dict:
+    path = os.path.join(model, "model")
+    if not os.path.exists(path):  # the source
+        return {}
+    with open(path) as file:
+        return json.load(file)
+
+
+def measure(request: int, params: dict) -> object:
+    steps(options_of(params["model"]).get("measure", ""), request)
+    with open(params["out"], "w") as file:
+        file.write("figures")
+    return {"model": params["model"], "perplexity": 2.5}
+
+
+def compare(_request: int, params: dict) -> object:
+    for path in [params["reference"], *params["others"]]:
+        with open(path) as file:
+            assert file.read() == "figures"
+    return [{"kl_mean": 0.25, "verdict": "ok", "says": []} for _ in params["others"]]
+
+
+def register(request: int, params: dict) -> object:
+    steps(options_of(params["path"]).get("register", ""), request)
+    return {"name": f"{params['name']}:{params['label']}"}
+
+
+METHODS = [pull, quantize_formats, plan_quantize, quantize, measure, compare, register]
+
+
+def main() -> None:
+    methods = {method.__name__: method for method in METHODS}
+    while True:
+        match receive():
+            case [0, request, "hello", _]:
+                hello = {"protocol": 1, "bridge": "0", "python": "3", "pid": os.getpid()}
+                send([1, request, None, hello | {"packages": {}, "methods": list(methods)}])
+            case [0, request, method, params]:
+                try:
+                    send([1, request, None, methods[method](request, params)])
+                except Refused as refused:
+                    message = f"The fake job says {refused}."
+                    error = {"reason": str(refused), "message": message, "details": {}}
+                    send([1, request, error, None])
+            case [2, "shutdown", _]:
+                sys.exit(0)
+
+
+main()

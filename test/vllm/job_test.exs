@@ -1,0 +1,238 @@
+defmodule VLLM.JobTest do
+  use ExUnit.Case, async: false
+
+  import VLLM.FakeJobs
+  import VLLM.OSProcess
+
+  alias VLLM.{Data, Error, Job}
+  alias VLLM.Job.{Output, Progress}
+
+  @moduletag :tmp_dir
+  setup :folders
+
+  describe "a job" do
+    test "makes its outputs one after another, verifies them, and gives them places and names",
+         %{model: model} do
+      job = quantize!(model, [gguf: ["Q4", "Q8"]], name: "llama")
+      assert %Job{kind: :quantize, name: "llama", source: ^model, outputs: []} = job
+      assert job.state in [:queued, :downloading, :preparing]
+
+      assert {:ok, [%Output{label: "Q4"} = four, %Output{label: "Q8"}] = outputs} = Job.await(job)
+      assert Enum.map(outputs, & &1.state) == [:done, :done]
+      assert four.name == "llama:Q4" and four.format == "gguf"
+      assert four.options == %{"word" => "Q4"}
+      assert four.libraries == %{"fake" => "1.0"}
+      assert four.quality["kl_mean"] == 0.25
+      assert four.path == Data.model("llama", "Q4")
+      assert four.bytes == File.stat!(Path.join(four.path, "model")).size
+
+      assert {:ok, %Job{state: :done, error: nil, outputs: ^outputs} = job} = Job.get(job.id)
+      assert DateTime.compare(job.ended_at, job.started_at) in [:eq, :gt]
+      assert left(job) == []
+      assert models() == ["llama/Q4", "llama/Q8"]
+
+      steps = for "== " <> step <- Job.logs!(job), do: step
+
+      assert steps ==
+               ["pull", "look", "check", "plan"] ++
+                 ["quantize Q4", "measure_source Q4", "measure Q4", "compare Q4", "publish Q4"] ++
+                 ["register Q4", "quantize Q8", "measure Q8", "compare Q8", "publish Q8"] ++
+                 ["register Q8"]
+    end
+
+    test "tells how far it is, and a last time", %{model: model, folder: folder} do
+      go = Path.join(folder, "go")
+      job = quantize!(model, a: [as: "a", quantize: "tell:1:2;wait:#{go};tell:2:2"])
+      ref = Job.subscribe!(job)
+      id = job.id
+
+      assert_receive {^ref, %Progress{state: :quantizing, done: 1, total: 2} = progress}, 60_000
+      assert %{job: ^id, output: "a", output_number: 1, outputs: 1} = progress
+      assert progress.figures == %{"loss" => 0.5}
+      assert {:ok, %{progress: %{done: 1}}} = Job.get(job)
+      assert Progress.describe(progress) == "quantizing a, layers: 1 of 2"
+
+      File.touch!(go)
+      assert {:ok, _} = Job.await(job)
+      assert_received {^ref, %Progress{state: :verifying}}
+      assert_receive {^ref, %Progress{state: :done, error: nil}}
+      refute_received {^ref, %Progress{state: :done}}
+
+      # Who comes late is told the end.
+      late = Job.subscribe!(job)
+      assert_receive {^late, %Progress{state: :done}}
+    end
+
+    test "emits events", %{model: model} do
+      Application.put_env(:ex_vllm, :telemetry_listeners, [{self(), self()}])
+      on_exit(fn -> Application.delete_env(:ex_vllm, :telemetry_listeners) end)
+      job = quantize!(model, [a: [quantize: "tell:1:2"]], name: "told", verify: false)
+      assert {:ok, [_]} = Job.await(job)
+      about = %{id: job.id, kind: :quantize, name: "told", source: model}
+      assert_receive {[:vllm, :job, :start], %{system_time: _}, ^about}
+
+      assert_receive {[:vllm, :job, :progress], %{done: 1, total: 2},
+                      %{output: "a", state: :quantizing}}
+
+      assert_receive {[:vllm, :job, :stop], %{duration: _}, ^about}
+      failing = quantize!(model, a: [as: "b", quantize: "refuse:unsupported"])
+      assert {:error, error} = Job.await(failing)
+      assert_receive {[:vllm, :job, :exception], _, %{state: :failed, error: ^error}}
+    end
+
+    test "can be waited for until a deadline, and goes on", %{model: model} do
+      job = quantize!(model, a: [quantize: "wait:/nowhere"])
+      assert {:error, %Error{reason: :timeout} = error} = Job.await(job, timeout: 10)
+      assert error.message =~ job.id
+      assert {:ok, %{state: state}} = Job.get(job)
+      assert state not in [:failed, :cancelled, :done]
+      assert Job.cancel(job) == :ok
+      assert {:error, %Error{reason: :aborted}} = Job.await(job)
+    end
+
+    test "that waits for others says so, and runs after them", %{model: model, folder: folder} do
+      go = Path.join(folder, "go")
+      first = quantize!(model, [a: [quantize: "wait:#{go}"]], name: "first", verify: false)
+      second = quantize!(model, [:a], name: "second", verify: false)
+      assert %{state: :queued, waiting_for: "other jobs" <> _} = Job.get!(second)
+      assert [%{name: "second"}, %{name: "first"}] = Job.list()
+      File.touch!(go)
+      assert {:ok, [_]} = Job.await(first)
+      assert {:ok, [_]} = Job.await(second)
+    end
+
+    test "waits for memory that others hold, and says so", %{model: model} do
+      {_available, total} = VLLM.Job.Machine.memory()
+      job = quantize!(model, a: [memory: total - 1])
+      ref = Job.subscribe!(job)
+      assert_receive {^ref, %Progress{state: :queued, waiting_for: "about" <> _}}, 60_000
+      assert Job.cancel(job) == :ok
+      assert_receive {^ref, %Progress{state: :cancelled}}
+      assert left(job) == []
+
+      never = quantize!(model, a: [memory: 2 * total])
+      assert {:error, %Error{reason: :out_of_memory} = error} = Job.await(never)
+      assert error.message =~ "in all"
+    end
+
+    test "does not take a name that is being made, nor one that is there", %{model: model} do
+      job = quantize!(model, [a: [quantize: "wait:/nowhere"]], name: "taken")
+      assert {:error, %Error{reason: :name_taken} = error} = quantize(model, [:b], name: "taken")
+      assert error.details["job"] == job.id
+      Job.cancel!(job)
+
+      assert {:ok, [_]} = Job.await(quantize!(model, [:b], name: "taken", verify: false))
+      again = quantize!(model, [:b], name: "taken", verify: false)
+      assert {:error, %Error{reason: :name_taken} = error} = Job.await(again)
+      assert error.message =~ "taken:b"
+    end
+
+    test "stands back, with as many threads as it was given", %{model: model, folder: folder} do
+      go = Path.join(folder, "go")
+      ready = Path.join(folder, "ready")
+      script = "touch:#{ready};wait:#{go}"
+      job = quantize!(model, [a: [quantize: script]], verify: false, nice: 7, threads: 3)
+      assert eventually(fn -> File.exists?(ready) end, 60_000)
+
+      [worker] =
+        for pid <- descendants(String.to_integer(System.pid())),
+            command(pid) =~ "fake_job.py",
+            do: pid
+
+      environment = "/proc/#{worker}/environ" |> File.read!() |> String.split("\0")
+      assert "OMP_NUM_THREADS=3" in environment and "EX_VLLM_NICE=7" in environment
+      File.touch!(go)
+      assert {:ok, [_]} = Job.await(job)
+    end
+  end
+
+  describe "what cannot be made" do
+    test "is refused before a download", %{folder: folder} do
+      loaded = Path.join(folder, "loaded")
+      job = quantize!("touch:#{loaded}", ["unheard-of"], name: "x")
+      assert {:error, %Error{reason: :invalid_option} = error} = Job.await(job)
+      refute File.exists?(loaded)
+      assert %{state: :failed, error: ^error, outputs: []} = Job.get!(job)
+    end
+
+    test "does not keep the others from being made, and is made by a retry", %{
+      model: model,
+      folder: folder
+    } do
+      once = "once:#{folder}/tried:refuse:unsupported"
+      to = [a: [], b: [quantize: once], c: []]
+      job = quantize!(model, to, name: "some", verify: false)
+      assert {:error, %Error{reason: :unsupported} = error} = Job.await(job)
+
+      assert error.message =~ "1 of 3 outputs" and
+               error.details["outputs"] == %{"b" => "unsupported"}
+
+      assert Enum.map(Job.get!(job).outputs, & &1.state) == [:done, :failed, :done]
+      assert models() == ["some/a", "some/c"]
+
+      assert {:ok, %Job{state: :queued}} = Job.retry(job)
+      assert {:ok, outputs} = Job.await(job)
+      assert Enum.map(outputs, & &1.name) == ["some:a", "some:b", "some:c"]
+      assert Enum.count(Job.logs!(job), &(&1 == "== quantize a")) == 1
+      assert {:error, %Error{reason: :unsupported}} = Job.retry(job)
+    end
+
+    test "is what does not load, or cannot be verified", %{model: model} do
+      job = quantize!(model, [a: [measure: "refuse:invalid_checkpoint"]], name: "broken")
+      assert {:error, %Error{reason: :invalid_checkpoint}} = Job.await(job)
+      assert models() == []
+      assert left(job) == []
+    end
+
+    test "is told at once where it can be" do
+      for {options, text} <- [
+            {[to: []], "`to:` names formats"},
+            {[to: [3]], "`to` takes formats"},
+            {[to: :awq, name: "../up"], "cannot be called"},
+            {[to: :awq, calibration: 3], "`calibration` must be"},
+            {[to: :awq, texts: []], "`texts` must be"},
+            {[too: :awq], "Did you mean `to`?"},
+            {[to: :awq, allowed_models: ["org/*"]], "not"}
+          ] do
+        assert {:error, %Error{} = error} = Job.quantize("some/model", options)
+        assert error.reason in [:invalid_option, :not_allowed]
+        assert error.message =~ text
+      end
+
+      assert Job.list() == []
+    end
+  end
+
+  test "jobs that there are none of are told so" do
+    for id <- ["20260101T000000-none", "../../etc", nil, 7] do
+      assert {:error, %Error{reason: :job_not_found}} = Job.get(id)
+      assert {:error, %Error{reason: :job_not_found}} = Job.cancel(id)
+      assert {:error, %Error{reason: :job_not_found}} = Job.await(id)
+      assert {:error, %Error{reason: :job_not_found}} = Job.logs(id)
+      assert {:error, %Error{reason: :job_not_found}} = Job.retry(id)
+      assert {:error, %Error{reason: :job_not_found}} = Job.delete(id)
+    end
+  end
+
+  test "a job that runs is not deleted, and one that has ended is, with its outputs or without",
+       %{model: model} do
+    job = quantize!(model, [a: [quantize: "wait:/nowhere"]], name: "gone")
+    assert {:error, %Error{reason: :job_running}} = Job.delete(job)
+    assert {:error, %Error{reason: :job_running}} = Job.retry(job)
+    Job.cancel!(job)
+    assert Job.delete(job) == :ok
+    assert {:error, %Error{reason: :job_not_found}} = Job.get(job)
+    refute File.exists?(Data.jobs(job.id))
+  end
+
+  test "tokens are kept in memory, and in no file", %{model: model, folder: folder} do
+    job = quantize!(model, [:a], hf_token: "hf_secret", verify: false)
+    assert {:ok, [_]} = Job.await(job)
+    refute inspect(:sys.get_state(VLLM.Job.Queue)) =~ "hf_secret"
+    refute inspect(Job.get!(job)) =~ "hf_secret"
+
+    for file <- Path.wildcard(Path.join(folder, "data/jobs/**")),
+        File.regular?(file),
+        do: refute(File.read!(file) =~ "hf_secret")
+  end
+end
