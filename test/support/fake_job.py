@@ -132,7 +132,8 @@ def compare(_request: int, params: dict) -> object:
 
 def register(request: int, params: dict) -> object:
     steps(options_of(params["path"]).get("register", ""), request)
-    return {"name": f"{params['name']}:{params['label']}"}
+    name = f"{params['name']}:{params['label']}"
+    return {"name": name, "aliases": [], "registered_at": 1.0, "size": 1, "last_used": 1.0}
 
 
 METHODS = [pull, quantize_formats, plan_quantize, quantize, measure, compare, register]

@@ -81,6 +81,20 @@ defmodule VLLM.Bridge.Shape do
     "register" => @registered,
     "push" => {:record, %{"url" => :binary}},
     "unregister" => {:record, %{"freed" => :natural, "names" => {:list, :binary}}},
+    "quantize_formats" =>
+      {:list, {:record, %{"label" => :label, "format" => :binary, "options" => :map}}},
+    "plan_quantize" => {:record, %{"outputs" => {:list, :map}}},
+    "quantize" =>
+      {:record,
+       %{
+         "options" => :map,
+         "libraries" => :map,
+         "calibration" => {:maybe, :map},
+         "notes" => {:maybe, {:list, :binary}},
+         "files" => :map,
+         "bytes" => :natural,
+         "peak_memory_bytes" => {:maybe, :natural}
+       }},
     "measure" => :map,
     "compare" => {:list, :map},
     "workspace" => {:record, %{"path" => :binary}}
@@ -106,6 +120,9 @@ defmodule VLLM.Bridge.Shape do
   defp fits?(value, :natural), do: is_integer(value) and value >= 0
   # Seconds since 1970, until the last year that a `DateTime` has.
   defp fits?(value, :time), do: is_number(value) and value >= 0 and value < 253_402_300_800
+
+  # What becomes the name of a folder.
+  defp fits?(value, :label), do: is_binary(value) and value =~ ~r/\A[A-Za-z0-9][\w.+-]{0,95}\z/
 
   # Timestamps and extensions are structs.
   defp fits?(value, :map), do: is_map(value) and not is_struct(value)
