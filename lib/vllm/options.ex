@@ -426,6 +426,13 @@ defmodule VLLM.Options do
        "`%{type: \"Int4WeightOnlyConfig\", group_size: 64}`. With `quantization: \"hqq\"` HQQ's `nbits`, `group_size` and `axis`, " <>
        "whose defaults are hqq's: `%{nbits: 4, group_size: 64, axis: 1}`. With a GGUF file: `%{activations: \"exact\"}` for products " <>
        "whose activations are not rounded to 8 bits. Else vLLM's own settings of its online methods"},
+    {:isq, "string", "none",
+     "quantize a plain model in place, at its first start, to one of Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q8_1, Q2_K, Q3_K, Q4_K, Q5_K, " <>
+       "Q6_K, Q8_K (GGUF, by llama.cpp), HQQ4 and HQQ8 (HQQ). Later starts load what the first has made. " <>
+       "Needs `mix vllm.setup --with quantize`; see guides/quantizing.md"},
+    {:isq_cache, "boolean", "true with `isq`",
+     "keep what `isq` has made for later starts; with `dtype: \"int4\"` or `\"int8\"` true has these " <>
+       "made once and kept, too"},
     {:kv_cache_dtype, "string", "`\"auto\"`, the model's",
      "of the KV cache: `\"fp8\"` halves it, at a small loss. Only what the attention backend has for this model on this device; any other value is an error with the list"},
     {:max_model_len, "integer", "the model's",

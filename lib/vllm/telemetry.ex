@@ -14,7 +14,7 @@ defmodule VLLM.Telemetry do
   | `[:vllm, :load, :exception]` | `duration` | and `error`, a `VLLM.Error` |
 
   Metadata of all: `engine` (its name, or nil), `model`, `worker` (1 to `replicas`). A `phase` is one of `:python`, `:hub`, `:download`, `:import`,
-  `:config`, `:engine`, `:weights`, `:warmup` and `:ready`.
+  `:config`, `:quantizing`, `:engine`, `:weights`, `:warmup` and `:ready`.
 
   ## Downloads
 

@@ -84,7 +84,7 @@ def _make(params: dict[str, Any]) -> tuple[str, dict[str, Any]]:
         asked = msgspec.convert(
             params | {"out": os.path.join(params["out"], label)}, quantize.QuantizeParams
         )
-        result = quantize.make(asked, lambda *told, **_: progress.append(told))  # type: ignore[arg-type]
+        result = quantize.make(asked, lambda *told, **_: progress.append(told))
     except BridgeError as error:
         return label, {"reason": error.reason, "message": error.message}
     return label, result | {"progress": progress}

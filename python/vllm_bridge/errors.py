@@ -35,6 +35,7 @@ REASONS: Final = frozenset(
         # The worker and its surroundings
         "python_not_found",
         "vllm_not_installed",
+        "quantize_not_installed",
         "vllm_version",
         "load_failed",
         "load_timeout",

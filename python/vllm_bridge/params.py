@@ -138,7 +138,7 @@ def engine_fields() -> dict[str, Field]:
 
 
 # Engine options of this library's own, which are taken out before vLLM gets the others.
-OWN: typing.Final = ("subfolder",)
+OWN: typing.Final = ("subfolder", "isq", "isq_cache")
 
 
 def check_option_names(options: Mapping[str, Any]) -> None:

@@ -8,12 +8,21 @@ defmodule VLLM.Engine.Progress do
   @typedoc "`:download` has the fields of a `VLLM.Hub.Progress`, but for its beginning."
   @type t :: %{
           required(:phase) => phase(),
-          optional(:done) => pos_integer(),
+          optional(:done) => non_neg_integer(),
           optional(:total) => pos_integer(),
           optional(atom()) => number() | nil
         }
   @type phase ::
-          :python | :hub | :download | :import | :config | :engine | :weights | :warmup | :ready
+          :python
+          | :hub
+          | :download
+          | :import
+          | :config
+          | :quantizing
+          | :engine
+          | :weights
+          | :warmup
+          | :ready
 
   @texts %{
     python: "starting Python",
@@ -21,6 +30,7 @@ defmodule VLLM.Engine.Progress do
     download: "downloading",
     import: "importing vLLM",
     config: "reading the model's config",
+    quantizing: "quantizing the model",
     engine: "starting the engine",
     weights: "loading weights",
     warmup: "warming up",
@@ -41,6 +51,11 @@ defmodule VLLM.Engine.Progress do
     end
   end
 
+  def of_wire(%{"phase" => "quantizing", "done" => done, "total" => total})
+      when is_integer(done) and done >= 0 and is_integer(total) and total > 0,
+      do: %{phase: :quantizing, done: done, total: total}
+
+  def of_wire(%{"phase" => "quantizing"}), do: %{phase: :quantizing}
   def of_wire(_newer), do: nil
 
   @doc """
@@ -51,8 +66,12 @@ defmodule VLLM.Engine.Progress do
   def notable?(%{phase: :download, bytes: _} = progress, %{phase: :download, bytes: _} = last),
     do: tenth(progress) != tenth(last)
 
+  def notable?(%{phase: :quantizing, done: _} = progress, %{phase: :quantizing, done: _} = last),
+    do: tenth(progress) != tenth(last)
+
   def notable?(_progress, _last), do: true
 
+  defp tenth(%{phase: :quantizing} = progress), do: div(10 * progress.done, progress.total)
   defp tenth(progress), do: progress |> download() |> Hub.Progress.percent() |> div(10)
 
   defp download(progress), do: struct(Hub.Progress, progress)

@@ -32,6 +32,9 @@ defmodule VLLM.Error.Reasons do
     # The worker and its surroundings
     python_not_found: "no Python interpreter, or no virtual environment; run `mix vllm.setup`",
     vllm_not_installed: "the Python that was found has no vLLM; run `mix vllm.setup`",
+    quantize_not_installed:
+      "there is no environment that quantizes, or not all of it; run " <>
+        "`mix vllm.setup --with quantize`",
     vllm_version: "the installed vLLM is not one that this version works with",
     load_failed: "vLLM could not start the engine for another reason; see `details`",
     load_timeout: "the engine was not ready within `load_timeout`",

@@ -7,8 +7,8 @@ defmodule VLLM.Quantization.Finding do
         "`:info` for what is good to know",
     reason:
       "what it is about: of an error the `:reason` of the `VLLM.Error` that `VLLM.llm/2` would end " <>
-        "with; of what is good to know `:family` (what the model is for) or `:device` (what only " <>
-        "the device can tell)",
+        "with; of what is good to know `:family` (what the model is for), `:device` (what only " <>
+        "the device can tell) or `:isq` (what is made of the model before it is loaded)",
     message: "what is the matter",
     remedy: "what to do about it; `\"\"` where there is nothing to do",
     details: "a map with string keys, for programs, as in `VLLM.Error`"
@@ -33,7 +33,7 @@ defmodule VLLM.Quantization.Finding do
         }
 
   # Reasons of no error; python/vllm_bridge/engine/finding.py has them too.
-  @notes %{"family" => :family, "device" => :device}
+  @notes %{"family" => :family, "device" => :device, "isq" => :isq}
 
   @doc false
   @spec from_wire(map()) :: t()

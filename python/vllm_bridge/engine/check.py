@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from vllm_bridge import defaults, diagnosis
-from vllm_bridge.engine import elsewhere, notes
+from vllm_bridge.engine import elsewhere, isq, notes
 from vllm_bridge.engine.config import Config, configure
 from vllm_bridge.engine.finding import Finding, errors
 from vllm_bridge.engine.plan import Plan, plan
@@ -55,6 +55,7 @@ def check(
     devices: Sequence[str] | None = None,
     imported: Callable[[], None] = lambda: None,
     machine: Sequence[Device] | None = None,
+    is_start: bool = False,
 ) -> Checked:
     """Looks at all that can be told of an engine before its processes are started. Imports vLLM
     unless the plan has an error already, and sets variables of the environment that are for the
@@ -67,6 +68,8 @@ def check(
         imported: called once vLLM is imported and before anything of it has run
         machine: the devices that it is asked about, where they are not this machine's. Then there
             is no config of vLLM's, which would be of the devices here
+        is_start: whether an engine is started next. Then libraries are not asked whether they can
+            quantize the model in place: they will do it
     """
     planned = plan(model, options, progress, is_here=machine is None)
     findings = (*planned.findings, *notes.of(planned))
@@ -81,6 +84,10 @@ def check(
             progress("config")
             if machine is not None:
                 return Checked(planned, (*findings, *elsewhere.check(planned, machine)))
-            return Checked(planned, findings, configure(planned))
+            config = configure(planned)
+            wish, checkpoint = planned.isq, planned.checkpoint
+            if wish is not None and not is_start and isq.find(checkpoint, wish) is None:
+                isq.try_out(checkpoint, wish)
+            return Checked(planned, findings, config)
     except BridgeError as error:
         return Checked(planned, (*findings, Finding.of(error)))

@@ -48,7 +48,8 @@ def configure(plan: Plan) -> Config:
     arguments = engine_options(options)
     naming.check(plan.checkpoint, arguments)
     checkpoint = quantization.as_loaded(plan.checkpoint)
-    fit.check_device_memory(checkpoint, arguments)
+    if plan.isq is None:
+        fit.check_device_memory(checkpoint, arguments)
     generation_config.check(checkpoint.folder, arguments)
     defaults.before_config(arguments)
     with offline(plan):

@@ -26,6 +26,8 @@ def report(checked: Checked, machine: Sequence[Device] | None = None) -> dict[st
             facts["max_model_len"] = kv_cache.max_length(config, checked.plan.options)
     if checked.config is not None:
         facts |= of_config(checked.config)
+        if checked.plan.isq is not None:
+            facts["quantization"] = checked.plan.method  # vLLM's config is of the plain model
     method, kernel = facts.pop("quantization"), facts.pop("quantization_kernel", None)
     return facts | {
         "method": method,

@@ -6,8 +6,9 @@ from typing import Any, Final, Literal, NamedTuple
 from vllm_bridge.errors import BridgeError
 from vllm_bridge.hub import ghost
 
-# What is good to know and no error: what kind of model it is, and what only the device can tell.
-NOTES: Final = frozenset({"family", "device"})
+# What is good to know and no error: what kind of model it is, what only the device can tell, and
+# what is made of the model before it is loaded.
+NOTES: Final = frozenset({"family", "device", "isq"})
 
 
 class Finding(NamedTuple):

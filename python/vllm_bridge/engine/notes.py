@@ -58,6 +58,9 @@ def of(plan: Plan) -> Iterator[Finding]:
         )
     elif kind in _MEANING:
         yield Finding("info", "family", _MEANING[kind], details)
+    if (wish := plan.isq) is not None:
+        made = {"option": wish.option, "format": wish.kind.format, "type": wish.kind.word}
+        yield Finding("info", "isq", wish.note, made)
     if "reasoning" in found and not plan.options.get("reasoning_parser"):
         yield _reasoning(plan)
 

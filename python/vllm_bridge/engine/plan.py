@@ -13,8 +13,9 @@ from vllm_bridge import diagnosis, generation_config, memory, quantization, vers
 from vllm_bridge.checkpoints import families, files, fit
 from vllm_bridge.checkpoints.checkpoint import Checkpoint
 from vllm_bridge.checkpoints.models import check_beside, check_model, is_elsewhere
-from vllm_bridge.engine import parallel
+from vllm_bridge.engine import isq, parallel
 from vllm_bridge.engine.finding import Finding
+from vllm_bridge.engine.isq import Wish
 from vllm_bridge.errors import BridgeError, map_exceptions
 from vllm_bridge.params import check_option_names
 from vllm_bridge.quantization import naming, online, registry
@@ -38,6 +39,7 @@ class Plan:
         online_dtype: the user's ``dtype``, where it means to quantize the model while it is loaded
         dtype: what the model computes in: as asked, else what its config says
         loaded_bytes: the least that the weights take in memory; 0 where that is not known
+        isq: how the model is quantized before it is loaded; None where it is loaded as it is
         findings: in the order in which they would be met
     """
 
@@ -48,6 +50,7 @@ class Plan:
     online_dtype: str | None
     dtype: str | None
     loaded_bytes: int
+    isq: Wish | None = None
     findings: tuple[Finding, ...] = ()
 
 
@@ -68,11 +71,13 @@ def plan(
     """
     findings: list[Finding] = []
     left = dict(options)
-    checkpoint, dtype, loaded_bytes = Checkpoint(), None, 0
+    checkpoint, dtype, wish, loaded_bytes = Checkpoint(), None, None, 0
     with _collected(findings):
         versions.check_versions()
     with _collected(findings):
         check_option_names(left)
+    with _collected(findings):
+        wish = isq.take(left)
     with _collected(findings):
         dtype = online.take_dtype(left)
     with _collected(findings):
@@ -88,6 +93,8 @@ def plan(
     with _collected(findings):
         parallel.check(checkpoint, left)
     with _collected(findings):
+        isq.check(checkpoint, wish)
+    with _collected(findings):
         online.check(checkpoint, dtype)
     with _collected(findings):
         naming.check_known(checkpoint, left)
@@ -98,8 +105,9 @@ def plan(
     with _collected(findings):
         findings += _strays(checkpoint)
     with _collected(findings):
-        loaded_bytes = fit.loaded_bytes(checkpoint, left)
-        if is_here and versions.is_cpu_build():
+        # What will be made of the model is looked at once it is there.
+        loaded_bytes = fit.loaded_bytes(checkpoint, left) if wish is None else 0
+        if is_here and wish is None and versions.is_cpu_build():
             fit.check_memory(checkpoint, left, memory.available_cpu(), "memory")
     if checkpoint.load_format is not None:
         left["load_format"] = checkpoint.load_format
@@ -109,10 +117,11 @@ def plan(
         model=model,
         options=left,
         checkpoint=checkpoint,
-        method=named and (registry.meant_by(named).name or named),
+        method=wish.kind.format if wish else named and (registry.meant_by(named).name or named),
         online_dtype=dtype,
         dtype=_dtype(checkpoint, left),
         loaded_bytes=loaded_bytes,
+        isq=wish,
         findings=tuple(findings),
     )
 

@@ -11,12 +11,12 @@ import contextlib
 import logging
 import platform
 import time
-from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol, TypeVar
 
 from vllm_bridge import diagnosis, forking, quantization
 from vllm_bridge.chat import Chat
-from vllm_bridge.engine import facts
+from vllm_bridge.engine import facts, isq
 from vllm_bridge.engine.check import check
 from vllm_bridge.engine.config import Config, offline
 from vllm_bridge.engine.engine import Engine, warm_up
@@ -25,6 +25,8 @@ from vllm_bridge.hub.repository import Repository
 from vllm_bridge.quantization import online
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 
 class Progress(Protocol):
@@ -54,13 +56,23 @@ async def load(
         BridgeError: with the reason why it did not start. The process is of no use then.
     """
     started = time.monotonic()
-    checked = check(model, options, progress, devices, _import)
+    checked = check(model, options, progress, devices, _import, is_start=True)
     if (repository := checked.plan.checkpoint.repository) is not None:
         checked.refuse()
         await _fetch(repository, options, progress)
         # The same files, whatever happens on the hub meanwhile.
-        checked = check(model, {**options, "revision": repository.commit}, devices=devices)
+        options = {**options, "revision": repository.commit}
+        checked = check(model, options, devices=devices, is_start=True)
         assert checked.plan.checkpoint.repository is None, repository  # noqa: S101 - it is here
+    note = None
+    if (wish := checked.plan.isq) is not None:
+        checked.refuse()
+        source = checked.plan.checkpoint
+        folder = await _in_thread(lambda told: isq.made(source, wish, told), "quantizing", progress)
+        options = isq.options_for(options, source, wish)
+        options.setdefault("served_model_name", model)
+        checked = check(folder, options, devices=devices)
+        note = isq.note(folder, wish)
     config = checked.configured()
     for finding in checked.findings:
         if finding.severity == "warning":
@@ -81,8 +93,8 @@ async def load(
         if llm.model_config.runner_type == "generate":
             await warm_up(llm)
             await chat.warm_up()
-        made = online.note(plan.online_dtype, config.settings, llm.model_config)
-        info = _info(plan.model, config, tasks) | {
+        made = note or online.note(plan.online_dtype, config.settings, llm.model_config)
+        info = _info(model, config, tasks) | {
             "quantization_note": await quantization.note(llm, made, config.kernel),
             "load_seconds": time.monotonic() - started,
         }
@@ -90,14 +102,25 @@ async def load(
 
 
 async def _fetch(repository: Repository, options: Mapping[str, Any], progress: Progress) -> None:
+    await _in_thread(
+        lambda told: download.pull(repository, options, lambda now: told(now.to_wire())),
+        "download",
+        progress,
+    )
+
+
+async def _in_thread(
+    work: Callable[[Callable[[Mapping[str, Any]], None]], T], phase: str, progress: Progress
+) -> T:
+    """What takes long, so that the worker hears when it is to end. It is given what tells how far
+    it is."""
     loop = asyncio.get_running_loop()
-    progress("download")
+    progress(phase)
 
-    def told(now: download.Progress) -> None:
-        loop.call_soon_threadsafe(progress, "download", now.to_wire())
+    def told(figures: Mapping[str, Any]) -> None:
+        loop.call_soon_threadsafe(progress, phase, figures)
 
-    # In a thread, so that the worker hears when it is to end.
-    await asyncio.to_thread(download.pull, repository, options, told)
+    return await asyncio.to_thread(work, told)
 
 
 def _import() -> None:

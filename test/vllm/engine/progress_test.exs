@@ -28,6 +28,16 @@ defmodule VLLM.Engine.ProgressTest do
     assert Progress.of_wire(%{}) == nil
   end
 
+  test "quantizing in place is told with its figures, and at each tenth of the way" do
+    of = &Progress.of_wire(%{"phase" => "quantizing", "done" => &1, "total" => 50})
+    assert Progress.of_wire(%{"phase" => "quantizing"}) == %{phase: :quantizing}
+    assert Progress.describe(of.(7)) == "quantizing the model (7 of 50)"
+    assert Progress.describe(of.("7")) == "quantizing the model"
+    assert Progress.notable?(of.(0), %{phase: :quantizing})
+    assert Progress.notable?(of.(5), of.(4))
+    refute Progress.notable?(of.(9), of.(5))
+  end
+
   describe "a download" do
     defp download(bytes) do
       figures = %{"bytes" => bytes, "total_bytes" => 1_000_000, "files" => 1, "total_files" => 3}

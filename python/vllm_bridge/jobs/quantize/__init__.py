@@ -5,6 +5,7 @@ import os
 import resource
 import shutil
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -44,10 +45,11 @@ class QuantizeParams(msgspec.Struct, forbid_unknown_fields=True):
 
 async def quantize_formats(_call: Call, params: FormatsParams) -> list[dict[str, Any]]:
     """Checks what a job is to make, and says what each output will be called."""
-    return await asyncio.to_thread(_formats, params)
+    return await asyncio.to_thread(check, params)
 
 
-def _formats(params: FormatsParams) -> list[dict[str, Any]]:
+def check(params: FormatsParams) -> list[dict[str, Any]]:
+    """What ``quantize_formats`` does."""
     from vllm_bridge.jobs.quantize import formats
     from vllm_bridge.jobs.quantize.producer import Source
 
@@ -61,7 +63,7 @@ async def quantize(call: Call, params: QuantizeParams) -> dict[str, Any]:
     return await task.run(call, lambda tell: make(params, tell))
 
 
-def make(params: QuantizeParams, tell: task.Telling) -> dict[str, Any]:
+def make(params: QuantizeParams, tell: Callable[..., None]) -> dict[str, Any]:
     """What ``quantize`` does.
 
     Raises:

@@ -79,7 +79,7 @@ def output(name: str, given: Mapping[str, Any] | str | None) -> Output:
             stands for the options that the format knows it for.
 
     Raises:
-        BridgeError: ``invalid_option``; ``python_not_found`` where the library is not installed
+        BridgeError: ``invalid_option``; ``quantize_not_installed`` where its library is not there
     """
     made_by = producer(name)
     try:
@@ -165,7 +165,7 @@ def _not_installed(made_by: Producer, error: ModuleNotFoundError) -> BridgeError
     else:
         what = f"This Python lacks `{lacking}`, which {made_by.NAME} is made with."
     return BridgeError(
-        "python_not_found",
+        "quantize_not_installed",
         what,
         {"format": made_by.NAME, "module": error.name},
         remedy="Run `mix vllm.setup --with quantize`.",
