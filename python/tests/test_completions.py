@@ -1,10 +1,12 @@
-"""Beams, and prompts of embeddings, on the real engine: one for all tests of this file."""
+"""Beams, prompts of embeddings, and what is measured, on the real engine: one for all tests of this
+file."""
 
 import asyncio
 import itertools
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
@@ -13,6 +15,7 @@ from conftest import MODELS
 from running import Running
 from vllm_bridge.beam_search import SearchParams
 from vllm_bridge.errors import BridgeError
+from vllm_bridge.jobs import distributions, measure
 from vllm_bridge.rpc.protocol import pack_u32, unpack_u32
 
 pytestmark = pytest.mark.engine
@@ -205,3 +208,45 @@ def test_embeddings_that_are_none(running: Running, prompt: Any, words: str) -> 
 def test_too_many_embeddings(running: Running) -> None:
     prompt = {"prompt_embeds": bytes(4 * HIDDEN * 513), "shape": [513, HIDDEN]}
     assert running.refused(prompt).reason == "prompt_too_long"
+
+
+def test_a_model_is_measured_by_what_it_expects_of_texts(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As ``measure.prepared`` has it from the start.
+    monkeypatch.setattr(running.engine._llm.model_config, "max_logprobs", -1)
+    facts = (MODELS / "facts.tsv").read_text("utf-8").splitlines()[:4]
+    texts = [fact.replace("\t", "") for fact in facts]
+    told = []
+
+    def measured() -> distributions.Distributions:
+        demo = str(MODELS / "demo")
+        asked = measure.of(running.engine, demo, {}, texts, 1000, lambda *now: told.append(now))
+        return running.run(asked)
+
+    whole = measured()
+    assert whole.is_whole
+    assert np.exp(whole.logprobs).sum(1) == pytest.approx(1, abs=1e-3)
+    assert (whole.vocabulary, whole.figures["format"]) == (1024, "plain")
+    # It knows them by heart, but for how each begins.
+    assert 1 < whole.figures["perplexity"] < 10
+    assert whole.figures["tokens"] == len(whole.chosen) == whole.lengths.sum() - len(texts)
+    size = sum(len(text.encode()) for text in texts)
+    bits = -whole.chosen.sum() / np.log(2) / size
+    assert whole.figures["bits_per_byte"] == pytest.approx(bits, rel=1e-4)
+    assert [len(answer) for answer in whole.figures["answer_ids"]] == [measure.ANSWER] * 3
+    assert whole.figures["tokens_per_second"] > 0
+    assert told[0] == ("measuring", 0, 4)
+    assert told[-1] == ("generating", 2, 3)
+
+    # What of a larger vocabulary would be kept.
+    monkeypatch.setattr(distributions, "FULL", 1000)
+    monkeypatch.setattr(distributions, "KEPT", 64)
+    part = measured()
+    assert not part.is_whole
+    assert part.ids.shape == (len(whole.chosen), 64)
+    assert np.array_equal(part.ids[:, 0], whole.ids[:, 0])
+    found = distributions.divergence(whole, part)
+    assert found.mean == pytest.approx(0, abs=1e-5)
+    assert found.same_top == 1.0
+    assert 0 < found.rest < 0.1
