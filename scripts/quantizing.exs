@@ -1,0 +1,92 @@
+# Makes the demo model in every format by a job, and writes what was lost into guides/quantizing.md:
+#
+#     mix run scripts/quantizing.exs [FOLDER]
+#
+# It takes the quantizing environment (`mix vllm.setup --with quantize`), and a quarter of an hour on two cores. The
+# job and its outputs are in FOLDER, where a second run goes on at what the first one has left; without it they
+# are thrown away.
+
+alias VLLM.{Data, Job}
+
+guide = Path.expand("../guides/quantizing.md", __DIR__)
+model = Path.expand("../priv/models/demo", __DIR__)
+mark = "<!-- table of what was lost: written by scripts/quantizing.exs -->"
+mark_end = "<!-- end of the table of what was lost -->"
+
+outputs = [
+  gguf:
+    ~w(F16 Q8_0 Q6_K Q5_K_M Q5_K_S Q5_1 Q5_0 Q4_K_M Q4_K_S Q4_1 Q4_0 IQ4_NL IQ4_XS Q3_K_L Q3_K_M Q3_K_S Q2_K),
+  gptq: [
+    [bits: 8],
+    [bits: 4],
+    [bits: 4, group_size: 32],
+    [bits: 4, desc_act: true],
+    [bits: 4, sym: false],
+    [bits: 3],
+    [bits: 2, group_size: 32]
+  ],
+  awq: [[], [group_size: 64]],
+  compressed: ~w(W4A16 W8A8 FP8 FP8_BLOCK),
+  bitsandbytes: ~w(nf4 nf4-double fp4 int8),
+  hqq: ~w(8bit 4bit 3bit 2bit),
+  torchao: ~w(int8)
+]
+
+folder =
+  case System.argv() do
+    [folder] -> Path.expand(folder)
+    [] -> Path.join(System.tmp_dir!(), "ex_vllm-quantizing-#{System.os_time()}")
+  end
+
+Application.put_env(:ex_vllm, :data_dir, folder)
+
+job =
+  case Job.list!() do
+    [job | _] -> Job.retry!(job)
+    [] -> Job.quantize!(model, name: "demo", to: outputs)
+  end
+
+# What could not be made stands in the table, too.
+_ = Job.await(job, progress: true)
+job = Job.get!(job)
+
+decimal = fn
+  nil, _digits -> "?"
+  number, digits -> :erlang.float_to_binary(number / 1, decimals: digits)
+end
+
+row = fn output ->
+  case output.quality do
+    nil ->
+      "| `#{output.label}` | #{output.format} ||||||| #{output.error && output.error.message} |"
+
+    quality ->
+      cells = [
+        "`#{output.label}`",
+        output.format,
+        decimal.(output.bytes / 1.0e6, 2),
+        decimal.(quality["bits_per_weight"], 2),
+        decimal.(quality["kl_mean"], 4),
+        decimal.(quality["kl_p99"], 3),
+        decimal.(100 * (quality["same_top"] || 0), 1) <> " %",
+        decimal.(quality["perplexity"] / 1000, 2) <> " k",
+        String.replace(quality["verdict"] || "", "_", " ")
+      ]
+
+      "| " <> Enum.join(cells, " | ") <> " |"
+  end
+end
+
+table = [
+  "| output | format | MB on disk | bits per weight | KL | KL 99 % | same top | perplexity | verdict |",
+  "| --- | --- | --- | --- | --- | --- | --- | --- | --- |"
+  | Enum.map(job.outputs, row)
+]
+
+text = File.read!(guide)
+[before, rest] = String.split(text, mark, parts: 2)
+[_old, behind] = String.split(rest, mark_end, parts: 2)
+File.write!(guide, [before, mark, "\n\n", Enum.intersperse(table, "\n"), "\n\n", mark_end, behind])
+
+if System.argv() == [], do: File.rm_rf!(Data.dir())
+IO.puts("#{length(job.outputs)} outputs, #{job.state}")
