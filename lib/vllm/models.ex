@@ -94,7 +94,7 @@ defmodule VLLM.Models do
   them, or to a GGUF file. Its files stay where they are.
 
   The headers of its files are looked at, and what is no model is refused. A name that another model
-  has is refused, too, unless `replace: true` is given.
+  has is refused, too (`:name_taken`), unless `replace: true` is given.
 
   #{Options.docs(Options.register())}
 

@@ -160,8 +160,11 @@ def test_a_name_is_not_taken_from_another_model(tmp_path: Path) -> None:
     copy = shutil.copytree(AWQ, tmp_path / "copy")
     edit.register(str(AWQ), "mine")
     edit.register(str(AWQ), "mine")  # the same once more, as a job that was interrupted does
-    with pytest.raises(BridgeError, match=r"`mine` is .*demo-awq` already.*replace: true"):
+    with pytest.raises(
+        BridgeError, match=r"`mine` is .*demo-awq` already.*replace: true"
+    ) as caught:
         edit.register(str(copy), "mine")
+    assert caught.value.reason == "name_taken"
     edit.register(str(copy), "mine", replace=True)
     assert models.find("mine", {}) == str(copy)
     edit.alias("mine", "other")

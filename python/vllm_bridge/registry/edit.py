@@ -31,7 +31,7 @@ def register(
         about: what else is known of it, fields of ``Entry``
 
     Raises:
-        BridgeError: ``invalid_option`` for a name that is taken, or can be none;
+        BridgeError: ``name_taken``; ``invalid_option`` for what can be no name;
             ``model_not_found``, ``not_a_model`` or ``invalid_checkpoint`` for what has no model;
             ``cache_not_writable`` or ``disk_full``
     """
@@ -82,8 +82,8 @@ def alias(model: str, name: str, *, replace: bool = False) -> None:
         replace: whether it may be taken from another model
 
     Raises:
-        BridgeError: ``model_not_found`` for a model without a name, ``invalid_option`` for a name
-            that is taken, ``cache_not_writable`` or ``disk_full``
+        BridgeError: ``model_not_found`` for a model without a name, ``invalid_option`` for what
+            can be no name, ``name_taken``, ``cache_not_writable`` or ``disk_full``
     """
     check_word(name, "name")
     with store.changing() as change:
@@ -173,7 +173,7 @@ def _target(model: str) -> str:
 
 def _taken(name: str, by: str, *, can_replace: bool = True) -> BridgeError:
     return BridgeError(
-        "invalid_option",
+        "name_taken",
         f"The name `{name}` is {by} already.",
         {"option": "name", "value": name},
         remedy="Take another name"
