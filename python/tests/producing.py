@@ -31,7 +31,7 @@ def interpreter() -> str | None:
 
 
 def produce(
-    outputs: Sequence[tuple[str, Any]],
+    outputs: Sequence[tuple[Any, ...]],
     folder: Path,
     source: Path = DEMO,
     **params: Any,
@@ -39,7 +39,8 @@ def produce(
     """Makes models.
 
     Args:
-        outputs: the format of each, and its options or a word for them
+        outputs: the format of each, its options or a word for them, and if there are any, params
+            of ``quantize`` of its own
         folder: that they are made in, each under its label
         params: more of ``quantize``, the same for all
 
@@ -49,22 +50,27 @@ def produce(
     """
     folder.mkdir(parents=True, exist_ok=True)
     asked = [
-        {"source": str(source), "format": form, "options": options, "out": str(folder)} | params
-        for form, options in outputs
+        {"source": str(source), "format": form, "options": options, "out": str(folder), **params}
+        | dict(*own)
+        for form, options, *own in outputs
     ]
     given, told = folder / "asked.json", folder / "told.json"
     given.write_text(json.dumps(asked))
     python = interpreter()
     assert python is not None, "there is no quantizing environment: mix vllm.setup --with quantize"
+    current = folder / "current"
+    current.mkdir(exist_ok=True)
     environment = os.environ | {"PYTHONPATH": str(PYTHON), "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(
         [python, __file__, given, told],
         env=environment,
+        cwd=current,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
     )
     assert done.returncode == 0, done.stdout[-8000:]
+    assert not any(current.iterdir()), "something is left in the current folder"
     results: list[tuple[str, dict[str, Any]]] = json.loads(told.read_text())
     return dict(results)
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from vllm_bridge import json_files
 from vllm_bridge.errors import BridgeError
+from vllm_bridge.jobs.quantize import transformers_models
 from vllm_bridge.jobs.quantize.producer import Source, Tell
 
 if TYPE_CHECKING:
@@ -33,11 +34,12 @@ def linear(source: Source, skipped: Collection[str] = ()) -> tuple[list[str], li
     Experts are no linear layers where the model's class has those of a block in one.
 
     Raises:
-        BridgeError: ``unsupported`` where transformers does not know the model, or it has none
+        BridgeError: ``unsupported_model`` where transformers does not know the model;
+            ``unsupported`` where it has none
     """
     import torch
 
-    model = _skeleton(source)
+    model = transformers_models.skeleton(source)
     head = model.get_output_embeddings()
     stored = {name for name in source.checkpoint.tensors if name.endswith(".weight")}
     found: list[str] = []
@@ -61,29 +63,6 @@ def linear(source: Source, skipped: Collection[str] = ()) -> tuple[list[str], li
 def _is_part(skipped: str, name: str) -> bool:
     """As transformers and vLLM read lists of modules that are left as they are."""
     return skipped == name or f".{skipped}." in f".{name}." or fnmatch.fnmatch(name, skipped)
-
-
-def _skeleton(source: Source) -> Any:
-    """The model without its weights."""
-    import torch
-    import transformers
-
-    architecture = source.checkpoint.architecture or ""
-    try:
-        config = transformers.AutoConfig.from_pretrained(source.path)
-        kind = getattr(transformers, architecture, None)
-        with torch.device("meta"):
-            if kind is not None:
-                return kind(config)
-            return transformers.AutoModelForCausalLM.from_config(config)
-    except Exception as error:  # of its own making for each config
-        raise BridgeError(
-            "unsupported",
-            f"transformers {transformers.__version__}, by which layers are found, does not make "
-            f"`{architecture or source.path}`: {error}",
-            {"model": source.path, "architecture": architecture},
-            remedy="Use a format that does without it (GGUF), or a model that it knows.",
-        ) from error
 
 
 def rewrite(
