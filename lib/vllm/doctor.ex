@@ -33,6 +33,7 @@ defmodule VLLM.Doctor do
           device: Python.device(),
           source: Python.source(),
           executable: {:ok, Path.t()} | {:error, Error.t()},
+          quantizing: {Path.t(), {:ok, Path.t()} | {:error, Error.t()}},
           cores: pos_integer(),
           missing_libraries: (Path.t(), Python.device() -> [String.t()]),
           getenv: (String.t() -> String.t() | nil),
@@ -59,6 +60,7 @@ defmodule VLLM.Doctor do
       device: Python.device(),
       source: Python.source(),
       executable: Python.executable(),
+      quantizing: {Python.quantize_dir(), Python.executable(:quantize)},
       cores: System.schedulers_online(),
       missing_libraries: &Python.missing_libraries/2,
       getenv: &System.get_env/1,
@@ -84,6 +86,7 @@ defmodule VLLM.Doctor do
       &vllm/1,
       &extras/1,
       &quantization/1,
+      &quantizing/1,
       &libraries/1,
       &device/1,
       &compiler/1,
@@ -319,6 +322,30 @@ defmodule VLLM.Doctor do
 
       {:error, error} ->
         problem("Quantization", "vLLM does not say what runs: #{said(error)}", remake(system))
+    end
+  end
+
+  # An environment of its own that nobody asked for is not missed.
+  @spec quantizing(system()) :: Check.t()
+  def quantizing(%{quantizing: {venv, found}}) do
+    stamp = Stamp.read(venv)
+
+    case {stamp.state, found} do
+      {:installing, {:error, error}} ->
+        warning("Quantizing", "#{venv} is not complete", error.message)
+
+      {_, {:error, _}} ->
+        ok("Quantizing", "not set up; `mix vllm.setup --with quantize` does it")
+
+      {_, {:ok, _}} ->
+        if stamp.state == nil or stamp.lock == Stamp.hash(Python.lock(:quantize)),
+          do: ok("Quantizing", venv),
+          else:
+            warning(
+              "Quantizing",
+              "#{venv} was made for another release of this library",
+              "Run `mix vllm.setup --with quantize`."
+            )
     end
   end
 

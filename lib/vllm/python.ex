@@ -10,6 +10,10 @@ defmodule VLLM.Python do
   #   * the library's own virtual environment in the user's cache folder, whose
   #     name has vLLM's version, the device and a hash of the lock: an upgrade
   #     of this library makes a new one and an older release keeps its own.
+  #
+  # What quantizes and vLLM need other versions of the same packages, so it has
+  # an environment of its own (`mix vllm.setup --with quantize`): beside the one
+  # that VLLM_VENV names, or in the cache folder.
 
   alias VLLM.{Error, Options}
   alias VLLM.Python.Stamp
@@ -18,22 +22,33 @@ defmodule VLLM.Python do
 
   @devices [:cpu, :cuda]
 
+  @typedoc "What an environment is made from: one of vLLM for a device, or the one that quantizes."
+  @type environment :: device() | :quantize
+
+  @typedoc "What a lock is of."
+  @type lock :: environment() | :test | String.t()
+
   @typedoc "What decides about the interpreter: an application's own, or a virtual environment."
   @type source :: {:config, String.t()} | {:env, Path.t()} | {:default, Path.t()}
 
   @doc """
-  The interpreter that runs vLLM.
+  The interpreter that runs vLLM (`:serve`), or the one that quantizes (`:quantize`).
 
   Errors are `:python_not_found`, and `:vllm_not_installed` where a set-up has
-  begun and not ended. Whether vLLM can be imported only the worker finds out.
+  begun and not ended; `:quantize_not_installed` for both of the one that
+  quantizes. Whether vLLM can be imported only the worker finds out.
   """
-  @spec executable() :: {:ok, Path.t()} | {:error, Error.t()}
-  def executable do
+  @spec executable(:serve | :quantize) :: {:ok, Path.t()} | {:error, Error.t()}
+  def executable(purpose \\ :serve)
+
+  def executable(:serve) do
     case source() do
       {:config, python} -> configured(python)
       {_, venv} -> in_venv(venv)
     end
   end
+
+  def executable(:quantize), do: in_quantize_venv(quantize_dir())
 
   @doc "The setting that decides which interpreter `executable/0` gives."
   @spec source() :: source()
@@ -65,6 +80,21 @@ defmodule VLLM.Python do
     Path.join(cache_dir(), "venv-#{vllm_version(device)}-#{device}-#{hash}")
   end
 
+  @doc """
+  The folder of the environment that quantizes, in use or to be made.
+  """
+  @spec quantize_dir() :: Path.t()
+  def quantize_dir do
+    case System.get_env("VLLM_VENV", "") do
+      "" -> Path.join(cache_dir(), "quantize-" <> binary_part(Stamp.hash(lock(:quantize)), 0, 8))
+      venv -> quantize_dir(venv)
+    end
+  end
+
+  @doc "The same beside an environment of vLLM that is not in the cache folder."
+  @spec quantize_dir(Path.t()) :: Path.t()
+  def quantize_dir(venv), do: Path.expand(venv) <> "-quantize"
+
   @doc "The folder for what this library keeps between runs."
   @spec cache_dir() :: Path.t()
   def cache_dir, do: :filename.basedir(:user_cache, "ex_vllm") |> to_string()
@@ -74,18 +104,19 @@ defmodule VLLM.Python do
   def path, do: Application.app_dir(:ex_vllm, "priv/python")
 
   @doc """
-  What `mix vllm.setup --with` can add to an environment: whatever has a lock, beside the devices
-  and the tests.
+  What `mix vllm.setup --with` can add to an environment of vLLM: whatever has a lock, beside the
+  environments themselves and the tests.
   """
   @spec extras() :: [String.t()]
   def extras do
     locks = Application.app_dir(:ex_vllm, "priv/requirements/*.txt")
     names = for path <- Path.wildcard(locks), do: Path.basename(path, ".txt")
-    names -- Enum.map([:test | @devices], &Atom.to_string/1)
+    names -- Enum.map([:test, :quantize | @devices], &Atom.to_string/1)
   end
 
   @doc """
   The extra that is meant by a name: its own, in any spelling, or that of one of its packages.
+  `quantize`, which is an environment of its own, is one of those that can be meant.
 
       iex> VLLM.Python.extra("vllm_bnb_plugin")
       {:ok, "bitsandbytes"}
@@ -96,13 +127,14 @@ defmodule VLLM.Python do
     key = name |> String.trim() |> String.downcase() |> String.replace("_", "-")
 
     case Enum.find(extras(), &(key == &1 or List.keymember?(pins(&1), key, 0))) do
+      nil when key == "quantize" -> {:ok, key}
       nil -> {:error, unknown_extra(name, key)}
       extra -> {:ok, extra}
     end
   end
 
   defp unknown_extra(name, key) do
-    extras = extras()
+    extras = extras() ++ ["quantize"]
     near = Options.nearest(key, extras)
     hint = if near, do: " Did you mean `#{near}`?", else: ""
 
@@ -113,8 +145,8 @@ defmodule VLLM.Python do
     )
   end
 
-  @doc "The file with the pinned requirements of a device, of the tests or of an extra."
-  @spec lock(device() | :test | String.t()) :: Path.t()
+  @doc "The file with the pinned requirements of an environment, of the tests or of an extra."
+  @spec lock(lock()) :: Path.t()
   def lock(name) do
     Application.app_dir(:ex_vllm, "priv/requirements/#{name}.txt")
   end
@@ -122,7 +154,7 @@ defmodule VLLM.Python do
   @doc """
   The pins of a lock: `[{"torch", "2.13.0+cpu"}, ...]`, with those that are for some machines only.
   """
-  @spec pins(device() | :test | String.t()) :: [{String.t(), String.t()}]
+  @spec pins(lock()) :: [{String.t(), String.t()}]
   def pins(name) do
     for [pin, version] <-
           Regex.scan(~r/^([\w.-]+)==([^\s;]+)/m, File.read!(lock(name)), capture: :all_but_first) do
@@ -131,9 +163,15 @@ defmodule VLLM.Python do
   end
 
   @doc "The packages of a lock that have no wheels: they are compiled on this machine."
-  @spec compiled(device() | :test | String.t()) :: [String.t()]
-  def compiled(name) do
-    case Regex.run(~r/^# Compiled: (.+)$/m, File.read!(lock(name))) do
+  @spec compiled(lock()) :: [String.t()]
+  def compiled(name), do: listed(name, "Compiled")
+
+  @doc "The packages of a lock that have no wheels and are Python alone."
+  @spec from_source(lock()) :: [String.t()]
+  def from_source(name), do: listed(name, "From source")
+
+  defp listed(name, title) do
+    case Regex.run(~r/^# #{title}: (.+)$/m, File.read!(lock(name))) do
       [_, names] -> String.split(names, ", ")
       nil -> []
     end
@@ -160,12 +198,12 @@ defmodule VLLM.Python do
   end
 
   @doc """
-  The Python versions that this vLLM runs on, for `Version.match?/2`:
+  The Python versions that what is in an environment runs on, for `Version.match?/2`:
   `">= 3.11.0 and < 3.15.0"`.
   """
-  @spec requirement(device()) :: String.t()
-  def requirement(device) do
-    [_, bounds] = Regex.run(~r/^# Python: (.+)$/m, File.read!(lock(device)))
+  @spec requirement(environment()) :: String.t()
+  def requirement(environment) do
+    [_, bounds] = Regex.run(~r/^# Python: (.+)$/m, File.read!(lock(environment)))
 
     Regex.scan(~r/([<>=!]=?)\s*(\d+\.\d+)(\.\d+)?/, bounds)
     |> Enum.map(fn
@@ -194,7 +232,7 @@ defmodule VLLM.Python do
 
   Without libnuma the kernels of vLLM's CPU build do not load, and vLLM only warns.
   """
-  @spec missing_libraries(Path.t(), device()) :: [String.t()]
+  @spec missing_libraries(Path.t(), environment()) :: [String.t()]
   def missing_libraries(python, :cpu) do
     library = "libnuma.so.1"
     script = "import ctypes, sys; ctypes.CDLL(sys.argv[1])"
@@ -205,7 +243,7 @@ defmodule VLLM.Python do
     end
   end
 
-  def missing_libraries(_python, :cuda), do: []
+  def missing_libraries(_python, _environment), do: []
 
   # Somebody with a GPU may have chosen the CPU, so the other device's
   # environment counts where it is the only one.
@@ -256,5 +294,34 @@ defmodule VLLM.Python do
       true ->
         {:ok, python}
     end
+  end
+
+  defp in_quantize_venv(venv) do
+    python = Path.join(venv, "bin/python")
+
+    cond do
+      System.find_executable(python) == nil ->
+        {:error,
+         quantize_not_installed(
+           venv,
+           "Quantizing has a Python environment of its own, and there is none in #{venv}. Run " <>
+             "`mix vllm.setup --with quantize` to make it."
+         )}
+
+      Stamp.read(venv).state == :installing ->
+        {:error,
+         quantize_not_installed(
+           venv,
+           "The Python environment that quantizes, in #{venv}, is not complete: its set-up was " <>
+             "interrupted, or still runs. Run `mix vllm.setup --with quantize` to complete it."
+         )}
+
+      true ->
+        {:ok, python}
+    end
+  end
+
+  defp quantize_not_installed(venv, message) do
+    Error.new(:quantize_not_installed, message, %{"venv" => venv})
   end
 end

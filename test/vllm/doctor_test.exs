@@ -20,6 +20,8 @@ defmodule VLLM.DoctorTest do
       device: :cpu,
       source: {:default, venv},
       executable: {:ok, "/venv/bin/python"},
+      quantizing:
+        {"/venv-quantize", {:error, Error.new(:quantize_not_installed, "There is none.")}},
       cores: 8,
       missing_libraries: fn "/venv/bin/python", :cpu -> [] end,
       getenv: fn _ -> nil end,

@@ -77,6 +77,37 @@ defmodule VLLM.PythonTest do
     end
   end
 
+  describe "what quantizes" do
+    test "has an environment beside the one that VLLM_VENV names", %{tmp_dir: tmp_dir} do
+      venv = Path.join(tmp_dir, "mine")
+      put_env("VLLM_VENV", venv)
+      assert Python.quantize_dir() == venv <> "-quantize"
+      python = make_venv(venv <> "-quantize", :ready)
+      assert Python.executable(:quantize) == {:ok, python}
+    end
+
+    test "else in the cache folder, also beside an application's own Python", context do
+      Application.put_env(:ex_vllm, :python, "/bin/true")
+      assert Path.dirname(Python.quantize_dir()) == Path.join(context.tmp_dir, "ex_vllm")
+      python = make_venv(Python.quantize_dir(), :ready)
+      assert Python.executable(:quantize) == {:ok, python}
+    end
+
+    test "says how it is set up where it is not, or not wholly" do
+      assert {:error, %Error{reason: :quantize_not_installed} = none} =
+               Python.executable(:quantize)
+
+      assert none.message =~ "Run `mix vllm.setup --with quantize` to make it."
+      make_venv(Python.quantize_dir(), :installing)
+
+      assert {:error, %Error{reason: :quantize_not_installed} = torn} =
+               Python.executable(:quantize)
+
+      assert torn.message =~ "not complete"
+      assert torn.message =~ "`mix vllm.setup --with quantize`"
+    end
+  end
+
   describe "device" do
     test "is CUDA where nvidia-smi is there", %{tmp_dir: tmp_dir} do
       File.ln_s!("/bin/true", Path.join(tmp_dir, "nvidia-smi"))
@@ -86,7 +117,7 @@ defmodule VLLM.PythonTest do
   end
 
   describe "the locks" do
-    for name <- [:cpu, :cuda, :test | Python.extras()] do
+    for name <- [:cpu, :cuda, :quantize, :test | Python.extras()] do
       test "of #{name} pins every package once, in order, and names no place" do
         {comments, lines} =
           Python.lock(unquote(name))
@@ -133,6 +164,21 @@ defmodule VLLM.PythonTest do
       assert Version.match?("3.11.2", requirement)
       refute Version.match?("3.9.18", requirement)
       refute Version.match?("4.0.0", requirement)
+    end
+  end
+
+  describe "the lock of what quantizes" do
+    test "speaks the wire of vLLM's, and brings torch's CPU build to every machine" do
+      pins = Map.new(Python.pins(:quantize))
+      assert pins["msgspec"] == Map.new(Python.pins(:cpu))["msgspec"]
+      assert pins["torch"] =~ ~r/\+cpu$/
+    end
+
+    test "tells what has no wheels, for pip takes nothing else unasked" do
+      without = Python.compiled(:quantize) ++ Python.from_source(:quantize)
+      assert "llama-cpp-python" in without
+      pins = Map.new(Python.pins(:quantize))
+      for name <- without, do: assert(is_map_key(pins, name), name)
     end
   end
 

@@ -41,15 +41,27 @@ defmodule Mix.Tasks.Vllm.Setup do
   later `mix vllm.setup` keeps them; a new environment, such as that of another release of this
   library, has only what is asked for. `mix vllm.doctor` shows which of them are installed.
 
+  ## Quantizing
+
+  The libraries that quantize need other versions of the same packages than vLLM, so they have an
+  environment of their own, beside it:
+
+      mix vllm.setup --with quantize
+
+  takes 2 GB, and a C++ compiler: llama.cpp, which makes GGUF files, is compiled for this machine's
+  processor. Every later `mix vllm.setup` keeps it up to date. What quantizes computes on the CPU,
+  also where vLLM has a GPU.
+
   ## Options
 
-    * `--with` - extras, with commas between them; may be given more than once.
+    * `--with` - extras and `quantize`, with commas between them; may be given more than once.
     * `--device` - `cpu` or `cuda`. Default: `cuda` where there is an NVIDIA
       driver, else `cpu`.
     * `--venv` - the folder for the environment.
     * `--python` - the Python to make it with. Default: `python3`, or the first of
       `python3.13`, `python3.12`, ... that vLLM runs on.
-    * `--force` - makes the environment anew.
+    * `--force` - makes the environment anew; that which quantizes only together with
+      `--with quantize`.
     * `--test` - installs the tools for this library's own tests and all extras as well.
   """
 

@@ -192,7 +192,7 @@ defmodule VLLM.Job.Runner do
     end
   end
 
-  defp python(:quantize, %{quantize_python: nil}), do: Python.executable()
+  defp python(:quantize, %{quantize_python: nil}), do: Python.executable(:quantize)
   defp python(:quantize, %{quantize_python: python}), do: {:ok, python}
   defp python(_serving, %{python: nil}), do: Python.executable()
   defp python(_serving, %{python: python}), do: {:ok, python}

@@ -1,6 +1,7 @@
 defmodule VLLM.Python.Setup do
   @moduledoc false
-  # Makes the virtual environment that holds vLLM: what `mix vllm.setup` does.
+  # Makes the virtual environment that holds vLLM, and the one that quantizes:
+  # what `mix vllm.setup` does.
   #
   # A set-up that was interrupted is continued by the next one. One that is
   # complete is left alone and costs nothing. An environment that was made from
@@ -11,7 +12,7 @@ defmodule VLLM.Python.Setup do
 
   # What the environment takes, with room for the downloads.
   @gib 1024 * 1024 * 1024
-  @disk_gib %{cpu: 6, cuda: 20}
+  @disk_gib %{cpu: 6, cuda: 20, quantize: 4}
 
   # PyPI does not hold torch's builds for CPUs; PyTorch's own index does.
   @torch_cpu_index "https://download.pytorch.org/whl/cpu"
@@ -19,6 +20,10 @@ defmodule VLLM.Python.Setup do
   # For what is compiled: llama.cpp builds ggml so, and ggml alone is built without. Products of
   # a few tokens take half the time.
   @cmake_args "-DGGML_LLAMAFILE=ON"
+
+  # Of llama.cpp only its library: its programs, their common code and what reads pictures are two
+  # thirds of the time that it takes to compile.
+  @llama_cmake_args "-DLLAVA_BUILD=OFF -DLLAMA_ALL_WARNINGS=OFF"
 
   @type option ::
           {:device, Python.device()}
@@ -34,7 +39,7 @@ defmodule VLLM.Python.Setup do
 
   @type plan :: %{
           venv: Path.t(),
-          device: Python.device(),
+          environment: Python.environment(),
           python: String.t() | nil,
           want: Stamp.t(),
           repair: [String.t()],
@@ -43,46 +48,77 @@ defmodule VLLM.Python.Setup do
         }
 
   @doc """
-  Makes the virtual environment, or completes it.
+  Makes the virtual environments that are asked for, or completes them.
 
     * `:device` - `:cpu` or `:cuda`; default: what this machine has
-    * `:venv` - the folder; default: VLLM_VENV or the library's own
+    * `:venv` - the folder; default: VLLM_VENV or the library's own. That of what quantizes is
+      beside it
     * `:python` - the interpreter to make it with; default: the first of
       `python3`, `python3.13` ... that vLLM runs on
     * `:with` - extras (`Python.extras/0`) to install too. Those of an earlier set-up of
-      the same environment stay, also where it is made anew
+      the same environment stay, also where it is made anew. With `quantize`, or where that
+      was set up before, the environment that quantizes too
     * `:repair` - installs the extras of `:with` also where they were installed before
     * `:test` - installs the tools of this library's own tests too, and all extras
     * `:force` - makes it anew, also where it is complete or somebody else's
 
   `report` is called with `{:phase, text}` and `{:progress, text}`. Returns
-  `{:ok, :unchanged | :installed, folder}`.
+  `{:ok, :unchanged | :installed, folder}` with the folder of vLLM's environment.
   """
   @spec run([option()], report()) ::
           {:ok, :unchanged | :installed, Path.t()} | {:error, Error.t()}
   def run(opts, report \\ fn _ -> :ok end) do
-    with {:ok, extras} <- extras(opts) do
-      device = opts[:device] || Python.device()
-
-      run_plan(%{
-        venv: venv(opts[:venv], opts[:device]),
-        device: device,
-        python: opts[:python],
-        want: %Stamp{
-          state: :ready,
-          lock: Stamp.hash(Python.lock(device)),
-          test: if(opts[:test], do: Stamp.hash(Python.lock(:test))),
-          extras: hashes(extras)
-        },
-        repair: if(opts[:repair], do: extras, else: []),
-        force: opts[:force] || false,
-        report: report
-      })
+    with {:ok, names} <- names(opts),
+         serving = serving(names -- ["quantize"], opts, report),
+         {:ok, status, venv} <- run_plan(serving),
+         {:ok, other} <- run_quantizing("quantize" in names, opts, report) do
+      {:ok, if(:installed in [status, other], do: :installed, else: :unchanged), venv}
     end
   end
 
-  defp extras(opts) do
-    names = if opts[:test], do: Python.extras(), else: opts[:with] || []
+  defp serving(extras, opts, report) do
+    device = opts[:device] || Python.device()
+
+    %{
+      venv: venv(opts[:venv], opts[:device]),
+      environment: device,
+      python: opts[:python],
+      want: %Stamp{
+        state: :ready,
+        lock: Stamp.hash(Python.lock(device)),
+        test: if(opts[:test], do: Stamp.hash(Python.lock(:test))),
+        extras: hashes(extras)
+      },
+      repair: if(opts[:repair], do: extras, else: []),
+      force: opts[:force] || false,
+      report: report
+    }
+  end
+
+  # One that was set up is kept as extras are; but it is made anew only where it is asked for.
+  defp run_quantizing(asked?, opts, report) do
+    venv = if opts[:venv], do: Python.quantize_dir(opts[:venv]), else: Python.quantize_dir()
+
+    if asked? or Stamp.read(venv).state != nil do
+      plan = %{
+        venv: venv,
+        environment: :quantize,
+        python: opts[:python],
+        want: %Stamp{state: :ready, lock: Stamp.hash(Python.lock(:quantize))},
+        repair: [],
+        force: (asked? and opts[:force]) || false,
+        report: report
+      }
+
+      with {:ok, status, _venv} <- run_plan(plan), do: {:ok, status}
+    else
+      {:ok, :unchanged}
+    end
+  end
+
+  defp names(opts) do
+    names = if opts[:test], do: Python.extras(), else: []
+    names = Enum.uniq(names ++ (opts[:with] || []))
 
     Enum.reduce_while(names, {:ok, []}, fn name, {:ok, extras} ->
       case Python.extra(name) do
@@ -197,7 +233,7 @@ defmodule VLLM.Python.Setup do
     with :ok <- check_owner(plan),
          :ok <- check_disk(plan),
          :ok <- ensure_venv(plan),
-         :ok <- install_vllm(plan),
+         :ok <- install_lock(plan),
          :ok <- install_extras(plan),
          :ok <- install_tests(plan) do
       # Test packages of an earlier set-up stay in.
@@ -245,7 +281,7 @@ defmodule VLLM.Python.Setup do
     if Stamp.read(plan.venv).lock == plan.want.lock do
       :ok
     else
-      check_disk(plan, Path.dirname(plan.venv), @disk_gib[plan.device])
+      check_disk(plan, Path.dirname(plan.venv), @disk_gib[plan.environment])
     end
   end
 
@@ -255,7 +291,7 @@ defmodule VLLM.Python.Setup do
         {:error,
          Error.new(
            :vllm_not_installed,
-           "vLLM for #{plan.device} needs #{need} GiB of disk space, and #{folder} has " <>
+           "#{what(plan)} needs #{need} GiB of disk space, and #{folder} has " <>
              "#{Float.round(free / @gib, 1)} GiB. Free some, or give `--venv` (or VLLM_VENV) " <>
              "a folder on another disk.",
            %{"free_bytes" => free, "needed_gib" => need}
@@ -291,9 +327,12 @@ defmodule VLLM.Python.Setup do
     end
   end
 
+  defp what(%{environment: :quantize}), do: "Quantizing"
+  defp what(%{environment: device}), do: "vLLM #{Python.vllm_version(device)} for #{device}"
+
   # Without it vLLM's kernels fail to load, with a message that does not say so.
   defp check_libraries(plan, python) do
-    case Python.missing_libraries(python, plan.device) do
+    case Python.missing_libraries(python, plan.environment) do
       [] -> :ok
       missing -> {:error, no_library(missing)}
     end
@@ -357,13 +396,13 @@ defmodule VLLM.Python.Setup do
   @candidates ["python3", "python3.13", "python3.12", "python3.11", "python3.14"]
 
   defp find_python(plan) do
-    requirement = Python.requirement(plan.device)
+    requirement = Python.requirement(plan.environment)
     names = if plan.python, do: [plan.python], else: @candidates
     found = for name <- names, {path, version} <- [version(name)], do: {path, version}
 
     case Enum.find(found, fn {_, version} -> Version.match?(version, requirement) end) do
       {path, version} -> {:ok, path, version}
-      nil -> {:error, no_python(plan.python, found, requirement)}
+      nil -> {:error, no_python(plan, found, requirement)}
     end
   end
 
@@ -376,42 +415,38 @@ defmodule VLLM.Python.Setup do
     end
   end
 
-  defp no_python(nil, [], requirement) do
+  defp no_python(%{python: nil} = plan, [], requirement) do
     Error.new(
       :python_not_found,
-      "There is no Python 3 on this machine (vLLM needs #{requirement}). On Debian and Ubuntu: " <>
-        "`apt-get install python3 python3-venv`; or give `--python` the path of one."
+      "There is no Python 3 on this machine (#{what(plan)} needs #{requirement}). On Debian and " <>
+        "Ubuntu: `apt-get install python3 python3-venv`; or give `--python` the path of one."
     )
   end
 
-  defp no_python(asked, [], _requirement) do
+  defp no_python(%{python: asked}, [], _requirement) do
     Error.new(:python_not_found, "`--python #{asked}` is not a Python 3 that can be run.")
   end
 
-  defp no_python(_asked, found, requirement) do
+  defp no_python(plan, found, requirement) do
     versions = Enum.map_join(found, ", ", fn {_, version} -> version end)
 
     Error.new(
       :python_not_found,
-      "vLLM needs Python #{requirement}; found #{versions}. Install one that fits and give " <>
-        "`--python` its path.",
+      "#{what(plan)} needs Python #{requirement}; found #{versions}. Install one that fits and " <>
+        "give `--python` its path.",
       %{"found" => versions, "needed" => requirement}
     )
   end
 
-  defp install_vllm(plan) do
+  defp install_lock(plan) do
     if Stamp.read(plan.venv).state == :ready do
       :ok
     else
-      pins = Python.pins(plan.device)
-
-      plan.report.(
-        {:phase, "Installing vLLM #{Python.vllm_version(plan.device)} for #{plan.device}"}
-      )
+      pins = Python.pins(plan.environment)
 
       with :ok <- install_torch(plan, List.keyfind(pins, "torch", 0)) do
-        plan.report.({:phase, "Installing #{length(pins)} packages"})
-        pip_install_lock(plan, plan.device)
+        plan.report.({:phase, "#{what(plan)}: installing #{length(pins)} packages"})
+        pip_install_lock(plan, plan.environment)
       end
     end
   end
@@ -423,7 +458,7 @@ defmodule VLLM.Python.Setup do
     plan.report.({:phase, "Installing torch #{version}"})
 
     case pip_install(plan, [pin], 1) do
-      {:error, %Error{details: %{"missing" => ^pin}}} when plan.device == :cpu ->
+      {:error, %Error{details: %{"missing" => ^pin}}} when plan.environment != :cuda ->
         plan.report.({:phase, "Installing torch #{version} from PyTorch's index of CPU builds"})
         pip_install(plan, ["--extra-index-url", @torch_cpu_index, pin], 1)
 
@@ -455,18 +490,36 @@ defmodule VLLM.Python.Setup do
   end
 
   defp pip_install_lock(plan, name) do
-    compiled = Enum.flat_map(Python.compiled(name), &["--no-binary", &1])
-    # pip's cache may serve machines whose processors cannot run what this one compiles.
-    fresh = if compiled == [], do: [], else: ["--no-cache-dir"]
-    lock = ["--requirement", Python.lock(name)]
-    pip_install(plan, fresh ++ compiled ++ lock, length(Python.pins(name)))
+    sources = Enum.flat_map(Python.from_source(name), &["--no-binary", &1])
+
+    with :ok <- compile(plan, name) do
+      lock = sources ++ ["--requirement", Python.lock(name)]
+      pip_install(plan, lock, length(Python.pins(name)))
+    end
+  end
+
+  # Apart from the rest: pip's cache may serve machines whose processors cannot run what this one
+  # compiles, and the rest should not be downloaded again after an interruption.
+  defp compile(plan, name) do
+    pins = Map.new(Python.pins(name))
+
+    case Python.compiled(name) do
+      [] ->
+        :ok
+
+      packages ->
+        plan.report.({:phase, "Compiling #{Enum.join(packages, ", ")}"})
+        sources = Enum.flat_map(packages, &["--no-binary", &1])
+        pins = for package <- packages, do: "#{package}==#{pins[package]}"
+        pip_install(plan, ["--no-cache-dir"] ++ sources ++ pins, length(packages))
+    end
   end
 
   defp pip_install(plan, args, total) do
     pip = ["-m", "pip", "install", "--no-input", "--no-deps", "--disable-pip-version-check"]
     # Building from source takes compilers and an hour; a lack of wheels is
     # better told at once. What a lock says is compiled takes half a minute.
-    pip = pip ++ ["--only-binary", ":all:", "--progress-bar", "off"]
+    pip = pip ++ bytecode(plan) ++ ["--only-binary", ":all:", "--progress-bar", "off"]
     done = :counters.new(1, [])
 
     on_line = fn
@@ -475,13 +528,24 @@ defmodule VLLM.Python.Setup do
     end
 
     python = Path.join(plan.venv, "bin/python")
-    env = %{"CMAKE_ARGS" => "#{@cmake_args} #{System.get_env("CMAKE_ARGS")}"}
+    env = %{"CMAKE_ARGS" => "#{cmake_args(plan)} #{System.get_env("CMAKE_ARGS")}"}
 
     case Command.run(plan.venv, python, pip ++ args, on_line, env) do
       {:ok, _} -> :ok
       {:error, lines} -> {:error, pip_failed(lines)}
     end
   end
+
+  # Most of what quantizing brings along is never imported; Python compiles the rest when it is.
+  defp bytecode(%{environment: :quantize}), do: ["--no-compile"]
+  defp bytecode(_plan), do: []
+
+  defp cmake_args(%{environment: :quantize}) do
+    file = Application.app_dir(:ex_vllm, "priv/requirements/llama_cpp.cmake")
+    ~s(#{@cmake_args} #{@llama_cmake_args} "-DCMAKE_PROJECT_llama_cpp_INCLUDE=#{file}")
+  end
+
+  defp cmake_args(_plan), do: @cmake_args
 
   defp progress(plan, {:package, package}, done, total) do
     :counters.add(done, 1, 1)

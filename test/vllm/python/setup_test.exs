@@ -26,11 +26,15 @@ defmodule VLLM.Python.SetupTest do
 
   defp torch, do: "torch==" <> Map.new(Python.pins(:cpu))["torch"]
 
-  defp whole_lock("gguf") do
-    "--no-cache-dir --no-binary ggml-python --requirement " <> Python.lock("gguf")
+  defp whole_lock(name), do: "--requirement " <> Python.lock(name)
+
+  # What of a lock is compiled comes before all of it, and past pip's cache.
+  defp installed_of("gguf") do
+    ggml = "ggml-python==" <> Map.new(Python.pins("gguf"))["ggml-python"]
+    ["--no-cache-dir --no-binary ggml-python " <> ggml, whole_lock("gguf")]
   end
 
-  defp whole_lock(name), do: "--requirement " <> Python.lock(name)
+  defp installed_of(extra), do: [whole_lock(extra)]
 
   test "installs torch and then the lock, and says so in the stamp", context do
     assert setup_with(context, []) == {:ok, :installed, context.venv}
@@ -65,7 +69,7 @@ defmodule VLLM.Python.SetupTest do
   test "adds the tests' packages and all extras to what is there, and keeps them", context do
     assert {:ok, :installed, _} = setup_with(context, [])
     assert {:ok, :installed, _} = setup_with(context, [], test: true)
-    extras = Enum.map(Python.extras(), &whole_lock/1)
+    extras = Enum.flat_map(Python.extras(), &installed_of/1)
     assert installs(context) == [torch(), whole_lock(:cpu)] ++ extras ++ [whole_lock(:test)]
     assert {:ok, :unchanged, _} = setup_with(context, [])
     assert {:ok, :unchanged, _} = setup_with(context, [], test: true)
@@ -127,7 +131,7 @@ defmodule VLLM.Python.SetupTest do
 
     test "that is compiled here needs a compiler, which is told", context do
       pip =
-        ~s(case "$* $CMAKE_ARGS" in *gguf*LLAMAFILE=ON*\) ) <>
+        ~s(case "$* $CMAKE_ARGS" in *ggml*LLAMAFILE=ON*\) ) <>
           ~s(echo "  No CMAKE_CXX_COMPILER could be found."; exit 1 ;; esac)
 
       assert {:error, %Error{message: message}} = setup_with(context, [pip: pip], with: ["gguf"])
@@ -141,6 +145,57 @@ defmodule VLLM.Python.SetupTest do
       assert error.message =~ "Did you mean `bitsandbytes`?"
       assert error.message =~ "torchao"
       assert installs(context) == []
+    end
+  end
+
+  describe "what quantizes" do
+    setup context do
+      %{quantize: context.venv <> "-quantize", lock: Stamp.hash(Python.lock(:quantize))}
+    end
+
+    # Its installs: torch, what is compiled past pip's cache, all of its lock.
+    defp quantizing(context) do
+      context |> installs() |> Enum.drop_while(&(not String.contains?(&1, "llama-cpp-python")))
+    end
+
+    test "has an environment of its own beside vLLM's", context do
+      assert setup_with(context, [], with: ["quantize"]) == {:ok, :installed, context.venv}
+      assert Stamp.read(context.venv).extras == %{}
+      assert Stamp.read(context.quantize) == %Stamp{state: :ready, lock: context.lock}
+      assert [compiled, rest] = quantizing(context)
+      assert compiled =~ ~r/^--no-cache-dir .*llama-cpp-python==/
+      assert rest =~ "--no-binary gptqmodel"
+      assert rest =~ whole_lock(:quantize)
+      assert {:ok, :unchanged, _} = setup_with(context, [], with: ["quantize"])
+    end
+
+    test "is not set up unless it is asked for, then kept by every set-up", context do
+      assert {:ok, :installed, _} = setup_with(context, [])
+      refute File.exists?(context.quantize)
+      assert {:ok, :installed, _} = setup_with(context, [], with: ["quantize"])
+      :ok = Stamp.write(context.quantize, %Stamp{state: :ready, lock: "of another release"})
+      assert {:ok, :installed, _} = setup_with(context, [])
+      assert Stamp.read(context.quantize).lock == context.lock
+    end
+
+    test "continues after an interruption, and is told not to be complete until then", context do
+      pip = ~s(case "$*" in *quantize.txt*\) exit 1 ;; esac)
+      assert {:error, _} = setup_with(context, [pip: pip], with: ["quantize"])
+      assert Stamp.read(context.venv).state == :ready
+      assert Stamp.read(context.quantize).state == :installing
+      assert {:ok, :installed, _} = setup_with(context, [])
+      assert Stamp.read(context.quantize).state == :ready
+    end
+
+    test "is left as it is where only vLLM's environment is made anew", context do
+      assert {:ok, :installed, _} = setup_with(context, [], with: ["quantize"])
+      File.touch!(Path.join(context.venv, "old"))
+      File.touch!(Path.join(context.quantize, "old"))
+      assert {:ok, :installed, _} = setup_with(context, [], force: true)
+      refute File.exists?(Path.join(context.venv, "old"))
+      assert File.exists?(Path.join(context.quantize, "old"))
+      assert {:ok, :installed, _} = setup_with(context, [], force: true, with: ["quantize"])
+      refute File.exists?(Path.join(context.quantize, "old"))
     end
   end
 
