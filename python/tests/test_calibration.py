@@ -120,3 +120,13 @@ def test_long_texts_become_several() -> None:
     assert len(rows) == 3
     assert max(map(len, rows)) == 2
     assert found.tokens == sum(map(len, rows))
+
+
+def test_the_default_set_is_prose_in_several_languages_and_code() -> None:
+    found = texts()
+    whole = "\n\n".join(found)
+    assert len(found) > 60
+    assert 40_000 < len(whole.encode()) < 90_000
+    assert len(set(found)) == len(found)
+    for sample in ("def ", "SELECT", "的", "и ", "の", " und ", " les ", "ال"):
+        assert sample in whole

@@ -1,6 +1,7 @@
 """Plain models that are quantized at their first start and found at the next: with a program in the
 place of the quantizing environment, and once with that environment and an engine."""
 
+import fcntl
 import json
 import os
 import shutil
@@ -279,13 +280,13 @@ def test_what_failed_is_told_and_never_loaded(
 def test_what_the_killed_have_left_is_swept(
     quantizing: Environment, model: Checkpoint, kept: Path
 ) -> None:
-    quantizing.be("killed")
-    with pytest.raises(BridgeError):
-        make(model, wish(isq="HQQ8"))
-    assert list(kept.glob("*.tmp"))
-    quantizing.be("")
-    make(model)
-    assert not list(kept.glob("*.tmp"))
+    for name in ("8bit-1-2", "4bit-3-4"):
+        (kept / f"{name}.tmp" / "model").mkdir(parents=True)
+        (kept / f"{name}.lock").touch()
+    with open(kept / "4bit-3-4.lock") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        make(model)
+    assert [path.name for path in kept.glob("*.tmp")] == ["4bit-3-4.tmp"]
 
 
 @pytest.mark.engine
@@ -312,16 +313,29 @@ def running() -> Iterator[Running]:
 @pytest.mark.engine
 @pytest.mark.slow
 @pytest.mark.skipif(producing.interpreter() is None, reason="no quantizing environment")
+@pytest.mark.parametrize(
+    ("name", "method", "words"),
+    [
+        ("HQQ8", "hqq", "Quantized in place to 8bit (hqq). Made by hqq 0.2.8"),
+        ("Q4_K", "gguf", "Quantized in place to Q4_K_M (gguf). `Q4_K` is llama.cpp's mix Q4_K_M"),
+    ],
+)
 def test_the_second_start_loads_what_the_first_has_made(
-    running: Running, kept: Path, facts: dict[str, str], monkeypatch: pytest.MonkeyPatch
+    running: Running,
+    kept: Path,
+    facts: dict[str, str],
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    method: str,
+    words: str,
 ) -> None:
     monkeypatch.setenv(isq.PYTHON, producing.interpreter() or "")
     prompts = list(facts)[:8]
     for phases in (1, 0):
         running.phases.clear()
-        info = running.load(isq="HQQ8")
-        assert (info["quantization"], info["model"]) == ("hqq", str(producing.DEMO))
-        assert "Quantized in place to 8bit (hqq). Made by hqq 0.2.8" in info["quantization_note"]
+        info = running.load(isq=name)
+        assert (info["quantization"], info["model"]) == (method, str(producing.DEMO))
+        assert words in info["quantization_note"]
         assert running.complete_all(prompts) == {prompt: facts[prompt] for prompt in prompts}
         running.stop()
         assert (running.phases.count("quantizing") > 1) == bool(phases)

@@ -242,9 +242,7 @@ def made(checkpoint: Checkpoint, wish: Wish, progress: Callable[[Mapping[str, An
     """
     if not wish.is_kept:
         # Among the temporary files of this process, which go with it.
-        place = os.path.join(tempfile.mkdtemp(prefix="isq-"), "model")
-        _make(checkpoint, wish, place, progress)
-        return place
+        return _make(checkpoint, wish, tempfile.mkdtemp(prefix="isq-"), progress)
     data.required()
     place = _place(checkpoint, wish)
     if (found := find(checkpoint, wish)) is not None:
@@ -254,17 +252,16 @@ def made(checkpoint: Checkpoint, wish: Wish, progress: Callable[[Mapping[str, An
         if find(checkpoint, wish) is not None:  # by whoever held the lock
             return place
         _sweep(os.path.dirname(place))
-        shutil.rmtree(f"{place}.tmp", ignore_errors=True)
-        _make(checkpoint, wish, f"{place}.tmp", progress)
-        if _place(checkpoint, wish) != place:
-            shutil.rmtree(f"{place}.tmp")
-            raise BridgeError(
-                "invalid_checkpoint",
-                f"The files of `{checkpoint.folder}` have changed while they were quantized.",
-                {"model": checkpoint.folder},
-                remedy="Start it again once they are whole.",
-            )
-        os.rename(f"{place}.tmp", place)
+        with _emptied(f"{place}.tmp") as folder:
+            whole = _make(checkpoint, wish, folder, progress)
+            if _place(checkpoint, wish) != place:
+                raise BridgeError(
+                    "invalid_checkpoint",
+                    f"The files of `{checkpoint.folder}` have changed while they were quantized.",
+                    {"model": checkpoint.folder},
+                    remedy="Start it again once they are whole.",
+                )
+            os.rename(whole, place)
     return place
 
 
@@ -292,13 +289,17 @@ def options_for(options: Mapping[str, Any], source: Checkpoint, wish: Wish) -> d
 
 
 def _make(
-    checkpoint: Checkpoint, wish: Wish, place: str, progress: Callable[[Mapping[str, Any]], None]
-) -> None:
+    checkpoint: Checkpoint, wish: Wish, folder: str, progress: Callable[[Mapping[str, Any]], None]
+) -> str:
+    """Makes the model in a folder below ``folder``, and returns that."""
+    place, work = os.path.join(folder, "model"), os.path.join(folder, "work")
+    os.makedirs(work)
     asked = {
         "source": checkpoint.folder,
         "format": wish.kind.format,
         "options": wish.kind.word,
         "out": place,
+        "work": work,
     }
     last: Any = None
     with subprocess.Popen(  # noqa: S603 - what Elixir says is ours
@@ -317,6 +318,19 @@ def _make(
         json.dump(told, file, indent=2)
         file.flush()
         os.fsync(file.fileno())
+    shutil.rmtree(work)
+    return place
+
+
+@contextlib.contextmanager
+def _emptied(folder: str) -> Iterator[str]:
+    """A folder with nothing in it, which is not there afterwards."""
+    shutil.rmtree(folder, ignore_errors=True)
+    os.makedirs(folder)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _result(last: Any, status: int, wish: Wish) -> Any:
