@@ -297,7 +297,9 @@ defmodule VLLM.Job.Quantize do
         "calibration" => job.options["calibration"],
         "max_samples" => job.options["max_samples"],
         "max_length" => job.options["max_length"],
-        "out" => made(job, output)
+        "out" => made(job, output),
+        # Of which several outputs are made.
+        "work" => Path.join(Store.tmp(job.id), ".work")
       }
     }
     |> then(&%{&1 | params: Map.reject(&1.params, fn {_name, value} -> is_nil(value) end)})
