@@ -501,6 +501,9 @@ defmodule VLLM.Job.Quantize do
     {:ok, remember(job, :reference, {:none, why})}
   end
 
+  # What a step will take is no condition of taking it: what it takes is looked at while it runs.
+  def failed(job, %Step{name: :plan}, _error), do: {:ok, remember(job, :plan, %{})}
+
   def failed(_job, %Step{output: nil}, error), do: {:error, error}
 
   def failed(_job, _step, %Error{reason: reason} = error) when reason in @of_all,

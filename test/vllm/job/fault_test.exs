@@ -38,6 +38,8 @@ defmodule VLLM.Job.FaultTest do
   end
 
   for step <- [:quantize, :measure, :register] do
+    if step != :quantize, do: @tag(:slow)
+
     test "a step that is killed while it #{step}s is told, with its last lines, and is retried",
          %{model: model, folder: folder} do
       job = stopping(model, folder, unquote(step))
@@ -51,6 +53,7 @@ defmodule VLLM.Job.FaultTest do
     end
   end
 
+  @tag :slow
   test "a step whose guard is killed is an error, and leaves nothing", %{
     model: model,
     folder: folder
@@ -108,6 +111,7 @@ defmodule VLLM.Job.FaultTest do
     Job.get!(job)
   end
 
+  @tag :slow
   test "a disk that fills up ends the job and says so", %{model: model, folder: folder} do
     job = quantize!(model, a: [quantize: "refuse:disk_full"], b: [])
     assert {:error, %Error{reason: :disk_full}} = Job.await(job)
@@ -135,6 +139,7 @@ defmodule VLLM.Job.FaultTest do
     ends_well(job)
   end
 
+  @tag :slow
   test "a source that changes meanwhile ends the job, and outputs of two sources are not mixed",
        %{model: model, folder: folder} do
     go = Path.join(folder, "go")
@@ -151,6 +156,7 @@ defmodule VLLM.Job.FaultTest do
     File.write!(Path.join(model, "config.json"), "{}")
   end
 
+  @tag :slow
   test "a runner that is killed leaves its job interrupted and nothing else",
        %{model: model, folder: folder} do
     job = stopping(model, folder, :quantize)
@@ -161,6 +167,7 @@ defmodule VLLM.Job.FaultTest do
     ends_well(job)
   end
 
+  @tag :slow
   test "a queue that crashes takes the jobs along, and the application goes on",
        %{model: model, folder: folder} do
     job = stopping(model, folder, :quantize)
@@ -174,6 +181,7 @@ defmodule VLLM.Job.FaultTest do
     ends_well(job)
   end
 
+  @tag :slow
   test "jobs are interrupted when the application stops", %{model: model, folder: folder} do
     job = stopping(model, folder, :quantize)
     queued = quantize!(model, [:b], name: "queued", verify: false)
@@ -221,6 +229,7 @@ defmodule VLLM.Job.FaultTest do
     ends_well(job)
   end
 
+  @tag :slow
   test "a job of another BEAM is cancelled from here", %{model: model, folder: folder} do
     beam = SecondBeam.start()
     reached = Path.join(folder, "reached")

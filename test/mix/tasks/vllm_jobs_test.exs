@@ -1,0 +1,64 @@
+defmodule Mix.Tasks.Vllm.JobsTest do
+  # Mix's shell is the same for all processes, and so is the data folder.
+  use ExUnit.Case, async: false
+
+  import VLLM.FakeJobs
+  import VLLM.MixShell
+
+  alias Mix.Tasks.Vllm.{Jobs, Quantize}
+  alias VLLM.Job
+  alias VLLM.Job.Output
+
+  @moduletag :tmp_dir
+  setup [:folders, :capture_shell]
+
+  test "a model is quantized, and the job is shown, retried and deleted", %{model: model} do
+    python = Keyword.fetch!(options([]), :python)
+    where = ["--python", python, "--quantize-python", python]
+
+    Quantize.run([model, "--to", "gguf:Q4,awq", "--name", "llama", "--no-verify"] ++ where)
+    assert ["Job " <> id, titles, four, awq] = lines()
+    assert titles =~ ~r/^output +state +size +made in +against its source$/
+    assert four =~ ~r/^llama:Q4 +done +\d+ B +1 s +not compared$/
+    assert awq =~ "llama:awq"
+
+    Jobs.run([])
+    assert [_titles, row] = lines()
+    assert row =~ ~r/^#{id} +quantize +llama +done +2 of 2 +20\d\d-/
+
+    Jobs.run(["--json"])
+    assert printed() =~ ~s("name": "llama")
+
+    Jobs.run([id])
+    assert ["llama, made of " <> _, _titles, ^four, ^awq] = lines()
+
+    Jobs.run(["--logs", id])
+    assert "== quantize Q4" in lines()
+
+    assert catch_exit(Jobs.run(["--retry", id])) == {:shutdown, 1}
+    assert printed() =~ "nothing to retry"
+
+    Jobs.run(["--delete", id])
+    assert printed() =~ "is deleted"
+    Jobs.run([])
+    assert printed() =~ "There are none"
+  end
+
+  test "what failed is told, with status 1", %{model: model} do
+    job = quantize!(model, [a: [quantize: "refuse:unsupported"]], name: "failing", verify: false)
+    {:error, _} = Job.await(job)
+    Jobs.run([])
+    assert printed() =~ ~r/failed +0 of 1 +The fake job says unsupported\./
+    assert catch_exit(Jobs.run(["--logs", "none"])) == {:shutdown, 1}
+    assert_raise Mix.Error, fn -> Jobs.run(["--cancel", job.id, "--retry", job.id]) end
+    assert_raise Mix.Error, fn -> Jobs.run(["--unheard-of"]) end
+  end
+
+  test "what was lost is in a word or two" do
+    quality = %{"kl_mean" => 0.0123, "same_top" => 0.97, "verdict" => "worse_than_usual"}
+    output = %Output{label: "Q2_K", format: "gguf", state: :done, bytes: 1, quality: quality}
+    Quantize.print([output])
+    assert [_titles, row] = lines()
+    assert row =~ "worse than usual, KL divergence 0.012, same top token 97.000 %"
+  end
+end
