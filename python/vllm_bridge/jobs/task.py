@@ -54,7 +54,7 @@ class Telling:
         # What begins and what ends is always told.
         if new or done == total or now - self._told >= PAUSE:
             self._told = now
-            self._loop.call_soon_threadsafe(self.again)
+            self._loop.call_soon_threadsafe(self._send, self._last)
 
     def _seconds_left(self, now: float, done: int | None, total: int | None) -> float | None:
         began, from_done = self._began
@@ -64,7 +64,10 @@ class Telling:
 
     def again(self) -> None:
         """Tells the same once more."""
-        self._call.notify("progress", {"id": self._call.id, **self._last})
+        self._send(self._last)
+
+    def _send(self, told: dict[str, Any]) -> None:
+        self._call.notify("progress", {"id": self._call.id, **told})
 
 
 async def run(call: Call, task: Callable[[Telling], R]) -> R:
