@@ -57,7 +57,7 @@ def test_what_begins_and_what_ends_is_told_with_its_figures() -> None:
 
 def test_the_time_that_is_left_is_that_of_the_phase(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 100.0
-    monkeypatch.setattr(task.time, "monotonic", lambda: now)
+    monkeypatch.setattr("time.monotonic", lambda: now)
     heard = Heard()
 
     async def run() -> None:
