@@ -70,6 +70,8 @@ defmodule VLLM.Bridge.Program do
       "PYTHONHOME" => false,
       # Where models that were made here are found by their names.
       "EX_VLLM_DATA" => Data.dir(),
+      # What quantizes a model before it is loaded (`isq`).
+      "EX_VLLM_QUANTIZE_PYTHON" => quantizing(),
       # A segmentation fault says in the log where it was.
       "PYTHONFAULTHANDLER" => "1",
       # vLLM takes every VLLM_* for its own and warns of this one.
@@ -80,6 +82,13 @@ defmodule VLLM.Bridge.Program do
       {name, unset} when unset in [nil, false] -> {String.to_charlist(name), false}
       {name, value} -> {String.to_charlist(name), String.to_charlist(to_string(value))}
     end)
+  end
+
+  defp quantizing do
+    case Python.executable(:quantize) do
+      {:ok, python} -> python
+      {:error, _not_installed} -> false
+    end
   end
 
   @doc """

@@ -177,6 +177,21 @@ defmodule VLLM.Bridge.SessionTest do
     Session.close(session)
   end
 
+  test "workers know which Python quantizes, where there is one" do
+    session = open!()
+    params = %{"prompt" => "env:EX_VLLM_QUANTIZE_PYTHON"}
+
+    assert {:ok, %{"outputs" => [%{"text" => python}]}} =
+             Session.call(session, "generate", params, 60_000)
+
+    case VLLM.Python.executable(:quantize) do
+      {:ok, path} -> assert python == path
+      {:error, _} -> assert python in [nil, ""]
+    end
+
+    Session.close(session)
+  end
+
   test "the worker of a job stands back behind others" do
     {:ok, session} = Session.open(:job, env: %{"EX_VLLM_NICE" => "7"})
     worker = session.hello["pid"]

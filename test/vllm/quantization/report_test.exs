@@ -94,4 +94,19 @@ defmodule VLLM.Quantization.ReportTest do
     assert {:error, %Error{reason: :python_not_found}} =
              Quantization.check(DemoModel.path(), python: "/no/python")
   end
+
+  test "quantizing in place says what it would make, and what must be installed for it" do
+    env = %{"EX_VLLM_QUANTIZE_PYTHON" => nil}
+
+    assert {:ok, %Report{ok?: false, method: "gguf", findings: findings}} =
+             Quantization.check(DemoModel.path(), isq: "Q8_1", env: env)
+
+    assert [
+             %Finding{severity: :error, reason: :quantize_not_installed, remedy: remedy},
+             %Finding{severity: :info, reason: :family},
+             %Finding{severity: :info, reason: :isq, message: "Quantized in place to Q8_0" <> _}
+           ] = findings
+
+    assert remedy == "Run `mix vllm.setup --with quantize`."
+  end
 end
