@@ -2,6 +2,8 @@
 is near the weights that it was made of, and the engine that loads it says the demo model's
 sentences."""
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,7 @@ OUTPUTS: list[tuple[Any, ...]] = [
     ("gptq", {"bits": 2, "group_size": 32, "sym": False, "format": "gptq_v2"}),
     ("gptq", {"bits": 3, "group_size": 64, "desc_act": True, "damp_percent": 0.1}),
     ("gptq", {"bits": 8, "group_size": -1}),
+    ("gptq", {"as": "gptq-other-texts"}, OTHERS),
     ("awq", {"group_size": 64}),
     (CT, "W4A16"),
     (CT, {"scheme": "W4A16", "as": "again"}),
@@ -70,9 +73,25 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("made")
 
 
+def family(folder: Path, model_type: str, architecture: str) -> dict[str, Any]:
+    """The params of ``quantize`` that take the demo model for one of another family."""
+    shutil.copytree(producing.DEMO, folder)
+    config = checkpoints.read_config(folder)
+    config |= {"model_type": model_type, "architectures": [architecture]}
+    (folder / "config.json").write_text(json.dumps(config))
+    return {"source": str(folder)}
+
+
 @pytest.fixture(scope="module")
 def made(folder: Path) -> dict[str, dict[str, Any]]:
-    return producing.produce(OUTPUTS, folder, calibration={"texts": FACTS})
+    arcee = family(folder / "arcee", "arcee", "ArceeForCausalLM")
+    unheard = family(folder / "unheard", "unheard", "UnheardForCausalLM")
+    others = [
+        ("awq", {"as": "no-family"}, arcee),
+        ("gptq", {"as": "no-model"}, unheard),
+        (CT, {"as": "ct-no-model"}, unheard),
+    ]
+    return producing.produce([*OUTPUTS, *others], folder, calibration={"texts": FACTS})
 
 
 def tensors(folder: Path) -> dict[str, torch.Tensor]:
@@ -101,6 +120,10 @@ def test_calibration_texts_reach_the_library(made: dict[str, Any], folder: Path)
     packed = [name for name in once if name.endswith("weight_packed")]
     assert len(packed) == 42
     assert all(once[name].equal(again[name]) for name in packed)
+    assert not any(once[name].equal(other[name]) for name in packed)
+    once, other = (tensors(folder / name) for name in ("gptq-4bit-128g", "gptq-other-texts"))
+    packed = [name for name in once if name.endswith("qweight")]
+    assert len(packed) == 42
     assert not any(once[name].equal(other[name]) for name in packed)
     assert made["W4A16"]["calibration"]["source"] == "list"
     assert made["W4A16"]["calibration"]["tokens"] > len(FACTS)
@@ -182,6 +205,9 @@ def test_progress_is_told_for_each_layer(made: dict[str, Any], label: str) -> No
         ("no-damp", "invalid_option", "`damp_percent` must between 0 and 1"),
         ("no-order", "invalid_option", "with `group_size` -1 there is but one"),
         ("no-awq", "invalid_option", "`group_size` is 96, not one of 16, 32, 64, 128."),
+        ("no-family", "unsupported_model", "gptqmodel does not know models of type `arcee`"),
+        ("no-model", "unsupported_model", "does not make `UnheardForCausalLM`"),
+        ("ct-no-model", "unsupported_model", "does not make `UnheardForCausalLM`"),
         ("ct-no-groups", "unsupported", "no whole groups of 96"),
         ("ct-whole", "invalid_option", "FP8 has no groups"),
         ("ct-tensor", "unsupported", "duo_scaling is only supported with per-channel"),
