@@ -9,7 +9,7 @@ import contextlib
 import os
 from typing import Any
 
-from vllm_bridge.jobs import compare, measure, quantize
+from vllm_bridge.jobs import compare, finetune, measure, quantize
 from vllm_bridge.rpc.table import Method, Table
 
 # How much less urgent than others this process is, see nice(2).
@@ -20,7 +20,7 @@ OOM_SCORE = "500"
 
 
 def table() -> Table:
-    rows: dict[str, Any] = measure.METHODS | compare.METHODS | quantize.METHODS
+    rows: dict[str, Any] = measure.METHODS | compare.METHODS | quantize.METHODS | finetune.METHODS
     return Table({name: Method(params, serve) for name, (params, serve) in rows.items()})
 
 

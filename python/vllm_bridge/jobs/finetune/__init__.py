@@ -1,0 +1,82 @@
+"""Fine-tuning: LoRA adapters, trained with peft and transformers' Trainer in the serving
+environment with the extra ``finetune``.
+
+``train`` has the way of a training; ``options`` what can be said of it, ``data`` what it is trained
+on, ``base`` the model under it, ``packed`` the layers of AWQ's and GPTQ's.
+"""
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from vllm_bridge.jobs import task
+from vllm_bridge.rpc.call import Call
+
+
+class CheckParams(msgspec.Struct, forbid_unknown_fields=True):
+    """The params of ``check_finetune``; see guides/protocol.md."""
+
+    model: str
+    data: Any
+    options: dict[str, Any] = {}
+
+
+class FinetuneParams(msgspec.Struct, forbid_unknown_fields=True):
+    """The params of ``finetune``; see guides/protocol.md."""
+
+    model: str
+    data: Any
+    out: str
+    states: str
+    options: dict[str, Any] = {}
+
+
+class MergeParams(msgspec.Struct, forbid_unknown_fields=True):
+    """The params of ``merge``; see guides/protocol.md."""
+
+    model: str
+    adapter: str
+    out: str
+
+
+async def check_finetune(_call: Call, params: CheckParams) -> dict[str, Any]:
+    """Whether a training can be begun, and what it will be."""
+
+    def checked() -> dict[str, Any]:
+        from vllm_bridge.jobs.finetune.train import Plan
+
+        return Plan(params.model, params.data, params.options).to_wire()
+
+    return await asyncio.to_thread(checked)
+
+
+async def finetune(call: Call, params: FinetuneParams) -> dict[str, Any]:
+    """Trains an adapter."""
+
+    def trained(tell: task.Telling) -> dict[str, Any]:
+        from vllm_bridge.jobs.finetune.train import Plan, train
+
+        plan = Plan(params.model, params.data, params.options)
+        return train(plan, Path(params.out), Path(params.states), tell)
+
+    return await task.run(call, trained)
+
+
+async def merge(call: Call, params: MergeParams) -> dict[str, Any]:
+    """Merges an adapter into its base."""
+
+    def merged(tell: task.Telling) -> dict[str, Any]:
+        from vllm_bridge.jobs.finetune.merge import merge
+
+        return merge(params.model, params.adapter, Path(params.out), tell)
+
+    return await task.run(call, merged)
+
+
+METHODS: dict[str, Any] = {
+    "check_finetune": (CheckParams, check_finetune),
+    "finetune": (FinetuneParams, finetune),
+    "merge": (MergeParams, merge),
+}

@@ -1,0 +1,197 @@
+"""The model that an adapter is trained over: whether there is a way to, and loading it."""
+
+import importlib.util
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Final
+
+from vllm_bridge.checkpoints.checkpoint import Checkpoint
+from vllm_bridge.errors import BridgeError
+from vllm_bridge.quantization import registry
+
+if TYPE_CHECKING:
+    from vllm_bridge.jobs.finetune.options import Settings
+
+EXTRA: Final = {"peft": "peft", "accelerate": "accelerate"}
+
+# Whose layers `packed` has, by their own config's names.
+_PACKED: Final = ("awq", "gptq")
+
+_PLAIN = (
+    "Train over the plain model that it was made of; the adapter is then served over this one too, "
+    "where vLLM has adapters for it."
+)
+
+_ROUNDED = "weights and activations are rounded to 8 bits, and no gradient goes through that"
+
+# Why nothing is trained over them.
+_REFUSALS: Final = {
+    "gguf": "transformers has no layers for it that gradients go through",
+    "compressed-tensors": "its layers are made for serving, and no gradient goes through them",
+    "fp8": _ROUNDED,
+    "fbgemm_fp8": _ROUNDED,
+    "torchao": "its layers are made for serving, and no gradient goes through them",
+    "hqq": "transformers 5 has no layers for it",
+    "squeezellm": "there are no layers for it that gradients go through",
+}
+
+
+def check_packages(needs_bitsandbytes: bool = False) -> None:
+    """Raises ``vllm_not_installed`` where the packages that train are not there."""
+    extras = {
+        "finetune": EXTRA,
+        **({"bitsandbytes": {"": "bitsandbytes"}} if needs_bitsandbytes else {}),
+    }
+    for extra, modules in extras.items():
+        missing = [name for name in modules.values() if not importlib.util.find_spec(name)]
+        if missing:
+            raise BridgeError(
+                "vllm_not_installed",
+                f"Fine-tuning needs packages that are not installed ({', '.join(missing)}).",
+                {"missing": missing, "extra": extra},
+                remedy=f"Run `mix vllm.setup --with {extra}`.",
+            )
+
+
+def check(checkpoint: Checkpoint, quantizes: bool) -> None:
+    """Whether an adapter can be trained over a model. Reads no weights.
+
+    Args:
+        quantizes: whether ``load_in_4bit`` or ``load_in_8bit`` is asked for
+
+    Raises:
+        BridgeError: ``unsupported_quantization`` with the reason, ``unsupported_model``,
+            ``vllm_not_installed``, ``invalid_option``
+    """
+    named = checkpoint.quant_method
+    method = registry.meant_by(named) if named else None
+    check_packages(quantizes or (method is not None and method.name == "bitsandbytes"))
+    if named is None or method is None:
+        architecture = checkpoint.architecture or ""
+        if not architecture.endswith(("ForCausalLM", "ForConditionalGeneration", "LMHeadModel")):
+            raise BridgeError(
+                "unsupported_model",
+                f"Adapters are trained for models that generate text, and this one is "
+                f"{architecture or 'none that its config names'}.",
+                {"architecture": architecture},
+            )
+        return
+    if quantizes:
+        raise BridgeError(
+            "invalid_option",
+            f"The model is quantized already ({checkpoint.description}).",
+            {"option": "load_in_4bit", "quantization": named},
+            remedy="Leave `load_in_4bit` and `load_in_8bit` out.",
+        )
+    if method.name in (*_PACKED, "bitsandbytes"):
+        return
+    why = _REFUSALS.get(method.name, "there are no layers for it that gradients go through")
+    raise BridgeError(
+        "unsupported_quantization",
+        f"No adapter can be trained over {method.title or named}: {why}.",
+        {"quantization": named},
+        remedy=_PLAIN,
+    )
+
+
+def says(checkpoint: Checkpoint, settings: "Settings") -> str:
+    """How the base is held while it is trained over, for people to read."""
+    if settings.bitsandbytes.get("load_in_8bit"):
+        return "bitsandbytes, 8 bits"
+    if settings.bitsandbytes:
+        double = settings.bitsandbytes["bnb_4bit_use_double_quant"]
+        kind = settings.bitsandbytes["bnb_4bit_quant_type"]
+        return f"bitsandbytes {kind}" + (" with double quantization" if double else "")
+    if checkpoint.quant_method in _PACKED:
+        return (
+            f"{checkpoint.description}; packed, computed exactly by this library's own layers "
+            "(transformers' need gptqmodel, which contradicts vLLM)"
+        )
+    if checkpoint.quant_method:
+        return str(checkpoint.description)
+    return f"plain, {dtype(settings)}"
+
+
+def dtype(settings: "Settings") -> str:
+    """What the base's plain weights are, and what is computed in."""
+    import torch
+
+    if settings.own.dtype is not None:
+        return settings.own.dtype
+    # On the CPUs measured, bfloat16's backward pass took six times as long as float32's.
+    return "bfloat16" if torch.cuda.is_available() else "float32"
+
+
+def load(checkpoint: Checkpoint, settings: "Settings") -> Any:
+    """transformers' model, frozen, ready for an adapter.
+
+    Raises:
+        BridgeError: ``unsupported_model`` where transformers does not load it
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig
+
+    folder = checkpoint.folder
+    kind = getattr(torch, dtype(settings))
+    config = AutoConfig.from_pretrained(folder)
+    arguments: dict[str, Any] = {"config": config, "dtype": kind, "local_files_only": True}
+    if checkpoint.quant_method in _PACKED:
+        config.quantization_config = _packed(checkpoint)
+    if settings.bitsandbytes:
+        arguments["quantization_config"] = BitsAndBytesConfig(
+            **{"bnb_4bit_compute_dtype": kind, **settings.bitsandbytes}
+        )
+    if torch.cuda.is_available():
+        arguments["device_map"] = {"": 0}
+    try:
+        model = AutoModelForCausalLM.from_pretrained(folder, **arguments)
+    except (ValueError, OSError, ImportError, KeyError) as error:
+        raise BridgeError(
+            "unsupported_model",
+            f"transformers does not load this model for training: {error}",
+            {"exception": f"{type(error).__name__}: {error}"},
+        ) from error
+    # A plain model of bitsandbytes' 4 bits computes in what its config says, which may be another.
+    model.config.use_cache = False
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    return model
+
+
+def _packed(checkpoint: Checkpoint) -> Mapping[str, Any]:
+    from vllm_bridge.jobs.finetune import packed
+
+    suffix = ".qweight"
+    modules = [name.removesuffix(suffix) for name in checkpoint.tensors if name.endswith(suffix)]
+    return {
+        "quant_method": packed.METHOD,
+        "settings": dict(checkpoint.quantization or {}),
+        "modules": modules,
+    }
+
+
+def tokenizer(checkpoint: Checkpoint) -> Any:
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(checkpoint.folder, local_files_only=True)
+
+
+def plain(model: Any) -> Any:
+    """A loaded model with the weights of its quantized layers as plain numbers."""
+    import torch
+
+    if getattr(model, "is_loaded_in_4bit", False) or getattr(model, "is_loaded_in_8bit", False):
+        return model.dequantize()
+    if getattr(model, "quantization_method", None) is None:
+        return model
+    from vllm_bridge.jobs.finetune.packed import PackedLinear
+
+    for name, layer in list(model.named_modules()):
+        if isinstance(layer, PackedLinear):
+            made = torch.nn.Linear(layer.in_features, layer.out_features, layer.bias is not None)
+            made.weight = torch.nn.Parameter(layer.weight, requires_grad=False)
+            if layer.bias is not None:
+                made.bias = layer.bias
+            parent, _, last = name.rpartition(".")
+            setattr(model.get_submodule(parent), last, made)
+    model.hf_quantizer.remove_quantization_config(model)
+    return model
