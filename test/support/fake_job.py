@@ -2,7 +2,7 @@
 
 A format is any name. What is done for an output is said by its options: `quantize`, `measure` and
 `register` are steps, parted by ";", each a name and perhaps ":" and an argument: `print:TEXT`, `touch:FILE`,
-`wait:FILE` (until it is there), `tell:DONE:TOTAL`, `exit:STATUS`, `refuse:REASON`, `child` (leaves a process in a
+`wait:FILE` (until it is there), `sleep:SECONDS`, `tell:DONE:TOTAL`, `exit:STATUS`, `refuse:REASON`, `child` (leaves a process in a
 session of its own that ignores signals), `once:FILE:STEP` (unless FILE exists, and makes it). `memory` and `disk` are what
 it is planned to take. The name of a model of the hub is steps, too, for its download.
 """
@@ -38,6 +38,8 @@ def take(name: str, argument: str, request: int) -> None:
     elif name == "wait":
         while not os.path.exists(argument):
             time.sleep(0.01)
+    elif name == "sleep":
+        time.sleep(float(argument))
     elif name == "tell":
         done, total = map(int, argument.split(":"))
         told = {"phase": "layers", "done": done, "total": total, "loss": 0.5}

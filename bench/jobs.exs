@@ -1,0 +1,227 @@
+# Jobs under random kills: a BEAM of its own makes two GGUF files of the demo model; at a random moment
+# its process, a guard or a step's worker gets SIGKILL. Then nothing may hang, nothing half may be
+# listed, no process and no file may be left but what a retry goes on from, and a retry must end well.
+#
+#     mix run bench/jobs.exs [--kills 20] [--seed 1] [--made-up]
+#
+# With --made-up the steps are those of test/support/fake_job.py, which take no time: more kills by the
+# minute, of the same Elixir and the same guard.
+
+for file <- ~w(os_process footprint demo_model fake_jobs) do
+  path = Path.expand("../test/support/#{file}.ex", __DIR__)
+  unless Mix.env() == :test, do: Code.require_file(path)
+end
+
+defmodule Bench.Jobs do
+  import VLLM.OSProcess
+
+  # Longer than anything may take that does not hang, in ms.
+  @patience 300_000
+
+  # Makes a model, or goes on with the job that is there, until it is done; says so in lines.
+  @child """
+  Logger.configure(level: :none)
+  Application.put_env(:ex_vllm, :data_dir, System.fetch_env!("BENCH_DATA"))
+  {:ok, _} = Application.ensure_all_started(:ex_vllm)
+  {model, options} = System.fetch_env!("BENCH_JOB") |> Base.decode64!() |> :erlang.binary_to_term()
+
+  make = fn make ->
+    job =
+      case VLLM.Job.list() do
+        [] -> VLLM.Job.quantize!(model, options)
+        [%{state: :done} = job] -> job
+        [job] -> VLLM.Job.retry!(job)
+      end
+
+    IO.puts("began")
+
+    case VLLM.Job.await(job, progress: false) do
+      {:ok, _} ->
+        IO.puts("done")
+
+      {:error, error} ->
+        IO.puts("failed " <> Atom.to_string(error.reason))
+        make.(make)
+    end
+  end
+
+  make.(make)
+  System.halt(0)
+  """
+
+  def run(options) do
+    :rand.seed(:exsss, options[:seed])
+    {model, job} = job(options)
+    folder = Path.join("/tmp", "bench-jobs-#{System.pid()}")
+    setting = %{folder: folder, job: {model, job}}
+
+    try do
+      {time, outputs} = whole(setting)
+      IO.puts("An undisturbed job takes #{time} ms and makes #{inspect(outputs)}.")
+
+      results =
+        for number <- 1..options[:kills] do
+          target = Enum.at([:beam, :guard, :step], rem(number, 3))
+          result = round(setting, target, :rand.uniform(time), outputs)
+          IO.puts("#{number} #{target} #{inspect(result)}")
+          {target, result}
+        end
+
+      for {target, results} <- Enum.group_by(results, &elem(&1, 0), &elem(&1, 1)) do
+        ends = results |> Enum.map(& &1.heard) |> Enum.frequencies()
+        hits = Enum.count(results, & &1.hit)
+        IO.puts("#{target}: #{length(results)} rounds, #{hits} kills, #{inspect(ends)}")
+
+        # Of the others the retry is in it.
+        if target == :beam do
+          slowest = results |> Enum.map(& &1.gone) |> Enum.max()
+          IO.puts("all gone after #{slowest} ms at most")
+        end
+      end
+    after
+      File.rm_rf!(folder)
+    end
+  end
+
+  defp job(options) do
+    model = VLLM.DemoModel.path()
+
+    if options[:made_up] do
+      wait = [quantize: "print:working;sleep:0.3"]
+      {model, VLLM.FakeJobs.options([a: wait, b: wait], name: "made", verify: false)}
+    else
+      {model, [to: [gguf: ["Q8_0", "Q4_K_M"]], name: "made", verify: false]}
+    end
+  end
+
+  # What an undisturbed job makes: the sizes of its outputs.
+  defp whole(setting) do
+    child = start(setting)
+    "began" = line(child)
+    began = System.monotonic_time(:millisecond)
+    ["done"] = lines(child)
+    time = System.monotonic_time(:millisecond) - began
+    outputs = sizes(setting)
+    File.rm_rf!(setting.folder)
+    {time, outputs}
+  end
+
+  defp round(setting, target, after_ms, outputs) do
+    child = start(setting)
+    "began" = line(child)
+    Process.sleep(after_ms)
+    killed = System.monotonic_time(:millisecond)
+    hit = kill(target, child)
+    heard = child |> lines() |> Enum.reject(&(&1 == "began"))
+    gone = gone_after(setting, killed)
+    # Whatever has a place is whole, and nothing has that is not.
+    for {label, size} <- sizes(setting), do: {^label, ^size} = {label, outputs[label]}
+
+    # The next BEAM goes on.
+    heard =
+      case List.last(heard) do
+        "done" ->
+          heard
+
+        _cut_off ->
+          child = start(setting)
+          "done" = child |> lines() |> List.last()
+          heard ++ ["retried"]
+      end
+
+    ^outputs = sizes(setting)
+    gone_after(setting, killed)
+    [] = left(setting)
+    File.rm_rf!(setting.folder)
+    %{hit: hit, heard: Enum.join(heard, ", "), gone: gone}
+  end
+
+  defp start(%{folder: folder, job: job}) do
+    File.mkdir_p!(Path.join(folder, "tmp"))
+    paths = Enum.flat_map(:code.get_path(), &["-pa", to_string(&1)])
+
+    port =
+      Port.open({:spawn_executable, System.find_executable("elixir")}, [
+        {:line, 10_000},
+        :binary,
+        :exit_status,
+        args: paths ++ ["-e", @child],
+        env:
+          for {name, value} <- [
+                {"TMPDIR", Path.join(folder, "tmp")},
+                {"BENCH_DATA", Path.join(folder, "data")},
+                {"BENCH_JOB", job |> :erlang.term_to_binary() |> Base.encode64()}
+              ] do
+            {to_charlist(name), to_charlist(value)}
+          end
+      ])
+
+    {:os_pid, os_pid} = Port.info(port, :os_pid)
+    %{port: port, os_pid: os_pid}
+  end
+
+  defp line(%{port: port}) do
+    receive do
+      {^port, {:data, {:eol, line}}} -> line
+      {^port, {:exit_status, _}} -> nil
+    after
+      @patience -> raise "the BEAM says nothing any more: it hangs"
+    end
+  end
+
+  # All that it says, until it has ended.
+  defp lines(child) do
+    case line(child) do
+      nil -> []
+      line -> [line | lines(child)]
+    end
+  end
+
+  defp kill(:beam, child), do: signal("KILL", child.os_pid)
+
+  defp kill(target, child) do
+    below = descendants(child.os_pid)
+    guard? = &(command(&1) =~ "guard.py")
+    step? = &(command(&1) =~ ~r/vllm_bridge\0(job|tools)|fake_job/ and not guard?.(&1))
+    found = Enum.filter(below, if(target == :guard, do: guard?, else: step?))
+    found != [] and signal("KILL", Enum.random(found))
+  end
+
+  defp sizes(setting) do
+    for folder <- Path.wildcard(Path.join(setting.folder, "data/models/*/*")), into: %{} do
+      files = Path.wildcard(Path.join(folder, "**"))
+      {Path.basename(folder), files |> Enum.map(&File.stat!(&1).size) |> Enum.sum()}
+    end
+  end
+
+  defp gone_after(setting, since) do
+    unless eventually(fn -> running(setting) == [] end, 30_000),
+      do: raise("left over: #{inspect(running(setting))}")
+
+    System.monotonic_time(:millisecond) - since
+  end
+
+  # Every process of a run has the folder's name in its environment or its arguments.
+  defp running(setting) do
+    for entry <- File.ls!("/proc"),
+        {pid, ""} <- [Integer.parse(entry)],
+        file <- ["environ", "cmdline"],
+        {:ok, text} <- [File.read("/proc/#{pid}/#{file}")],
+        String.contains?(text, setting.folder),
+        alive?(pid),
+        uniq: true,
+        do: pid
+  end
+
+  # Beside the outputs, the registry and the record of the job with its log.
+  defp left(setting) do
+    runs = Path.wildcard(Path.join(setting.folder, "tmp/ex_vllm-*/*"))
+    jobs = Path.wildcard(Path.join(setting.folder, "data/jobs/*/*"), match_dot: true)
+    runs ++ Enum.reject(jobs, &(Path.basename(&1) in ["job", "log"]))
+  end
+end
+
+{options, [], []} =
+  OptionParser.parse(System.argv(), strict: [kills: :integer, seed: :integer, made_up: :boolean])
+
+Bench.Jobs.run(Keyword.merge([kills: 20, seed: 1], options))
