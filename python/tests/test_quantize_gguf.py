@@ -213,6 +213,11 @@ def test_a_file_that_takes_no_more_is_a_full_disk(
     monkeypatch.setattr(llama_cpp, "llama_model_quantize", full)
     with pytest.raises(OSError, match="No space left"):
         quantizer.quantize("a", str(tmp_path / "b"), {"ftype": "Q4_K_M"})
+    # NumPy has no number for it.
+    with pytest.raises(OSError, match="No space left"), quantizer.writing("a"):
+        raise OSError("524288 requested and 122880 written")
+    with pytest.raises(PermissionError), quantizer.writing("a"):
+        raise PermissionError(13, "Permission denied")
 
 
 # Tokenizers

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from vllm_bridge.errors import BridgeError
-from vllm_bridge.jobs.quantize.llama_cpp import pre_tokenizer
+from vllm_bridge.jobs.quantize.llama_cpp import pre_tokenizer, quantizer
 
 # Of what is written: bytes, and of how many.
 Told = Callable[[int, int], None]
@@ -92,8 +92,9 @@ def convert(folder: str, outtype: str, file: str, told: Told) -> list[str]:
     writer.write_header_to_file(path=Path(file))
     writer.write_kv_data_to_file()
     _follow(writer, told)
-    writer.write_tensors_to_file()
-    writer.close()
+    with quantizer.writing(file):
+        writer.write_tensors_to_file()
+        writer.close()
     with open(file, "rb") as written:
         os.fsync(written.fileno())
     return notes

@@ -150,8 +150,9 @@ def write(path: str, importance: "Importance", source: str, tokens: int) -> None
         writer.add_tensor(f"{name}.counts", np.ones((1, 1), np.float32))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    with quantizer.writing(path):
+        writer.write_tensors_to_file()
+        writer.close()
     with open(part, "rb") as written:
         os.fsync(written.fileno())
     os.replace(part, path)

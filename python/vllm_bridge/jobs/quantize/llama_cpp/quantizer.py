@@ -162,6 +162,17 @@ def quantize(
     return []
 
 
+@contextlib.contextmanager
+def writing(path: str) -> Iterator[None]:
+    """Has a file that takes no more be a full disk: NumPy's ``tofile`` does not say which error."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None:
+            raise
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path) from error
+
+
 class QuantizerError(Exception):
     """What llama.cpp said when it failed.
 
