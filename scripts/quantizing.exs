@@ -14,22 +14,20 @@ mark = "<!-- table of what was lost: written by scripts/quantizing.exs -->"
 mark_end = "<!-- end of the table of what was lost -->"
 
 outputs = [
-  gguf:
-    ~w(F16 Q8_0 Q6_K Q5_K_M Q5_K_S Q5_1 Q5_0 Q4_K_M Q4_K_S Q4_1 Q4_0 IQ4_NL IQ4_XS Q3_K_L Q3_K_M Q3_K_S Q2_K),
   gptq: [
-    [bits: 8],
     [bits: 4],
     [bits: 4, group_size: 32],
     [bits: 4, desc_act: true],
-    [bits: 4, sym: false],
+    [bits: 8],
     [bits: 3],
     [bits: 2, group_size: 32]
   ],
   awq: [[], [group_size: 64]],
-  compressed: ~w(W4A16 W8A8 FP8 FP8_BLOCK),
+  "compressed-tensors": ~w(W4A16 W8A8 FP8_DYNAMIC FP8_BLOCK),
   bitsandbytes: ~w(nf4 nf4-double fp4 int8),
   hqq: ~w(8bit 4bit 3bit 2bit),
-  torchao: ~w(int8)
+  torchao: ~w(int8),
+  gguf: ~w(F16 Q8_0 Q6_K Q5_K_M Q5_K_S Q4_K_M Q4_K_S Q4_0 IQ4_XS Q3_K_M Q2_K)
 ]
 
 folder =
@@ -41,14 +39,15 @@ folder =
 Application.put_env(:ex_vllm, :data_dir, folder)
 
 job =
-  case Job.list!() do
+  case Job.list() do
     [job | _] -> Job.retry!(job)
     [] -> Job.quantize!(model, name: "demo", to: outputs)
   end
 
-# What could not be made stands in the table, too.
+# What could not be made stands in the table, too; of a job that is cancelled what was made.
 _ = Job.await(job, progress: true)
 job = Job.get!(job)
+ended = Enum.filter(job.outputs, &(&1.quality || &1.error))
 
 decimal = fn
   nil, _digits -> "?"
@@ -80,13 +79,14 @@ end
 table = [
   "| output | format | MB on disk | bits per weight | KL | KL 99 % | same top | perplexity | verdict |",
   "| --- | --- | --- | --- | --- | --- | --- | --- | --- |"
-  | Enum.map(job.outputs, row)
+  | Enum.map(ended, row)
 ]
 
 text = File.read!(guide)
 [before, rest] = String.split(text, mark, parts: 2)
 [_old, behind] = String.split(rest, mark_end, parts: 2)
+
 File.write!(guide, [before, mark, "\n\n", Enum.intersperse(table, "\n"), "\n\n", mark_end, behind])
 
 if System.argv() == [], do: File.rm_rf!(Data.dir())
-IO.puts("#{length(job.outputs)} outputs, #{job.state}")
+IO.puts("#{length(ended)} outputs, #{job.state}")
