@@ -7,6 +7,7 @@ defmodule VLLM.Quantization.CompareTest do
   alias VLLM.Quantization.Comparison
 
   @moduletag :tmp_dir
+  @gguf_models Path.expand("../../../python/tests/gguf_models.py", __DIR__)
   @fake Path.expand("../../support/fake_measure.py", __DIR__)
 
   setup %{tmp_dir: folder} do
@@ -98,14 +99,20 @@ defmodule VLLM.Quantization.CompareTest do
   test "the demo model's variants have lost little, and a damaged one is told", %{tmp_dir: folder} do
     damaged = Path.join(folder, "damaged")
     damage!(DemoModel.path("demo-gptq"), damaged)
-    models = Enum.map(["demo", "demo-awq", "demo-gptq"], &DemoModel.path/1) ++ [damaged]
+    gguf = Path.join(folder, "demo-Q4_0.gguf")
+
+    {log, status} =
+      System.cmd(TestPython.executable!(), [@gguf_models, "Q4_0", folder], stderr_to_stdout: true)
+
+    assert status == 0, log
+    models = [DemoModel.path(), DemoModel.path("demo-gptq"), gguf, damaged]
     comparison = Quantization.compare!(models, max_tokens: 512)
-    assert [demo, awq, gptq, worse] = comparison.rows
+    assert [demo, gptq, gguf, worse] = comparison.rows
     assert %{kl_mean: 0.0, kl_p99: 0.0, same_top: 1.0, same_answers: 1.0, verdict: nil} = demo
 
-    for row <- [awq, gptq] do
-      assert %{verdict: :ok, tokens: 512, bits: 4, rest: 0.0} = row
-      assert row.kl_mean > 0.005 and row.kl_mean < 0.07
+    for row <- [gptq, gguf] do
+      assert %{verdict: :ok, tokens: 512, rest: 0.0, usual: 0.07194} = row
+      assert row.kl_mean > 0.005 and row.kl_mean < 0.15
       assert row.kl_p99 > row.kl_mean
       assert row.same_top > 0.8 and row.same_top < 1.0
       assert row.bytes < demo.bytes / 2 and row.memory < demo.memory / 2
