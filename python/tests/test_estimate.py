@@ -348,6 +348,12 @@ def test_options_that_are_none() -> None:
     assert estimate(asked, named("24GiB"))["fits"]
 
 
+def test_what_is_yet_to_be_made_is_not_estimated_as_if_it_were_plain() -> None:
+    with pytest.raises(BridgeError, match="`isq` makes others of them") as error:
+        estimate(plan(DEMO, {"isq": "Q4_K"}), named("24GiB"))
+    assert error.value.reason == "unsupported"
+
+
 def test_weights_that_are_not_there(tmp_path: Path) -> None:
     with pytest.raises(BridgeError) as error:
         estimate(plan(str(tmp_path / "nothing"), {}), named("24GiB"))

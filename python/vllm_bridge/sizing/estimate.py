@@ -100,6 +100,14 @@ def _check_known(plan: Plan) -> None:
         # What else keeps an engine from starting, ``check`` tells.
         if not is_known or finding.reason == "invalid_option":
             raise finding.error()
+    if plan.isq is not None:
+        raise BridgeError(
+            "unsupported",
+            f"An estimate is of files as they are, and `{plan.isq.option}` makes others of them.",
+            {"option": plan.isq.option, "value": plan.isq.name},
+            remedy=f"Leave `{plan.isq.option}` out: the estimate of the plain model says what it "
+            "would take in other formats.",
+        )
     if is_known:
         return
     raise BridgeError(
