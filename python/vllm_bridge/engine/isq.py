@@ -52,7 +52,7 @@ class Kind(NamedTuple):
     note: str = ""
 
 
-_LLAMA_CPP: Final = ("llama_cpp_python", "gguf", "transformers")
+_LLAMA_CPP: Final = ("llama_cpp_python", "auto_round", "gguf", "transformers")
 _HQQ: Final = ("hqq", "torch", "transformers")
 
 
