@@ -23,6 +23,7 @@ defmodule VLLM.JobTest do
       assert four.options == %{"word" => "Q4"}
       assert four.libraries == %{"fake" => "1.0"}
       assert four.quality["kl_mean"] == 0.25
+      assert four.quality["model"] == four.name
       assert four.path == Data.model("llama", "Q4")
       assert four.bytes == File.stat!(Path.join(four.path, "model")).size
 

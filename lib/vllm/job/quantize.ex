@@ -463,7 +463,9 @@ defmodule VLLM.Job.Quantize do
 
   defp remember(job, name, value), do: %{job | memo: Map.put(job.memo, name, value)}
 
+  # It was measured where it was made, and has its name soon.
   defp verified(job, label, quality) do
+    quality = Map.put(quality, "model", "#{job.name}:#{label}")
     Record.update_output(job, label, &%{&1 | state: :registering, quality: quality})
   end
 
