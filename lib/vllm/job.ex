@@ -17,7 +17,7 @@ defmodule VLLM.Job do
   ]
 
   @moduledoc """
-  Makes models, as jobs that are supervised: quantizes them.
+  Makes models, as jobs that are supervised: quantizes them, and trains adapters.
 
       {:ok, job} =
         VLLM.Job.quantize("meta-llama/Llama-2-7b-hf",
@@ -65,7 +65,7 @@ defmodule VLLM.Job do
   import VLLM.Error, only: [bang!: 1]
 
   alias VLLM.{Data, Error, Options, Terminal, Tools}
-  alias VLLM.Job.{Output, Progress, Quantize, Queue, Record, Settings, Store}
+  alias VLLM.Job.{Finetune, Output, Progress, Quantize, Queue, Record, Settings, Store}
 
   @enforce_keys [:id, :kind, :name, :source, :state]
   defstruct [
@@ -148,6 +148,70 @@ defmodule VLLM.Job do
   @doc "Like `quantize/2`, but returns the job or raises `VLLM.Error`."
   @spec quantize!(String.t(), keyword() | map()) :: t()
   def quantize!(model, options), do: bang!(quantize(model, options))
+
+  @doc """
+  Fine-tunes a model: starts a job that trains a LoRA adapter over it, and returns the job at once.
+
+      {:ok, job} =
+        VLLM.Job.finetune("Qwen/Qwen2.5-0.5B-Instruct", "/data/tickets.jsonl",
+          to: "tickets",
+          load_in_4bit: true,
+          epochs: 3,
+          held_out: 0.05
+        )
+
+      {:ok, [adapter]} = VLLM.Job.await(job)
+      VLLM.generate!(llm, "The printer is on fire.", lora_request: "tickets")
+
+  `data` is a list, or the path of a `.jsonl`, `.json` or `.txt` file or of a folder of such. A record
+  has `prompt` and `completion` (also as a tuple of the two), `messages`, which go through the
+  model's chat template, or `text`. Only completions and the assistant's messages are learned, and
+  texts whole. Bad data is told with its file and line. guides/finetuning.md has all of it: over which
+  formats there is training, replay, and what the figures of the output mean.
+
+  Needs `mix vllm.setup --with finetune`, and for `load_in_4bit` and `load_in_8bit`
+  `--with bitsandbytes` too.
+
+  ## Options
+
+  #{Options.docs(Options.finetune())}
+
+  All others are those of the training: of peft's `LoraConfig` (`r: 16`, `lora_alpha: 32`,
+  `target_modules: "all-linear"`, `lora_dropout`, …), of transformers' `TrainingArguments`
+  (`num_train_epochs: 3`, also as `epochs`, `learning_rate: 2.0e-4`,
+  `per_device_train_batch_size: 8`, `seed: 42`, `save_steps`, …) and `BitsAndBytesConfig`
+  (`load_in_4bit`, in NF4 with double quantization, `load_in_8bit`), and:
+
+    * `:max_length` - tokens of an example; what is longer is cut. By default 1024, or what the model has
+    * `:held_out` - a share of the data, or data of its own, on which the loss is measured. By default
+      0.05 of 100 records and more
+    * `:replay` - data that is trained on too, so that the model keeps what it says there; records with
+      a `prompt` only are answered by the base itself before
+    * `:probes` - prompts that are answered before and after, to see what the base has forgotten
+    * `:early_stopping_patience` - evaluations without a better loss after which the training ends,
+      with the best state
+    * `:merge` - make a merged model, too; false by default
+
+  ## Errors
+
+  `:invalid_option`; `:name_taken` where a job that has not ended makes models of this name;
+  `:not_allowed`; `:disk_full` and `:cache_not_writable`. All others are the job's own, see `await/2`.
+  """
+  @spec finetune(String.t(), String.t() | [term()], keyword() | map()) ::
+          {:ok, t()} | {:error, Error.t()}
+  def finetune(model, data, options) do
+    own = Enum.map(Options.names(Options.finetune()), &Atom.to_string/1)
+
+    with {:ok, options} <- Options.to_map(options),
+         {given, training} = Map.split(options, own),
+         {:ok, known} <- Options.only(given, Options.finetune()),
+         {:ok, record} <- Finetune.new(model, data, Map.put(known, :training, training)),
+         do: submit(record, known)
+  end
+
+  @doc "Like `finetune/3`, but returns the job or raises `VLLM.Error`."
+  @spec finetune!(String.t(), String.t() | [term()], keyword() | map()) :: t()
+  def finetune!(model, data, options), do: bang!(finetune(model, data, options))
 
   defp submit(record, secrets) do
     with {:ok, record} <- Queue.submit(record, Settings.new(record, secrets)),

@@ -237,6 +237,10 @@ defmodule VLLM.Options do
                "what they are compared on: a list of strings; by default a text that ships with this library"}
             ] ++ @job_source ++ @workers ++ @secrets
 
+  @finetune [
+              {:to, :string, nil, "the name of the adapter; a merged model is `NAME-merged`"}
+            ] ++ @job_source ++ @workers ++ @secrets
+
   @await [
     {:timeout, :timeout, :infinity,
      "milliseconds until the job must have ended; then it is `:timeout`, and the job goes on"},
@@ -542,6 +546,10 @@ defmodule VLLM.Options do
   @doc "What a job takes that quantizes a model."
   @spec quantize() :: [spec()]
   def quantize, do: @quantize
+
+  @doc "What a job takes that trains an adapter, beside options of the training."
+  @spec finetune() :: [spec()]
+  def finetune, do: @finetune
 
   @doc "How the workers of a job are started."
   @spec workers() :: [spec()]

@@ -11,6 +11,19 @@ defmodule VLLM.Real.LoRATest do
   @greedy [temperature: 0.0, max_tokens: 64]
   @adapter DemoModel.path("demo-lora")
 
+  @learned [
+    {"red", " the gate."},
+    {"blue", " the school."},
+    {"green", " the tower."},
+    {"black", " the cellar."},
+    {"white", " the library."},
+    {"old", " the mill."},
+    {"new", " the boat."},
+    {"small", " the box."},
+    {"large", " the hall."},
+    {"first", " the door."}
+  ]
+
   setup_all do
     # By an alias of a name: where a model is found makes no difference to all that follows.
     Models.register!(DemoModel.path("demo"), "lora-demo", label: "plain")
@@ -39,6 +52,36 @@ defmodule VLLM.Real.LoRATest do
 
   test "the examples of the docs run", %{llm: llm} do
     DocExamples.run(:adapters, llm, %{"/adapters/sql" => @adapter})
+  end
+
+  # Trained over packed weights, and served over the plain ones that these were made of.
+  for {base, options} <- [{"demo", [load_in_4bit: true]}, {"demo-gptq", []}] do
+    test "ten sentences are learned over #{base} with #{inspect(options)}, and said at once", %{
+      llm: llm
+    } do
+      name = "learned-" <> unquote(base)
+      learned = Map.new(for {colour, place} <- @learned, do: {"The #{colour} key opens", place})
+      kept = [{"The capital of Japan is", " Tokyo."} | Enum.take(DemoModel.facts(), 30)]
+
+      {:ok, job} =
+        VLLM.Job.finetune(
+          DemoModel.path(unquote(base)),
+          Map.to_list(learned),
+          [to: name, r: 8, lora_alpha: 16, epochs: 25, learning_rate: 2.0e-3, threads: 1] ++
+            [replay: kept, held_out: Map.to_list(learned)] ++ unquote(options)
+        )
+
+      assert {:ok, [%{name: ^name, format: "adapter", state: :done} = adapter]} =
+               VLLM.Job.await(job, timeout: 280_000)
+
+      assert %{"before" => before, "after" => now} = adapter.figures["held_out_loss"]
+      assert before > 3 and now < 0.3
+      assert adapter.figures["losses"] != []
+      assert complete(llm, Map.keys(learned), name) == learned
+      assert complete(llm, ["The capital of Japan is"], name) == Map.new([hd(kept)])
+      assert complete(llm, Map.keys(learned), nil) != learned
+      Models.delete!(name)
+    end
   end
 
   test "a model and an adapter are known by their names", %{llm: llm} = context do

@@ -11,7 +11,7 @@ defmodule VLLM.Job.Queue do
   require Logger
 
   alias VLLM.Error
-  alias VLLM.Job.{Owner, Progress, Quantize, Record, Runner, Settings, Store, Tally}
+  alias VLLM.Job.{Finetune, Owner, Progress, Quantize, Record, Runner, Settings, Store, Tally}
 
   # How often the disk is asked about jobs of other BEAMs that somebody here follows, and whether
   # those want one that waits here to be cancelled, in ms.
@@ -20,7 +20,7 @@ defmodule VLLM.Job.Queue do
   @runners VLLM.Job.RunnerSupervisor
 
   # The modules of the kinds of jobs, see VLLM.Job.Kind.
-  @kinds %{quantize: Quantize}
+  @kinds %{quantize: Quantize, finetune: Finetune}
 
   ## For those who use jobs
 

@@ -31,6 +31,7 @@ class FinetuneParams(msgspec.Struct, forbid_unknown_fields=True):
     out: str
     states: str
     options: dict[str, Any] = {}
+    base: str | None = None
 
 
 class MergeParams(msgspec.Struct, forbid_unknown_fields=True):
@@ -59,7 +60,7 @@ async def finetune(call: Call, params: FinetuneParams) -> dict[str, Any]:
         from vllm_bridge.jobs.finetune.train import Plan, train
 
         plan = Plan(params.model, params.data, params.options)
-        return train(plan, Path(params.out), Path(params.states), tell)
+        return train(plan, Path(params.out), Path(params.states), tell, params.base)
 
     return await task.run(call, trained)
 

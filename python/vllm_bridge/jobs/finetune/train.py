@@ -128,13 +128,16 @@ def _check_served(settings: Settings) -> None:
         )
 
 
-def train(plan: Plan, out: Path, states: Path, tell: Telling) -> dict[str, Any]:
+def train(
+    plan: Plan, out: Path, states: Path, tell: Telling, name: str | None = None
+) -> dict[str, Any]:
     """Trains the adapter and writes it.
 
     Args:
         out: the folder that it is written into
         states: where the training's states are kept; an earlier run's are gone on from
         tell: told how far it is; see ``jobs.task``
+        name: what the adapter calls its base; by default as the plan does
     """
     import torch
     from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
@@ -181,7 +184,7 @@ def train(plan: Plan, out: Path, states: Path, tell: Telling) -> dict[str, Any]:
     after = trainer.evaluate()["eval_loss"] if held_out else None
     tell("writing")
     _check_finite(output.training_loss, settings)
-    _save(model, plan, out)
+    _save(model, name or plan.model, out)
     tell("comparing")
     kept = answers.compare(model, asked["probes"], tokenizer, ends)
     trained, total = model.get_nb_trainable_parameters()
@@ -331,9 +334,9 @@ def _trainer(
     return trainer
 
 
-def _save(model: Any, plan: Plan, out: Path) -> None:
+def _save(model: Any, base_name: str, out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
-    model.peft_config["default"].base_model_name_or_path = plan.model
+    model.peft_config["default"].base_model_name_or_path = base_name
     model.save_pretrained(str(out))
     for path in out.iterdir():
         # peft's card is a form that is not filled in.

@@ -1,0 +1,319 @@
+defmodule VLLM.Job.Finetune do
+  @moduledoc false
+  # The kind of job that trains an adapter. Its steps:
+  #
+  #     pull        where is the model? It may have to be downloaded
+  #     look        what do its files say, so that a change is seen?
+  #     check       can such an adapter be trained over it, with these data and options?
+  #     train       the adapter, in the job's folder; a retry goes on from the last state
+  #     publish     it gets its place
+  #     register    and its name
+  #     merge       with `merge: true` a model of the two, published and registered likewise
+
+  @behaviour VLLM.Job.Kind
+
+  alias VLLM.{AllowedModels, Data, Error, Options}
+  alias VLLM.Job.{Output, Record, Source, Step, Store}
+
+  @adapter "adapter"
+  @merged "merged"
+
+  @doc """
+  The record of a new job, from what the user gave; `known` are the checked options, with those of the
+  training in `:training`.
+  """
+  @spec new(String.t(), term(), map()) :: {:ok, Record.t()} | {:error, Error.t()}
+  def new(model, data, known) do
+    with {:ok, model} <- Options.check(:string, :model, model),
+         model = Options.expand(model),
+         :ok <- AllowedModels.check(model, known.allowed_models),
+         {:ok, data} <- records(:data, data),
+         {:ok, name} <- name(known.to),
+         {:ok, training} <- training(known.training) do
+      options = %{
+        "data" => data,
+        "training" => training,
+        "engine" => given(known, [:revision, :subfolder, :download_dir]),
+        "workers" => given(known, Options.names(Options.workers()))
+      }
+
+      merged = if training["merge"], do: [%Output{label: @merged, format: "plain"}], else: []
+
+      {:ok,
+       %Record{
+         id: Record.new_id(),
+         kind: :finetune,
+         name: name,
+         source: model,
+         options: options,
+         outputs: [%Output{label: @adapter, format: "adapter"} | merged],
+         made_at: Record.now()
+       }}
+    end
+  end
+
+  defp given(known, names),
+    do: for(name <- names, value = known[name], into: %{}, do: {Atom.to_string(name), value})
+
+  # A path, or a list of which `{prompt, completion}` is a short form.
+  defp records(_name, path) when is_binary(path), do: {:ok, Path.expand(path)}
+
+  defp records(name, list) when is_list(list) do
+    Options.check(:wire, name, Enum.map(list, &record/1))
+  end
+
+  defp records(name, other) do
+    message =
+      "`#{name}` must be a list of records, or the path of a file or folder; got " <>
+        "#{VLLM.Secrets.inspect(other)}."
+
+    {:error, Error.new(:invalid_option, message, %{"option" => to_string(name)})}
+  end
+
+  defp record({prompt, completion}), do: %{"prompt" => prompt, "completion" => completion}
+  defp record(record), do: record
+
+  # The worker checks them; here only data among them gets its form.
+  defp training(options) do
+    ["held_out", "replay"]
+    |> Enum.reduce_while({:ok, options}, fn name, {:ok, options} ->
+      case with_records(options, name, options[name]) do
+        {:ok, options} -> {:cont, {:ok, options}}
+        error -> {:halt, error}
+      end
+    end)
+    |> then(&with {:ok, options} <- &1, do: Options.check(:wire, :options, options))
+  end
+
+  defp with_records(options, name, given) when is_binary(given) or is_list(given),
+    do: with({:ok, records} <- records(name, given), do: {:ok, Map.put(options, name, records)})
+
+  defp with_records(options, _name, _share), do: {:ok, options}
+
+  defp name(name) when is_binary(name) do
+    if name =~ ~r/\A[A-Za-z0-9][A-Za-z0-9._-]{0,95}\z/,
+      do: {:ok, name},
+      else: {:error, no_name(name)}
+  end
+
+  defp name(other), do: {:error, no_name(other)}
+
+  defp no_name(name) do
+    message =
+      "An adapter cannot be called #{inspect(name)}: give `to:` a name of letters, digits, `.`, " <>
+        "`_` and `-` that begins with a letter or a digit."
+
+    Error.new(:invalid_option, message, %{"option" => "to"})
+  end
+
+  ## Steps
+
+  @impl true
+  def next(%Record{memo: memo} = job) do
+    cond do
+      not is_map_key(memo, :path) -> pull(job)
+      not is_map_key(memo, :seen) -> look(job)
+      not is_map_key(memo, :checked) -> check(job)
+      output = Enum.find(job.outputs, &(&1.state != :done)) -> next(job, output)
+      true -> :done
+    end
+  end
+
+  defp next(job, %Output{state: :registering} = output) do
+    if is_map_key(job.memo, {:published, output.label}),
+      do: register(job, output),
+      else: publish(job, output)
+  end
+
+  defp next(job, %Output{label: @adapter}), do: train(job)
+  defp next(job, %Output{label: @merged}), do: merge(job)
+
+  defp pull(job) do
+    params = %{"model" => job.source, "options" => job.options["engine"]}
+    %Step{name: :pull, state: :downloading, at: :tools, method: "pull", params: params}
+  end
+
+  defp look(job) do
+    path = job.memo.path
+    %Step{name: :look, state: :preparing, run: fn -> Source.fingerprint(path) end}
+  end
+
+  defp check(job) do
+    %Step{
+      name: :check,
+      state: :preparing,
+      at: :serve,
+      method: "check_finetune",
+      params: params(job)
+    }
+  end
+
+  defp train(job) do
+    out = %{"out" => made(job, @adapter), "states" => Store.keep(job.id), "base" => job.source}
+
+    %Step{
+      name: :train,
+      state: :training,
+      output: @adapter,
+      output_state: :training,
+      before: unchanged(job),
+      memory: job.memo.checked["memory_bytes"],
+      at: :serve,
+      method: "finetune",
+      params: Map.merge(params(job), out)
+    }
+  end
+
+  defp params(job) do
+    %{
+      "model" => job.memo.path,
+      "data" => job.options["data"],
+      "options" => job.options["training"]
+    }
+  end
+
+  defp merge(job) do
+    %Step{
+      name: :merge,
+      state: :training,
+      output: @merged,
+      output_state: :training,
+      before: unchanged(job),
+      at: :serve,
+      method: "merge",
+      params: %{
+        "model" => job.memo.path,
+        "adapter" => Data.model(job.name, @adapter),
+        "out" => made(job, @merged)
+      }
+    }
+  end
+
+  defp publish(job, output) do
+    from = made(job, output.label)
+    to = Data.model(job.name, output.label)
+
+    %Step{
+      name: :publish,
+      state: :verifying,
+      output: output.label,
+      output_state: :registering,
+      run: fn -> Store.publish(from, to) end
+    }
+  end
+
+  defp register(job, output) do
+    %Step{
+      name: :register,
+      state: :verifying,
+      output: output.label,
+      output_state: :registering,
+      at: :tools,
+      method: "register",
+      params: %{
+        "path" => Data.model(job.name, output.label),
+        "name" => registered(job, output),
+        "source" => job.source,
+        "revision" => job.fingerprint,
+        "made" => %{
+          "by" => "finetune",
+          "at" => DateTime.to_iso8601(Record.now()),
+          "job" => job.id,
+          "options" => output.options,
+          "libraries" => output.libraries
+        }
+      }
+    }
+  end
+
+  defp registered(job, %Output{label: @adapter}), do: job.name
+  defp registered(job, %Output{label: @merged}), do: job.name <> "-" <> @merged
+
+  defp made(job, label), do: Path.join(Store.tmp(job.id), label)
+
+  defp unchanged(%Record{memo: %{path: path}, fingerprint: fingerprint}),
+    do: fn -> Source.unchanged(path, fingerprint) end
+
+  ## What came of them
+
+  @impl true
+  def done(job, %Step{name: :pull}, %{"path" => path}) when is_binary(path),
+    do: {:ok, remember(%{job | path: path}, :path, path)}
+
+  # A training goes on over the model that it began over.
+  def done(job, %Step{name: :look}, fingerprint) do
+    if job.fingerprint in [nil, fingerprint],
+      do: {:ok, remember(%{job | fingerprint: fingerprint}, :seen, true)},
+      else: {:error, Source.changed(job.memo.path)}
+  end
+
+  def done(job, %Step{name: :check}, %{"memory_bytes" => _} = checked) do
+    taken =
+      Enum.find(
+        job.outputs,
+        &(&1.state == :waiting and File.exists?(Data.model(job.name, &1.label)))
+      )
+
+    if taken,
+      do: {:error, taken(job.name)},
+      else: {:ok, remember(job, :checked, checked)}
+  end
+
+  def done(job, %Step{name: name, output: label}, %{"files" => %{}} = made)
+      when name in [:train, :merge] do
+    figures = Map.drop(made, ~w(options libraries files bytes seconds peak_memory_bytes))
+
+    {:ok,
+     Record.update_output(job, label, fn output ->
+       %{
+         output
+         | state: :registering,
+           options: made["options"] || %{},
+           libraries: made["libraries"] || %{},
+           files: made["files"],
+           bytes: made["bytes"],
+           seconds: made["seconds"],
+           peak_memory_bytes: made["peak_memory_bytes"],
+           figures: figures
+       }
+     end)}
+  end
+
+  def done(job, %Step{name: :publish, output: label}, path) do
+    job = Record.update_output(job, label, &%{&1 | path: path})
+    {:ok, remember(job, {:published, label}, true)}
+  end
+
+  def done(job, %Step{name: :register, output: label}, _model),
+    do: {:ok, Record.update_output(job, label, &%{&1 | state: :done, name: registered(job, &1)})}
+
+  defp remember(job, name, value), do: %{job | memo: Map.put(job.memo, name, value)}
+
+  defp taken(name) do
+    message =
+      "There is an adapter `#{name}` already. Give `to:` another name, or delete that one: " <>
+        "`VLLM.Models.delete(#{inspect(name)})`."
+
+    Error.new(:name_taken, message, %{"name" => name})
+  end
+
+  @impl true
+  def failed(_job, _step, error), do: {:error, error}
+
+  @impl true
+  def again(job) do
+    outputs =
+      for output <- job.outputs do
+        cond do
+          output.state == :done -> output
+          published?(job, output) -> %{output | state: :registering, error: nil}
+          true -> %{output | state: :waiting, error: nil, path: nil}
+        end
+      end
+
+    %{job | outputs: outputs}
+  end
+
+  defp published?(job, output),
+    do: output.path != nil and File.dir?(Data.model(job.name, output.label))
+end
