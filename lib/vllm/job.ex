@@ -65,7 +65,7 @@ defmodule VLLM.Job do
   import VLLM.Error, only: [bang!: 1]
 
   alias VLLM.{Data, Error, Options, Terminal, Tools}
-  alias VLLM.Job.{Finetune, Output, Progress, Quantize, Queue, Record, Settings, Store}
+  alias VLLM.Job.{Estimate, Finetune, Output, Progress, Quantize, Queue, Record, Settings, Store}
 
   @enforce_keys [:id, :kind, :name, :source, :state]
   defstruct [
@@ -212,6 +212,32 @@ defmodule VLLM.Job do
   @doc "Like `finetune/3`, but returns the job or raises `VLLM.Error`."
   @spec finetune!(String.t(), String.t() | [term()], keyword() | map()) :: t()
   def finetune!(model, data, options), do: bang!(finetune(model, data, options))
+
+  @doc """
+  What `quantize/2` would take with these options: disk, memory and minutes, as a
+  `VLLM.Job.Estimate`. Nothing is downloaded and nothing made; of a model on the hub the headers of
+  its files are read.
+
+      {:ok, estimate} = VLLM.Job.estimate("Qwen/Qwen2.5-0.5B-Instruct", to: ["gguf:Q4_K_M", :awq])
+      for output <- estimate.outputs, do: {output.label, output.bytes, output.memory}
+
+  Formats and options are checked as `quantize/2` does, by the libraries that quantize.
+
+  ## Errors
+
+  `:invalid_option`, `:unsupported` for a model that is quantized already, `:model_not_found` and
+  others of the source, `:quantize_not_installed`.
+  """
+  @spec estimate(String.t(), keyword() | map()) :: {:ok, Estimate.t()} | {:error, Error.t()}
+  def estimate(model, options) do
+    with {:ok, known} <- Options.only(options, Options.quantize()),
+         {:ok, record} <- Quantize.new(model, known),
+         do: Quantize.estimate(record, Settings.new(record, known).())
+  end
+
+  @doc "Like `estimate/2`, but returns the estimate or raises `VLLM.Error`."
+  @spec estimate!(String.t(), keyword() | map()) :: Estimate.t()
+  def estimate!(model, options), do: bang!(estimate(model, options))
 
   defp submit(record, secrets) do
     with {:ok, record} <- Queue.submit(record, Settings.new(record, secrets)),

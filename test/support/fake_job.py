@@ -82,9 +82,13 @@ def quantize_formats(_request: int, params: dict) -> object:
 
 
 def plan_quantize(_request: int, params: dict) -> object:
-    names = ("memory", "disk")
-    plans = [{name: options.get(name, 0) for name in names} for _, options in params["outputs"]]
-    return {"outputs": plans}
+    names = ("bytes", "memory", "disk")
+    plans = [
+        {name: options.get(name, 0) for name in names} | {"minutes": [1, 2]}
+        for _, options in params["outputs"]
+    ]
+    together = {name: sum(plan[name] for plan in plans) for name in names} | {"minutes": [2, 4]}
+    return {"outputs": plans, "together": together}
 
 
 def quantize(request: int, params: dict) -> object:

@@ -236,4 +236,17 @@ defmodule VLLM.JobTest do
         File.regular?(file),
         do: refute(File.read!(file) =~ "hf_secret")
   end
+
+  test "an estimate says what each output would take, and all of them, without a job", context do
+    to = [gguf: [bytes: 5, disk: 7, memory: 9], awq: [bytes: 1, disk: 1, memory: 20]]
+
+    assert {:ok, %VLLM.Job.Estimate{outputs: [gguf, awq]} = estimate} =
+             VLLM.Job.estimate(context.model, VLLM.FakeJobs.options(to))
+
+    assert %{label: "gguf", bytes: 5, disk: 7, memory: 9, minutes: {1, 2}} = gguf
+    assert %{format: "awq", memory: 20} = awq
+    assert {estimate.bytes, estimate.minutes} == {6, {2, 4}}
+    assert VLLM.Job.list() == []
+    assert {:error, %{reason: :invalid_option}} = VLLM.Job.estimate(context.model, to: [])
+  end
 end

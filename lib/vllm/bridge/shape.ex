@@ -83,7 +83,7 @@ defmodule VLLM.Bridge.Shape do
     "unregister" => {:record, %{"freed" => :natural, "names" => {:list, :binary}}},
     "quantize_formats" =>
       {:list, {:record, %{"label" => :label, "format" => :binary, "options" => :map}}},
-    "plan_quantize" => {:record, %{"outputs" => {:list, :map}}},
+    "plan_quantize" => {:record, %{"outputs" => {:list, :map}, "together" => {:maybe, :map}}},
     "quantize" =>
       {:record,
        %{

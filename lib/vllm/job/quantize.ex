@@ -16,8 +16,9 @@ defmodule VLLM.Job.Quantize do
 
   @behaviour VLLM.Job.Kind
 
-  alias VLLM.{AllowedModels, Data, Error, Options}
-  alias VLLM.Job.{Output, Record, Source, Step, Store}
+  alias VLLM.{AllowedModels, Data, Error, Options, Python, Tools}
+  alias VLLM.Bridge.Session
+  alias VLLM.Job.{Estimate, Output, Record, Settings, Source, Step, Store}
 
   # Where these are the matter, the other outputs would fare no better.
   @of_all [
@@ -28,6 +29,9 @@ defmodule VLLM.Job.Quantize do
     :vllm_not_installed,
     :quantize_not_installed
   ]
+
+  # Its libraries take their time to be imported, in ms.
+  @look_timeout 300_000
 
   @doc "The record of a new job, from what the user gave; `known` are the checked options."
   @spec new(String.t(), map()) :: {:ok, Record.t()} | {:error, Error.t()}
@@ -201,6 +205,29 @@ defmodule VLLM.Job.Quantize do
       {:error, Error.new(:invalid_option, message, %{"option" => "name"})}
     end
   end
+
+  @doc "What a job would take; `settings` are those of its workers."
+  @spec estimate(Record.t(), map()) :: {:ok, Estimate.t()} | {:error, Error.t()}
+  def estimate(job, settings) do
+    step = check(job, if(File.dir?(job.source), do: job.source))
+
+    with {:ok, python} <- quantizing(settings),
+         workers = [python: python, env: Settings.environment(settings)],
+         {:ok, asked} <- Session.run(:job, workers, &ask(&1, step)),
+         params = %{
+           "model" => job.source,
+           "options" => job.options["engine"],
+           "outputs" => for(one <- asked, do: [one["format"], one["options"]])
+         },
+         where = [python: settings.python, env: Settings.environment(settings)],
+         {:ok, plan} <- Tools.ask("plan_quantize", params, where),
+         do: {:ok, Estimate.new(job.source, asked, plan)}
+  end
+
+  defp ask(session, step), do: Session.call(session, step.method, step.params, @look_timeout)
+
+  defp quantizing(%{quantize_python: nil}), do: Python.executable(:quantize)
+  defp quantizing(%{quantize_python: python}), do: {:ok, python}
 
   ## Steps
 

@@ -70,6 +70,15 @@ def in_formats(checkpoint: Checkpoint) -> tuple[InFormat, ...]:
     return tuple(sorted(found, key=lambda one: -one.disk))
 
 
+def gguf_bytes(checkpoint: Checkpoint, file: str) -> int:
+    """What a GGUF file of this type would take. A type whose rules are not known here counts as the
+    plainest of as many bits."""
+    if file not in gguf_types.FILES:
+        file = "Q3_K_S" if "3" in file else "Q2_K"
+    kept = [part for part in parts.parts(checkpoint, {}) if part.kind != parts.NOT_KEPT]
+    return _gguf(file, kept, layers.text_config(checkpoint.config)).disk
+
+
 def _gguf(name: str, kept: list[Part], config: Fields) -> InFormat:
     is_tied = not any(part.is_head for part in kept)
     model = gguf_types.Model.of(config, is_tied)

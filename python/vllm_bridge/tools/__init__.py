@@ -6,9 +6,9 @@ What can be read of models and of the hub without an engine belongs here: a meth
 """
 
 from vllm_bridge.rpc.table import Method, Table
-from vllm_bridge.tools import hub, packages, quantization, registry
+from vllm_bridge.tools import hub, jobs, packages, quantization, registry
 
 
 def table() -> Table:
-    rows = packages.METHODS | quantization.METHODS | hub.METHODS | registry.METHODS
+    rows = packages.METHODS | quantization.METHODS | hub.METHODS | registry.METHODS | jobs.METHODS
     return Table({name: Method(params, serve) for name, (params, serve) in rows.items()})

@@ -1,0 +1,39 @@
+"""What jobs are told before they start."""
+
+import asyncio
+from typing import Any
+
+import msgspec
+
+from vllm_bridge.rpc.call import Call
+
+
+class PlanQuantizeParams(msgspec.Struct, forbid_unknown_fields=True):
+    """The params of ``plan_quantize``; see guides/protocol.md.
+
+    Args:
+        outputs: formats, each with all of its options, as ``quantize_formats`` tells them
+        tokens: of the calibration texts
+        options: of an engine, which say where the model is
+    """
+
+    model: str
+    outputs: list[tuple[str, dict[str, Any]]]
+    tokens: int = 32_768
+    options: dict[str, Any] = {}
+
+
+async def plan_quantize(_call: Call, params: PlanQuantizeParams) -> dict[str, Any]:
+    """What disk, memory and time quantizing a model would take."""
+    return await asyncio.to_thread(_plan, params)
+
+
+def _plan(params: PlanQuantizeParams) -> dict[str, Any]:
+    from vllm_bridge.jobs import estimate
+
+    each = estimate.outputs(params.model, params.options, params.outputs, params.tokens)
+    together = estimate.together(each).to_wire()
+    return {"outputs": [one.to_wire() for one in each], "together": together}
+
+
+METHODS: dict[str, Any] = {"plan_quantize": (PlanQuantizeParams, plan_quantize)}
