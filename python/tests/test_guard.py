@@ -629,6 +629,31 @@ def test_a_witness_whose_owner_died_too_removes_everything(
     assert not run.folder.exists()
 
 
+def test_a_witness_is_not_stopped_with_the_tree() -> None:
+    # Its guard may be killed right after that, and then it is the one who ends the others.
+    program = f"""
+import os, runpy, signal
+guard = runpy.run_path({GUARD!r}, run_name="guard")
+pids = []
+for _ in range(2):
+    pid = os.fork()
+    if pid == 0:
+        while True:
+            signal.pause()
+    pids.append(pid)
+stopped, witness = pids
+print(guard["freeze"](besides=witness) == [stopped])
+print(guard["descendants"]()[stopped], guard["descendants"]()[witness])
+for pid in pids:
+    os.kill(pid, signal.SIGKILL)
+"""
+    command = [sys.executable, "-I", "-S", "-c", program]
+    said = subprocess.run(command, capture_output=True, text=True, timeout=DEADLINE_S)
+    frozen, first, second = said.stdout.split()
+    assert (frozen, first) == ("True", "T")
+    assert second in "RS"
+
+
 def test_a_witness_ends_with_its_guard(start: Start) -> None:
     run = start("say('up'); wait_for_ever()")
     assert run.line() == ["up"]

@@ -188,14 +188,14 @@ def descendants() -> dict[int, str]:
     return found
 
 
-def freeze() -> list[int]:
-    """Stop all descendants, so that none can fork away or end, and return them.
+def freeze(besides: int | None) -> list[int]:
+    """Stop all descendants but one, so that none can fork away or end, and return them.
 
     A process in state D counts as stopped: it stops before it runs another instruction of its own.
     """
     deadline = time.monotonic() + FREEZE_LIMIT_S
     while True:
-        family = descendants()
+        family = {pid: state for pid, state in descendants().items() if pid != besides}
         moving = False
         for pid, state in family.items():
             if state not in "TtZX":
@@ -353,6 +353,7 @@ class Guard:
         self.alone = alone
         self.starter = starter
         self.worker: int | None = None
+        self.witness: int | None = None
         self.status: int | None = None
         if not alone:
             prctl(PR_SET_CHILD_SUBREAPER, 1)
@@ -429,7 +430,7 @@ class Guard:
             # Told by its process, and not by a pipe: who holds one open for longer than the worker
             # hides from the VM that nobody reads.
             witness = self._again("--witness", self.run, str(owner))
-            self._spawn(executed(witness), environment, (), dies=False)
+            self.witness = self._spawn(executed(witness), environment, (), dies=False)
             self.worker = self._spawn(program, {**environment, **tags}, (FROM_VM, TO_VM))
             os.close(TO_VM)
             protect_from_oom_killer()
@@ -536,7 +537,8 @@ class Guard:
         All of them become children of this process in the end, because it is their subreaper: no
         child left means no descendant left.
         """
-        family = [] if self.alone else freeze()
+        # Should this process be killed in the middle, a witness that is stopped would see nothing.
+        family = [] if self.alone else freeze(besides=self.witness)
         ours = held(segments().keys() - self.foreign, family)
         patience = 0.05
         while True:
