@@ -66,8 +66,10 @@ defmodule Mix.Tasks.Vllm.Jobs do
     end
   end
 
-  defp done!(:ok, text), do: Mix.shell().info(text)
-  defp done!({:error, error}, _text), do: Answer.ok!({:error, error})
+  defp done!(result, text) do
+    :done = Answer.ok!(with :ok <- result, do: {:ok, :done})
+    Mix.shell().info(text)
+  end
 
   @doc false
   @spec print([Job.t()]) :: :ok
