@@ -150,7 +150,11 @@ def load(checkpoint: Checkpoint, settings: "Settings") -> Any:
             f"transformers does not load this model for training: {error}",
             {"exception": f"{type(error).__name__}: {error}"},
         ) from error
-    # A plain model of bitsandbytes' 4 bits computes in what its config says, which may be another.
+    for module in model.modules():
+        # On CPUs with AVX-512 the first answer has bitsandbytes lay the weights out for a kernel
+        # that no gradient goes through, without a word, and for good.
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
     model.config.use_cache = False
     for parameter in model.parameters():
         parameter.requires_grad_(False)
