@@ -179,12 +179,24 @@ defmodule Bench.Jobs do
 
   defp kill(:beam, child), do: signal("KILL", child.os_pid)
 
+  # Between two steps there is none for a moment.
   defp kill(target, child) do
-    below = descendants(child.os_pid)
-    guard? = &(command(&1) =~ "guard.py")
-    step? = &(command(&1) =~ ~r/vllm_bridge\0(job|tools)|fake_job/ and not guard?.(&1))
-    found = Enum.filter(below, if(target == :guard, do: guard?, else: step?))
-    found != [] and signal("KILL", Enum.random(found))
+    eventually(
+      fn ->
+        found = for pid <- descendants(child.os_pid), what(command(pid)) == target, do: pid
+        found != [] and signal("KILL", Enum.random(found))
+      end,
+      1_000
+    )
+  end
+
+  defp what(command) do
+    cond do
+      command =~ ~r/\0--(witness|alone|sweep|end)\0/ -> :helper
+      command =~ "guard.py" -> :guard
+      command =~ ~r/vllm_bridge\0(job|tools)|fake_job/ -> :step
+      true -> :other
+    end
   end
 
   defp sizes(setting) do
