@@ -65,7 +65,19 @@ defmodule VLLM.Job do
   import VLLM.Error, only: [bang!: 1]
 
   alias VLLM.{Data, Error, Options, Terminal, Tools}
-  alias VLLM.Job.{Estimate, Finetune, Output, Progress, Quantize, Queue, Record, Settings, Store}
+
+  alias VLLM.Job.{
+    Estimate,
+    Finetune,
+    Losses,
+    Output,
+    Progress,
+    Quantize,
+    Queue,
+    Record,
+    Settings,
+    Store
+  }
 
   @enforce_keys [:id, :kind, :name, :source, :state]
   defstruct [
@@ -238,6 +250,32 @@ defmodule VLLM.Job do
   @doc "Like `estimate/2`, but returns the estimate or raises `VLLM.Error`."
   @spec estimate!(String.t(), keyword() | map()) :: Estimate.t()
   def estimate!(model, options), do: bang!(estimate(model, options))
+
+  @doc """
+  The losses of a fine-tuning over its steps, as the text of an SVG picture; of one that is done.
+
+      File.write!("losses.svg", VLLM.Job.plot!(job))
+
+  The error is `:invalid_option` where the job has no losses, `:job_not_found` where there is none.
+  """
+  @spec plot(id()) :: {:ok, String.t()} | {:error, Error.t()}
+  def plot(job) do
+    with {:ok, job} <- get(job) do
+      case for %{figures: %{"losses" => [_ | _]} = figures} <- job.outputs, do: figures do
+        [figures | _] -> {:ok, Losses.svg(job.name, figures)}
+        [] -> {:error, no_losses(job.id)}
+      end
+    end
+  end
+
+  @doc "Like `plot/1`, but returns the picture or raises `VLLM.Error`."
+  @spec plot!(id()) :: String.t()
+  def plot!(job), do: bang!(plot(job))
+
+  defp no_losses(id) do
+    message = "The job #{id} has no losses: only a fine-tuning that is done has some."
+    Error.new(:invalid_option, message, %{"job" => id})
+  end
 
   defp submit(record, secrets) do
     with {:ok, record} <- Queue.submit(record, Settings.new(record, secrets)),

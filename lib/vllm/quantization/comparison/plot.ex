@@ -2,6 +2,8 @@ defmodule VLLM.Quantization.Comparison.Plot do
   @moduledoc false
   # The picture of a comparison: a point for each model, quality over size.
 
+  import VLLM.SVG
+
   alias VLLM.Bytes
   alias VLLM.Quantization.Comparison.Row
 
@@ -20,18 +22,14 @@ defmodule VLLM.Quantization.Comparison.Plot do
           is_integer(bytes) and is_number(kl) and kl > 0,
           do: {bytes, :math.log10(kl), row}
 
-    IO.iodata_to_binary([
-      ~s(<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 #{@width} #{@height}" ),
-      ~s(font-family="sans-serif" font-size="12" fill="#333">\n),
-      ~s(<rect width="#{@width}" height="#{@height}" fill="#fff"/>\n),
+    document(@width, @height, [
       text(
         @left,
         22,
         "Mean KL divergence from the reference over the size of the weights",
         "start"
       ),
-      if(points == [], do: nothing(), else: chart(points)),
-      "</svg>\n"
+      if(points == [], do: nothing(), else: chart(points))
     ])
   end
 
@@ -60,7 +58,7 @@ defmodule VLLM.Quantization.Comparison.Plot do
 
   defp level(y, power) do
     [
-      ~s(<line x1="#{@left}" y1="#{at(y)}" x2="#{@width - @right}" y2="#{at(y)}" stroke="#ddd"/>\n),
+      line({@left, y}, {@width - @right, y}, "#ddd"),
       text(@left - 8, y + 4, level_name(power), "end")
     ]
   end
@@ -74,7 +72,7 @@ defmodule VLLM.Quantization.Comparison.Plot do
     bottom = @height - @bottom
 
     [
-      ~s(<line x1="#{at(x)}" y1="#{bottom}" x2="#{at(x)}" y2="#{bottom + 5}" stroke="#999"/>\n),
+      line({x, bottom}, {x, bottom + 5}, "#999"),
       text(x, bottom + 20, Bytes.file(round(bytes)), "middle")
     ]
   end
@@ -88,24 +86,5 @@ defmodule VLLM.Quantization.Comparison.Plot do
       "</title></circle>\n",
       text(x + 8, y + 4, row.format, "start")
     ]
-  end
-
-  defp text(x, y, text, anchor) do
-    [~s(<text x="#{at(x)}" y="#{at(y)}" text-anchor="#{anchor}">), escape(text), "</text>\n"]
-  end
-
-  defp at(number), do: :erlang.float_to_binary(number / 1, decimals: 1)
-
-  defp escape(text) do
-    for <<char::utf8 <- text>>, into: "" do
-      case char do
-        ?& -> "&amp;"
-        ?< -> "&lt;"
-        ?> -> "&gt;"
-        # No control characters are allowed in XML.
-        char when char < 0x20 -> " "
-        char -> <<char::utf8>>
-      end
-    end
   end
 end
