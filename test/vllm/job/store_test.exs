@@ -109,7 +109,6 @@ defmodule VLLM.Job.StoreTest do
   test "no text of a file becomes an atom" do
     name = "state_#{System.unique_integer([:positive])}"
     bytes = IO.iodata_to_binary(Record.encode(record()))
-    same = name <> String.duplicate("x", max(0, 10))
 
     bytes =
       :binary.replace(
