@@ -6,6 +6,7 @@ defmodule Mix.Tasks.Vllm.Quantize do
   lost.
 
       mix vllm.quantize MODEL --to FORMATS [--name NAME] [--calibration PATH] [--no-verify] [--json]
+      mix vllm.quantize MODEL --to FORMATS --estimate [--json]
 
       mix vllm.quantize Qwen/Qwen2.5-0.5B-Instruct --to gguf:Q4_K_M,awq --name qwen
 
@@ -15,7 +16,9 @@ defmodule Mix.Tasks.Vllm.Quantize do
   from `HF_TOKEN`.
 
   The job runs in this task and shows a bar. `Ctrl-C` interrupts it, and what was finished is kept:
-  `mix vllm.jobs --retry ID` goes on. `--json` prints the outputs (`VLLM.Job.Output`) and nothing else.
+  `mix vllm.jobs --retry ID` goes on. `--estimate` makes nothing and tells what it would take: the size of
+  each output, disk with what is there only meanwhile, memory and time. `--json` prints the outputs (`VLLM.Job.Output`) or
+  the estimate (`VLLM.Job.Estimate`) and nothing else.
   Ends with status 1 where an output could not be made.
   """
 
@@ -28,10 +31,27 @@ defmodule Mix.Tasks.Vllm.Quantize do
 
   @impl Mix.Task
   def run(argv) do
-    {model, options, flags} = Arguments.parse!(argv, "vllm.quantize", ["json"])
+    {model, options, flags} = Arguments.parse!(argv, "vllm.quantize", ["json", "estimate"])
     options = Map.update(options, "to", [], &String.split(to_string(&1), ",", trim: true))
-    model |> Job.quantize(options) |> Answer.ok!() |> await(flags)
+
+    if "estimate" in flags,
+      do:
+        model |> Job.estimate(options) |> Answer.ok!() |> Answer.print(flags, &print_estimate/1),
+      else: model |> Job.quantize(options) |> Answer.ok!() |> await(flags)
   end
+
+  defp print_estimate(estimate) do
+    columns = ["output" | Enum.map(["size", "disk", "memory", "minutes"], &{:right, &1})]
+    rows = for one <- estimate.outputs, do: [one.label | sizes(one)]
+    Table.print(columns, rows ++ [["together" | sizes(estimate)]])
+  end
+
+  defp sizes(%{bytes: bytes, disk: disk, memory: memory, minutes: {least, most}}),
+    do:
+      Enum.map([bytes, disk, memory], &Bytes.file/1) ++ ["#{minutes(least)} to #{minutes(most)}"]
+
+  defp minutes(minutes) when minutes < 1, do: Table.decimal(minutes, 1)
+  defp minutes(minutes), do: Integer.to_string(ceil(minutes))
 
   @doc "Waits for a job and prints its outputs, here and for `mix vllm.jobs`."
   @spec await(Job.t(), [String.t()]) :: :ok

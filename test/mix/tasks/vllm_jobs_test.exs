@@ -44,6 +44,21 @@ defmodule Mix.Tasks.Vllm.JobsTest do
     assert printed() =~ "There are none"
   end
 
+  test "an estimate is a table, and no job", %{model: model} do
+    python = Keyword.fetch!(options([]), :python)
+    where = ["--python", python, "--quantize-python", python]
+    Quantize.run([model, "--to", "gguf:Q4,awq", "--estimate"] ++ where)
+    assert [titles, four, _awq, together] = lines()
+    assert titles =~ ~r/^output +size +disk +memory +minutes$/
+    assert four =~ ~r/^Q4 +\d+ B +\d+ B +\d+ B +1 to 2$/
+    assert together =~ ~r/^together .* 2 to 4$/
+
+    Quantize.run([model, "--to", "awq", "--estimate", "--json"] ++ where)
+    assert printed() =~ ~s("outputs")
+    Jobs.run([])
+    assert printed() =~ "There are none"
+  end
+
   test "what failed is told, with status 1", %{model: model} do
     job = quantize!(model, [a: [quantize: "refuse:unsupported"]], name: "failing", verify: false)
     {:error, _} = Job.await(job)
