@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from peft import PeftModel
 from safetensors.torch import load_file
 
 from checkpoints import UNPACKERS
@@ -12,6 +13,7 @@ from conftest import MODELS
 from vllm_bridge.checkpoints import models
 from vllm_bridge.errors import BridgeError
 from vllm_bridge.jobs.finetune import base, checkpoints, options
+from vllm_bridge.jobs.finetune.merge import merge
 from vllm_bridge.jobs.finetune.train import Plan
 
 NAME = "model.layers.0.mlp.down_proj"
@@ -93,3 +95,27 @@ def test_only_states_with_their_mark_are_gone_on_from(tmp_path: Path) -> None:
     checkpoints.mark(tmp_path, 10)
     assert checkpoints.last(tmp_path) == tmp_path / "checkpoint-10"
     assert not (tmp_path / "checkpoint-100").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["demo", "demo-gptq"])
+def test_a_merged_model_answers_as_its_base_does_with_the_adapter(
+    name: str, tmp_path: Path
+) -> None:
+    adapter = str(MODELS / "demo-lora")
+    made = merge(str(MODELS / name), adapter, tmp_path / "merged", lambda *_, **__: None)
+    merged = models.check_model(str(tmp_path / "merged"), {})
+    assert (merged.quantization, merged.dtype, made["dtype"]) == (None, "bfloat16", "bfloat16")
+    assert set(made["files"]) >= {"config.json", "model.safetensors", "tokenizer.json"}
+    settings = options.parse({"dtype": "float32"})
+    with_adapter = PeftModel.from_pretrained(
+        base.load(models.check_model(str(MODELS / name), {}), settings), adapter
+    )
+    ids = torch.tensor([[0, 287, 380, 312, 443, 279]])
+    with torch.inference_mode():
+        expected = with_adapter.eval()(input_ids=ids).logits
+        found = base.load(merged, settings).eval()(input_ids=ids).logits
+        with with_adapter.disable_adapter():
+            without = with_adapter(input_ids=ids).logits
+    # What is left is that the merged weights are in bfloat16.
+    assert (found - expected).abs().mean() < 0.05 * (without - expected).abs().mean()
