@@ -1,22 +1,22 @@
 """A model with an adapter merged into its weights: a plain model, in the base's own dtype."""
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from vllm_bridge.checkpoints import models
 from vllm_bridge.jobs.finetune import base, options
 from vllm_bridge.jobs.finetune.checkpoints import written
-from vllm_bridge.jobs.task import Telling
 
 
-def merge(model: str, adapter: str, out: Path, tell: Telling) -> dict[str, Any]:
+def merge(model: str, adapter: str, out: Path, tell: Callable[..., None]) -> dict[str, Any]:
     """
     Args:
         model: the base; one that is quantized is dequantized
         adapter: the folder that peft wrote
         out: the folder that the merged model is written into
-        tell: told how far it is; see ``jobs.task``
+        tell: told how far it is, as ``jobs.task.Telling`` is
 
     Raises:
         BridgeError: as for training over the base
