@@ -373,7 +373,8 @@ defmodule VLLM do
       ]
 
       messages = [%{role: "user", content: "Will it rain in Paris?"}]
-      options = [tools: tools, tool_choice: "required", tool_call_parser: "hermes", max_tokens: 256]
+      options = [tools: tools, tool_choice: "required", tool_call_parser: "hermes"]
+      options = options ++ [max_tokens: 256, temperature: 0]
       [output] = VLLM.chat!(llm, messages, options)
       [%VLLM.ToolCall{name: "get_weather", parsed: %{"city" => city}}] =
         hd(output.outputs).message.tool_calls
