@@ -486,6 +486,7 @@ def test_a_head_and_single_modules_with_settings_of_their_own(tmp_path: Path) ->
         check_products(layer, weight)
 
 
+@pytest.mark.slow
 def test_experts_are_dequantized_while_they_are_read(tmp_path: Path) -> None:
     made = mixtures.make("gptq-act", tmp_path / "models")
     with loading.worker(tmp_path):

@@ -181,6 +181,7 @@ def test_compiled_graphs_take_the_operations_as_they_are() -> None:
         torch.library.opcheck(getattr(torch.ops.vllm_bridge, name).default, arguments)
 
 
+@pytest.mark.slow
 def test_a_library_is_compiled_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = native.build(tmp_path / "kernels")
     assert [file.name for file in path.parent.iterdir()] == [path.name]

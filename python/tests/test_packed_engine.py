@@ -17,7 +17,11 @@ pytestmark = pytest.mark.engine
 Made = Callable[[str], Path]
 
 CHECKPOINTS = pytest.mark.parametrize(
-    ("method", "name"), [("hqq", "hqq-qmodel"), ("squeezellm", "squeezellm-sparse")]
+    ("method", "name"),
+    [
+        ("hqq", "hqq-qmodel"),
+        pytest.param("squeezellm", "squeezellm-sparse", marks=pytest.mark.slow),
+    ],
 )
 
 

@@ -163,6 +163,7 @@ def test_a_prompt_can_be_cut(embedder: Running) -> None:
 
 
 @pytest.mark.engine
+@pytest.mark.slow
 def test_4096_prompts_at_once(embedder: Running) -> None:
     async def all_of_them() -> list[dict[str, Any]]:
         prompts = [{"prompt_token_ids": pack_u32([5, 3 + i % 1000])} for i in range(4096)]

@@ -324,6 +324,7 @@ def test_from_load_to_the_end(tmp_path: Path, facts: dict[str, str]) -> None:
 
 
 @pytest.mark.engine
+@pytest.mark.slow
 def test_what_vllm_ends_is_no_answer(tmp_path: Path, nursery: Sequence[str]) -> None:
     async def scenario(worker: Worker) -> None:
         peer = worker.peer

@@ -74,6 +74,7 @@ defmodule VLLM.Job.FaultTest do
     assert "Farewell" in Job.logs!(job)
   end
 
+  @tag :slow
   test "a job is cancelled in each of its states", %{model: model, folder: folder} do
     # Downloading.
     loading = Path.join(folder, "loading")
@@ -199,6 +200,7 @@ defmodule VLLM.Job.FaultTest do
     assert {:ok, [_]} = Job.await(queued)
   end
 
+  @tag :slow
   test "a BEAM that is killed leaves its job interrupted, to be swept and retried by the next",
        %{model: model, folder: folder} do
     beam = SecondBeam.start()
