@@ -13,7 +13,7 @@ defmodule VLLM.Job.Finetune do
   @behaviour VLLM.Job.Kind
 
   alias VLLM.{AllowedModels, Data, Error, Options}
-  alias VLLM.Job.{Output, Record, Source, Step, Store}
+  alias VLLM.Job.{Output, Record, Source, Step, Steps, Store}
 
   @adapter "adapter"
   @merged "merged"
@@ -111,32 +111,19 @@ defmodule VLLM.Job.Finetune do
   @impl true
   def next(%Record{memo: memo} = job) do
     cond do
-      not is_map_key(memo, :path) -> pull(job)
-      not is_map_key(memo, :seen) -> look(job)
+      not is_map_key(memo, :path) -> Steps.pull(job)
+      not is_map_key(memo, :seen) -> Steps.look(job)
       not is_map_key(memo, :checked) -> check(job)
       output = Enum.find(job.outputs, &(&1.state != :done)) -> next(job, output)
       true -> :done
     end
   end
 
-  defp next(job, %Output{state: :registering} = output) do
-    if is_map_key(job.memo, {:published, output.label}),
-      do: register(job, output),
-      else: publish(job, output)
-  end
+  defp next(job, %Output{state: :registering} = output),
+    do: Steps.place(job, output, %{"name" => registered(job, output)})
 
   defp next(job, %Output{label: @adapter}), do: train(job)
   defp next(job, %Output{label: @merged}), do: merge(job)
-
-  defp pull(job) do
-    params = %{"model" => job.source, "options" => job.options["engine"]}
-    %Step{name: :pull, state: :downloading, at: :tools, method: "pull", params: params}
-  end
-
-  defp look(job) do
-    path = job.memo.path
-    %Step{name: :look, state: :preparing, run: fn -> Source.fingerprint(path) end}
-  end
 
   defp check(job) do
     %Step{
@@ -149,14 +136,18 @@ defmodule VLLM.Job.Finetune do
   end
 
   defp train(job) do
-    out = %{"out" => made(job, @adapter), "states" => Store.keep(job.id), "base" => job.source}
+    out = %{
+      "out" => Steps.made(job, @adapter),
+      "states" => Store.keep(job.id),
+      "base" => job.source
+    }
 
     %Step{
       name: :train,
       state: :training,
       output: @adapter,
       output_state: :training,
-      before: unchanged(job),
+      before: Steps.unchanged(job),
       memory: job.memo.checked["memory_bytes"],
       at: :serve,
       method: "finetune",
@@ -178,50 +169,13 @@ defmodule VLLM.Job.Finetune do
       state: :training,
       output: @merged,
       output_state: :training,
-      before: unchanged(job),
+      before: Steps.unchanged(job),
       at: :serve,
       method: "merge",
       params: %{
         "model" => job.memo.path,
         "adapter" => Data.model(job.name, @adapter),
-        "out" => made(job, @merged)
-      }
-    }
-  end
-
-  defp publish(job, output) do
-    from = made(job, output.label)
-    to = Data.model(job.name, output.label)
-
-    %Step{
-      name: :publish,
-      state: :verifying,
-      output: output.label,
-      output_state: :registering,
-      run: fn -> Store.publish(from, to) end
-    }
-  end
-
-  defp register(job, output) do
-    %Step{
-      name: :register,
-      state: :verifying,
-      output: output.label,
-      output_state: :registering,
-      at: :tools,
-      method: "register",
-      params: %{
-        "path" => Data.model(job.name, output.label),
-        "name" => registered(job, output),
-        "source" => job.source,
-        "revision" => job.fingerprint,
-        "made" => %{
-          "by" => "finetune",
-          "at" => DateTime.to_iso8601(Record.now()),
-          "job" => job.id,
-          "options" => output.options,
-          "libraries" => output.libraries
-        }
+        "out" => Steps.made(job, @merged)
       }
     }
   end
@@ -229,21 +183,16 @@ defmodule VLLM.Job.Finetune do
   defp registered(job, %Output{label: @adapter}), do: job.name
   defp registered(job, %Output{label: @merged}), do: job.name <> "-" <> @merged
 
-  defp made(job, label), do: Path.join(Store.tmp(job.id), label)
-
-  defp unchanged(%Record{memo: %{path: path}, fingerprint: fingerprint}),
-    do: fn -> Source.unchanged(path, fingerprint) end
-
   ## What came of them
 
   @impl true
   def done(job, %Step{name: :pull}, %{"path" => path}) when is_binary(path),
-    do: {:ok, remember(%{job | path: path}, :path, path)}
+    do: {:ok, Steps.pulled(job, path)}
 
   # A training goes on over the model that it began over.
   def done(job, %Step{name: :look}, fingerprint) do
     if job.fingerprint in [nil, fingerprint],
-      do: {:ok, remember(%{job | fingerprint: fingerprint}, :seen, true)},
+      do: {:ok, Steps.looked(job, fingerprint)},
       else: {:error, Source.changed(job.memo.path)}
   end
 
@@ -256,7 +205,7 @@ defmodule VLLM.Job.Finetune do
 
     if taken,
       do: {:error, taken(job.name)},
-      else: {:ok, remember(job, :checked, checked)}
+      else: {:ok, Steps.remember(job, :checked, checked)}
   end
 
   def done(job, %Step{name: name, output: label}, %{"files" => %{}} = made)
@@ -279,15 +228,11 @@ defmodule VLLM.Job.Finetune do
      end)}
   end
 
-  def done(job, %Step{name: :publish, output: label}, path) do
-    job = Record.update_output(job, label, &%{&1 | path: path})
-    {:ok, remember(job, {:published, label}, true)}
-  end
+  def done(job, %Step{name: :publish, output: label}, path),
+    do: {:ok, Steps.published(job, label, path)}
 
   def done(job, %Step{name: :register, output: label}, _model),
     do: {:ok, Record.update_output(job, label, &%{&1 | state: :done, name: registered(job, &1)})}
-
-  defp remember(job, name, value), do: %{job | memo: Map.put(job.memo, name, value)}
 
   defp taken(name) do
     message =

@@ -18,7 +18,7 @@ defmodule VLLM.Job.Quantize do
 
   alias VLLM.{AllowedModels, Data, Error, Options, Python, Tools}
   alias VLLM.Bridge.Session
-  alias VLLM.Job.{Estimate, Output, Record, Settings, Source, Step, Store}
+  alias VLLM.Job.{Estimate, Output, Record, Settings, Source, Step, Steps, Store}
 
   # Where these are the matter, the other outputs would fare no better.
   @of_all [
@@ -235,8 +235,8 @@ defmodule VLLM.Job.Quantize do
   def next(%Record{memo: memo} = job) do
     cond do
       memo == %{} and not File.exists?(job.source) -> check(job, nil)
-      not is_map_key(memo, :path) -> pull(job)
-      not is_map_key(memo, :seen) -> look(job)
+      not is_map_key(memo, :path) -> Steps.pull(job)
+      not is_map_key(memo, :seen) -> Steps.look(job)
       not is_map_key(memo, :checked) -> check(job, memo.path)
       not is_map_key(memo, :plan) -> plan(job)
       output = Enum.find(job.outputs, &(&1.state not in [:done, :failed])) -> next(job, output)
@@ -256,11 +256,7 @@ defmodule VLLM.Job.Quantize do
     end
   end
 
-  defp next(job, %Output{state: :registering} = output) do
-    if is_map_key(job.memo, {:published, output.label}),
-      do: register(job, output),
-      else: publish(job, output)
-  end
+  defp next(job, %Output{state: :registering} = output), do: register(job, output)
 
   defp check(job, path) do
     %Step{
@@ -274,22 +270,6 @@ defmodule VLLM.Job.Quantize do
         "calibration" => job.options["calibration"]
       }
     }
-  end
-
-  defp pull(job) do
-    %Step{
-      name: :pull,
-      state: :downloading,
-      at: :tools,
-      method: "pull",
-      params: %{"model" => job.source, "options" => job.options["engine"]}
-    }
-  end
-
-  defp look(job) do
-    path = job.memo.path
-
-    %Step{name: :look, state: :preparing, run: fn -> Source.fingerprint(path) end}
   end
 
   defp plan(job) do
@@ -312,7 +292,7 @@ defmodule VLLM.Job.Quantize do
       state: :quantizing,
       output: output.label,
       output_state: :quantizing,
-      before: unchanged(job),
+      before: Steps.unchanged(job),
       memory: plan["memory"] || 0,
       disk: plan["disk"] || 0,
       at: :quantize,
@@ -333,7 +313,9 @@ defmodule VLLM.Job.Quantize do
   end
 
   defp measure_source(job, output) do
-    measure(job, output, :measure_source, job.memo.path, reference(job), %{before: unchanged(job)})
+    measure(job, output, :measure_source, job.memo.path, reference(job), %{
+      before: Steps.unchanged(job)
+    })
   end
 
   defp measure(job, output) do
@@ -366,82 +348,47 @@ defmodule VLLM.Job.Quantize do
     }
   end
 
-  defp publish(job, output) do
-    from = made(job, output)
-    to = Data.model(job.name, output.label)
-
-    %Step{
-      name: :publish,
-      state: :verifying,
-      output: output.label,
-      output_state: :registering,
-      before: unchanged(job),
-      run: fn -> Store.publish(from, to) end
-    }
-  end
-
   defp register(job, output) do
-    %Step{
-      name: :register,
-      state: :verifying,
-      output: output.label,
-      output_state: :registering,
-      at: :tools,
-      method: "register",
-      params: %{
-        "path" => Data.model(job.name, output.label),
-        "name" => job.name,
-        "label" => output.label,
-        "source" => job.source,
-        "revision" => job.fingerprint,
-        "quality" => output.quality,
-        "made" => %{
-          "by" => "quantize",
-          "at" => DateTime.to_iso8601(Record.now()),
-          "job" => job.id,
-          "format" => output.format,
-          "options" => output.options,
-          "libraries" => output.libraries,
-          "calibration" => output.calibration,
-          "notes" => output.notes
-        }
+    Steps.place(job, output, %{
+      "name" => job.name,
+      "label" => output.label,
+      "quality" => output.quality,
+      "made" => %{
+        "format" => output.format,
+        "calibration" => output.calibration,
+        "notes" => output.notes
       }
-    }
+    })
   end
 
   defp unfinished(job), do: Enum.reject(job.outputs, &(&1.state == :done))
 
-  defp made(job, output), do: Path.join(Store.tmp(job.id), output.label)
+  defp made(job, output), do: Steps.made(job, output.label)
   defp reference(job), do: Path.join(Store.tmp(job.id), "source.measured")
-
-  defp unchanged(%Record{memo: %{path: path}, fingerprint: fingerprint}),
-    do: fn -> Source.unchanged(path, fingerprint) end
 
   ## What came of them
 
   @impl true
   def done(job, %Step{name: :check, params: %{"source" => nil}}, outputs) do
-    with {:ok, job} <- planned(job, outputs), do: {:ok, remember(job, :asked, true)}
+    with {:ok, job} <- planned(job, outputs), do: {:ok, Steps.remember(job, :asked, true)}
   end
 
   def done(job, %Step{name: :check}, outputs) do
-    with {:ok, job} <- planned(job, outputs), do: {:ok, remember(job, :checked, true)}
+    with {:ok, job} <- planned(job, outputs), do: {:ok, Steps.remember(job, :checked, true)}
   end
 
-  def done(job, %Step{name: :pull}, %{"path" => path}) do
-    {:ok, remember(%{job | path: path}, :path, path)}
-  end
+  def done(job, %Step{name: :pull}, %{"path" => path}), do: {:ok, Steps.pulled(job, path)}
 
   # Outputs that are finished, and those that are not, are to be of the same model.
   def done(job, %Step{name: :look}, fingerprint) do
     if job.fingerprint not in [nil, fingerprint] and Record.finished(job) != [],
       do: {:error, Source.changed(job.memo.path)},
-      else: {:ok, remember(%{job | fingerprint: fingerprint}, :seen, true)}
+      else: {:ok, Steps.looked(job, fingerprint)}
   end
 
   def done(job, %Step{name: :plan}, plan) do
     plans = Enum.zip(Enum.map(unfinished(job), & &1.label), plan["outputs"])
-    {:ok, remember(job, :plan, Map.new(plans))}
+    {:ok, Steps.remember(job, :plan, Map.new(plans))}
   end
 
   def done(job, %Step{name: :quantize, output: label}, made) do
@@ -465,10 +412,10 @@ defmodule VLLM.Job.Quantize do
   end
 
   def done(job, %Step{name: :measure_source}, figures),
-    do: {:ok, remember(job, :reference, figures)}
+    do: {:ok, Steps.remember(job, :reference, figures)}
 
   def done(job, %Step{name: :measure, output: label}, figures) do
-    job = remember(job, {:measured, label}, true)
+    job = Steps.remember(job, {:measured, label}, true)
 
     # Without a measurement of the source there is nothing to compare with.
     case job.memo.reference do
@@ -479,16 +426,12 @@ defmodule VLLM.Job.Quantize do
 
   def done(job, %Step{name: :compare, output: label}, [row]), do: {:ok, verified(job, label, row)}
 
-  def done(job, %Step{name: :publish, output: label}, path) do
-    job = Record.update_output(job, label, &%{&1 | path: path})
-    {:ok, remember(job, {:published, label}, true)}
-  end
+  def done(job, %Step{name: :publish, output: label}, path),
+    do: {:ok, Steps.published(job, label, path)}
 
   def done(job, %Step{name: :register, output: label}, _model) do
     {:ok, Record.update_output(job, label, &%{&1 | state: :done, name: "#{job.name}:#{label}"})}
   end
-
-  defp remember(job, name, value), do: %{job | memo: Map.put(job.memo, name, value)}
 
   # It was measured where it was made, and has its name soon.
   defp verified(job, label, quality) do
@@ -527,11 +470,11 @@ defmodule VLLM.Job.Quantize do
   @impl true
   def failed(job, %Step{name: :measure_source}, error) do
     why = "The source was not measured, so that nothing can be compared with it: #{error.message}"
-    {:ok, remember(job, :reference, {:none, why})}
+    {:ok, Steps.remember(job, :reference, {:none, why})}
   end
 
   # What a step will take is no condition of taking it: what it takes is looked at while it runs.
-  def failed(job, %Step{name: :plan}, _error), do: {:ok, remember(job, :plan, %{})}
+  def failed(job, %Step{name: :plan}, _error), do: {:ok, Steps.remember(job, :plan, %{})}
 
   def failed(_job, %Step{output: nil}, error), do: {:error, error}
 

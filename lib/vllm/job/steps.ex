@@ -1,0 +1,92 @@
+defmodule VLLM.Job.Steps do
+  @moduledoc false
+  # The steps that all kinds of jobs take: finding their source, and giving what
+  # they have made its place and its name; and what comes of these.
+
+  alias VLLM.Data
+  alias VLLM.Job.{Output, Record, Source, Step, Store}
+
+  @doc "Where the model is; it may have to be downloaded."
+  @spec pull(Record.t()) :: Step.t()
+  def pull(job) do
+    params = %{"model" => job.source, "options" => job.options["engine"]}
+    %Step{name: :pull, state: :downloading, at: :tools, method: "pull", params: params}
+  end
+
+  @spec pulled(Record.t(), Path.t()) :: Record.t()
+  def pulled(job, path), do: remember(%{job | path: path}, :path, path)
+
+  @doc "What its files say, so that a change is seen."
+  @spec look(Record.t()) :: Step.t()
+  def look(%Record{memo: %{path: path}}),
+    do: %Step{name: :look, state: :preparing, run: fn -> Source.fingerprint(path) end}
+
+  @spec looked(Record.t(), term()) :: Record.t()
+  def looked(job, fingerprint), do: remember(%{job | fingerprint: fingerprint}, :seen, true)
+
+  @doc "Whether it is still what it was then, for what comes before a step."
+  @spec unchanged(Record.t()) :: (() -> :ok | {:error, VLLM.Error.t()})
+  def unchanged(%Record{memo: %{path: path}, fingerprint: fingerprint}),
+    do: fn -> Source.unchanged(path, fingerprint) end
+
+  @doc "Where an output is made."
+  @spec made(Record.t(), String.t()) :: Path.t()
+  def made(job, label), do: Path.join(Store.tmp(job.id), label)
+
+  @doc "Gives an output its place among the models, and then the name `registered`."
+  @spec place(Record.t(), Output.t(), map()) :: Step.t()
+  def place(job, %Output{label: label} = output, registered) do
+    if is_map_key(job.memo, {:published, label}),
+      do: register(job, output, registered),
+      else: publish(job, label)
+  end
+
+  defp publish(job, label) do
+    {from, to} = {made(job, label), Data.model(job.name, label)}
+
+    %Step{
+      name: :publish,
+      state: :verifying,
+      output: label,
+      output_state: :registering,
+      before: unchanged(job),
+      run: fn -> Store.publish(from, to) end
+    }
+  end
+
+  @spec published(Record.t(), String.t(), Path.t()) :: Record.t()
+  def published(job, label, path) do
+    job
+    |> Record.update_output(label, &%{&1 | path: path})
+    |> remember({:published, label}, true)
+  end
+
+  defp register(job, output, registered) do
+    how = %{
+      "by" => Atom.to_string(job.kind),
+      "at" => DateTime.to_iso8601(Record.now()),
+      "job" => job.id,
+      "options" => output.options,
+      "libraries" => output.libraries
+    }
+
+    params = %{
+      "path" => Data.model(job.name, output.label),
+      "source" => job.source,
+      "revision" => job.fingerprint
+    }
+
+    %Step{
+      name: :register,
+      state: :verifying,
+      output: output.label,
+      output_state: :registering,
+      at: :tools,
+      method: "register",
+      params: params |> Map.merge(registered) |> Map.update("made", how, &Map.merge(how, &1))
+    }
+  end
+
+  @spec remember(Record.t(), term(), term()) :: Record.t()
+  def remember(job, name, value), do: %{job | memo: Map.put(job.memo, name, value)}
+end
