@@ -99,7 +99,7 @@ def test_a_word_stands_for_options() -> None:
     assert one.label == "Q8_0-8bit"
     error = refused(("made-up", "Q8_1"))
     assert error.reason == "invalid_option"
-    assert error.message == "Unknown kind of made-up `Q8_1`. There are: Q8_0."
+    assert error.message == "Unknown kind of made-up `Q8_1`. Did you mean `Q8_0`? There are: Q8_0."
 
 
 def test_an_output_may_be_called_otherwise() -> None:
