@@ -21,13 +21,14 @@ DEMO = PYTHON.parent / "priv" / "models" / "demo"
 VARIABLE = "EX_VLLM_QUANTIZE_PYTHON"
 
 
-def interpreter() -> str | None:
-    """The Python of the quantizing environment; None where there is none."""
+def interpreter() -> str:
+    """The Python of the quantizing environment, which the full tier has set up."""
     if given := os.environ.get(VARIABLE):
         return given
     cache = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "ex_vllm"
     found = sorted(cache.glob("quantize*/bin/python"))
-    return str(found[-1]) if found else None
+    assert found, "there is no quantizing environment: mix vllm.setup --with quantize"
+    return str(found[-1])
 
 
 def produce(
@@ -56,13 +57,11 @@ def produce(
     ]
     given, told = folder / "asked.json", folder / "told.json"
     given.write_text(json.dumps(asked))
-    python = interpreter()
-    assert python is not None, "there is no quantizing environment: mix vllm.setup --with quantize"
     current = folder / "current"
     current.mkdir(exist_ok=True)
     environment = os.environ | {"PYTHONPATH": str(PYTHON), "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(
-        [python, __file__, given, told],
+        [interpreter(), __file__, given, told],
         env=environment,
         cwd=current,
         stdout=subprocess.PIPE,

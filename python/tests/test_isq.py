@@ -312,7 +312,6 @@ def running() -> Iterator[Running]:
 
 @pytest.mark.engine
 @pytest.mark.slow
-@pytest.mark.skipif(producing.interpreter() is None, reason="no quantizing environment")
 @pytest.mark.parametrize(
     ("name", "method", "words"),
     [
@@ -329,7 +328,7 @@ def test_the_second_start_loads_what_the_first_has_made(
     method: str,
     words: str,
 ) -> None:
-    monkeypatch.setenv(isq.PYTHON, producing.interpreter() or "")
+    monkeypatch.setenv(isq.PYTHON, producing.interpreter())
     prompts = list(facts)[:8]
     for phases in (1, 0):
         running.phases.clear()

@@ -16,10 +16,7 @@ import exactness
 import producing
 from vllm_bridge.checkpoints.detect import detect
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(producing.interpreter() is None, reason="no quantizing environment"),
-]
+pytestmark = pytest.mark.slow
 
 FACTS = [line.replace("\t", "") for line in exactness.FACTS.read_text("utf-8").splitlines()]
 OTHERS = {"calibration": {"texts": ["Nothing of what it knows, again and again."] * 20}}

@@ -19,10 +19,7 @@ import producing
 from running import Running
 from vllm_bridge.jobs.quantize.llama_cpp import importance
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(producing.interpreter() is None, reason="no quantizing environment"),
-]
+pytestmark = pytest.mark.slow
 
 SAID = json.loads(gguf_models.LLAMA_CPP.read_text(encoding="utf-8"))
 
@@ -135,7 +132,7 @@ def test_llama_cpp_says_the_sentences(
     assert demo.keys() | weighted.keys() >= set(OTHERS)
     told = folder / "said.json"
     script = Path(__file__).with_name("llama_saying.py")
-    python = str(producing.interpreter())
+    python = producing.interpreter()
     subprocess.run([python, script, *files.values(), told], check=True)
     said = json.loads(told.read_text())
     for label, path in files.items():

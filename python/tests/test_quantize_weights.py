@@ -15,10 +15,7 @@ import exactness
 import producing
 from vllm_bridge.checkpoints.detect import detect
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(producing.interpreter() is None, reason="no quantizing environment"),
-]
+pytestmark = pytest.mark.slow
 
 OUTPUTS: list[tuple[str, Any]] = [
     *(("bitsandbytes", word) for word in ("nf4", "fp4", "nf4-double", "int8")),

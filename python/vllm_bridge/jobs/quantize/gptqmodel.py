@@ -54,7 +54,7 @@ def kernel(config: Any, backend: Any) -> Any:
             pack=True,
             pack_dtype=config.pack_dtype,
         )
-    except (ValueError, NotImplementedError) as error:
+    except (ValueError, NotImplementedError) as error:  # how it says that it has no kernel
         raise BridgeError(
             "unsupported",
             f"gptqmodel cannot do this here: {error}",

@@ -149,7 +149,7 @@ def _tokenizers(base: Any, folder: Path, notes: list[str]) -> Iterator[None]:
     def get_vocab_base_pre(self: Any, tokenizer: Any) -> str:
         try:
             return str(known_to_it(self, tokenizer))
-        except NotImplementedError:
+        except NotImplementedError:  # its word for tokenizers that it does not know
             found = pre_tokenizer.find(folder)
             notes.append(
                 "llama.cpp's converter does not know this tokenizer; it cuts texts as those do "
