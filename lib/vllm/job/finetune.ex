@@ -246,19 +246,5 @@ defmodule VLLM.Job.Finetune do
   def failed(_job, _step, error), do: {:error, error}
 
   @impl true
-  def again(job) do
-    outputs =
-      for output <- job.outputs do
-        cond do
-          output.state == :done -> output
-          published?(job, output) -> %{output | state: :registering, error: nil}
-          true -> %{output | state: :waiting, error: nil, path: nil}
-        end
-      end
-
-    %{job | outputs: outputs}
-  end
-
-  defp published?(job, output),
-    do: output.path != nil and File.dir?(Data.model(job.name, output.label))
+  def again(job), do: Steps.again(job)
 end

@@ -501,22 +501,5 @@ defmodule VLLM.Job.Quantize do
   end
 
   @impl true
-  def again(job) do
-    outputs =
-      for output <- job.outputs do
-        cond do
-          output.state == :done -> output
-          published?(job, output) -> %{output | state: :registering, error: nil}
-          true -> %{output | state: :waiting, error: nil, path: nil}
-        end
-      end
-
-    %{job | outputs: outputs}
-  end
-
-  # It has its place; its registration failed, or was cut off, or was not even noted.
-  defp published?(job, output) do
-    (output.path != nil or output.state == :registering) and
-      File.dir?(Data.model(job.name, output.label))
-  end
+  def again(job), do: Steps.again(job)
 end

@@ -87,6 +87,27 @@ defmodule VLLM.Job.Steps do
     }
   end
 
+  @doc "A job that is retried: it goes on where it was."
+  @spec again(Record.t()) :: Record.t()
+  def again(job) do
+    outputs =
+      for output <- job.outputs do
+        cond do
+          output.state == :done -> output
+          published?(job, output) -> %{output | state: :registering, error: nil}
+          true -> %{output | state: :waiting, error: nil, path: nil}
+        end
+      end
+
+    %{job | outputs: outputs}
+  end
+
+  # It has its place; its registration failed, or was cut off, or was not even noted.
+  defp published?(job, output) do
+    (output.path != nil or output.state == :registering) and
+      File.dir?(Data.model(job.name, output.label))
+  end
+
   @spec remember(Record.t(), term(), term()) :: Record.t()
   def remember(job, name, value), do: %{job | memo: Map.put(job.memo, name, value)}
 end

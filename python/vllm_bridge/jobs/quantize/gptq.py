@@ -70,7 +70,6 @@ def label(options: Mapping[str, Any]) -> str:
 def make(
     source: Source, options: Mapping[str, Any], texts: Texts | None, out: str, tell: Tell
 ) -> Made:
-    assert texts is not None  # noqa: S101 - they are required
     return gptqmodel.make(source, options, _config(options), _backend(), texts, out, tell)
 
 

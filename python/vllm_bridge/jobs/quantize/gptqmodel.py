@@ -115,7 +115,7 @@ def make(
     options: Mapping[str, Any],
     config: Any,
     backend: Any,
-    texts: Texts,
+    texts: Texts | None,
     out: str,
     tell: Tell,
 ) -> Made:
@@ -124,6 +124,7 @@ def make(
     Args:
         options: as they are told of the output; what the config has made of them is put in
     """
+    assert texts is not None  # noqa: S101 - both formats require them
     model = library().GPTQModel.load(source.path, config, device=_device())
     _write_no_logs()
     rows = texts.ids(model.tokenizer)
