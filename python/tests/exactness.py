@@ -13,11 +13,13 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 PYTHON = Path(__file__).resolve().parents[1]
-FACTS = PYTHON.parent / "priv" / "models" / "facts.tsv"
+MODELS = PYTHON.parent / "priv" / "models"
+FACTS = MODELS / "facts.tsv"
 ARGUMENTS = {"max_model_len": 256, "enforce_eager": True, "kv_cache_memory_bytes": 2**26}
 
 
@@ -67,6 +69,14 @@ def measure(specs: dict[str, dict[str, Any]], folder: Path) -> dict[str, Measure
     )
     assert done.returncode == 0, done.stdout[-8000:]
     return {name: Measured(*values) for name, values in json.loads(results.read_text()).items()}
+
+
+def differences(folder: Path, labels: Sequence[str]) -> dict[str, float]:
+    """How far models in a folder, which must say every sentence, are from the demo model."""
+    specs = {label: {"model": str(folder / label)} for label in labels}
+    measured = measure(specs | {"demo": {"model": str(MODELS / "demo")}}, folder / "exactness")
+    assert {label: measured[label].wrong for label in labels} == {label: [] for label in labels}
+    return {label: measured["demo"].difference(measured[label]) for label in labels}
 
 
 def _measure_one(arguments: dict[str, Any]) -> Measured:

@@ -118,10 +118,6 @@ def test_what_a_library_cannot_do_is_refused(
 @pytest.mark.engine
 def test_the_engine_says_the_sentences(made: dict[str, Any], folder: Path) -> None:
     labels = ("nf4", "bnb-int8", "attention", "torchao-int8")
-    specs: dict[str, dict[str, Any]] = {"demo": {"model": str(producing.DEMO)}}
-    specs |= {label: {"model": str(folder / label)} for label in labels}
-    measured = exactness.measure(specs, folder / "exactness")
-    assert [measured[label].wrong for label in labels] == [[]] * len(labels)
-    differences = {label: measured["demo"].difference(measured[label]) for label in labels}
+    differences = exactness.differences(folder, labels)
     assert max(differences.values()) < 2.0, differences
     assert min(differences.values()) > 0.0, differences
