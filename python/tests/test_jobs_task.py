@@ -52,7 +52,8 @@ def test_what_begins_and_what_ends_is_told_with_its_figures() -> None:
     phases = [(one["phase"], one.get("done")) for one in told]
     assert phases[-1] == ("writing", None)
     assert ("layers", 2) in phases
-    assert told[0]["phase"] in ("starting", "layers")
+    assert phases[0] == ("starting", None)
+    assert phases.index(("layers", 2)) < phases.index(("writing", None))
 
 
 def test_the_time_that_is_left_is_that_of_the_phase(monkeypatch: pytest.MonkeyPatch) -> None:

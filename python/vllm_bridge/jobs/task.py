@@ -76,6 +76,8 @@ async def run(call: Call, task: Callable[[Telling], R]) -> R:
     It says now and then that it is alive. A full disk and want of memory are errors of their own.
     """
     tell = Telling(call)
+    # Before the thread can: what it tells first would be told twice, and before its turn.
+    tell.again()
     beating = asyncio.create_task(_beat(tell))
     try:
         with told_apart():
@@ -86,8 +88,8 @@ async def run(call: Call, task: Callable[[Telling], R]) -> R:
 
 async def _beat(tell: Telling) -> None:
     while True:
-        tell.again()
         await asyncio.sleep(HEARTBEAT)
+        tell.again()
 
 
 @contextmanager
