@@ -22,6 +22,9 @@ end
 # Of the fake worker, see test/support/fake_python.
 with {:ok, python} <- VLLM.Python.executable(), do: System.put_env("EX_VLLM_TEST_PYTHON", python)
 
+# Of the disk, see test/support/bin/df.
+System.put_env("PATH", Path.expand("support/bin", __DIR__) <> ":" <> System.get_env("PATH"))
+
 VLLM.TestData.use()
 ExUnit.after_suite(fn _result -> VLLM.TestData.remove() end)
 

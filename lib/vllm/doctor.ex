@@ -4,7 +4,7 @@ defmodule VLLM.Doctor do
   # functions and facts, so that tests can describe a machine) and returns what
   # it found; the task prints.
 
-  alias VLLM.{Bytes, Error, Python, Tools}
+  alias VLLM.{Bytes, Disk, Error, Python, Tools}
   alias VLLM.Python.{Setup, Stamp}
 
   defmodule Check do
@@ -69,7 +69,7 @@ defmodule VLLM.Doctor do
       python_version: &Python.version/1,
       ask: &Tools.ask/2,
       read: &File.read/1,
-      free: &Setup.free_bytes/1,
+      free: &Disk.free/1,
       handshake: fn -> VLLM.Bridge.handshake(timeout: @handshake_timeout) end
     }
   end

@@ -2,7 +2,7 @@ defmodule VLLM.Job.Machine do
   @moduledoc false
   # What the machine has left for a step: memory and disk.
 
-  alias VLLM.Error
+  alias VLLM.{Disk, Error}
 
   @cgroup "/sys/fs/cgroup"
 
@@ -61,27 +61,12 @@ defmodule VLLM.Job.Machine do
     end
   end
 
-  @doc "Bytes that are free for us on the disk that a folder is on; `:unknown` where nobody tells."
-  @spec free_disk(Path.t()) :: non_neg_integer() | :unknown
-  def free_disk(folder) do
-    # As POSIX has it: a line for each file system, its free blocks in the fourth column.
-    with df when df != nil <- System.find_executable("df"),
-         {text, 0} <- System.cmd(df, ["-Pk", folder], stderr_to_stdout: true),
-         [_titles, line | _] <- String.split(text, "\n"),
-         [_, _, _, blocks | _] <- String.split(line),
-         {blocks, ""} <- Integer.parse(blocks) do
-      blocks * 1024
-    else
-      _ -> :unknown
-    end
-  end
-
   @doc "Whether so many bytes fit on the disk with a folder."
   @spec check_disk(Path.t(), non_neg_integer()) :: :ok | {:error, Error.t()}
   def check_disk(folder, bytes) do
-    case free_disk(folder) do
-      free when is_integer(free) and free < bytes -> {:error, disk_full(folder, bytes, free)}
-      _enough -> :ok
+    case Disk.free(folder) do
+      {:ok, free} when free < bytes -> {:error, disk_full(folder, bytes, free)}
+      _enough_or_unknown -> :ok
     end
   end
 

@@ -7,7 +7,7 @@ defmodule VLLM.Python.Setup do
   # complete is left alone and costs nothing. An environment that was made from
   # another lock is made anew, so that nothing of the old one stays behind.
 
-  alias VLLM.{Error, Python}
+  alias VLLM.{Disk, Error, Python}
   alias VLLM.Python.{Command, Pip, Stamp}
 
   # What the environment takes, with room for the downloads.
@@ -286,7 +286,7 @@ defmodule VLLM.Python.Setup do
   end
 
   defp check_disk(plan, folder, need) do
-    case free_bytes(folder) do
+    case Disk.free(folder) do
       {:ok, free} when free < need * @gib ->
         {:error,
          Error.new(
@@ -299,18 +299,6 @@ defmodule VLLM.Python.Setup do
 
       _ ->
         :ok
-    end
-  end
-
-  @doc "The space that is free in a folder for this user."
-  @spec free_bytes(Path.t()) :: {:ok, non_neg_integer()} | :error
-  def free_bytes(folder) do
-    with df when df != nil <- System.find_executable("df"),
-         {output, 0} <- System.cmd(df, ["-Pk", folder], stderr_to_stdout: true),
-         [_, free] <- Regex.run(~r/\s(\d+)\s+\d+%\s/, output) do
-      {:ok, String.to_integer(free) * 1024}
-    else
-      _ -> :error
     end
   end
 
