@@ -3,7 +3,7 @@
 #     mix run scripts/quantizing.exs [FOLDER]
 #
 # It takes the quantizing environment (`mix vllm.setup --with quantize`), and a quarter of an hour on two cores. The
-# job and its outputs are in FOLDER, where a second run goes on at what the first one has left; without it they
+# job stands back behind nobody; it and its outputs are in FOLDER, where a second run goes on at what the first one has left; without it they
 # are thrown away.
 
 alias VLLM.{Data, Job}
@@ -41,7 +41,7 @@ Application.put_env(:ex_vllm, :data_dir, folder)
 job =
   case Job.list() do
     [job | _] -> Job.retry!(job)
-    [] -> Job.quantize!(model, name: "demo", to: outputs)
+    [] -> Job.quantize!(model, name: "demo", to: outputs, nice: 0)
   end
 
 # What could not be made stands in the table, too; of a job that is cancelled what was made.

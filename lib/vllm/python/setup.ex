@@ -507,7 +507,7 @@ defmodule VLLM.Python.Setup do
     pip = ["-m", "pip", "install", "--no-input", "--no-deps", "--disable-pip-version-check"]
     # Building from source takes compilers and an hour; a lack of wheels is
     # better told at once. What a lock says is compiled takes half a minute.
-    pip = pip ++ bytecode(plan) ++ ["--only-binary", ":all:", "--progress-bar", "off"]
+    pip = pip ++ ["--only-binary", ":all:", "--progress-bar", "off"]
     done = :counters.new(1, [])
 
     on_line = fn
@@ -523,10 +523,6 @@ defmodule VLLM.Python.Setup do
       {:error, lines} -> {:error, pip_failed(lines)}
     end
   end
-
-  # Most of what quantizing brings along is never imported; Python compiles the rest when it is.
-  defp bytecode(%{environment: :quantize}), do: ["--no-compile"]
-  defp bytecode(_plan), do: []
 
   defp cmake_args(%{environment: :quantize}) do
     file = Application.app_dir(:ex_vllm, "priv/requirements/llama_cpp.cmake")

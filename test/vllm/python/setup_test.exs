@@ -178,6 +178,14 @@ defmodule VLLM.Python.SetupTest do
       assert {:ok, :unchanged, _} = setup_with(context, [], with: ["quantize"])
     end
 
+    # Each step of a job is a process that imports it, and not every one may write what it compiles.
+    test "has its bytecode from the set-up on, as vLLM's environment has", context do
+      assert {:ok, :installed, _} = setup_with(context, [], with: ["quantize"])
+      pip = Enum.filter(FakeInterpreter.calls(context.tmp_dir), &(&1 =~ "pip install"))
+      assert Enum.any?(pip, &(&1 =~ whole_lock(:quantize)))
+      assert Enum.filter(pip, &(&1 =~ "--no-compile")) == []
+    end
+
     test "is not set up unless it is asked for, then kept by every set-up", context do
       assert {:ok, :installed, _} = setup_with(context, [])
       refute File.exists?(context.quantize)
