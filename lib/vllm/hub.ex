@@ -15,8 +15,8 @@ defmodule VLLM.Hub do
 
   import VLLM.Error, only: [bang!: 1]
 
-  alias VLLM.{Error, Options, Telemetry, Tools}
-  alias VLLM.Hub.{Found, Model, Progress}
+  alias VLLM.{Error, Options, Tools}
+  alias VLLM.Hub.{Found, Model, Transfer}
 
   @doc """
   Downloads a model, unless it is here, and returns its path: a folder or a GGUF file that
@@ -44,22 +44,14 @@ defmodule VLLM.Hub do
   """
   @spec pull(String.t(), keyword() | map()) :: {:ok, Path.t()} | {:error, Error.t()}
   def pull(model, options \\ []) do
-    with {:ok, known, _engine} <- Options.split(options, Options.pull()) do
-      started_at = System.monotonic_time()
-      Telemetry.pull_start(model)
-
-      result =
-        Progress.shown(known, model, fn told ->
-          Tools.follow("pull", model, options, Options.pull(), fn wire ->
-            with {:ok, progress} <- told.(wire),
-                 do: Telemetry.pull_progress(started_at, model, Map.from_struct(progress))
-          end)
-        end)
-
-      result = with {:ok, %{"path" => path}} <- result, do: {:ok, path}
-      Telemetry.pull_end(started_at, model, result)
-      result
-    end
+    with {:ok, known, _engine} <- Options.split(options, Options.pull()),
+         {:ok, %{path: path}} <-
+           Transfer.run(:pull, %{model: model}, known, fn told ->
+             with {:ok, %{"path" => path}} <-
+                    Tools.follow("pull", model, options, Options.pull(), told),
+                  do: {:ok, %{path: path}}
+           end),
+         do: {:ok, path}
   end
 
   @doc "Like `pull/2`, but returns the path or raises `VLLM.Error`."

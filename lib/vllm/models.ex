@@ -32,7 +32,7 @@ defmodule VLLM.Models do
 
   alias VLLM.Engine.Table
   alias VLLM.{AllowedModels, Error, Options, Tools}
-  alias VLLM.Hub.Progress
+  alias VLLM.Hub.Transfer
   alias VLLM.Models.Model
 
   @doc """
@@ -193,10 +193,14 @@ defmodule VLLM.Models do
          {:ok, repository} <- Options.check(:string, :repository, repository),
          {:ok, known, _rest} <- Options.split(options, Options.push()),
          params = %{"model" => name, "repository" => repository},
-         {:ok, %{"url" => url}} <-
-           Progress.shown(known, name, fn told ->
+         about = %{model: name, repository: repository},
+         {:ok, %{url: url}} <-
+           Transfer.run(:push, about, known, fn told ->
              asked = [:private, :hf_token]
-             Tools.follow_general("push", params, options, Options.push(), asked, told)
+
+             with {:ok, %{"url" => url}} <-
+                    Tools.follow_general("push", params, options, Options.push(), asked, told),
+                  do: {:ok, %{url: url}}
            end),
          do: {:ok, url}
   end

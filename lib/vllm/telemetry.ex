@@ -27,6 +27,19 @@ defmodule VLLM.Telemetry do
   | `[:vllm, :pull, :stop]` | `duration` | `model`, `path` |
   | `[:vllm, :pull, :exception]` | `duration` | `model`, `error`, a `VLLM.Error` |
 
+  ## Uploads
+
+  Those of `VLLM.Models.push/3`.
+
+  | event | measurements | metadata |
+  | --- | --- | --- |
+  | `[:vllm, :push, :start]` | `system_time` | as below |
+  | `[:vllm, :push, :progress]` | `duration` since the start, and the fields of `VLLM.Hub.Progress`: what was sent | as below |
+  | `[:vllm, :push, :stop]` | `duration` | and `url` of the repository |
+  | `[:vllm, :push, :exception]` | `duration` | and `error`, a `VLLM.Error` |
+
+  Metadata of all: `model`, as it was named, and `repository`.
+
   ## Jobs
 
   Those of `VLLM.Job`.
@@ -106,23 +119,22 @@ defmodule VLLM.Telemetry do
   end
 
   @doc false
-  def pull_start(model) do
-    execute([:vllm, :pull, :start], %{system_time: System.system_time()}, %{model: model})
+  def transfer_start(kind, metadata) do
+    execute([:vllm, kind, :start], %{system_time: System.system_time()}, metadata)
   end
 
   @doc false
-  def pull_progress(started_at, model, figures) do
-    measurements = Map.merge(figures, duration(started_at))
-    execute([:vllm, :pull, :progress], measurements, %{model: model})
+  def transfer_progress(kind, started_at, metadata, figures) do
+    execute([:vllm, kind, :progress], Map.merge(figures, duration(started_at)), metadata)
   end
 
   @doc false
-  def pull_end(started_at, model, {:ok, path}) do
-    execute([:vllm, :pull, :stop], duration(started_at), %{model: model, path: path})
+  def transfer_end(kind, started_at, metadata, {:ok, made}) do
+    execute([:vllm, kind, :stop], duration(started_at), Map.merge(metadata, made))
   end
 
-  def pull_end(started_at, model, {:error, error}) do
-    execute([:vllm, :pull, :exception], duration(started_at), %{model: model, error: error})
+  def transfer_end(kind, started_at, metadata, {:error, error}) do
+    execute([:vllm, kind, :exception], duration(started_at), Map.put(metadata, :error, error))
   end
 
   @doc false

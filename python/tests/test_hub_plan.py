@@ -247,6 +247,7 @@ def test_a_pull_tells_how_far_it_is_once_for_each_step(hub: Hub) -> None:
         return await tools.pull(call, ModelParams(name, {}))  # type: ignore[arg-type]
 
     found = asyncio.run(pull())
+    assert (found["repository"], found["commit"]) == (name, os.path.basename(found["path"]))
     assert sorted(os.listdir(found["path"])) == sorted(os.listdir(MODELS / "demo"))
     assert {method for method, _ in call.told} == {"progress"}
     last = call.told[-1][1]
@@ -257,4 +258,8 @@ def test_a_pull_tells_how_far_it_is_once_for_each_step(hub: Hub) -> None:
     assert len(steps) == len(set(steps))
     # What is here is its own path.
     here = ModelParams(found["path"], {})
-    assert asyncio.run(tools.pull(call, here)) == found  # type: ignore[arg-type]
+    assert asyncio.run(tools.pull(call, here)) == {  # type: ignore[arg-type]
+        "path": found["path"],
+        "repository": None,
+        "commit": None,
+    }

@@ -1,5 +1,6 @@
 """Names of models on this machine."""
 
+import asyncio
 import itertools
 import json
 import multiprocessing
@@ -23,6 +24,7 @@ from vllm_bridge.errors import BridgeError
 from vllm_bridge.hub import cache, download
 from vllm_bridge.registry import edit, find, listing, store
 from vllm_bridge.registry.entry import Entry, parse
+from vllm_bridge.tools import registry as tools
 
 AWQ = MODELS / "demo-awq"
 LORA = MODELS / "demo-lora"
@@ -170,6 +172,26 @@ def test_a_name_is_not_taken_from_another_model(tmp_path: Path) -> None:
     edit.alias("mine", "other")
     with pytest.raises(BridgeError, match="is another name of `mine` already"):
         edit.register(str(AWQ), "other")
+
+
+def test_names_that_models_cannot_have_are_told_before_they_are_made(folder: Path) -> None:
+    path = made(folder, "llama", "Q4_K_M")
+    edit.alias("llama:Q4_K_M", "prod")
+    left = folder / "models/llama/Q2_K"
+    left.mkdir()
+    asked: list[tuple[str, str | None, str]] = [
+        ("prod", "Q8_0", "/new"),
+        ("llama", "Q8_0", "/new"),
+        ("llama", None, "/new"),
+        ("llama", "Q4_K_M", str(path)),
+        ("llama", "Q2_K", str(left)),
+    ]
+    told = asyncio.run(tools.taken(None, tools.TakenParams(asked)))  # type: ignore[arg-type]
+    assert [(one["name"], one["by"], one["delete"]) for one in told] == [
+        ("prod:Q8_0", "another name of `llama:Q4_K_M`", "prod"),
+        ("llama:Q4_K_M", f"`{path}`", "llama:Q4_K_M"),
+        ("llama:Q2_K", f"`{left}`", None),
+    ]
 
 
 def test_what_is_no_model_gets_no_name(tmp_path: Path) -> None:

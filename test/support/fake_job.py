@@ -4,7 +4,8 @@ A format is any name. What is done for an output is said by its options: `quanti
 `register` are steps, parted by ";", each a name and perhaps ":" and an argument: `print:TEXT`, `touch:FILE`,
 `wait:FILE` (until it is there), `sleep:SECONDS`, `tell:DONE:TOTAL`, `exit:STATUS`, `refuse:REASON`, `child` (leaves a process in a
 session of its own that ignores signals), `once:FILE:STEP` (unless FILE exists, and makes it). `memory` and `disk` are what
-it is planned to take. The name of a model of the hub is steps, too, for its download.
+it is planned to take. The name of a model of the hub is steps, too, for its download, and may end with `@` and the folder that it is
+downloaded to. What a model is registered as is written to `registered` in its folder.
 """
 
 import json
@@ -65,9 +66,19 @@ def take(name: str, argument: str, request: int) -> None:
 
 
 def pull(request: int, params: dict) -> object:
-    if not os.path.exists(params["model"]):
-        steps(params["model"], request)
-    return {"path": params["model"]}
+    if os.path.exists(params["model"]):
+        return {"path": params["model"], "repository": None, "commit": None}
+    script, _, folder = params["model"].partition("@")
+    steps(script, request)
+    return {"path": folder, "repository": "org/name", "commit": "c" * 40}
+
+
+def taken(_request: int, params: dict) -> object:
+    return [
+        {"name": f"{name}:{label}", "by": f"`{path}`", "delete": None}
+        for name, label, path in params["names"]
+        if os.path.exists(path)
+    ]
 
 
 def quantize_formats(_request: int, params: dict) -> object:
@@ -138,11 +149,13 @@ def compare(_request: int, params: dict) -> object:
 
 def register(request: int, params: dict) -> object:
     steps(options_of(params["path"]).get("register", ""), request)
+    with open(os.path.join(params["path"], "registered"), "w") as file:
+        file.write(f"{params['source']} {params['revision']}")
     name = f"{params['name']}:{params['label']}"
     return {"name": name, "aliases": [], "registered_at": 1.0, "size": 1, "last_used": 1.0}
 
 
-METHODS = [pull, quantize_formats, plan_quantize, quantize, measure, compare, register]
+METHODS = [pull, taken, quantize_formats, plan_quantize, quantize, measure, compare, register]
 
 
 def main() -> None:

@@ -4,7 +4,7 @@ defmodule VLLM.JobTest do
   import VLLM.FakeJobs
   import VLLM.OSProcess
 
-  alias VLLM.{Data, Error, Job}
+  alias VLLM.{Data, DemoModel, Error, Job, Models}
   alias VLLM.Job.{Output, Progress}
 
   @moduletag :tmp_dir
@@ -35,7 +35,7 @@ defmodule VLLM.JobTest do
       steps = for "== " <> step <- Job.logs!(job), do: step
 
       assert steps ==
-               ["pull", "look", "check", "plan"] ++
+               ["pull", "look", "check", "names", "plan"] ++
                  ["quantize Q4", "measure_source Q4", "measure Q4", "compare Q4", "publish Q4"] ++
                  ["register Q4", "quantize Q8", "measure Q8", "compare Q8", "publish Q8"] ++
                  ["register Q8"]
@@ -126,6 +126,50 @@ defmodule VLLM.JobTest do
       again = quantize!(model, [:b], name: "taken", verify: false)
       assert {:error, %Error{reason: :name_taken} = error} = Job.await(again)
       assert error.message =~ "taken:b"
+      refute "== plan" in Job.logs!(again)
+    end
+
+    test "does not begin where its name is an alias, or a folder's that was registered",
+         context do
+      %{model: model, folder: folder} = context
+      :ok = Models.alias("org/name", "prod")
+      Models.register!(DemoModel.path(), "mine", label: "b")
+      loaded = Path.join(folder, "loaded")
+
+      # The names are asked about by Python, and the formats are made up.
+      for {source, name, to, deleted} <- [
+            {model, "prod", [:a], "prod"},
+            {"touch:#{loaded}@#{model}", "mine", [:a, :b], "mine:b"}
+          ] do
+        options = to |> options(name: name) |> Keyword.delete(:python)
+        job = Job.quantize!(source, options)
+        assert {:error, %Error{reason: :name_taken} = error} = Job.await(job)
+        assert error.message =~ "Take another `name:`"
+        assert error.message =~ "delete that one: `VLLM.Models.delete(\"#{deleted}\")`."
+        refute Enum.any?(Job.logs!(job), &(&1 =~ "== quantize"))
+      end
+
+      refute File.exists?(loaded)
+      job = Job.finetune!("org/name", [{"a", "b"}], to: "prod")
+      assert {:error, %Error{reason: :name_taken} = error} = Job.await(job)
+
+      assert error.message ==
+               "The name `prod` is another name of `org/name` already. Give `to:` another name, or " <>
+                 "delete that one: `VLLM.Models.delete(\"prod\")`."
+
+      assert ["== names" | _] = Job.logs!(job)
+    end
+
+    test "notes the commit of a source of the hub, and of a folder what its files say", context do
+      %{model: model} = context
+
+      for {source, name, noted} <- [
+            {"@#{model}", "hubs", ~r/\Aorg\/name c{40}\z/},
+            {model, "ours", ~r/\A#{Regex.escape(model)} [0-9a-f]{16}\z/}
+          ] do
+        assert {:ok, [output]} = Job.await(quantize!(source, [:a], name: name, verify: false))
+        assert File.read!(Path.join(output.path, "registered")) =~ noted
+      end
     end
 
     test "stands back, with as many threads as it was given", %{model: model, folder: folder} do

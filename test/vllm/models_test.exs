@@ -58,6 +58,9 @@ defmodule VLLM.ModelsTest do
     adapter = DemoModel.path("demo-lora")
     Models.register!(adapter, "facts", options)
 
+    Application.put_env(:ex_vllm, :telemetry_listeners, [{self(), self()}])
+    on_exit(fn -> Application.delete_env(:ex_vllm, :telemetry_listeners) end)
+    about = %{model: "facts", repository: "me/facts"}
     token = [hf_token: "hf_good_secret"]
 
     {{:ok, url}, shown} =
@@ -81,6 +84,17 @@ defmodule VLLM.ModelsTest do
 
     assert File.read!(Path.join(uploaded, "README.md")) =~ "A LoRA adapter"
     refute shown =~ "hf_good"
+    assert_received {[:vllm, :push, :start], %{system_time: _}, ^about}
+
+    assert_received {[:vllm, :push, :progress], %{bytes: _, total_bytes: ^size, duration: _},
+                     ^about}
+
+    stop = Map.put(about, :url, url)
+    assert_received {[:vllm, :push, :stop], %{duration: _}, ^stop}
+
+    assert {:error, error} = Models.push("fact", "me/facts", token ++ options)
+    failed = %{model: "fact", repository: "me/facts", error: error}
+    assert_received {[:vllm, :push, :exception], %{duration: _}, ^failed}
   end
 
   test "what cannot be is refused without Python" do

@@ -73,12 +73,16 @@ defmodule VLLM.Bridge.Shape do
          "notes" => {:list, :any}
        }},
     "packages" => :map,
-    "pull" => {:record, %{"path" => :binary}},
+    "pull" =>
+      {:record,
+       %{"path" => :binary, "repository" => {:maybe, :binary}, "commit" => {:maybe, :binary}}},
     "models" => {:list, {:record, %{"last_used" => :time}}},
     "delete" => {:record, %{"freed" => :natural}},
     "search" => {:list, :map},
     "registered" => {:list, @registered},
     "register" => @registered,
+    "taken" =>
+      {:list, {:record, %{"name" => :binary, "by" => :binary, "delete" => {:maybe, :binary}}}},
     "push" => {:record, %{"url" => :binary}},
     "unregister" => {:record, %{"freed" => :natural, "names" => {:list, :binary}}},
     "quantize_formats" =>

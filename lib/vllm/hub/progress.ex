@@ -43,27 +43,6 @@ defmodule VLLM.Hub.Progress do
        else: :error
   end
 
-  @doc false
-  # Runs a transfer with a function that is given what a worker tells of it, shows it on the terminal
-  # and tells it to whom the options `:progress` and `:notify` say.
-  @spec shown(map(), String.t(), ((map() -> {:ok, t()} | :error) -> result)) :: result
-        when result: term()
-  def shown(options, subject, fun) do
-    Terminal.line(options.progress, fn show ->
-      fun.(fn wire ->
-        with {:ok, progress} <- from_wire(wire) do
-          notify(options.notify, subject, progress)
-          show.(fn -> bar(progress, Terminal.columns() || 80) end)
-          {:ok, progress}
-        end
-      end)
-    end)
-  end
-
-  defp notify(nil, _subject, _progress), do: :ok
-  defp notify({pid, ref}, _subject, progress), do: send(pid, {ref, progress})
-  defp notify(pid, subject, progress), do: send(pid, {subject, progress})
-
   @doc """
   Progress in words.
 

@@ -2,6 +2,7 @@ defmodule VLLM.Job.Finetune do
   @moduledoc false
   # The kind of job that trains an adapter. Its steps:
   #
+  #     names       are the names free that the outputs are to have?
   #     pull        where is the model? It may have to be downloaded
   #     look        what do its files say, so that a change is seen?
   #     check       can such an adapter be trained over it, with these data and options?
@@ -111,6 +112,7 @@ defmodule VLLM.Job.Finetune do
   @impl true
   def next(%Record{memo: memo} = job) do
     cond do
+      not is_map_key(memo, :named) -> Steps.names(job, &{registered(job, &1), nil})
       not is_map_key(memo, :path) -> Steps.pull(job)
       not is_map_key(memo, :seen) -> Steps.look(job)
       not is_map_key(memo, :checked) -> check(job)
@@ -139,7 +141,7 @@ defmodule VLLM.Job.Finetune do
     out = %{
       "out" => Steps.made(job, @adapter),
       "states" => Store.keep(job.id),
-      "base" => job.source
+      "base" => Steps.source(job)
     }
 
     %Step{
@@ -186,8 +188,10 @@ defmodule VLLM.Job.Finetune do
   ## What came of them
 
   @impl true
-  def done(job, %Step{name: :pull}, %{"path" => path}) when is_binary(path),
-    do: {:ok, Steps.pulled(job, path)}
+  def done(job, %Step{name: :names}, taken),
+    do: Steps.named(job, taken, "Give `to:` another name")
+
+  def done(job, %Step{name: :pull}, pulled), do: {:ok, Steps.pulled(job, pulled)}
 
   # A training goes on over the model that it began over.
   def done(job, %Step{name: :look}, fingerprint) do
@@ -196,17 +200,8 @@ defmodule VLLM.Job.Finetune do
       else: {:error, Source.changed(job.memo.path)}
   end
 
-  def done(job, %Step{name: :check}, %{"memory_bytes" => _} = checked) do
-    taken =
-      Enum.find(
-        job.outputs,
-        &(&1.state == :waiting and File.exists?(Data.model(job.name, &1.label)))
-      )
-
-    if taken,
-      do: {:error, taken(job.name)},
-      else: {:ok, Steps.remember(job, :checked, checked)}
-  end
+  def done(job, %Step{name: :check}, %{"memory_bytes" => _} = checked),
+    do: {:ok, Steps.remember(job, :checked, checked)}
 
   def done(job, %Step{name: name, output: label}, %{"files" => %{}} = made)
       when name in [:train, :merge] do
@@ -233,14 +228,6 @@ defmodule VLLM.Job.Finetune do
 
   def done(job, %Step{name: :register, output: label}, _model),
     do: {:ok, Record.update_output(job, label, &%{&1 | state: :done, name: registered(job, &1)})}
-
-  defp taken(name) do
-    message =
-      "There is an adapter `#{name}` already. Give `to:` another name, or delete that one: " <>
-        "`VLLM.Models.delete(#{inspect(name)})`."
-
-    Error.new(:name_taken, message, %{"name" => name})
-  end
 
   @impl true
   def failed(_job, _step, error), do: {:error, error}

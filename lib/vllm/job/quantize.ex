@@ -4,6 +4,7 @@ defmodule VLLM.Job.Quantize do
   # for each output:
   #
   #     check       are the formats and options known? (before a download)
+  #     names       are the names free that the outputs are to have?
   #     pull        where is the model? It may have to be downloaded
   #     look        what do its files say, so that a change is seen?
   #     check       can this model be made in these formats?
@@ -16,7 +17,7 @@ defmodule VLLM.Job.Quantize do
 
   @behaviour VLLM.Job.Kind
 
-  alias VLLM.{AllowedModels, Data, Error, Options, Python, Tools}
+  alias VLLM.{AllowedModels, Error, Options, Python, Tools}
   alias VLLM.Bridge.Session
   alias VLLM.Job.{Estimate, Output, Record, Settings, Source, Step, Steps, Store}
 
@@ -234,14 +235,32 @@ defmodule VLLM.Job.Quantize do
   @impl true
   def next(%Record{memo: memo} = job) do
     cond do
-      memo == %{} and not File.exists?(job.source) -> check(job, nil)
-      not is_map_key(memo, :path) -> Steps.pull(job)
-      not is_map_key(memo, :seen) -> Steps.look(job)
-      not is_map_key(memo, :checked) -> check(job, memo.path)
-      not is_map_key(memo, :plan) -> plan(job)
-      output = Enum.find(job.outputs, &(&1.state not in [:done, :failed])) -> next(job, output)
-      Enum.any?(job.outputs, &(&1.state == :failed)) -> {:error, failure(job.outputs)}
-      true -> :done
+      memo == %{} and not File.exists?(job.source) ->
+        check(job, nil)
+
+      job.outputs != [] and not is_map_key(memo, :named) ->
+        Steps.names(job, &{job.name, &1.label})
+
+      not is_map_key(memo, :path) ->
+        Steps.pull(job)
+
+      not is_map_key(memo, :seen) ->
+        Steps.look(job)
+
+      not is_map_key(memo, :checked) ->
+        check(job, memo.path)
+
+      not is_map_key(memo, :plan) ->
+        plan(job)
+
+      output = Enum.find(job.outputs, &(&1.state not in [:done, :failed])) ->
+        next(job, output)
+
+      Enum.any?(job.outputs, &(&1.state == :failed)) ->
+        {:error, failure(job.outputs)}
+
+      true ->
+        :done
     end
   end
 
@@ -369,15 +388,20 @@ defmodule VLLM.Job.Quantize do
   ## What came of them
 
   @impl true
-  def done(job, %Step{name: :check, params: %{"source" => nil}}, outputs) do
-    with {:ok, job} <- planned(job, outputs), do: {:ok, Steps.remember(job, :asked, true)}
+  def done(job, %Step{name: :check, params: %{"source" => nil}}, outputs),
+    do: {:ok, job |> planned(outputs) |> Steps.remember(:asked, true)}
+
+  def done(job, %Step{name: :check}, outputs),
+    do: {:ok, job |> planned(outputs) |> Steps.remember(:checked, true)}
+
+  def done(job, %Step{name: :names}, taken) do
+    remedy =
+      "Take another `name:`, have the output called something else with `as:` among its options"
+
+    Steps.named(job, taken, remedy)
   end
 
-  def done(job, %Step{name: :check}, outputs) do
-    with {:ok, job} <- planned(job, outputs), do: {:ok, Steps.remember(job, :checked, true)}
-  end
-
-  def done(job, %Step{name: :pull}, %{"path" => path}), do: {:ok, Steps.pulled(job, path)}
+  def done(job, %Step{name: :pull}, pulled), do: {:ok, Steps.pulled(job, pulled)}
 
   # Outputs that are finished, and those that are not, are to be of the same model.
   def done(job, %Step{name: :look}, fingerprint) do
@@ -448,23 +472,7 @@ defmodule VLLM.Job.Quantize do
         Map.get(before, label, %Output{label: label, format: format, options: options})
       end
 
-    taken = for %{state: :waiting} = output <- outputs, taken?(job, output), do: output
-
-    case taken do
-      [] -> {:ok, %{job | outputs: outputs}}
-      [output | _] -> {:error, taken(job.name, output.label)}
-    end
-  end
-
-  defp taken?(job, output), do: File.exists?(Data.model(job.name, output.label))
-
-  defp taken(name, label) do
-    message =
-      "There is a model `#{name}:#{label}` already. Take another `name:`, have this output called " <>
-        "something else with `as:` among its options, or delete that one: " <>
-        "`VLLM.Models.delete(\"#{name}:#{label}\")`."
-
-    Error.new(:name_taken, message, %{"name" => "#{name}:#{label}"})
+    %{job | outputs: outputs}
   end
 
   @impl true

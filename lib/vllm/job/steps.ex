@@ -1,10 +1,45 @@
 defmodule VLLM.Job.Steps do
   @moduledoc false
-  # The steps that all kinds of jobs take: finding their source, and giving what
-  # they have made its place and its name; and what comes of these.
+  # The steps that all kinds of jobs take: whether their names are free, finding
+  # their source, and giving what they have made its place and its name; and what
+  # comes of these.
 
-  alias VLLM.Data
+  alias VLLM.{Data, Error}
   alias VLLM.Job.{Output, Record, Source, Step, Store}
+
+  @doc """
+  Whether the names are free that outputs are to have which are still to be made. `named` tells the
+  name and the label of each.
+  """
+  @spec names(Record.t(), (Output.t() -> {String.t(), String.t() | nil})) :: Step.t()
+  def names(job, named) do
+    names =
+      for %{state: :waiting} = output <- job.outputs, {name, label} = named.(output) do
+        [name, label, Data.model(job.name, output.label)]
+      end
+
+    %Step{
+      name: :names,
+      state: :preparing,
+      at: :tools,
+      method: "taken",
+      params: %{"names" => names}
+    }
+  end
+
+  @doc "`remedy` is what else than a deletion the user can do about a name that is taken."
+  @spec named(Record.t(), [map()], String.t()) :: {:ok, Record.t()} | {:error, Error.t()}
+  def named(job, [], _remedy), do: {:ok, remember(job, :named, true)}
+
+  def named(_job, [%{"name" => name, "by" => by, "delete" => delete} | _], remedy) do
+    deletion =
+      if delete,
+        do: "delete that one: `VLLM.Models.delete(#{inspect(delete)})`",
+        else: "remove that folder, which has no name"
+
+    message = "The name `#{name}` is #{by} already. #{remedy}, or #{deletion}."
+    {:error, Error.new(:name_taken, message, %{"name" => name})}
+  end
 
   @doc "Where the model is; it may have to be downloaded."
   @spec pull(Record.t()) :: Step.t()
@@ -13,8 +48,17 @@ defmodule VLLM.Job.Steps do
     %Step{name: :pull, state: :downloading, at: :tools, method: "pull", params: params}
   end
 
-  @spec pulled(Record.t(), Path.t()) :: Record.t()
-  def pulled(job, path), do: remember(%{job | path: path}, :path, path)
+  @spec pulled(Record.t(), map()) :: Record.t()
+  def pulled(job, %{"path" => path} = pulled) do
+    %{job | path: path}
+    |> remember(:path, path)
+    |> remember(:repository, pulled["repository"])
+    |> remember(:commit, pulled["commit"])
+  end
+
+  @doc "What the model is called in what is made of it: its id on the hub, or as the job was given it."
+  @spec source(Record.t()) :: String.t()
+  def source(job), do: job.memo.repository || job.source
 
   @doc "What its files say, so that a change is seen."
   @spec look(Record.t()) :: Step.t()
@@ -72,8 +116,8 @@ defmodule VLLM.Job.Steps do
 
     params = %{
       "path" => Data.model(job.name, output.label),
-      "source" => job.source,
-      "revision" => job.fingerprint
+      "source" => source(job),
+      "revision" => job.memo.commit || job.fingerprint
     }
 
     %Step{

@@ -18,7 +18,8 @@ defmodule VLLM.Models.Model do
     method: "by which it is quantized, vLLM's name: `\"gguf\"`, `\"awq\"`; nil for a plain model",
     bits: "of each quantized weight, on average where they differ; nil for a plain model",
     base_model: "the model that an adapter belongs to, or a model says that it was made of",
-    source: "what it was made of by a job: a hub id or a path; of one of the hub its id",
+    source:
+      "what it was made of by a job: a hub id, a name here or a path; of one of the hub its id",
     revision: "the commit, or the fingerprint, of the source",
     revisions:
       "of one of the hub: the branches and tags that it was asked by, each with its commit, as a map",

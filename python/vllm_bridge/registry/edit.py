@@ -63,13 +63,11 @@ def register(
         **told | {key: value for key, value in about.items() if value is not None},
     )
     with store.changing() as change:
+        holder = find.holder(name, label, path)
+        if holder is not None and (holder.is_alias or not replace):
+            raise _taken(holder.name, holder.what, can_replace=not holder.is_alias)
         names = store.read(name) or Names(name=name)
-        if names.alias_of is not None:
-            raise _taken(name, f"another name of `{names.alias_of}`")
         others = [one for one in names.outputs if one.label != label]
-        for same in names.outputs:
-            if same.label == label and same.path != path and not replace:
-                raise _taken(entry.full_name, f"`{same.path}`")
         change.write(msgspec.structs.replace(names, outputs=[*others, entry]))
     return entry
 

@@ -1,6 +1,7 @@
 """What a name stands for."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from vllm_bridge.errors import BridgeError, did_you_mean, nearest
 from vllm_bridge.registry import store
@@ -41,6 +42,38 @@ def find(model: str) -> Entry | str | None:
     found = find(target)
     # Names without an owner are both ours and the hub's.
     return target if found is None else found
+
+
+class Holder(NamedTuple):
+    """What has a name.
+
+    Args:
+        what: it is, in words
+        name: by which it can be deleted
+        is_alias: whether it has the name with all labels
+    """
+
+    what: str
+    name: str
+    is_alias: bool = False
+
+
+def holder(name: str, label: str | None, path: str | None = None) -> Holder | None:
+    """What keeps a model from a name; None where nothing does.
+
+    Args:
+        path: of the model; None for one that is still to be made
+
+    Raises:
+        BridgeError: ``invalid_checkpoint`` for a damaged registry
+    """
+    names = store.read(name) or Names(name=name)
+    if names.alias_of is not None:
+        return Holder(f"another name of `{names.alias_of}`", name, is_alias=True)
+    for one in names.outputs:
+        if one.label == label and one.path != path:
+            return Holder(f"`{one.path}`", one.full_name)
+    return None
 
 
 def is_alias(name: str) -> bool:

@@ -44,10 +44,10 @@ class SearchParams(msgspec.Struct, forbid_unknown_fields=True):
 
 async def pull(call: Call, params: ModelParams) -> dict[str, Any]:
     """Downloads a model and tells how far it is, whenever it has come further."""
-    return {"path": await asyncio.to_thread(_pull, params, telling(call))}
+    return await asyncio.to_thread(_pull, params, telling(call))
 
 
-def _pull(params: ModelParams, told: Callable[["Progress"], None]) -> str:
+def _pull(params: ModelParams, told: Callable[["Progress"], None]) -> dict[str, Any]:
     from vllm_bridge.checkpoints import models
     from vllm_bridge.hub import download
     from vllm_bridge.hub.look_up import look_up
@@ -56,8 +56,10 @@ def _pull(params: ModelParams, told: Callable[["Progress"], None]) -> str:
     check_option_names(params.options)
     name = models.find(params.model, params.options)
     if isinstance(name, str):
-        return name
-    return download.pull(look_up(name, params.options), params.options, told)
+        return {"path": name, "repository": None, "commit": None}
+    repository = look_up(name, params.options)
+    path = download.pull(repository, params.options, told)
+    return {"path": path, "repository": repository.id, "commit": repository.commit}
 
 
 async def models(_call: Call, params: ModelsParams) -> list[dict[str, Any]]:

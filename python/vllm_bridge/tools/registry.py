@@ -5,6 +5,7 @@ any more.
 """
 
 import asyncio
+import os
 from typing import Any
 
 import msgspec
@@ -49,6 +50,16 @@ class UnregisterParams(msgspec.Struct, forbid_unknown_fields=True):
     name: str
     in_use: list[str] = []
     download_dir: str | None = None
+
+
+class TakenParams(msgspec.Struct, forbid_unknown_fields=True):
+    """The params of ``taken``.
+
+    Args:
+        names: that models are to have which are still to be made: a name, a label and a path each
+    """
+
+    names: list[tuple[str, str | None, str]]
 
 
 class AliasParams(msgspec.Struct, forbid_unknown_fields=True):
@@ -116,6 +127,24 @@ def _register(params: RegisterParams) -> dict[str, Any]:
     return listing.registered(entry).to_wire()
 
 
+async def taken(_call: Call, params: TakenParams) -> list[dict[str, Any]]:
+    """Which names new models cannot have, and why."""
+    return await asyncio.to_thread(_taken, params)
+
+
+def _taken(params: TakenParams) -> list[dict[str, Any]]:
+    from vllm_bridge.registry import find
+
+    found: list[dict[str, Any]] = []
+    for name, label, path in params.names:
+        full = name if label is None else f"{name}:{label}"
+        if (holder := find.holder(name, label)) is not None:
+            found.append({"name": full, "by": holder.what, "delete": holder.name})
+        elif os.path.exists(path):
+            found.append({"name": full, "by": f"`{path}`", "delete": None})
+    return found
+
+
 async def alias(_call: Call, params: AliasParams) -> None:
     """Gives a model another name."""
     from vllm_bridge.registry import edit
@@ -147,6 +176,7 @@ METHODS: dict[str, Any] = {
     "registered": (RegisteredParams, registered),
     "register": (RegisterParams, register),
     "unregister": (UnregisterParams, unregister),
+    "taken": (TakenParams, taken),
     "alias": (AliasParams, alias),
     "push": (PushParams, push),
 }
