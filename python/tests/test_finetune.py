@@ -2,26 +2,30 @@
 through them; and how a training goes on."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file
 
-from checkpoints import UNPACKERS
+from checkpoints import CHECKPOINTS, UNPACKERS, make
 from conftest import MODELS
+from hub_server import Hub
 from vllm_bridge.checkpoints import models
+from vllm_bridge.checkpoints.checkpoint import Checkpoint
 from vllm_bridge.errors import BridgeError
 from vllm_bridge.jobs.finetune import base, checkpoints, options
 from vllm_bridge.jobs.finetune.merge import merge
 from vllm_bridge.jobs.finetune.train import Plan
+from vllm_bridge.quantization import registry
 
 NAME = "model.layers.0.mlp.down_proj"
 
 
-def layer_of(model: str, **given: bool) -> torch.nn.Module:
+def layer_of(folder: Path, **given: bool) -> torch.nn.Module:
     """A layer, after the model has answered once."""
-    loaded = base.load(models.check_model(str(MODELS / model), {}), options.parse(given))
+    loaded = base.load(models.check_model(str(folder), {}), options.parse(given))
     loaded.eval()
     with torch.inference_mode():
         loaded(input_ids=torch.tensor([[0, 5, 6]]))
@@ -41,22 +45,71 @@ def check(layer: torch.nn.Module, weight: torch.Tensor, tolerance: float) -> Non
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["awq", "gptq"])
-def test_packed_layers_compute_what_the_checkpoint_says_in_both_directions(method: str) -> None:
-    checkpoint = models.check_model(str(MODELS / f"demo-{method}"), {})
-    tensors = load_file(MODELS / f"demo-{method}" / "model.safetensors")
-    weight = UNPACKERS[method](tensors, checkpoint.quantization or {})[f"{NAME}.weight"]
+@pytest.mark.parametrize("name", ["demo-awq", "demo-gptq", "gptq-w3", "gptq-w4-asym-act"])
+def test_packed_layers_compute_what_the_checkpoint_says_in_both_directions(
+    name: str, tmp_path: Path
+) -> None:
+    folder = make(name, tmp_path / name)
+    checkpoint = models.check_model(str(folder), {})
+    tensors = load_file(folder / "model.safetensors")
+    unpack = UNPACKERS[checkpoint.quant_method or ""]
+    weight = unpack(tensors, checkpoint.quantization or {})[f"{NAME}.weight"]
     # The reference rounds scales as the engine does.
-    check(layer_of(f"demo-{method}"), weight.float(), 2e-2)
+    check(layer_of(folder), weight.float(), 2e-2)
 
 
 @pytest.mark.slow
 def test_gradients_go_through_four_bits_also_after_an_answer() -> None:
     from bitsandbytes import functional
 
-    layer = layer_of("demo", load_in_4bit=True)
+    layer = layer_of(MODELS / "demo", load_in_4bit=True)
     weight = functional.dequantize_4bit(layer.weight.data, layer.weight.quant_state)
     check(layer, weight.float(), 1e-4)
+
+
+@pytest.mark.slow
+def test_gradients_go_through_eight_bits_also_after_an_answer() -> None:
+    layer: Any = layer_of(MODELS / "demo", load_in_8bit=True)
+    weight = layer.state.CB.float() * layer.state.SCB.float().unsqueeze(-1) / 127
+    # The inputs are rounded to 8 bits, too, on the way forward.
+    check(layer, weight, 5e-2)
+
+
+def checkpoint_of(method: str, **settings: Any) -> Checkpoint:
+    config = {"quant_method": method, **settings}
+    return Checkpoint(config={"architectures": ["LlamaForCausalLM"], "quantization_config": config})
+
+
+def test_over_every_format_is_trained_or_it_is_said_why_not() -> None:
+    over = {"bitsandbytes", "awq", "gptq"}
+    assert over < {method.name for method in registry.every()}
+    for method in registry.every():
+        checkpoint = checkpoint_of(method.name, bits=4, group_size=128)
+        if method.name in over:
+            base.check(checkpoint, quantizes=False)
+            continue
+        with pytest.raises(BridgeError, match="No adapter can be trained over") as refused:
+            base.check(checkpoint, quantizes=False)
+        assert refused.value.reason == "unsupported_quantization"
+        assert method.title in refused.value.message
+        assert refused.value.remedy.startswith("Train over the plain model")
+
+
+@pytest.mark.parametrize(
+    ("method", "settings", "why"),
+    [
+        ("awq", {"bits": 4, "version": "gemv"}, "stores its integers as `gemv`"),
+        ("awq", {"w_bit": 8, "q_group_size": 128}, "through 4 bits, not 8"),
+        ("gptq", {"bits": 4, "checkpoint_format": "marlin"}, "stores its integers as `marlin`"),
+        ("gptq", {"bits": 5}, "through 2, 3, 4, 8 bits, not 5"),
+        ("gptq", {"bits": 4, "dynamic": {r"+:.*\.down.*": {"bits": 8}}}, "its layers differ"),
+    ],
+)
+def test_layouts_that_no_gradient_goes_through_are_refused(
+    method: str, settings: dict[str, Any], why: str
+) -> None:
+    with pytest.raises(BridgeError, match=why):
+        base.check(checkpoint_of(method, **settings), quantizes=False)
 
 
 def test_unknown_options_get_the_nearest_and_others_are_checked() -> None:
@@ -84,6 +137,22 @@ def test_a_plan_tells_what_will_be_trained() -> None:
         Plan(str(MODELS / "demo-awq"), pairs, {"load_in_4bit": True})
     with pytest.raises(BridgeError, match=r"needs data that is held out"):
         Plan(str(MODELS / "demo"), pairs, {"early_stopping_patience": 2})
+
+
+def test_what_a_model_of_the_hub_cannot_is_known_before_it_is_downloaded(hub: Hub) -> None:
+    for name, source in (("plain", MODELS / "demo"), ("fp8", CHECKPOINTS / "fp8-dynamic")):
+        (hub.folder / "org" / name).mkdir()
+        for file in ("config.json", "model.safetensors"):
+            (hub.folder / "org" / name / file).symlink_to(source / file)
+    pairs = [{"prompt": "One", "completion": " two."}]
+    with pytest.raises(BridgeError, match="No adapter can be trained over"):
+        Plan("org/fp8", pairs, {})
+    with pytest.raises(BridgeError, match=r"Record 2 of `data`: it has no `completion`"):
+        Plan("org/plain", [*pairs, {"prompt": "One"}], {})
+    told = Plan("org/plain", pairs, {}).to_wire()
+    assert told["examples"]["train"] == 1
+    assert told["memory_bytes"] > 2**29
+    assert not any(one.path.endswith("tokenizer.json") for one in hub.requests)
 
 
 def test_only_states_with_their_mark_are_gone_on_from(tmp_path: Path) -> None:

@@ -6,6 +6,9 @@ A format is any name. What is done for an output is said by its options: `quanti
 session of its own that ignores signals), `once:FILE:STEP` (unless FILE exists, and makes it). `memory` and `disk` are what
 it is planned to take. The name of a model of the hub is steps, too, for its download, and may end with `@` and the folder that it is
 downloaded to. What a model is registered as is written to `registered` in its folder.
+
+A training takes the same, by its options `check`, `train`, `merged` and `register`; a state of it is there once it has
+begun.
 """
 
 import json
@@ -75,7 +78,7 @@ def pull(request: int, params: dict) -> object:
 
 def taken(_request: int, params: dict) -> object:
     return [
-        {"name": f"{name}:{label}", "by": f"`{path}`", "delete": None}
+        {"name": ":".join(filter(None, [name, label])), "by": f"`{path}`", "delete": None}
         for name, label, path in params["names"]
         if os.path.exists(path)
     ]
@@ -103,21 +106,45 @@ def plan_quantize(_request: int, params: dict) -> object:
 
 
 def quantize(request: int, params: dict) -> object:
-    options = params["options"]
-    label = options.pop("as")
+    label = params["options"].pop("as")
+    about = {"format": params["format"], "label": label, "calibration": None, "notes": []}
+    return made(request, params, "quantize") | about
+
+
+def check_finetune(request: int, params: dict) -> object:
+    steps(params["options"].get("check", ""), request)
+    return {"base": "plain", "memory_bytes": params["options"].get("memory", 0)}
+
+
+def finetune(request: int, params: dict) -> object:
+    state = os.path.join(params["states"], "state")
+    resumed = os.path.exists(state)
+    os.makedirs(params["states"], exist_ok=True)
+    take("touch", state, request)
+    loss = {"before": 7.5, "after": 0.25}
+    kept = {"prompts": 8, "same": 6, "same_tokens": 0.875, "kl": 0.125, "changes": []}
+    figures = {"base": "plain", "held_out_loss": loss, "losses": [[1, 4.5]], "kept": kept}
+    notes = {"notes": ["Something was forgotten."], "resumed_from": 1 if resumed else None}
+    return made(request, params, "train") | figures | notes
+
+
+def merge(request: int, params: dict) -> object:
+    with open(os.path.join(params["adapter"], "model")) as file:
+        options = json.load(file)
+    return made(request, params | {"options": options}, "merged") | {"dtype": "bfloat16"}
+
+
+def made(request: int, params: dict, step: str) -> dict:
+    """Writes the options to where the output is to be, and takes the steps that they say."""
     os.makedirs(params["out"])
     path = os.path.join(params["out"], "model")
     with open(path, "w") as file:
-        json.dump(options, file)
-    steps(options.get("quantize", ""), request)
+        json.dump(params["options"], file)
+    steps(params["options"].get(step, ""), request)
     size = os.path.getsize(path)
     return {
-        "format": params["format"],
-        "label": label,
-        "options": options,
+        "options": params["options"],
         "libraries": {"fake": "1.0"},
-        "calibration": None,
-        "notes": [],
         "files": {"model": size},
         "bytes": size,
         "seconds": 0.5,
@@ -151,11 +178,14 @@ def register(request: int, params: dict) -> object:
     steps(options_of(params["path"]).get("register", ""), request)
     with open(os.path.join(params["path"], "registered"), "w") as file:
         file.write(f"{params['source']} {params['revision']}")
-    name = f"{params['name']}:{params['label']}"
+    name = ":".join(params[key] for key in ("name", "label") if key in params)
     return {"name": name, "aliases": [], "registered_at": 1.0, "size": 1, "last_used": 1.0}
 
 
-METHODS = [pull, taken, quantize_formats, plan_quantize, quantize, measure, compare, register]
+METHODS = [
+    *(pull, taken, quantize_formats, plan_quantize, quantize, measure, compare, register),
+    *(check_finetune, finetune, merge),
+]
 
 
 def main() -> None:

@@ -22,20 +22,22 @@ defmodule VLLM.FakeJobs do
     %{model: model, folder: folder}
   end
 
-  @doc "The options of a job with made-up steps."
-  def options(to, more \\ []),
-    do:
-      [
-        to: to,
-        python: @python,
-        quantize_python: @python,
-        env: %{"PYTHONDONTWRITEBYTECODE" => "1"}
-      ] ++ more
+  @doc "The options of a job that quantizes with made-up steps."
+  def options(to, more \\ []), do: [to: to, quantize_python: @python] ++ worker() ++ more
+
+  @doc "The options of any job with made-up steps."
+  def worker, do: [python: @python, env: %{"PYTHONDONTWRITEBYTECODE" => "1"}]
 
   @doc "Starts one."
   def quantize(model, to, more \\ []), do: VLLM.Job.quantize(model, options(to, more))
 
   def quantize!(model, to, more \\ []), do: VLLM.Error.bang!(quantize(model, to, more))
+
+  @doc "Starts one that trains the adapter `to`; its data is made up, too."
+  def finetune(model, to, more \\ []),
+    do: VLLM.Job.finetune(model, [{"One", " two."}], [to: to] ++ worker() ++ more)
+
+  def finetune!(model, to, more \\ []), do: VLLM.Error.bang!(finetune(model, to, more))
 
   @doc "What is in the folder of a job beside its record and its log, and drafts of these."
   def left(job), do: File.ls!(VLLM.Data.jobs(job.id)) -- ["job", "log"]

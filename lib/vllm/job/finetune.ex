@@ -3,9 +3,11 @@ defmodule VLLM.Job.Finetune do
   # The kind of job that trains an adapter. Its steps:
   #
   #     names       are the names free that the outputs are to have?
+  #     check       can such an adapter be trained over it, with these data and options? (before a
+  #                 download: as far as its headers tell)
   #     pull        where is the model? It may have to be downloaded
   #     look        what do its files say, so that a change is seen?
-  #     check       can such an adapter be trained over it, with these data and options?
+  #     check       all of it, with its tokenizer
   #     train       the adapter, in the job's folder; a retry goes on from the last state
   #     publish     it gets its place
   #     register    and its name
@@ -113,13 +115,19 @@ defmodule VLLM.Job.Finetune do
   def next(%Record{memo: memo} = job) do
     cond do
       not is_map_key(memo, :named) -> Steps.names(job, &{registered(job, &1), nil})
+      elsewhere?(job) -> check(job, job.source, job.options["engine"])
       not is_map_key(memo, :path) -> Steps.pull(job)
       not is_map_key(memo, :seen) -> Steps.look(job)
-      not is_map_key(memo, :checked) -> check(job)
+      not is_map_key(memo, :checked) -> check(job, memo.path, %{})
       output = Enum.find(job.outputs, &(&1.state != :done)) -> next(job, output)
       true -> :done
     end
   end
+
+  # It may have to be downloaded, and nobody has looked at it yet.
+  defp elsewhere?(%Record{memo: memo, source: source}),
+    do:
+      not is_map_key(memo, :path) and not is_map_key(memo, :foreseen) and not File.exists?(source)
 
   defp next(job, %Output{state: :registering} = output),
     do: Steps.place(job, output, %{"name" => registered(job, output)})
@@ -127,13 +135,13 @@ defmodule VLLM.Job.Finetune do
   defp next(job, %Output{label: @adapter}), do: train(job)
   defp next(job, %Output{label: @merged}), do: merge(job)
 
-  defp check(job) do
+  defp check(job, model, engine) do
     %Step{
       name: :check,
       state: :preparing,
       at: :serve,
       method: "check_finetune",
-      params: params(job)
+      params: Map.put(params(job, model), "engine", engine)
     }
   end
 
@@ -153,13 +161,13 @@ defmodule VLLM.Job.Finetune do
       memory: job.memo.checked["memory_bytes"],
       at: :serve,
       method: "finetune",
-      params: Map.merge(params(job), out)
+      params: Map.merge(params(job, job.memo.path), out)
     }
   end
 
-  defp params(job) do
+  defp params(job, model) do
     %{
-      "model" => job.memo.path,
+      "model" => model,
       "data" => job.options["data"],
       "options" => job.options["training"]
     }
@@ -200,8 +208,10 @@ defmodule VLLM.Job.Finetune do
       else: {:error, Source.changed(job.memo.path)}
   end
 
-  def done(job, %Step{name: :check}, %{"memory_bytes" => _} = checked),
-    do: {:ok, Steps.remember(job, :checked, checked)}
+  def done(job, %Step{name: :check}, %{"memory_bytes" => _} = checked) do
+    found = if is_map_key(job.memo, :path), do: :checked, else: :foreseen
+    {:ok, Steps.remember(job, found, checked)}
+  end
 
   def done(job, %Step{name: name, output: label}, %{"files" => %{}} = made)
       when name in [:train, :merge] do

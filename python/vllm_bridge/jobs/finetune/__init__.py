@@ -21,6 +21,7 @@ class CheckParams(msgspec.Struct, forbid_unknown_fields=True):
     model: str
     data: Any
     options: dict[str, Any] = {}
+    engine: dict[str, Any] = {}
 
 
 class FinetuneParams(msgspec.Struct, forbid_unknown_fields=True):
@@ -48,7 +49,7 @@ async def check_finetune(_call: Call, params: CheckParams) -> dict[str, Any]:
     def checked() -> dict[str, Any]:
         from vllm_bridge.jobs.finetune.train import Plan
 
-        return Plan(params.model, params.data, params.options).to_wire()
+        return Plan(params.model, params.data, params.options, params.engine).to_wire()
 
     return await asyncio.to_thread(checked)
 

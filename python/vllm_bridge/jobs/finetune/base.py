@@ -1,20 +1,25 @@
 """The model that an adapter is trained over: whether there is a way to, and loading it."""
 
 import importlib.util
+import logging
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 from vllm_bridge.checkpoints.checkpoint import Checkpoint
 from vllm_bridge.errors import BridgeError
 from vllm_bridge.quantization import registry
+from vllm_bridge.quantization.method import Method
 
 if TYPE_CHECKING:
     from vllm_bridge.jobs.finetune.options import Settings
 
 EXTRA: Final = {"peft": "peft", "accelerate": "accelerate"}
 
-# Whose layers `packed` has, by their own config's names.
-_PACKED: Final = ("awq", "gptq")
+# Whose layers `packed` has: how they store integers, by their own words, and of how many bits.
+_PACKED: Final = {
+    "awq": (("gemm",), (4,)),
+    "gptq": (("gptq", "gptq_v2"), (2, 3, 4, 8)),
+}
 
 _PLAIN = (
     "Train over the plain model that it was made of; the adapter is then served over this one too, "
@@ -62,10 +67,9 @@ def check(checkpoint: Checkpoint, quantizes: bool) -> None:
         BridgeError: ``unsupported_quantization`` with the reason, ``unsupported_model``,
             ``vllm_not_installed``, ``invalid_option``
     """
-    named = checkpoint.quant_method
-    method = registry.meant_by(named) if named else None
+    method = _method(checkpoint)
     check_packages(quantizes or (method is not None and method.name == "bitsandbytes"))
-    if named is None or method is None:
+    if method is None:
         architecture = checkpoint.architecture or ""
         if not architecture.endswith(("ForCausalLM", "ForConditionalGeneration", "LMHeadModel")):
             raise BridgeError(
@@ -79,18 +83,40 @@ def check(checkpoint: Checkpoint, quantizes: bool) -> None:
         raise BridgeError(
             "invalid_option",
             f"The model is quantized already ({checkpoint.description}).",
-            {"option": "load_in_4bit", "quantization": named},
+            {"option": "load_in_4bit", "quantization": checkpoint.quant_method},
             remedy="Leave `load_in_4bit` and `load_in_8bit` out.",
         )
-    if method.name in (*_PACKED, "bitsandbytes"):
+    if method.name == "bitsandbytes":
         return
-    why = _REFUSALS.get(method.name, "there are no layers for it that gradients go through")
-    raise BridgeError(
-        "unsupported_quantization",
-        f"No adapter can be trained over {method.title or named}: {why}.",
-        {"quantization": named},
-        remedy=_PLAIN,
-    )
+    if method.name in _PACKED:
+        why = _not_packed(method, checkpoint.quantization or {})
+    else:
+        why = _REFUSALS.get(method.name, "there are no layers for it that gradients go through")
+    if why is not None:
+        raise BridgeError(
+            "unsupported_quantization",
+            f"No adapter can be trained over {method.title or checkpoint.quant_method}: {why}.",
+            {"quantization": checkpoint.quant_method},
+            remedy=_PLAIN,
+        )
+
+
+def _method(checkpoint: Checkpoint) -> Method | None:
+    named = checkpoint.quant_method
+    return registry.meant_by(named) if named else None
+
+
+def _not_packed(method: Method, config: Mapping[str, Any]) -> str | None:
+    """Why the layers of ``packed`` are none of this checkpoint's; None where they are."""
+    scheme = method.scheme(config)
+    layouts, bits = _PACKED[method.name]
+    if scheme.format is not None and scheme.format not in layouts:
+        return f"this one stores its integers as `{scheme.format}`, for kernels that only serve"
+    if scheme.bits not in bits:
+        return f"gradients go through {', '.join(map(str, bits))} bits, not {scheme.bits}"
+    if any(not rule.startswith("-:") for rule in config.get("dynamic") or {}):
+        return "the settings of its layers differ (`dynamic`)"
+    return None
 
 
 def says(checkpoint: Checkpoint, settings: "Settings") -> str:
@@ -101,7 +127,7 @@ def says(checkpoint: Checkpoint, settings: "Settings") -> str:
         double = settings.bitsandbytes["bnb_4bit_use_double_quant"]
         kind = settings.bitsandbytes["bnb_4bit_quant_type"]
         return f"bitsandbytes {kind}" + (" with double quantization" if double else "")
-    if checkpoint.quant_method in _PACKED:
+    if _packing(checkpoint) is not None:
         return (
             f"{checkpoint.description}; packed, computed exactly by this library's own layers "
             "(transformers' need gptqmodel, which contradicts vLLM)"
@@ -134,12 +160,15 @@ def load(checkpoint: Checkpoint, settings: "Settings") -> Any:
     kind = getattr(torch, dtype(settings))
     config = AutoConfig.from_pretrained(folder)
     arguments: dict[str, Any] = {"config": config, "dtype": kind, "local_files_only": True}
-    if checkpoint.quant_method in _PACKED:
-        config.quantization_config = _packed(checkpoint)
+    if (method := _packing(checkpoint)) is not None:
+        config.quantization_config = _packed(checkpoint, method)
     if settings.bitsandbytes:
         arguments["quantization_config"] = BitsAndBytesConfig(
             **{"bnb_4bit_compute_dtype": kind, **settings.bitsandbytes}
         )
+    if settings.bitsandbytes.get("load_in_8bit"):
+        # Each product would say in the log that its inputs are rounded.
+        logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
     if torch.cuda.is_available():
         arguments["device_map"] = {"": 0}
     try:
@@ -161,15 +190,30 @@ def load(checkpoint: Checkpoint, settings: "Settings") -> Any:
     return model
 
 
-def _packed(checkpoint: Checkpoint) -> Mapping[str, Any]:
+def _packing(checkpoint: Checkpoint) -> Method | None:
+    """The method whose layers are in ``packed``."""
+    method = _method(checkpoint)
+    return method if method is not None and method.name in _PACKED else None
+
+
+def _packed(checkpoint: Checkpoint, method: Method) -> Mapping[str, Any]:
     from vllm_bridge.jobs.finetune import packed
 
     suffix = ".qweight"
-    modules = [name.removesuffix(suffix) for name in checkpoint.tensors if name.endswith(suffix)]
+    scheme = method.scheme(checkpoint.quantization or {})
     return {
         "quant_method": packed.METHOD,
-        "settings": dict(checkpoint.quantization or {}),
-        "modules": modules,
+        "layout": {
+            "is_awq": method.name == "awq",
+            "bits": scheme.bits,
+            "group_size": scheme.group_size or 128,
+            "is_symmetric": scheme.symmetric is not False,
+            "is_ordered": any(name.endswith(".g_idx") for name in checkpoint.tensors),
+            "format": scheme.format,
+        },
+        "modules": [
+            name.removesuffix(suffix) for name in checkpoint.tensors if name.endswith(suffix)
+        ],
     }
 
 

@@ -18,8 +18,7 @@ from vllm_bridge.quantization.packed import grouped
 # What transformers knows these layers by.
 METHOD = "vllm_bridge_packed"
 
-_BITS = 4  # of AWQ's integers
-_PER_WORD = 32 // _BITS
+_AWQ_BITS = 4
 
 # The output that each four bits of a word of AWQ's are of, lowest first, as a place in the word.
 _AWQ_ORDER = (0, 4, 1, 5, 2, 6, 3, 7)
@@ -41,37 +40,28 @@ class PackedLinear(torch.nn.Linear):  # type: ignore[misc]
     adapters on it; ``weight`` is made anew each time that it is asked for.
 
     Args:
-        settings: ``quantization_config`` of the model
+        layout: how integers are stored, with ``is_awq``, ``bits``, ``group_size``,
+            ``is_symmetric``, ``is_ordered`` (there is a ``g_idx``) and the ``format``
     """
 
-    def __init__(
-        self, columns: int, rows: int, has_bias: bool, settings: Mapping[str, Any]
-    ) -> None:
+    def __init__(self, columns: int, rows: int, has_bias: bool, layout: Mapping[str, Any]) -> None:
         torch.nn.Module.__init__(self)
         self.in_features, self.out_features = columns, rows
-        self.is_awq = settings["quant_method"] == "awq"
-        self.bits = int(settings.get("bits", _BITS))
-        self.group_size = int(settings.get("group_size", 128))
+        self.is_awq, self.bits = layout["is_awq"], layout["bits"]
         self.settings = gptq.Settings(
             bits=self.bits,
-            group_size=self.group_size,
-            is_ordered=not self.is_awq,
-            is_symmetric=False if self.is_awq else settings.get("sym", True) is True,
-            stores_zeros=gptq.STORES_ZEROS.get(
-                str(settings.get("checkpoint_format", "gptq")), False
-            ),
+            group_size=layout["group_size"],
+            is_ordered=layout["is_ordered"],
+            is_symmetric=layout["is_symmetric"] and not self.is_awq,
+            stores_zeros=gptq.STORES_ZEROS.get(layout["format"], False),
         )
-        groups = 1 if self.group_size == -1 else columns // self.group_size
-        words = (columns, rows // _PER_WORD) if self.is_awq else (columns * self.bits // 32, rows)
+        groups, packed = self.settings.groups(columns), rows * self.bits // 32
+        words = (columns, packed) if self.is_awq else (columns * self.bits // 32, rows)
         self.register_buffer("qweight", torch.zeros(words, dtype=torch.int32))
         self.register_buffer("scales", torch.zeros(groups, rows, dtype=torch.float16))
-        self.register_buffer(
-            "qzeros", torch.zeros(groups, rows * self.bits // 32, dtype=torch.int32)
-        )
-        if not self.is_awq:
-            self.register_buffer(
-                "g_idx", torch.arange(columns, dtype=torch.int32) // self.group_size
-            )
+        self.register_buffer("qzeros", torch.zeros(groups, packed, dtype=torch.int32))
+        if self.settings.is_ordered:
+            self.register_buffer("g_idx", torch.zeros(columns, dtype=torch.int32))
         bias = torch.zeros(rows) if has_bias else None
         self.bias = None if bias is None else torch.nn.Parameter(bias, requires_grad=False)
 
@@ -84,11 +74,16 @@ class PackedLinear(torch.nn.Linear):  # type: ignore[misc]
         else:
             packed = gptq.rows(self.qweight, self.settings)
             zeros = gptq.zeros(self.qzeros, self.settings)
-            inputs = gptq.order(self.g_idx)
+            inputs = gptq.order(self.g_idx) if self.settings.is_ordered else None
             if inputs is not None:
                 packed = gptq.reorder(packed, self.bits, inputs)
         scales = self.scales.T.float().contiguous()
-        for name in ("qweight", "qzeros", "scales", *(() if self.is_awq else ("g_idx",))):
+        for name in (
+            "qweight",
+            "qzeros",
+            "scales",
+            *(["g_idx"] if self.settings.is_ordered else []),
+        ):
             delattr(self, name)
         self.register_buffer("packed", packed, persistent=False)
         self.register_buffer("values", scales, persistent=False)
@@ -117,7 +112,7 @@ class PackedLinear(torch.nn.Linear):  # type: ignore[misc]
 
 def _awq(words: torch.Tensor) -> torch.Tensor:
     """The integers in AWQ's words: a row for each input, a column for each output."""
-    numbers = words.unsqueeze(-1) >> torch.arange(0, 32, _BITS, dtype=torch.int32) & 15
+    numbers = words.unsqueeze(-1) >> torch.arange(0, 32, _AWQ_BITS, dtype=torch.int32) & 15
     return numbers[..., list(_AWQ_ORDER)].flatten(1).to(torch.uint8)
 
 
@@ -126,13 +121,13 @@ class PackedConfig(QuantizationConfigMixin):  # type: ignore[misc]
     """What transformers is told of such a model.
 
     Args:
-        settings: the model's own ``quantization_config``
+        layout: as ``PackedLinear`` has it
         modules: the names of the layers that are packed
     """
 
-    def __init__(self, settings: Mapping[str, Any], modules: list[str], **_: Any) -> None:
+    def __init__(self, layout: Mapping[str, Any], modules: list[str], **_: Any) -> None:
         self.quant_method = METHOD
-        self.settings = dict(settings)
+        self.layout = dict(layout)
         self.modules = modules
 
 
@@ -158,7 +153,7 @@ class PackedQuantizer(HfQuantizer):  # type: ignore[misc]
                         module.in_features,
                         module.out_features,
                         module.bias is not None,
-                        self.quantization_config.settings,
+                        self.quantization_config.layout,
                     )
                 parent, _, last = name.rpartition(".")
                 setattr(model.get_submodule(parent), last, layer)

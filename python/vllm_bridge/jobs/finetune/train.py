@@ -34,23 +34,33 @@ class Plan:
 
     Args:
         model: as the user calls it
-        given: the options, as the user gave them
         given_data: what is trained on
+        given: the options, as the user gave them
+        engine: options of an engine, which say where the model is. Of one that is still to be
+            downloaded its headers are read; its tokenizer makes no tokens of the data yet
 
     Raises:
         BridgeError: for whatever is wrong with one of them
     """
 
-    def __init__(self, model: str, given_data: Any, given: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        model: str,
+        given_data: Any,
+        given: Mapping[str, Any],
+        engine: Mapping[str, Any] | None = None,
+    ) -> None:
         base.check_packages()
         self.model = model
         self.settings: Settings = options.parse(given)
         own = self.settings.own
-        self.checkpoint: Checkpoint = models.check_model(model, {})
+        self.checkpoint: Checkpoint = models.check_model(model, engine or {})
         base.check(self.checkpoint, bool(self.settings.bitsandbytes))
         _check_served(self.settings)
         self.records = _records(given_data, self.settings)
         self.replay: tuple[Record, ...] = ()
+        self.train: list[Example] = []
+        self.held_out: list[Example] = []
         if own.replay is not None:
             self.replay = data.read(own.replay, "replay", needs_answer=False).train
         if own.early_stopping_patience is not None and not self.records.held_out:
@@ -69,17 +79,17 @@ class Plan:
                 f"`max_length` is {self.max_length}, and the model has {longest} positions.",
                 {"option": "max_length", "max_position_embeddings": longest},
             )
-
-        self.tokenizer = base.tokenizer(self.checkpoint)
-        self.train = self.encoder("data").examples(self.records.train)
-        self.held_out = self.encoder("held_out").examples(self.records.held_out)
+        if self.checkpoint.repository is None:
+            self.tokenizer = base.tokenizer(self.checkpoint)
+            self.train = self.encoder("data").examples(self.records.train)
+            self.held_out = self.encoder("held_out").examples(self.records.held_out)
 
     def encoder(self, option: str) -> data.Encoder:
         return data.Encoder(self.tokenizer, self.max_length, option)
 
     def to_wire(self) -> dict[str, Any]:
         """What is told of it."""
-        longest = max(len(example.tokens) for example in [*self.train, *self.held_out])
+        lengths = [len(example.tokens) for example in [*self.train, *self.held_out]]
         return {
             "base": base.says(self.checkpoint, self.settings),
             "options": self.settings.to_wire() | {"max_length": self.max_length},
@@ -88,7 +98,9 @@ class Plan:
                 "held_out": len(self.records.held_out),
                 "replay": len(self.replay),
             },
-            "memory_bytes": memory.needed(self.checkpoint, self.settings, longest),
+            "memory_bytes": memory.needed(
+                self.checkpoint, self.settings, max(lengths, default=self.max_length)
+            ),
         }
 
 
