@@ -1,11 +1,11 @@
 """What is left of GGUF files in the making when it goes wrong: killed at random moments, on a full
 disk, of a source that is damaged.
 
-    unshare -rm PYTHON bench/gguf_faults.py [KILLS]
+    unshare -rm env PYTHONPATH=python PYTHON bench/gguf_faults.py [KILLS]
 
-PYTHON is that of the quantizing environment, with `python/` on PYTHONPATH. Each attempt is a
-process of its own, forked from this one, which has imported what is needed. Prints what it found,
-and fails where something is left or something else comes of a second attempt.
+PYTHON is that of the quantizing environment. Each attempt is a process of its own, forked from this
+one, which has imported what is needed. Prints what it found, and fails where something is left or
+something else comes of a second attempt.
 """
 
 import collections
@@ -19,7 +19,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,7 @@ from vllm_bridge.errors import BridgeError
 from vllm_bridge.jobs import quantize
 
 DEMO = Path(__file__).resolve().parents[1] / "priv" / "models" / "demo"
-TEXTS = [f"The number {number} comes after the number {number - 1}." for number in range(1, 60)]
+TEXTS = [f"The number {number} comes after the number {number - 1}." for number in range(1, 13)]
 
 
 def make(source: Path, out: Path, work: Path) -> dict[str, Any]:
@@ -38,15 +37,15 @@ def make(source: Path, out: Path, work: Path) -> dict[str, Any]:
     return quantize.make(asked, lambda *_, **__: None)
 
 
-def attempt(does: Callable[[], Any], told: Path) -> int:
-    """The process that does it. What came of it is in the file `told`."""
+def attempt(source: Path, out: Path, work: Path, told: Path) -> int:
+    """The process that makes it. What came of it is in the file `told`."""
     if (pid := os.fork()) > 0:
         return pid
     quiet = os.open(os.devnull, os.O_WRONLY)
     os.dup2(quiet, 1)
     os.dup2(quiet, 2)
     try:
-        does()
+        make(source, out, work)
         said = "made"
     except BridgeError as error:
         said = error.reason
@@ -54,6 +53,10 @@ def attempt(does: Callable[[], Any], told: Path) -> int:
         said = f"{type(error).__name__}: {error}"
     told.write_text(said)
     os._exit(0)
+
+
+def tried(source: Path, out: Path, work: Path, told: Path) -> str:
+    return outcome(attempt(source, out, work, told), told)
 
 
 def outcome(pid: int, told: Path) -> str:
@@ -73,20 +76,20 @@ def kills(folder: Path, count: int) -> dict[str, Any]:
     work, out, told = folder / "work", folder / "out", folder / "told"
     work.mkdir()
     began = time.monotonic()
-    assert outcome(attempt(lambda: make(DEMO, out, work), told), told) == "made"
+    assert tried(DEMO, out, work, told) == "made"
     longest, right = time.monotonic() - began, digest(out)
     ends: collections.Counter[str] = collections.Counter()
     for _ in range(count):
         shutil.rmtree(out, ignore_errors=True)
         for kept in work.iterdir():
             kept.unlink()
-        pid = attempt(lambda: make(DEMO, out, work), told)
+        pid = attempt(DEMO, out, work, told)
         time.sleep(random.uniform(0, longest))
         os.kill(pid, signal.SIGKILL)
         ends[outcome(pid, told)] += 1
         # As the job does with the folder of a step that is gone.
         shutil.rmtree(out, ignore_errors=True)
-        assert outcome(attempt(lambda: make(DEMO, out, work), told), told) == "made"
+        assert tried(DEMO, out, work, told) == "made"
         assert digest(out) == right, "another file came of what a killed attempt left"
     return {"attempts": count, **ends, "the same file at the second attempt": count}
 
@@ -101,7 +104,7 @@ def full_disks(folder: Path, count: int) -> dict[str, Any]:
         subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}k", "none", disk], check=True)
         try:
             out, work = disk / "out", disk / "work"
-            ends[outcome(attempt(lambda: make(DEMO, out, work), told), told)] += 1
+            ends[tried(DEMO, out, work, told)] += 1
             assert not out.exists(), f"something is left on a disk of {size} kB"
         finally:
             subprocess.run(["umount", disk], check=True)
@@ -123,7 +126,7 @@ def damaged(folder: Path, count: int) -> dict[str, Any]:
             content[random.randrange(min(len(content), 4096))] ^= 1 << random.randrange(8)
         (source / name).write_bytes(content)
         out, work = folder / "out", folder / "work"
-        end = outcome(attempt(lambda: make(source, out, work), told), told)
+        end = tried(source, out, work, told)
         ends[end] += 1
         assert out.exists() == (end == "made"), (name, end)
         for path in (out, work, source):
@@ -135,7 +138,9 @@ def main(count: int) -> None:
     random.seed(12)
     import llama_cpp  # noqa: F401
     import torch  # noqa: F401
-    import transformers  # noqa: F401
+
+    # By its name, because it is imported when it is asked for.
+    from transformers import AutoTokenizer  # noqa: F401
 
     from vllm_bridge.jobs.quantize.llama_cpp import converter
 
@@ -148,6 +153,7 @@ def main(count: int) -> None:
     ):
         with tempfile.TemporaryDirectory() as folder:
             found[what] = trial(Path(folder), times)
+        print(what, found[what], file=sys.stderr)
     print(json.dumps(found, indent=1))
 
 

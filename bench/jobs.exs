@@ -52,7 +52,7 @@ defmodule Bench.Jobs do
   def run(options) do
     :rand.seed(:exsss, options[:seed])
     {model, job} = job(options)
-    folder = Path.join("/tmp", "bench-jobs-#{System.pid()}")
+    folder = Path.join(System.tmp_dir!(), "jobs-#{System.pid()}")
     setting = %{folder: folder, job: {model, job}}
 
     try do

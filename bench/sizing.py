@@ -18,8 +18,8 @@ GUIDE = ROOT / "guides" / "sizing.md"
 SIZES = ROOT / "python" / "tests" / "sizes.py"
 BEGIN, END = "<!-- table: written by bench/sizing.py -->", "<!-- end of table -->"
 HEAD = (
-    "| model | weights, estimated | vLLM's | apart | KV cache, estimated | vLLM's | tokens, estimated "
-    "| vLLM's |\n| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |"
+    "| model | weights, estimated | vLLM's | apart | KV cache, estimated | vLLM's "
+    "| tokens, estimated | vLLM's |\n| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |"
 )
 
 
