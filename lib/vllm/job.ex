@@ -76,6 +76,7 @@ defmodule VLLM.Job do
     Queue,
     Record,
     Settings,
+    Steps,
     Store
   }
 
@@ -534,13 +535,11 @@ defmodule VLLM.Job do
     end
   end
 
-  # Cut off between its publication and its registration.
-  defp delete_output(record, %Output{state: :registering} = output) do
-    _ = File.rm_rf(Data.model(record.name, output.label))
+  # Without a name; but it may have its place.
+  defp delete_output(record, output) do
+    if Steps.published?(record, output), do: File.rm_rf(Data.model(record.name, output.label))
     :ok
   end
-
-  defp delete_output(_record, _none), do: :ok
 
   @doc "Like `delete/2`, but raises `VLLM.Error`."
   @spec delete!(id(), keyword() | map()) :: :ok

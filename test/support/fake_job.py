@@ -1,7 +1,7 @@
 """The steps of a job that do what they are told, for tests of jobs; standard library only.
 
-A format is any name. What is done for an output is said by its options: `quantize`, `measure` and
-`register` are steps, parted by ";", each a name and perhaps ":" and an argument: `print:TEXT`, `touch:FILE`,
+A format is any name. What is done for an output is said by its options: `check`, `quantize`, `measure`
+and `register` are steps, parted by ";", each a name and perhaps ":" and an argument: `print:TEXT`, `touch:FILE`,
 `wait:FILE` (until it is there), `sleep:SECONDS`, `tell:DONE:TOTAL`, `exit:STATUS`, `refuse:REASON`, `child` (leaves a process in a
 session of its own that ignores signals), `once:FILE:STEP` (unless FILE exists, and makes it). `memory` and `disk` are what
 it is planned to take. The name of a model of the hub is steps, too, for its download, and may end with `@` and the folder that it is
@@ -84,12 +84,13 @@ def taken(_request: int, params: dict) -> object:
     ]
 
 
-def quantize_formats(_request: int, params: dict) -> object:
+def quantize_formats(request: int, params: dict) -> object:
     found = []
     for name, given in params["outputs"]:
         if name == "unheard-of":
             raise Refused("invalid_option")
         options = {"word": given} if isinstance(given, str) else dict(given or {})
+        steps(options.get("check", ""), request)
         label = options.pop("as", None) or options.get("word") or name
         found.append({"label": label, "format": name, "options": options, "texts": "unused"})
     return found

@@ -403,11 +403,12 @@ defmodule VLLM.Job.Quantize do
 
   def done(job, %Step{name: :pull}, pulled), do: {:ok, Steps.pulled(job, pulled)}
 
-  # Outputs that are finished, and those that are not, are to be of the same model.
+  # Outputs that have their place, and those that have none, are to be of the same model.
   def done(job, %Step{name: :look}, fingerprint) do
-    if job.fingerprint not in [nil, fingerprint] and Record.finished(job) != [],
-      do: {:error, Source.changed(job.memo.path)},
-      else: {:ok, Steps.looked(job, fingerprint)}
+    if job.fingerprint not in [nil, fingerprint] and
+         Enum.any?(job.outputs, &(&1.state in [:registering, :done])),
+       do: {:error, Source.changed(job.memo.path)},
+       else: {:ok, Steps.looked(job, fingerprint)}
   end
 
   def done(job, %Step{name: :plan}, plan) do

@@ -10,8 +10,20 @@ defmodule VLLM.Job.Queue do
 
   require Logger
 
-  alias VLLM.Error
-  alias VLLM.Job.{Finetune, Owner, Progress, Quantize, Record, Runner, Settings, Store, Tally}
+  alias VLLM.{Data, Error}
+
+  alias VLLM.Job.{
+    Finetune,
+    Lock,
+    Owner,
+    Progress,
+    Quantize,
+    Record,
+    Runner,
+    Settings,
+    Store,
+    Tally
+  }
 
   # How often the disk is asked about jobs of other BEAMs that somebody here follows, and whether
   # those want one that waits here to be cancelled, in ms.
@@ -101,21 +113,16 @@ defmodule VLLM.Job.Queue do
   @impl true
   def handle_continue(:sweep, state) do
     # Nothing of this BEAM runs yet, also where this process had to be started again.
-    Store.sweep(Owner.this())
+    Lock.exclusively(Data.jobs(), fn -> Store.sweep(Owner.this()) end)
     :timer.send_interval(@tick, :tick)
     {:noreply, state}
   end
 
   @impl true
-  def handle_call({:submit, record, settings}, _from, state) do
-    case free(record) do
-      :ok -> add(record, settings, state)
-      {:error, error} -> {:reply, {:error, error}, state}
-    end
-  end
+  def handle_call({:submit, record, settings}, _from, state), do: add(record, settings, state)
 
   def handle_call({:retry, id, settings, new?}, _from, state) do
-    with {:ok, record} <- get(id), :ok <- can_retry(record), :ok <- free(record) do
+    with {:ok, record} <- get(id), :ok <- can_retry(record) do
       record = %{
         @kinds[record.kind].again(record)
         | state: :queued,
@@ -228,13 +235,15 @@ defmodule VLLM.Job.Queue do
 
   ## Adding
 
-  # A name is one folder and one entry of the registry.
-  defp free(record) do
-    case Enum.find(list(), &(&1.name == record.name and not Record.ended?(&1))) do
-      nil -> :ok
-      %{id: id} when id == record.id -> {:error, running(record, "retried")}
-      other -> {:error, taken(other)}
-    end
+  # A name is one folder and one entry of the registry. Another BEAM may want it now, too.
+  defp claim(record) do
+    Lock.exclusively(Data.jobs(), fn ->
+      case Enum.find(list(), &(&1.name == record.name and not Record.ended?(&1))) do
+        nil -> Store.write(record)
+        %{id: id} = same when id == record.id -> {:error, running(same, "retried")}
+        other -> {:error, taken(other)}
+      end
+    end)
   end
 
   defp taken(other) do
@@ -264,7 +273,7 @@ defmodule VLLM.Job.Queue do
   defp add(record, settings, state) do
     record = %{record | owner: Owner.this()}
 
-    case Store.write(record) do
+    case claim(record) do
       :ok ->
         Tally.update(record)
         settings = Map.put(state.settings, record.id, settings)

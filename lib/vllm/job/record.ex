@@ -108,10 +108,6 @@ defmodule VLLM.Job.Record do
   @spec ended?(t()) :: boolean()
   def ended?(%__MODULE__{state: state}), do: state in @ends
 
-  @doc "The outputs that are there and registered."
-  @spec finished(t()) :: [Output.t()]
-  def finished(%__MODULE__{outputs: outputs}), do: Enum.filter(outputs, &(&1.state == :done))
-
   @doc "Changes the output of a label."
   @spec update_output(t(), String.t(), (Output.t() -> Output.t())) :: t()
   def update_output(%__MODULE__{outputs: outputs} = record, label, fun) do

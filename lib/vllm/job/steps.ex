@@ -94,7 +94,7 @@ defmodule VLLM.Job.Steps do
       output: label,
       output_state: :registering,
       before: unchanged(job),
-      run: fn -> Store.publish(from, to) end
+      run: fn -> Store.publish(job.id, from, to) end
     }
   end
 
@@ -146,11 +146,13 @@ defmodule VLLM.Job.Steps do
     %{job | outputs: outputs}
   end
 
-  # It has its place; its registration failed, or was cut off, or was not even noted.
-  defp published?(job, output) do
-    (output.path != nil or output.state == :registering) and
-      File.dir?(Data.model(job.name, output.label))
-  end
+  @doc """
+  Whether an output of the job has its place. It may lack its name: its registration failed, or was cut
+  off, or was not even noted.
+  """
+  @spec published?(Record.t(), Output.t()) :: boolean()
+  def published?(job, %Output{label: label}),
+    do: Store.published?(job.id, Data.model(job.name, label))
 
   @spec remember(Record.t(), term(), term()) :: Record.t()
   def remember(job, name, value), do: %{job | memo: Map.put(job.memo, name, value)}

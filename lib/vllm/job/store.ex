@@ -137,32 +137,42 @@ defmodule VLLM.Job.Store do
     with {:error, reason} <- File.mkdir_p(tmp(id)), do: {:error, not_written(tmp(id), reason)}
   end
 
+  # In a model that a job has made: the job's id. Nobody uploads hidden files.
+  @maker ".job"
+
   @doc """
-  Gives what a job has made its place, at once and as a whole. It may be there already, from a try
-  that was cut off.
+  Gives what the job `id` has made its place, at once and as a whole. It may be there already, from a
+  try that was cut off.
   """
-  @spec publish(Path.t(), Path.t()) :: {:ok, Path.t()} | {:error, Error.t()}
-  def publish(from, to) do
-    cond do
-      not File.exists?(from) and File.dir?(to) ->
+  @spec publish(String.t(), Path.t(), Path.t()) :: {:ok, Path.t()} | {:error, Error.t()}
+  def publish(id, from, to) do
+    if published?(id, to) do
+      {:ok, to}
+    else
+      with :ok <- File.write(Path.join(from, @maker), id),
+           :ok <- File.mkdir_p(Path.dirname(to)),
+           # The system refuses it where something is, whoever came first.
+           :ok <- File.rename(from, to) do
+        _ = flush(Path.dirname(to), [:read, :raw, :directory])
         {:ok, to}
-
-      File.exists?(to) ->
-        message =
-          "#{to} is there already: another job has made it meanwhile. Delete it, or start a job " <>
-            "under another `name:`."
-
-        {:error, Error.new(:name_taken, message, %{"path" => to})}
-
-      true ->
-        with :ok <- File.mkdir_p(Path.dirname(to)), :ok <- File.rename(from, to) do
-          _ = flush(Path.dirname(to), [:read, :raw, :directory])
-          {:ok, to}
-        else
-          {:error, reason} -> {:error, not_written(Path.dirname(to), reason)}
-        end
+      else
+        {:error, reason} when reason in [:eexist, :enotempty, :enotdir] -> {:error, taken(to)}
+        {:error, reason} -> {:error, not_written(Path.dirname(to), reason)}
+      end
     end
   end
+
+  defp taken(path) do
+    message =
+      "#{path} is there already: another job has made it meanwhile. Delete it, or start a job " <>
+        "under another `name:`."
+
+    Error.new(:name_taken, message, %{"path" => path})
+  end
+
+  @doc "Whether what is at a place among the models was made by the job `id`."
+  @spec published?(String.t(), Path.t()) :: boolean()
+  def published?(id, path), do: File.read(Path.join(path, @maker)) == {:ok, id}
 
   @doc "Removes what only a running job has."
   @spec clean(String.t()) :: :ok

@@ -46,6 +46,8 @@ defmodule VLLM.Job.FaultTest do
       for pid <- workers(), command(pid) =~ ~r/job\0$|tools\0$/, do: signal("KILL", pid)
       assert {:error, %Error{reason: :step_died} = error} = Job.await(job)
       assert error.message =~ "step `#{unquote(step)}` was killed by signal 9"
+      # What it likely was, and what to do then.
+      assert error.message =~ "want of memory" and error.message =~ "stop engines"
       assert Job.get!(job).state == :failed
       assert gone?(job)
       if unquote(step) != :register, do: assert(models() == [])
@@ -82,15 +84,14 @@ defmodule VLLM.Job.FaultTest do
     assert eventually(fn -> File.exists?(loading) end, 60_000)
     assert cancelled(job).state == :cancelled
 
-    # Making and verifying.
-    for step <- [:quantize, :measure] do
+    # Preparing, making and verifying.
+    for step <- [:check, :quantize, :measure] do
       job = stopping(model, folder, step)
       # Another waits for it.
       queued = quantize!(model, [:b], name: "queued")
       assert Job.cancel(queued) == :ok
       assert %{state: :cancelled, outputs: []} = Job.get!(queued)
-      assert %{outputs: [%{state: state}]} = cancelled(job)
-      assert state != :done
+      refute Enum.any?(cancelled(job).outputs, &(&1.state == :done))
       File.rm!(Path.join(folder, "reached"))
     end
 
@@ -99,6 +100,11 @@ defmodule VLLM.Job.FaultTest do
     assert {:ok, [_]} = Job.await(job)
     assert Job.cancel(job) == :ok
     assert Job.get!(job).state == :done
+
+    job = quantize!(model, [a: [check: "refuse:unsupported"]], name: "failed")
+    assert {:error, %Error{reason: :unsupported}} = Job.await(job)
+    assert Job.cancel(job) == :ok
+    assert Job.get!(job).state == :failed
   end
 
   defp cancelled(job) do
@@ -117,8 +123,10 @@ defmodule VLLM.Job.FaultTest do
     job = quantize!(model, a: [quantize: "refuse:disk_full"], b: [])
     assert {:error, %Error{reason: :disk_full}} = Job.await(job)
     # There is no room for the others, either.
-    assert Enum.map(Job.get!(job).outputs, & &1.state) == [:quantizing, :waiting]
+    assert %{state: :failed, outputs: [a, b]} = Job.get!(job)
+    assert {a.state, b.state} == {:quantizing, :waiting}
     assert gone?(job)
+    assert models() == []
 
     # What is needed is not there, before it begins; and what is there is gone while it runs.
     free = Path.join(folder, "free")
@@ -154,7 +162,72 @@ defmodule VLLM.Job.FaultTest do
     assert {:error, %Error{reason: :source_changed}} = Job.await(job)
     assert gone?(job)
 
-    File.write!(Path.join(model, "config.json"), "{}")
+    # It may be gone altogether.
+    File.rm!(go)
+    job = quantize!(model, [a: [quantize: "touch:#{folder}/c;wait:#{go}"]], name: "alone")
+    assert eventually(fn -> File.exists?(folder <> "/c") end, 60_000)
+    File.rename!(model, model <> "-away")
+    File.touch!(go)
+    assert {:error, %Error{reason: :source_changed}} = Job.await(job)
+    assert gone?(job)
+    assert models() == ["mixed/a"]
+    File.rename!(model <> "-away", model)
+    ends_well(job)
+  end
+
+  test "a source that is damaged is told before anything is made, and a retry takes a whole one",
+       %{model: model, folder: folder} do
+    damaged = "once:#{folder}/damaged:refuse:invalid_checkpoint"
+    job = quantize!(model, a: [check: damaged])
+    assert {:error, %Error{reason: :invalid_checkpoint}} = Job.await(job)
+    assert %{state: :failed, outputs: []} = Job.get!(job)
+    assert gone?(job)
+    assert models() == []
+    ends_well(job)
+  end
+
+  # One that was cut off when its output had its place, and no name yet.
+  defp nameless(model, folder, name) do
+    reached = Path.join(folder, name)
+    script = "once:#{reached}:wait:/nowhere"
+    job = quantize!(model, [a: [register: script]], name: name, verify: false)
+    assert eventually(fn -> File.exists?(reached) end, 60_000)
+    assert Job.cancel(job) == :ok
+    assert %{state: :cancelled, outputs: [%{state: :registering}]} = Job.get!(job)
+    assert left(job) == []
+    job
+  end
+
+  @tag :slow
+  test "what was cut off before it had its name gets it by a retry, if it is that job's still",
+       %{model: model, folder: folder} do
+    job = nameless(model, folder, "own")
+    ends_well(job)
+    assert Enum.count(Job.logs!(job), &(&1 == "== quantize a")) == 1
+
+    # Another has made it meanwhile: it is not taken for its own, and not deleted with it.
+    for name <- ["retried", "deleted"] do
+      job = nameless(model, folder, name)
+      place = VLLM.Data.model(name, "a")
+      File.rm_rf!(place)
+      assert {:ok, _} = Job.await(quantize!(model, [:a], name: name, verify: false))
+
+      if name == "retried" do
+        assert {:ok, _} = Job.retry(job)
+        assert {:error, %Error{reason: :name_taken}} = Job.await(job)
+      end
+
+      assert Job.delete(job, outputs: true) == :ok
+      assert File.read!(Path.join(place, "model")) == "{}"
+    end
+
+    # The model is another now, and this is not made of it.
+    job = nameless(model, folder, "older")
+    File.write!(Path.join(model, "config.json"), "[1]")
+    assert {:ok, _} = Job.retry(job)
+    assert {:error, %Error{reason: :source_changed}} = Job.await(job)
+    assert Job.delete(job, outputs: true) == :ok
+    refute File.exists?(VLLM.Data.model("older", "a"))
   end
 
   @tag :slow
@@ -229,6 +302,59 @@ defmodule VLLM.Job.FaultTest do
     assert models() == []
     assert left(job) == ["tmp"]
     ends_well(job)
+  end
+
+  @tag :slow
+  test "of two BEAMs that ask for one name at the same moment, one gets it",
+       %{model: model, folder: folder} do
+    names = for number <- 1..20, do: "name-#{number}"
+    options = options([a: [quantize: "wait:/nowhere"]], verify: false)
+
+    beams =
+      for letter <- ["a", "b"] do
+        beam = SecondBeam.start()
+
+        SecondBeam.cast(beam, """
+        Application.put_env(:ex_vllm, :data_dir, #{inspect(VLLM.Data.dir())})
+        # The other is as far.
+        together = fn name ->
+          File.touch!(Path.join(#{inspect(folder)}, name <> "-#{letter}"))
+          wait = fn wait ->
+            there = for l <- ["a", "b"], do: File.exists?(Path.join(#{inspect(folder)}, name <> "-" <> l))
+            unless Enum.all?(there), do: wait.(wait)
+          end
+          wait.(wait)
+        end
+
+        answers =
+          for name <- #{inspect(names)} do
+            together.(name)
+            case VLLM.Job.quantize(#{inspect(model)}, [name: name] ++ #{inspect(options)}) do
+              {:ok, _} -> :ok
+              {:error, error} -> error.reason
+            end
+          end
+
+        File.write!(#{inspect(Path.join(folder, letter))}, :erlang.term_to_binary(answers))
+        """)
+
+        beam
+      end
+
+    for beam <- beams, do: SecondBeam.await(beam, "done")
+
+    answers =
+      for letter <- ["a", "b"],
+          do: folder |> Path.join(letter) |> File.read!() |> :erlang.binary_to_term()
+
+    # Nobody is refused for nothing, either.
+    assert Enum.map(Enum.zip(answers), &Enum.sort(Tuple.to_list(&1))) ==
+             List.duplicate([:name_taken, :ok], 20)
+
+    assert Enum.sort(Enum.map(Job.list(), & &1.name)) == Enum.sort(names)
+    for beam <- beams, do: signal("KILL", beam.os_pid)
+    for beam <- beams, do: SecondBeam.gone_after(beam, System.monotonic_time(:millisecond))
+    assert models() == []
   end
 
   @tag :slow

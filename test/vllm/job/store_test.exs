@@ -5,7 +5,7 @@ defmodule VLLM.Job.StoreTest do
   import VLLM.FakeJobs
 
   alias VLLM.{Data, Error}
-  alias VLLM.Job.{Output, Owner, Progress, Record, Source, Store}
+  alias VLLM.Job.{Lock, Output, Owner, Progress, Record, Source, Store}
 
   @moduletag :tmp_dir
   setup :folders
@@ -125,6 +125,53 @@ defmodule VLLM.Job.StoreTest do
     File.write!(Data.dir(), "in the way")
     assert {:error, %Error{reason: :cache_not_writable, message: message}} = Store.write(record())
     assert message =~ "data_dir"
+  end
+
+  test "what a job has made gets its place once, where nothing is", %{folder: folder} do
+    [ours, theirs] = for name <- ["ours", "theirs"], do: Path.join(folder, name)
+    for path <- [ours, theirs], do: File.mkdir_p!(path)
+    place = Data.model("n", "Q4")
+    refute Store.published?("ours", place)
+    assert Store.publish("ours", ours, place) == {:ok, place}
+    assert Store.published?("ours", place)
+    refute Store.published?("theirs", place)
+
+    # A try that was cut off after that.
+    assert Store.publish("ours", ours, place) == {:ok, place}
+
+    assert {:error, %Error{reason: :name_taken} = error} = Store.publish("theirs", theirs, place)
+    assert error.details == %{"path" => place}
+    assert Store.published?("ours", place)
+  end
+
+  test "one at a time has the lock of a folder, which a process that ends gives back",
+       %{folder: folder} do
+    test = self()
+
+    hold = fn ->
+      spawn_link(fn ->
+        Lock.exclusively(folder, fn ->
+          send(test, {:holds, self()})
+          receive do: (:go -> :ok)
+        end)
+
+        Process.sleep(:infinity)
+      end)
+    end
+
+    first = hold.()
+    assert_receive {:holds, ^first}
+    second = hold.()
+    # Another folder is none of its business.
+    assert Lock.exclusively(folder <> "/other", fn -> :done end) == :done
+    refute_received {:holds, ^second}
+    send(first, :go)
+    assert_receive {:holds, ^second}, 4_000
+    Process.unlink(second)
+    Process.exit(second, :kill)
+    third = hold.()
+    # Sooner than it is done without.
+    assert_receive {:holds, ^third}, 4_000
   end
 
   test "logs are bounded" do
