@@ -35,6 +35,9 @@ defmodule VLLM.Job.Runner do
   # How long this may take to end everything when the application is stopped, in ms.
   @shutdown 15_000
 
+  # The exit status after SIGKILL.
+  @killed 137
+
   # Lines of the log that an error shows.
   @shown 20
 
@@ -288,33 +291,44 @@ defmodule VLLM.Job.Runner do
 
   # What a step's error is to users: of a worker that has ended, how and with which last words.
   defp told(%Error{reason: :engine_dead, details: details} = error, %{step: step} = data) do
-    log = details["log"] || []
-
-    if details["status"] == 137 and Machine.killed() != data.oom_kills,
-      do: Error.new(:out_of_memory, killed(step), %{"log" => log}),
-      else: step_died(step, error, log, data.record.id)
+    # Of a measurement it may be vLLM's process below the worker, which tells no status.
+    if details["status"] in [nil, @killed] and Machine.killed() != data.oom_kills,
+      do: Error.new(:out_of_memory, out_of_memory(step), %{"log" => details["log"] || []}),
+      else: step_died(step, error, data.record.id)
   end
 
   defp told(error, _data), do: error
 
-  defp killed(step) do
+  defp out_of_memory(step) do
     "The system has killed the process of the step `#{step.name}` for want of memory. Stop engines " <>
       "that hold it, or take a larger machine or a format that needs less (`VLLM.Job.estimate/2`); " <>
       "then retry the job."
   end
 
-  defp step_died(step, error, log, id) do
+  defp step_died(step, error, id) do
+    log = error.details["log"] || []
+
     how =
       case error.details["status"] do
-        nil -> "ended"
-        status when status > 128 -> "was killed by signal #{status - 128}"
-        status -> "ended with status #{status}"
+        nil ->
+          "ended. #{error.message}"
+
+        @killed ->
+          "was killed by signal 9 (SIGKILL): by somebody, or by the system for want of memory, which " <>
+            "`dmesg` tells. If so, stop engines and whatever else holds it, or take a format that needs " <>
+            "less (`VLLM.Job.estimate/2`)."
+
+        status when status > 128 ->
+          "was killed by signal #{status - 128}."
+
+        status ->
+          "ended with status #{status}."
       end
 
     last = for line <- Enum.take(log, -@shown), do: "\n  " <> line
 
     message =
-      "The process of the step `#{step.name}` #{how}. A retry of the job begins with this step; " <>
+      "The process of the step `#{step.name}` #{how} A retry of the job begins with this step; " <>
         "`VLLM.Job.logs(#{inspect(id)})` has all that it printed." <>
         if(last == [], do: "", else: " Its last lines:#{last}")
 
