@@ -213,18 +213,22 @@ defmodule VLLM.Job do
   @spec finetune(String.t(), String.t() | [term()], keyword() | map()) ::
           {:ok, t()} | {:error, Error.t()}
   def finetune(model, data, options) do
+    with {:ok, record, known} <- training(model, data, options), do: submit(record, known)
+  end
+
+  @doc "Like `finetune/3`, but returns the job or raises `VLLM.Error`."
+  @spec finetune!(String.t(), String.t() | [term()], keyword() | map()) :: t()
+  def finetune!(model, data, options), do: bang!(finetune(model, data, options))
+
+  defp training(model, data, options) do
     own = Enum.map(Options.names(Options.finetune()), &Atom.to_string/1)
 
     with {:ok, options} <- Options.to_map(options),
          {given, training} = Map.split(options, own),
          {:ok, known} <- Options.only(given, Options.finetune()),
          {:ok, record} <- Finetune.new(model, data, Map.put(known, :training, training)),
-         do: submit(record, known)
+         do: {:ok, record, known}
   end
-
-  @doc "Like `finetune/3`, but returns the job or raises `VLLM.Error`."
-  @spec finetune!(String.t(), String.t() | [term()], keyword() | map()) :: t()
-  def finetune!(model, data, options), do: bang!(finetune(model, data, options))
 
   @doc """
   What `quantize/2` would take with these options: disk, memory and minutes, as a
@@ -234,7 +238,8 @@ defmodule VLLM.Job do
       {:ok, estimate} = VLLM.Job.estimate("Qwen/Qwen2.5-0.5B-Instruct", to: ["gguf:Q4_K_M", :awq])
       for output <- estimate.outputs, do: {output.label, output.bytes, output.memory}
 
-  Formats and options are checked as `quantize/2` does, by the libraries that quantize.
+  Formats and options are checked as `quantize/2` does, by the libraries that quantize. What `finetune/3`
+  would take is told by `estimate/3`.
 
   ## Errors
 
@@ -251,6 +256,34 @@ defmodule VLLM.Job do
   @doc "Like `estimate/2`, but returns the estimate or raises `VLLM.Error`."
   @spec estimate!(String.t(), keyword() | map()) :: Estimate.t()
   def estimate!(model, options), do: bang!(estimate(model, options))
+
+  @doc """
+  What `finetune/3` would take with the same arguments, as a `VLLM.Job.Estimate`. Nothing is trained.
+
+      {:ok, estimate} =
+        VLLM.Job.estimate("Qwen/Qwen2.5-0.5B-Instruct", "/data/tickets.jsonl", to: "tickets", epochs: 3)
+
+      {estimate.memory, estimate.minutes}
+
+  Data and options are checked as `finetune/3` does. The tokenizer of the model counts the tokens of the
+  data; of a model that is still on the hub they are guessed from its bytes.
+
+  ## Errors
+
+  `:invalid_option`, `:model_not_found` and others of the source, those with which a training over this
+  model is refused (`:unsupported_quantization`, `:unsupported_model`), and `:vllm_not_installed` where
+  what trains is not installed.
+  """
+  @spec estimate(String.t(), String.t() | [term()], keyword() | map()) ::
+          {:ok, Estimate.t()} | {:error, Error.t()}
+  def estimate(model, data, options) do
+    with {:ok, record, known} <- training(model, data, options),
+         do: Finetune.estimate(record, Settings.new(record, known).())
+  end
+
+  @doc "Like `estimate/3`, but returns the estimate or raises `VLLM.Error`."
+  @spec estimate!(String.t(), String.t() | [term()], keyword() | map()) :: Estimate.t()
+  def estimate!(model, data, options), do: bang!(estimate(model, data, options))
 
   @doc """
   The losses of a fine-tuning over its steps, as the text of an SVG picture; of one that is done.

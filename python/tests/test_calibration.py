@@ -130,3 +130,15 @@ def test_the_default_set_is_prose_in_several_languages_and_code() -> None:
     assert len(set(found)) == len(found)
     for sample in ("def ", "SELECT", "的", "и ", "の", " und ", " les ", "ال"):
         assert sample in whole
+
+
+def test_what_will_be_read_is_counted_before() -> None:
+    given = Calibration(["One two three. " * 40, "Four."])
+    tokenized = calibration.count(given, DEMO, 256, 2048)
+    assert calibration.count(given, DEMO, 256, 16) == tokenized
+    assert calibration.count(given, DEMO, 1, 16) == 16
+    # Of a model that is not here yet there is no tokenizer: four bytes are a token.
+    assert calibration.count(given, None, 256, 2048) == 151 + 2
+    assert calibration.count(given, None, 2, 16) == 32
+    talk = [{"role": "user", "content": "A" * 100}, {"role": "assistant", "content": "B" * 100}]
+    assert calibration.count(Calibration([{"messages": talk}]), None, 256, 2048) == 51

@@ -15,9 +15,10 @@ from hub_server import Hub
 from vllm_bridge.checkpoints import models
 from vllm_bridge.checkpoints.checkpoint import Checkpoint
 from vllm_bridge.errors import BridgeError
-from vllm_bridge.jobs.finetune import base, checkpoints, options
+from vllm_bridge.jobs.finetune import base, checkpoints, estimate, options
 from vllm_bridge.jobs.finetune.merge import merge
 from vllm_bridge.jobs.finetune.train import Plan
+from vllm_bridge.jobs.foreseen import Machine
 from vllm_bridge.quantization import registry
 
 NAME = "model.layers.0.mlp.down_proj"
@@ -133,6 +134,15 @@ def test_a_plan_tells_what_will_be_trained() -> None:
     assert told["examples"] == {"train": 8, "held_out": 2, "replay": 1}
     assert told["base"] == "plain, float32"
     assert 2**29 < told["memory_bytes"] < 2**30
+    found = estimate.to_wire(
+        estimate.outputs(Plan(str(MODELS / "demo"), pairs, {"merge": True}), Machine())
+    )
+    adapter, merged = found["outputs"]
+    assert (adapter["label"], merged["label"]) == ("adapter", "merged")
+    # What peft wrote of such an adapter.
+    assert adapter["bytes"] == pytest.approx(1_584_853, rel=0.01)
+    assert merged["bytes"] == pytest.approx(2 * 4_066_560, rel=0.02)
+    assert found["together"]["memory"] >= told["memory_bytes"]
     with pytest.raises(BridgeError, match=r"quantized already"):
         Plan(str(MODELS / "demo-awq"), pairs, {"load_in_4bit": True})
     with pytest.raises(BridgeError, match=r"needs data that is held out"):
@@ -149,9 +159,11 @@ def test_what_a_model_of_the_hub_cannot_is_known_before_it_is_downloaded(hub: Hu
         Plan("org/fp8", pairs, {})
     with pytest.raises(BridgeError, match=r"Record 2 of `data`: it has no `completion`"):
         Plan("org/plain", [*pairs, {"prompt": "One"}], {})
-    told = Plan("org/plain", pairs, {}).to_wire()
+    plan = Plan("org/plain", pairs, {})
+    told = plan.to_wire()
     assert told["examples"]["train"] == 1
     assert told["memory_bytes"] > 2**29
+    assert estimate.outputs(plan, Machine())["adapter"].bytes == pytest.approx(1_584_853, rel=0.01)
     assert not any(one.path.endswith("tokenizer.json") for one in hub.requests)
 
 

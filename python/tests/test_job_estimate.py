@@ -6,7 +6,9 @@ from typing import Any
 import pytest
 
 from vllm_bridge.errors import BridgeError
-from vllm_bridge.jobs import estimate
+from vllm_bridge.jobs import foreseen
+from vllm_bridge.jobs.foreseen import Foreseen, Machine
+from vllm_bridge.jobs.quantize import estimate
 
 ROOT = Path(__file__).resolve().parents[2]
 DEMO = str(ROOT / "priv" / "models" / "demo")
@@ -31,24 +33,24 @@ MADE: list[tuple[str, dict[str, Any], int]] = [
 
 @pytest.mark.parametrize(("form", "options", "size"), MADE)
 def test_files_are_as_large_as_foreseen(form: str, options: dict[str, Any], size: int) -> None:
-    (seen,) = estimate.outputs(DEMO, {}, [(form, options)], 1379)
+    (seen,) = estimate.outputs(DEMO, {}, [(form, options, 1379)], Machine())
     assert seen.bytes == pytest.approx(size, rel=0.02)
 
 
 def test_a_gguf_file_is_made_of_one_in_16_bits_and_that_takes_room_too() -> None:
-    (seen,) = estimate.outputs(DEMO, {}, [("gguf", {"ftype": "Q4_K_M"})], 0)
+    (seen,) = estimate.outputs(DEMO, {}, [("gguf", {"ftype": "Q4_K_M"}, 0)], Machine())
     assert seen.disk - seen.bytes == pytest.approx(8.1e6, rel=0.02)
-    (plain,) = estimate.outputs(DEMO, {}, [("gguf", {"ftype": "F16"})], 0)
+    (plain,) = estimate.outputs(DEMO, {}, [("gguf", {"ftype": "F16"}, 0)], Machine())
     assert plain.disk == plain.bytes
 
 
 def test_outputs_are_made_one_after_the_other() -> None:
-    asked: list[tuple[str, dict[str, Any]]] = [
-        ("gguf", {"ftype": "Q4_K_M"}),
-        ("awq", {"bits": 4, "group_size": 128}),
+    asked: list[tuple[str, dict[str, Any], int]] = [
+        ("gguf", {"ftype": "Q4_K_M"}, 0),
+        ("awq", {"bits": 4, "group_size": 128}, 1379),
     ]
-    one, other = estimate.outputs(DEMO, {}, asked, 1379)
-    both = estimate.together([one, other])
+    one, other = estimate.outputs(DEMO, {}, asked, Machine())
+    both = foreseen.together([one, other])
     assert both.bytes == one.bytes + other.bytes
     assert both.disk == both.bytes + one.disk - one.bytes
     assert both.memory == max(one.memory, other.memory)
@@ -58,5 +60,40 @@ def test_outputs_are_made_one_after_the_other() -> None:
 def test_what_is_quantized_already_is_refused() -> None:
     quantized = str(ROOT / "test" / "checkpoints" / "gptq-w3")
     with pytest.raises(BridgeError) as caught:
-        estimate.outputs(quantized, {}, [("awq", {})], 0)
+        estimate.outputs(quantized, {}, [("awq", {}, 0)], Machine())
     assert caught.value.reason == "unsupported"
+
+
+def test_time_is_a_range_from_a_machine_of_ones_own_to_one_as_busy_as_now() -> None:
+    idle = Machine(speed=1.0, cores=2, share=1.0).minutes(serial=60.0, parallel=120.0)
+    assert idle == pytest.approx((2 * 0.6, 3 * 2.0))
+    busy = Machine(speed=2.0, cores=2, share=0.25).minutes(serial=60.0, parallel=120.0)
+    assert busy == pytest.approx((2 * 0.6 / 2, 3 * 2.0 / 2 / 0.25))
+
+
+def test_a_job_gets_what_others_leave_of_the_machine() -> None:
+    assert foreseen.share(cores=2, load=0.5, nice=0) == 1.0
+    assert foreseen.share(cores=2, load=3.0, nice=0) == 0.5
+    assert foreseen.share(cores=2, load=1.5, nice=10) == 0.5
+    # One that stands back by ten steps weighs a tenth of another.
+    assert foreseen.share(cores=2, load=4.0, nice=10) == pytest.approx(0.0523, rel=0.01)
+    here = foreseen.here()
+    assert here.speed > 0
+    assert here.cores >= 1
+    assert 0 < here.share <= 1
+
+
+def test_memory_goes_by_what_is_held_at_once_and_time_by_the_texts() -> None:
+    def seen(form: str, tokens: int = 0, **options: Any) -> Foreseen:
+        return estimate.outputs(DEMO, {}, [(form, options, tokens)], Machine())[0]
+
+    few, many = (seen("gptq", tokens, bits=4, group_size=128) for tokens in (1_000, 100_000))
+    assert few.bytes == many.bytes
+    assert few.memory < many.memory
+    assert few.minutes[0] < many.minutes[0]
+    # Types of GGUF by how long they are looked for.
+    plain, k, iq = (seen("gguf", ftype=name).minutes[1] for name in ("Q8_0", "Q4_K_M", "IQ3_S"))
+    assert plain < k < iq
+    # FP8 whose scales need texts is still rounded, not looked for.
+    static = seen("compressed-tensors", 1_000, scheme="FP8")
+    assert static.minutes[1] < seen("compressed-tensors", 1_000, scheme="W4A16").minutes[1]

@@ -1,5 +1,6 @@
-"""How many cores there are."""
+"""What there is of the machine: its cores, and memory that is given back to it."""
 
+import ctypes
 import os
 
 # Up to so many cores, a process that spins takes the time that the others need.
@@ -13,3 +14,10 @@ def cores() -> int:
 
 def few_cores() -> bool:
     return cores() <= FEW_CORES
+
+
+def give_back() -> None:
+    """Gives the system what is free of this process' heap. What a large tensor was computed with is
+    kept there where small ones that stay lie behind it."""
+    if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):  # glibc's
+        trim(0)

@@ -100,7 +100,7 @@ def plan_quantize(_request: int, params: dict) -> object:
     names = ("bytes", "memory", "disk")
     plans = [
         {name: options.get(name, 0) for name in names} | {"minutes": [1, 2]}
-        for _, options in params["outputs"]
+        for _, options, _tokens in params["outputs"]
     ]
     together = {name: sum(plan[name] for plan in plans) for name in names} | {"minutes": [2, 4]}
     return {"outputs": plans, "together": together}
@@ -114,7 +114,16 @@ def quantize(request: int, params: dict) -> object:
 
 def check_finetune(request: int, params: dict) -> object:
     steps(params["options"].get("check", ""), request)
-    return {"base": "plain", "memory_bytes": params["options"].get("memory", 0)}
+    options, plan = params["options"], {"bytes": 3, "disk": 30, "minutes": [1, 2]}
+    plan["memory"] = options.get("memory", 0)
+    labels = ["adapter", "merged"] if options.get("merge") else ["adapter"]
+    return {
+        "base": "plain",
+        "options": options,
+        "memory_bytes": plan["memory"],
+        "outputs": [{"label": label} | plan for label in labels],
+        "together": plan,
+    }
 
 
 def finetune(request: int, params: dict) -> object:

@@ -293,4 +293,19 @@ defmodule VLLM.JobTest do
     assert VLLM.Job.list() == []
     assert {:error, %{reason: :invalid_option}} = VLLM.Job.estimate(context.model, to: [])
   end
+
+  test "an estimate of a training takes what the training takes", %{model: model} do
+    options = options([]) |> Keyword.delete(:to)
+    options = [to: "tickets", merge: true, memory: 40] ++ options
+
+    assert {:ok, %VLLM.Job.Estimate{outputs: [adapter, merged]} = estimate} =
+             Job.estimate(model, [{"a", "b"}], options)
+
+    assert %{label: "adapter", format: "adapter", memory: 40, minutes: {1, 2}} = adapter
+    assert adapter.options == %{"merge" => true, "memory" => 40}
+    assert %{label: "merged", format: "plain", options: %{}} = merged
+    assert {estimate.bytes, estimate.disk} == {3, 30}
+    assert Job.list() == []
+    assert {:error, %{reason: :invalid_option}} = Job.estimate(model, 5, options)
+  end
 end

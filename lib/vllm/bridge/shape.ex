@@ -38,6 +38,8 @@ defmodule VLLM.Bridge.Shape do
                  "last_used" => {:maybe, :time}
                }}
 
+  @foreseen {:record, %{"outputs" => {:list, :map}, "together" => {:maybe, :map}}}
+
   @answers %{
     "hello" => :map,
     "load" => {:record, %{"max_num_seqs" => {:maybe, :natural}}},
@@ -87,7 +89,8 @@ defmodule VLLM.Bridge.Shape do
     "unregister" => {:record, %{"freed" => :natural, "names" => {:list, :binary}}},
     "quantize_formats" =>
       {:list, {:record, %{"label" => :label, "format" => :binary, "options" => :map}}},
-    "plan_quantize" => {:record, %{"outputs" => {:list, :map}, "together" => {:maybe, :map}}},
+    "plan_quantize" => @foreseen,
+    "check_finetune" => @foreseen,
     "quantize" =>
       {:record,
        %{

@@ -15,11 +15,15 @@ defmodule VLLM.Job.Finetune do
 
   @behaviour VLLM.Job.Kind
 
-  alias VLLM.{AllowedModels, Data, Error, Options}
-  alias VLLM.Job.{Output, Record, Source, Step, Steps, Store}
+  alias VLLM.{AllowedModels, Data, Error, Options, Python}
+  alias VLLM.Bridge.Session
+  alias VLLM.Job.{Estimate, Output, Record, Settings, Source, Step, Steps, Store}
 
   @adapter "adapter"
   @merged "merged"
+
+  # Its libraries take their time to be imported, and much data to be cut, in ms.
+  @check_timeout 600_000
 
   @doc """
   The record of a new job, from what the user gave; `known` are the checked options, with those of the
@@ -109,6 +113,31 @@ defmodule VLLM.Job.Finetune do
     Error.new(:invalid_option, message, %{"option" => "to"})
   end
 
+  @doc "What a job would take; `settings` are those of its workers."
+  @spec estimate(Record.t(), map()) :: {:ok, Estimate.t()} | {:error, Error.t()}
+  def estimate(job, settings) do
+    params = Map.put(params(job, job.source), "engine", job.options["engine"])
+
+    with {:ok, python} <- serving(settings),
+         workers = [python: python, env: Settings.environment(settings)],
+         {:ok, checked} <-
+           Session.run(:job, workers, &Session.call(&1, "check_finetune", params, @check_timeout)) do
+      asked =
+        for output <- job.outputs do
+          %{
+            "label" => output.label,
+            "format" => output.format,
+            "options" => if(output.label == @adapter, do: checked["options"], else: %{})
+          }
+        end
+
+      {:ok, Estimate.new(job.source, asked, checked)}
+    end
+  end
+
+  defp serving(%{python: nil}), do: Python.executable()
+  defp serving(%{python: python}), do: {:ok, python}
+
   ## Steps
 
   @impl true
@@ -146,6 +175,8 @@ defmodule VLLM.Job.Finetune do
   end
 
   defp train(job) do
+    foreseen = foreseen(job, @adapter)
+
     out = %{
       "out" => Steps.made(job, @adapter),
       "states" => Store.keep(job.id),
@@ -158,12 +189,16 @@ defmodule VLLM.Job.Finetune do
       output: @adapter,
       output_state: :training,
       before: Steps.unchanged(job),
-      memory: job.memo.checked["memory_bytes"],
+      memory: foreseen["memory"] || 0,
+      disk: foreseen["disk"] || 0,
       at: :serve,
       method: "finetune",
       params: Map.merge(params(job, job.memo.path), out)
     }
   end
+
+  defp foreseen(job, label),
+    do: Enum.find(job.memo.checked["outputs"], &(&1["label"] == label))
 
   defp params(job, model) do
     %{
@@ -174,12 +209,16 @@ defmodule VLLM.Job.Finetune do
   end
 
   defp merge(job) do
+    foreseen = foreseen(job, @merged)
+
     %Step{
       name: :merge,
       state: :training,
       output: @merged,
       output_state: :training,
       before: Steps.unchanged(job),
+      memory: foreseen["memory"] || 0,
+      disk: foreseen["disk"] || 0,
       at: :serve,
       method: "merge",
       params: %{
@@ -208,7 +247,7 @@ defmodule VLLM.Job.Finetune do
       else: {:error, Source.changed(job.memo.path)}
   end
 
-  def done(job, %Step{name: :check}, %{"memory_bytes" => _} = checked) do
+  def done(job, %Step{name: :check}, %{"outputs" => _} = checked) do
     found = if is_map_key(job.memo, :path), do: :checked, else: :foreseen
     {:ok, Steps.remember(job, found, checked)}
   end

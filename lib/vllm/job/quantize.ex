@@ -218,7 +218,7 @@ defmodule VLLM.Job.Quantize do
          params = %{
            "model" => job.source,
            "options" => job.options["engine"],
-           "outputs" => for(one <- asked, do: [one["format"], one["options"]])
+           "outputs" => for(one <- asked, do: [one["format"], one["options"], one["tokens"] || 0])
          },
          where = [python: settings.python, env: Settings.environment(settings)],
          {:ok, plan} <- Tools.ask("plan_quantize", params, where),
@@ -283,16 +283,14 @@ defmodule VLLM.Job.Quantize do
       state: :preparing,
       at: :quantize,
       method: "quantize_formats",
-      params: %{
-        "outputs" => job.options["to"],
-        "source" => path,
-        "calibration" => job.options["calibration"]
-      }
+      params: with_texts(job, %{"outputs" => job.options["to"], "source" => path})
     }
   end
 
   defp plan(job) do
-    asked = for output <- unfinished(job), do: [output.format, output.options]
+    asked =
+      for output <- unfinished(job),
+          do: [output.format, output.options, job.memo.checked[output.label]]
 
     %Step{
       name: :plan,
@@ -316,19 +314,23 @@ defmodule VLLM.Job.Quantize do
       disk: plan["disk"] || 0,
       at: :quantize,
       method: "quantize",
-      params: %{
-        "source" => job.memo.path,
-        "format" => output.format,
-        "options" => Map.put(output.options, "as", output.label),
-        "calibration" => job.options["calibration"],
-        "max_samples" => job.options["max_samples"],
-        "max_length" => job.options["max_length"],
-        "out" => made(job, output),
-        # Of which several outputs are made.
-        "work" => Path.join(Store.tmp(job.id), ".work")
-      }
+      params:
+        with_texts(job, %{
+          "source" => job.memo.path,
+          "format" => output.format,
+          "options" => Map.put(output.options, "as", output.label),
+          "out" => made(job, output),
+          # Of which several outputs are made.
+          "work" => Path.join(Store.tmp(job.id), ".work")
+        })
     }
-    |> then(&%{&1 | params: Map.reject(&1.params, fn {_name, value} -> is_nil(value) end)})
+  end
+
+  defp with_texts(job, params) do
+    job.options
+    |> Map.take(["calibration", "max_samples", "max_length"])
+    |> Map.merge(params)
+    |> Map.reject(fn {_name, value} -> is_nil(value) end)
   end
 
   defp measure_source(job, output) do
@@ -388,11 +390,14 @@ defmodule VLLM.Job.Quantize do
   ## What came of them
 
   @impl true
-  def done(job, %Step{name: :check, params: %{"source" => nil}}, outputs),
-    do: {:ok, job |> planned(outputs) |> Steps.remember(:asked, true)}
+  # The model is looked at once it is here; how many tokens an output reads is then known, too.
+  def done(job, %Step{name: :check, params: %{"source" => _path}}, outputs) do
+    tokens = Map.new(outputs, &{&1["label"], &1["tokens"] || 0})
+    {:ok, job |> planned(outputs) |> Steps.remember(:checked, tokens)}
+  end
 
   def done(job, %Step{name: :check}, outputs),
-    do: {:ok, job |> planned(outputs) |> Steps.remember(:checked, true)}
+    do: {:ok, job |> planned(outputs) |> Steps.remember(:asked, true)}
 
   def done(job, %Step{name: :names}, taken) do
     remedy =

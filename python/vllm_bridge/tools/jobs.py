@@ -12,14 +12,13 @@ class PlanQuantizeParams(msgspec.Struct, forbid_unknown_fields=True):
     """The params of ``plan_quantize``; see guides/protocol.md.
 
     Args:
-        outputs: formats, each with all of its options, as ``quantize_formats`` tells them
-        tokens: of the calibration texts
+        outputs: formats, each with all of its options and the tokens of calibration texts that it
+            reads, as ``quantize_formats`` tells them
         options: of an engine, which say where the model is
     """
 
     model: str
-    outputs: list[tuple[str, dict[str, Any]]]
-    tokens: int = 32_768
+    outputs: list[tuple[str, dict[str, Any], int]]
     options: dict[str, Any] = {}
 
 
@@ -29,10 +28,11 @@ async def plan_quantize(_call: Call, params: PlanQuantizeParams) -> dict[str, An
 
 
 def _plan(params: PlanQuantizeParams) -> dict[str, Any]:
-    from vllm_bridge.jobs import estimate
+    from vllm_bridge.jobs import foreseen
+    from vllm_bridge.jobs.quantize import estimate
 
-    each = estimate.outputs(params.model, params.options, params.outputs, params.tokens)
-    together = estimate.together(each).to_wire()
+    each = estimate.outputs(params.model, params.options, params.outputs, foreseen.here())
+    together = foreseen.together(each).to_wire()
     return {"outputs": [one.to_wire() for one in each], "together": together}
 
 

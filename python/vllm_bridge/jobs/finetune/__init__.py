@@ -16,7 +16,11 @@ from vllm_bridge.rpc.call import Call
 
 
 class CheckParams(msgspec.Struct, forbid_unknown_fields=True):
-    """The params of ``check_finetune``; see guides/protocol.md."""
+    """The params of ``check_finetune``; see guides/protocol.md.
+
+    Args:
+        engine: options of an engine, which say where the model is
+    """
 
     model: str
     data: Any
@@ -44,12 +48,15 @@ class MergeParams(msgspec.Struct, forbid_unknown_fields=True):
 
 
 async def check_finetune(_call: Call, params: CheckParams) -> dict[str, Any]:
-    """Whether a training can be begun, and what it will be."""
+    """Whether a training can be begun, what it will be, and what it would take."""
 
     def checked() -> dict[str, Any]:
+        from vllm_bridge.jobs import foreseen
+        from vllm_bridge.jobs.finetune import estimate
         from vllm_bridge.jobs.finetune.train import Plan
 
-        return Plan(params.model, params.data, params.options, params.engine).to_wire()
+        plan = Plan(params.model, params.data, params.options, params.engine)
+        return plan.to_wire() | estimate.to_wire(estimate.outputs(plan, foreseen.here()))
 
     return await asyncio.to_thread(checked)
 

@@ -5,6 +5,7 @@ import logging
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
+from vllm_bridge import machine
 from vllm_bridge.checkpoints.checkpoint import Checkpoint
 from vllm_bridge.errors import BridgeError
 from vllm_bridge.quantization import registry
@@ -187,7 +188,26 @@ def load(checkpoint: Checkpoint, settings: "Settings") -> Any:
     model.config.use_cache = False
     for parameter in model.parameters():
         parameter.requires_grad_(False)
+    machine.give_back()
     return model
+
+
+def with_adapter(model: Any, settings: "Settings") -> Any:
+    """peft's model of a base and a new adapter.
+
+    Raises:
+        BridgeError: ``invalid_option`` where there is none for these options
+    """
+    from peft import LoraConfig, get_peft_model
+
+    try:
+        return get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **settings.lora))
+    except ValueError as error:
+        raise BridgeError(
+            "invalid_option",
+            f"peft puts no adapter on this model: {error}",
+            {"option": "target_modules"},
+        ) from error
 
 
 def _packing(checkpoint: Checkpoint) -> Method | None:

@@ -13,7 +13,7 @@ from typing import Any, Final
 from vllm_bridge.checkpoints import models
 from vllm_bridge.checkpoints.checkpoint import Checkpoint
 from vllm_bridge.errors import BridgeError
-from vllm_bridge.jobs.finetune import answers, base, checkpoints, data, memory, options
+from vllm_bridge.jobs.finetune import answers, base, checkpoints, data, estimate, options
 from vllm_bridge.jobs.finetune.checkpoints import written
 from vllm_bridge.jobs.finetune.data import Example, Record, Records
 from vllm_bridge.jobs.finetune.options import Settings
@@ -98,7 +98,7 @@ class Plan:
                 "held_out": len(self.records.held_out),
                 "replay": len(self.replay),
             },
-            "memory_bytes": memory.needed(
+            "memory_bytes": estimate.needed(
                 self.checkpoint, self.settings, max(lengths, default=self.max_length)
             ),
         }
@@ -152,7 +152,7 @@ def train(
         name: what the adapter calls its base; by default as the plan does
     """
     import torch
-    from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
+    from peft import prepare_model_for_kbit_training
     from transformers import set_seed
 
     started = time.monotonic()
@@ -177,14 +177,7 @@ def train(
             use_gradient_checkpointing=bool(settings.training.get("gradient_checkpointing")),
         )
     set_seed(seed)
-    try:
-        model = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **settings.lora))
-    except ValueError as error:
-        raise BridgeError(
-            "invalid_option",
-            f"peft puts no adapter on this model: {error}",
-            {"option": "target_modules"},
-        ) from error
+    model = base.with_adapter(model, settings)
     trainer = _trainer(plan, model, tokenizer, examples, held_out, states, tell)
     last = checkpoints.last(states)
     begun = time.monotonic()

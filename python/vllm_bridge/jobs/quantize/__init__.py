@@ -12,6 +12,7 @@ import msgspec
 
 from vllm_bridge.errors import BridgeError, map_exceptions
 from vllm_bridge.jobs import task
+from vllm_bridge.jobs.quantize import calibration
 from vllm_bridge.jobs.quantize.calibration import MAX_LENGTH, MAX_SAMPLES, Calibration, read
 from vllm_bridge.rpc.call import Call
 
@@ -28,6 +29,8 @@ class FormatsParams(msgspec.Struct, forbid_unknown_fields=True):
     outputs: list[Asked]
     source: str | None = None
     calibration: Calibration | None = None
+    max_samples: int = MAX_SAMPLES
+    max_length: int = MAX_LENGTH
 
 
 class QuantizeParams(msgspec.Struct, forbid_unknown_fields=True):
@@ -44,7 +47,8 @@ class QuantizeParams(msgspec.Struct, forbid_unknown_fields=True):
 
 
 async def quantize_formats(_call: Call, params: FormatsParams) -> list[dict[str, Any]]:
-    """Checks what a job is to make, and says what each output will be called."""
+    """Checks what a job is to make, and says what each output will be called and how many tokens
+    it reads."""
     return await asyncio.to_thread(check, params)
 
 
@@ -55,7 +59,24 @@ def check(params: FormatsParams) -> list[dict[str, Any]]:
 
     source = None if params.source is None else Source(params.source)
     found = formats.outputs(params.outputs, source, params.calibration)
-    return [one.to_wire() for one in found]
+    reads = [_reads(one, params.calibration) for one in found]
+    tokens = 0
+    if any(reads):
+        tokens = calibration.count(
+            params.calibration or Calibration(),
+            None if source is None else source.path,
+            params.max_samples,
+            params.max_length,
+        )
+    return [
+        one.to_wire() | {"tokens": tokens if is_read else 0}
+        for one, is_read in zip(found, reads, strict=True)
+    ]
+
+
+def _reads(one: "Output", given: Calibration | None) -> bool:
+    """Whether an output takes calibration texts: what must have some has a set that ships."""
+    return one.texts == "required" or (one.texts == "optional" and given is not None)
 
 
 async def quantize(call: Call, params: QuantizeParams) -> dict[str, Any]:
@@ -78,7 +99,7 @@ def make(params: QuantizeParams, tell: Callable[..., None]) -> dict[str, Any]:
     asked = (params.format, params.options)
     (one,) = formats.outputs([asked], source)
     texts = None
-    if one.texts == "required" or (one.texts == "optional" and params.calibration is not None):
+    if _reads(one, params.calibration):
         given = params.calibration or Calibration()
         texts = read(given, source.path, params.max_samples, params.max_length)
     os.makedirs(params.out)

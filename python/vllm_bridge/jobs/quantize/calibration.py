@@ -5,6 +5,7 @@ What is read is looked at line by line, so that an error can say where it is. No
 torch; transformers only where conversations become texts, by the model's chat template.
 """
 
+import contextlib
 import itertools
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,6 +26,9 @@ _SHAPES = "`text`, or `prompt` and `completion`, or `messages`"
 
 # How the files of a dataset are called that can be read.
 _SUFFIXES = (".txt", ".jsonl", ".parquet")
+
+# Of a token of text, as most tokenizers cut it.
+_BYTES = 4
 
 T = TypeVar("T")
 
@@ -100,6 +104,28 @@ def read(
     if not texts:
         raise _wrong(_place(given), "there is no text in it", "Give texts like those to come.")
     return Texts(_name(given), texts, max_samples, max_length)
+
+
+def count(given: Calibration, model: str | None, max_samples: int, max_length: int) -> int:
+    """How many tokens of the texts would be used.
+
+    Args:
+        model: the folder of the model, by whose tokenizer they are counted; None where it is not
+            here yet. Then, and where transformers does not read the tokenizer, a token is taken for
+            ``_BYTES`` bytes.
+
+    Raises:
+        BridgeError: ``invalid_option``
+    """
+    if model is not None:
+        from transformers import AutoTokenizer
+
+        texts = read(given, model, max_samples, max_length)
+        with contextlib.suppress(OSError, ValueError, KeyError):
+            return sum(map(len, texts.ids(AutoTokenizer.from_pretrained(model))))
+    items = _spread([item for _, item in _items(given)], max_samples)
+    sizes = (sum(len(part.encode()) for part in _parts(item)) // _BYTES + 1 for item in items)
+    return min(sum(sizes), max_samples * max_length)
 
 
 def check(given: Calibration, model: str | None) -> None:
@@ -234,6 +260,11 @@ def _item(item: Any, where: str) -> str | list[Any]:
     found = f"it has {keys}" if keys else f"it is {item!r:.60}"
     remedy = f"Give a string, or a map with {_SHAPES} (maps with `role` and `content`)."
     raise _wrong(where, f"there is no text in it: {found}", remedy)
+
+
+def _parts(item: str | list[Any]) -> list[str]:
+    """The words of a text, or of a conversation."""
+    return [item] if isinstance(item, str) else [message["content"] for message in item]
 
 
 def _is_message(message: Any) -> bool:

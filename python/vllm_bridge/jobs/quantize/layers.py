@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable, Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
-from vllm_bridge import json_files
+from vllm_bridge import json_files, machine
 from vllm_bridge.errors import BridgeError
 from vllm_bridge.jobs.quantize import transformers_models
 from vllm_bridge.jobs.quantize.producer import Source, Tell
@@ -97,6 +97,8 @@ def rewrite(
                     continue
                 made = quantize(layer, tensor)
                 tensors |= {f"{layer}.{part}": value for part, value in made.items()}
+                # It would come to several times the model.
+                machine.give_back()
                 done += 1
                 tell("layers", done, len(chosen))
         flat, said = flatten(tensors)
