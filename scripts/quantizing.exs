@@ -1,10 +1,11 @@
-# Makes the demo model in every format by a job, and writes what was lost into guides/quantizing.md:
+# Makes the demo model in every format by jobs, and writes what was lost into guides/quantizing.md:
 #
-#     mix run scripts/quantizing.exs [FOLDER]
+#     mix run scripts/quantizing.exs [FOLDER [FORMAT...]]
 #
-# It takes the quantizing environment (`mix vllm.setup --with quantize`), and a quarter of an hour on two cores. The
-# job stands back behind nobody; it and its outputs are in FOLDER, where a second run goes on at what the first one has left; without it they
-# are thrown away.
+# It takes the quantizing environment (`mix vllm.setup --with quantize`), and a quarter of an hour on two
+# cores, where it stands back behind nobody. The job and its outputs are in FOLDER, where a second run
+# goes on at what the first one has left; without it they are thrown away. With FORMATs only these are
+# made, in a FOLDER of their own, and rows of others stay as they are.
 
 alias VLLM.{Data, Job}
 
@@ -30,11 +31,16 @@ outputs = [
   gguf: ~w(F16 Q8_0 Q6_K Q5_K_M Q5_K_S Q4_K_M Q4_K_S Q4_0 IQ4_XS Q3_K_M Q2_K)
 ]
 
+formats = for {format, _} <- outputs, do: Atom.to_string(format)
+{folder, asked} = System.argv() |> Enum.split(1)
+
 folder =
-  case System.argv() do
+  case folder do
     [folder] -> Path.expand(folder)
     [] -> Path.join(System.tmp_dir!(), "ex_vllm-quantizing-#{System.os_time()}")
   end
+
+outputs = for {format, _} = one <- outputs, asked == [] or "#{format}" in asked, do: one
 
 Application.put_env(:ex_vllm, :data_dir, folder)
 
@@ -76,15 +82,24 @@ row = fn output ->
   end
 end
 
-table = [
+head = [
   "| output | format | MB on disk | bits per weight | KL | KL 99 % | same top | perplexity | verdict |",
   "| --- | --- | --- | --- | --- | --- | --- | --- | --- |"
-  | Enum.map(ended, row)
 ]
 
 text = File.read!(guide)
 [before, rest] = String.split(text, mark, parts: 2)
-[_old, behind] = String.split(rest, mark_end, parts: 2)
+[old, behind] = String.split(rest, mark_end, parts: 2)
+
+# Rows of formats of which none was made stay.
+cell = fn row, number -> row |> String.split("|") |> Enum.at(number) |> String.trim() end
+made = Enum.map(ended, row)
+known = old |> String.split("\n", trim: true) |> Enum.drop(length(head))
+kept = for row <- known, not Enum.any?(ended, &(&1.format == cell.(row, 2))), do: row
+
+table =
+  head ++
+    Enum.sort_by(kept ++ made, &Enum.find_index(formats, fn name -> name == cell.(&1, 2) end))
 
 File.write!(guide, [before, mark, "\n\n", Enum.intersperse(table, "\n"), "\n\n", mark_end, behind])
 

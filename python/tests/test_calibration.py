@@ -2,12 +2,16 @@
 is wrong."""
 
 import json
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import producing
 from vllm_bridge.errors import BridgeError
 from vllm_bridge.jobs.quantize import calibration
 from vllm_bridge.jobs.quantize.calibration import Calibration, Texts
@@ -65,6 +69,71 @@ def test_of_a_dataset_its_part_for_training_is_read(tmp_path: Path) -> None:
     for name, text in (("test.txt", "No."), ("train-1.txt", "One."), ("train-2.txt", "Two.")):
         (tmp_path / "data" / name).write_text(text, encoding="utf-8")
     assert texts(tmp_path) == ("One.", "Two.")
+
+
+# Run where models are quantized, which has pyarrow: writes files and tells what is read of them.
+_PARQUET = """
+import json, sys
+from pathlib import Path
+
+import pyarrow
+from pyarrow import parquet
+
+from vllm_bridge.errors import BridgeError
+from vllm_bridge.jobs.quantize import calibration
+
+folder, model = Path(sys.argv[1]), sys.argv[2]
+for name, rows in json.load(sys.stdin).items():
+    path = folder / name
+    path.parent.mkdir(exist_ok=True)
+    if isinstance(rows, str):
+        path.write_text(rows)
+    else:
+        parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+told = []
+for path in (folder, folder / "rows.parquet", folder / "broken.parquet"):
+    try:
+        told.append(calibration.read(calibration.Calibration(None, str(path)), model).texts)
+    except BridgeError as error:
+        told.append(error.message)
+print(json.dumps(told))
+"""
+
+
+@pytest.mark.slow
+def test_files_of_a_dataset_may_be_parquet(tmp_path: Path) -> None:
+    messages = [{"role": "user", "content": "Hello?"}, {"role": "assistant", "content": "Hi."}]
+    files = {
+        "data/train-1.parquet": [{"id": 1, "text": "One."}, {"id": 2, "text": "Two."}],
+        "data/train-2.parquet": [{"messages": messages}, {"messages": messages[:1]}],
+        "data/test-1.parquet": [{"text": "No."}],
+        "rows.parquet": [{"text": "One."}, {"body": "Two."}],
+        "broken.parquet": "of another kind",
+    }
+    done = subprocess.run(
+        [producing.interpreter(), "-c", _PARQUET, tmp_path, DEMO],
+        input=json.dumps(files),
+        env=os.environ | {"PYTHONPATH": str(producing.PYTHON), "HF_HUB_OFFLINE": "1"},
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    dataset, row, broken = json.loads(done.stdout)
+    assert dataset[:2] == ["One.", "Two."]
+    assert len(dataset) == 4
+    assert re.search(r"user.*Hello\?.*assistant.*Hi\.", dataset[2], re.DOTALL)
+    assert f"`{tmp_path}/rows.parquet`, row 2: there is no text in it" in row
+    assert f"`{tmp_path}/broken.parquet`: it cannot be read" in broken
+
+
+def test_without_what_reads_parquet_it_is_said_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a.parquet").write_bytes(b"PAR1")
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    message = refused(tmp_path)
+    assert f"`{tmp_path}/a.parquet`: there is no pyarrow here to read it. " in message
+    assert "Give it as JSONL" in message
 
 
 def test_what_is_wrong_is_told_with_its_place(tmp_path: Path) -> None:
