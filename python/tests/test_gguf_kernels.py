@@ -1,13 +1,17 @@
 """Products with packed weights, against gguf-py's own dequantization."""
 
+import functools
+import logging
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from unittest.mock import Mock
 
 import gguf
 import numpy
 import pytest
 import torch
 
-from vllm_bridge.quantization.gguf import ggml, kernels
+from vllm_bridge.quantization.gguf import ggml, kernels, operation
 from vllm_bridge.quantization.gguf.types import TYPES
 
 NAMES = {number: packing.name for number, packing in TYPES.items()}
@@ -52,6 +56,7 @@ def reference(weight: torch.Tensor, number: int) -> torch.Tensor:
 def computes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """What is installed."""
     if request.param == "torch":
+        ggml.forget()
         monkeypatch.setattr(ggml, "library", lambda: None)
     else:
         assert ggml.library() is not None
@@ -125,6 +130,67 @@ def test_threads_compute_side_by_side() -> None:
     with ThreadPoolExecutor(4) as pool:
         found = list(pool.map(lambda _: kernels.matmul(x, weight, 12), range(64)))
     assert all(torch.equal(product, expected) for product in found)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("number", [8, 12], ids=NAMES.get)
+def test_what_is_compiled_gives_what_python_does(
+    number: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weight = packed(number, 40, 512)
+    type = kernels.repack(weight, number)
+
+    def numbers(tokens: int) -> torch.Tensor:
+        made = torch.randn(tokens, 512, generator=torch.Generator().manual_seed(tokens))
+        made[0] *= 3000  # some products are too large for float16
+        return made.to(dtype)
+
+    by_python = torch.ops.vllm_bridge.gguf_matmul_any
+    expected = {tokens: by_python(numbers(tokens), weight, type, False) for tokens in (1, 5, 47)}
+    python = Mock(wraps=ggml.matmul)
+    monkeypatch.setattr(ggml, "matmul", python)
+    for tokens, product in expected.items():
+        x = numbers(tokens)
+        assert torch.equal(kernels.matmul(x, weight, type), product)
+        assert torch.equal(kernels.matmul(x[:, None], weight, type), product[:, None])
+    python.assert_not_called()
+    # Numbers that do not follow one another are Python's.
+    apart = torch.stack([numbers(5), numbers(5)], -1)[..., 0]
+    assert torch.equal(kernels.matmul(apart, weight, type), expected[5])
+    python.assert_called_once()
+
+
+def test_what_is_kept_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ggml, "_GRAPHS", 3)
+    weight = packed(12, 64, 512)
+    x = torch.randn(8, 512, generator=torch.Generator().manual_seed(1))
+    expected = kernels.matmul(x, weight, 12)
+    ggml.forget()
+    for _ in range(3):
+        for tokens in range(1, 9):
+            assert torch.equal(kernels.matmul(x[:tokens], weight, 12), expected[:tokens])
+            assert len(ggml._graphs()) <= 3
+
+
+@pytest.mark.parametrize(
+    ("compiler", "said"), [("no-such-compiler", "apt install g++"), ("false", "exit status 1")]
+)
+def test_without_a_compiler_it_is_said_what_to_do(
+    compiler: str,
+    said: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setenv("CXX", compiler)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(operation, "library", functools.cache(operation.library.__wrapped__))
+    ggml.forget()
+    weight = packed(12, 64, 512)
+    with caplog.at_level(logging.WARNING):
+        assert kernels.matmul(torch.ones(1, 512), weight, 12).shape == (1, 64)
+    assert said in caplog.text
+    assert "decode more slowly" in caplog.text
 
 
 def test_what_computes_is_told(computes: str) -> None:

@@ -18,7 +18,7 @@ import torch
 
 from vllm_bridge import quantization
 from vllm_bridge.patches.cpu import experts, fp8
-from vllm_bridge.quantization.packed import grouped, native, tables
+from vllm_bridge.quantization.packed import compiled, grouped, native, tables
 
 BITS = (1, 2, 3, 4, 5, 6, 7, 8)
 
@@ -183,11 +183,11 @@ def test_compiled_graphs_take_the_operations_as_they_are() -> None:
 
 @pytest.mark.slow
 def test_a_library_is_compiled_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = native.build(tmp_path / "kernels")
+    path = compiled.build(tmp_path / "kernels", native.SOURCE, *native.FLAGS)
     assert [file.name for file in path.parent.iterdir()] == [path.name]
     assert ctypes.CDLL(str(path)).grouped_matmul
     monkeypatch.setattr(subprocess, "run", pytest.fail)
-    assert native.build(path.parent) == path
+    assert compiled.build(path.parent, native.SOURCE, *native.FLAGS) == path
 
 
 @pytest.fixture
@@ -261,13 +261,13 @@ def test_nothing_is_loaded_that_others_can_write(
     monkeypatch.setattr(subprocess, "run", pytest.fail)
     tmp_path.chmod(0o777)
     with pytest.raises(PermissionError, match="can be written to by others"):
-        native.build(tmp_path)
+        compiled.build(tmp_path, native.SOURCE)
     tmp_path.chmod(0o700)
-    native._check_owner(tmp_path)
+    compiled._check_owner(tmp_path)
     status = SimpleNamespace(st_uid=os.geteuid() + 1, st_mode=stat.S_IFDIR | 0o700)
     monkeypatch.setattr(Path, "stat", lambda _path: status)
     with pytest.raises(PermissionError, match="can be written to by others"):
-        native._check_owner(tmp_path)
+        compiled._check_owner(tmp_path)
 
 
 def test_there_is_one_openmp() -> None:

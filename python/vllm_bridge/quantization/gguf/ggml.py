@@ -16,6 +16,8 @@ from typing import Any
 
 import torch
 
+from vllm_bridge.quantization.gguf import operation
+
 # What ggml calls its type of 32-bit floats and of 32-bit integers.
 _F32, _I32 = 0, 26
 
@@ -100,6 +102,12 @@ def repack(weight: torch.Tensor, type: int, columns: int) -> int:
     return type + REPACKED
 
 
+def forget() -> None:
+    """Gives back what this thread keeps."""
+    operation.forget()
+    _graphs().clear()
+
+
 class _Graph:
     """A graph of one operation on two tensors, of which the first is a weight."""
 
@@ -132,6 +140,9 @@ class _Graph:
         )
         self._compute = _compute(ggml)
 
+    def keep(self) -> None:
+        """Called where a thread keeps it."""
+
     def compute(self, weight: int, other: int, result: int) -> None:
         tensors = self._tensors
         tensors[0].data, tensors[1].data, tensors[2].data = weight, other, result
@@ -142,14 +153,32 @@ class _Graph:
 class _Product(_Graph):
     def __init__(self, ggml: Any, type: int, rows: int, columns: int, tokens: int) -> None:
         super().__init__(ggml)
+        self._key = operation.Key(type, rows, columns, tokens, torch.get_num_threads())
         weight = self.tensor(type % REPACKED, columns, rows)
         if type >= REPACKED:
             _is_repacked(ggml, _repack_buffer(), weight)
         other = self.tensor(_F32, columns, tokens)
         self.plan(weight, other, ggml.ggml_mul_mat(self._context, weight, other))
-        if tokens <= _FEW:
-            numbers = _room("numbers", tokens * columns).view(tokens, columns)
-            self.buffers = (numbers, _room("product", tokens * rows).view(tokens, rows))
+        if tokens > _FEW:
+            return
+        numbers = _room("numbers", tokens * columns).view(tokens, columns)
+        product = _room("product", tokens * rows).view(tokens, rows)
+        self.buffers = (numbers, product)
+
+    def keep(self) -> None:
+        """Has the compiled operation compute with it, for as long as this thread keeps it."""
+        tensors, (numbers, product) = self._tensors, self.buffers
+        tensors[1].data, tensors[2].data = numbers.data_ptr(), product.data_ptr()
+        operation.keep(
+            self._compute,
+            self._key,
+            operation.Product(
+                *self._addresses,
+                ctypes.addressof(tensors[0]) + self._ggml.ggml_tensor.data.offset,
+                numbers.data_ptr(),
+                product.data_ptr(),
+            ),
+        )
 
 
 class _Rows(_Graph):
@@ -170,17 +199,24 @@ def _room(what: str, count: int) -> torch.Tensor:
 
 
 def _graph(kind: Callable[..., Any], *shape: int) -> Any:
-    try:
-        graphs = _thread.graphs
-    except AttributeError:
-        graphs = _thread.graphs = {}
+    graphs = _graphs()
     key = (kind, torch.get_num_threads(), shape)
     graph = graphs.get(key)
     if graph is None:
         if len(graphs) == _GRAPHS:
-            del graphs[next(iter(graphs))]
+            forget()
         graph = graphs[key] = kind(library(), *shape)
+        graph.keep()
     return graph
+
+
+def _graphs() -> dict[Any, Any]:
+    """Those that this thread keeps."""
+    try:
+        graphs: dict[Any, Any] = _thread.graphs
+    except AttributeError:
+        graphs = _thread.graphs = {}
+    return graphs
 
 
 @functools.cache

@@ -9,7 +9,7 @@ many the weights, a strip at a time, which torch multiplies with. Elsewhere torc
 
 import torch
 
-from vllm_bridge.quantization.gguf import ggml
+from vllm_bridge.quantization.gguf import ggml, operation
 from vllm_bridge.quantization.gguf.types import TYPES
 from vllm_bridge.quantization.packed import strips
 
@@ -55,7 +55,10 @@ def repack(weight: torch.Tensor, type: int) -> int:
     Returns:
         the number of what it is then: ``type`` where it stays as it is
     """
-    return ggml.repack(weight, type, columns(weight, type)) if _is_for_ggml(weight) else type
+    if not _is_for_ggml(weight):
+        return type
+    operation.library()  # compiled while a model loads, and not when it is asked
+    return ggml.repack(weight, type, columns(weight, type))
 
 
 def kernel(exact: bool = False) -> str:
@@ -79,8 +82,10 @@ def _matmul(x: torch.Tensor, weight: torch.Tensor, type: int, exact: bool) -> to
     return strips.matmul(x, weight.shape[0], lambda rows: dequantize(weight[rows], type, x.dtype))
 
 
-strips.operation(
-    "gguf_matmul(Tensor x, Tensor weight, int type, bool exact)",
-    _matmul,
-    lambda x, weight, type, exact: x.new_empty((*x.shape[:-1], weight.shape[0])),
-)
+# The first one is ``operation``'s as well, which leaves to the other what it does not do itself.
+for _name in ("gguf_matmul", "gguf_matmul_any"):
+    strips.operation(
+        f"{_name}(Tensor x, Tensor weight, int type, bool exact)",
+        _matmul,
+        lambda x, weight, type, exact: x.new_empty((*x.shape[:-1], weight.shape[0])),
+    )

@@ -1,31 +1,23 @@
-"""The kernels of ``kernels.cpp``, compiled once for the CPU and kept in the user's cache folder.
+"""The kernels of ``kernels.cpp``.
 
 Where there is no C++ compiler, or the weights are not on a CPU, torch computes the same.
 """
 
 import ctypes
 import functools
-import hashlib
 import logging
-import os
-import platform
-import shutil
-import stat
 import subprocess
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from vllm_bridge.quantization.packed import compiled
+
 SOURCE = Path(__file__).with_name("kernels.cpp")
 
-FLAGS = ("-O3", "-march=native", "-std=c++17", "-fno-exceptions", "-fopenmp", "-fPIC", "-w")
-
 # OpenMP's library is left out: torch has loaded one, and two would take each other's cores.
-LINKED = ("-shared", "-nodefaultlibs", "-lgcc", "-lc")
-
-TIMEOUT_SECONDS = 300
+FLAGS = ("-fno-exceptions", "-fopenmp", "-nodefaultlibs", "-lgcc", "-lc")
 
 # Up to so many tokens are multiplied with weights as they are unpacked. For more of them a strip of
 # plain weights and oneDNN's product are faster, as measured.
@@ -125,7 +117,7 @@ def note(is_cpu: bool) -> str | None:
     if library() is not None:
         return None
     said = "Weights stay packed, and torch dequantizes them for each product. "
-    if _compiler() is None:
+    if compiled.compiler() is None:
         return (
             f"{said}With a C++ compiler (`g++`) products are computed several times as fast: "
             "install one, and start the engine again."
@@ -147,7 +139,7 @@ def library() -> ctypes.CDLL | None:
     """The compiled kernels; None where they cannot be had, which is logged. The first process on a
     machine to call this takes the seconds that compiling takes."""
     try:
-        return _load(build(_cache()))
+        return _typed(compiled.load(SOURCE, *FLAGS))
     except (OSError, subprocess.SubprocessError) as error:
         output = getattr(error, "stderr", None) or b""
         logger.warning(
@@ -158,79 +150,7 @@ def library() -> ctypes.CDLL | None:
         return None
 
 
-def _compiler() -> str | None:
-    return shutil.which(os.environ.get("CXX", "g++"))
-
-
-def build(folder: Path) -> Path:
-    """The library for this source, compiler and CPU, compiled if it is not there yet.
-
-    Raises:
-        OSError: without a compiler, or where the folder cannot be written to, or others can
-        subprocess.SubprocessError: if it does not compile
-    """
-    compiler = _compiler()
-    if compiler is None:
-        raise FileNotFoundError(
-            "there is no C++ compiler. Install one (Debian and Ubuntu: apt install g++), or name "
-            "one in CXX"
-        )
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    _check_owner(folder)
-    path = folder / f"packed-{_digest(Path(compiler))}.so"
-    if path.exists():
-        return path
-    # Other processes may be at the same: the last one to be done replaces the same by the same.
-    with tempfile.TemporaryDirectory(dir=folder) as parts:
-        made = Path(parts, path.name)
-        subprocess.run(  # noqa: S603
-            [compiler, *FLAGS, str(SOURCE), *LINKED, "-o", str(made)],
-            check=True,
-            capture_output=True,
-            timeout=TIMEOUT_SECONDS,
-        )
-        made.replace(path)
-    return path
-
-
-def _check_owner(folder: Path) -> None:
-    """Whoever can write to the folder can have this process run what they like."""
-    status = folder.stat()
-    if status.st_uid not in (0, os.geteuid()) or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        raise PermissionError(
-            f"the folder of compiled kernels, {folder}, can be written to by others. Make it yours "
-            "(chown), and yours alone (chmod 700), or name another cache folder in XDG_CACHE_HOME"
-        )
-
-
-def _cache() -> Path:
-    try:
-        cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    except RuntimeError as error:
-        raise FileNotFoundError(
-            "this user has no home for compiled kernels. Name a cache folder in XDG_CACHE_HOME"
-        ) from error
-    return Path(cache, "ex_vllm", "kernels")
-
-
-def _digest(compiler: Path) -> str:
-    compiler = compiler.resolve()
-    parts = (SOURCE.read_bytes(), FLAGS, LINKED, str(compiler), compiler.stat().st_mtime_ns, _cpu())
-    return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
-
-
-def _cpu() -> str:
-    """What the CPU can do."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor()
-    features = ("model name", "flags", "Features", "CPU part")
-    return "\n".join(sorted({line for line in lines if line.startswith(features)}))
-
-
-def _load(path: Path) -> ctypes.CDLL:
-    loaded = ctypes.CDLL(str(path))
+def _typed(loaded: ctypes.CDLL) -> ctypes.CDLL:
     integer, pointer = ctypes.c_int64, ctypes.c_void_p
     for kind in ("grouped", "tables"):
         matmul: Any = getattr(loaded, f"{kind}_matmul")
