@@ -1,8 +1,11 @@
 """What adapters are trained over: the layers compute what the checkpoint says, and gradients go
 through them; and how a training goes on."""
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
@@ -15,13 +18,23 @@ from hub_server import Hub
 from vllm_bridge.checkpoints import models
 from vllm_bridge.checkpoints.checkpoint import Checkpoint
 from vllm_bridge.errors import BridgeError
-from vllm_bridge.jobs.finetune import base, checkpoints, estimate, options
+from vllm_bridge.jobs.finetune import answers, base, checkpoints, estimate, options
 from vllm_bridge.jobs.finetune.merge import merge
-from vllm_bridge.jobs.finetune.train import Plan
+from vllm_bridge.jobs.finetune.train import Plan, train
 from vllm_bridge.jobs.foreseen import Machine
+from vllm_bridge.jobs.task import Telling
 from vllm_bridge.quantization import registry
 
 NAME = "model.layers.0.mlp.down_proj"
+
+PAIRS = [
+    {"prompt": f"The {colour} key opens", "completion": f" the {place}."}
+    for colour, place in zip(
+        ["red", "blue", "green", "black", "white", "old", "new", "small", "large", "first"],
+        ["gate", "school", "tower", "cellar", "library", "mill", "boat", "box", "hall", "door"],
+        strict=True,
+    )
+]
 
 
 def layer_of(folder: Path, **given: bool) -> torch.nn.Module:
@@ -176,6 +189,97 @@ def test_only_states_with_their_mark_are_gone_on_from(tmp_path: Path) -> None:
     checkpoints.mark(tmp_path, 10)
     assert checkpoints.last(tmp_path) == tmp_path / "checkpoint-10"
     assert not (tmp_path / "checkpoint-100").exists()
+
+
+class Killed(Exception):
+    pass
+
+
+def trained(folder: Path, given: dict[str, Any], until: float = float("inf")) -> dict[str, Any]:
+    """What a training on ten sentences tells; it is cut off when it has taken so many steps."""
+
+    def tell(phase: str, done: int | None = None, _total: int | None = None, **_: Any) -> None:
+        if phase == "training" and (done or 0) >= until:
+            raise Killed
+
+    plan = Plan(str(MODELS / "demo"), PAIRS, {"probes": ["The capital of Japan is"], **given})
+    return train(plan, folder / "adapter", folder / "states", cast(Telling, tell))
+
+
+@pytest.mark.slow
+def test_a_training_that_is_cut_off_ends_with_the_losses_of_one_that_was_not(
+    tmp_path: Path,
+) -> None:
+    given = {
+        "epochs": 10, "batch_size": 5, "learning_rate": 1e-3, "lora_dropout": 0.1,
+        "held_out": PAIRS, "load_in_4bit": True, "replay": [{"prompt": "The capital of France is"}],
+    }  # fmt: skip
+    whole = trained(tmp_path / "whole", given)
+    with pytest.raises(Killed):
+        trained(tmp_path / "cut", given, until=17)
+    assert not (tmp_path / "cut" / "adapter").exists()
+    gone_on = trained(tmp_path / "cut", given)
+    assert (whole["resumed_from"], gone_on["resumed_from"]) == (None, 15)
+    for name in ("losses", "held_out_losses", "held_out_loss", "kept"):
+        assert gone_on[name] == whole[name]
+    assert whole["held_out_loss"]["after"] < whole["held_out_loss"]["before"]
+
+
+@pytest.mark.slow
+def test_a_training_over_eight_bits_ends_early_with_its_best_state(tmp_path: Path) -> None:
+    # What is learned makes what is held out less likely, after a while.
+    others = [pair | {"completion": " the sea."} for pair in PAIRS]
+    given = {"epochs": 40, "learning_rate": 1e-2, "batch_size": 10, "load_in_8bit": True}
+    stops = {"held_out": others, "early_stopping_patience": 2}
+    made = trained(tmp_path, given | stops)
+    assert made["base"] == "bitsandbytes, 8 bits"
+    assert 8 <= made["steps"] < 40
+    losses = [loss for _, loss in made["held_out_losses"]]
+    assert made["held_out_loss"]["after"] == pytest.approx(min(losses), rel=1e-3)
+    assert min(losses) < losses[-2]
+    (note,) = [note for note in made["notes"] if "early_stopping_patience" in note]
+    assert note.startswith(f"It ended after {made['steps']} of 40 steps")
+
+
+def test_an_answer_that_goes_on_where_the_base_ended_is_another() -> None:
+    class Ends:
+        """Says the token after the last one, in a ring, and with its adapter never 5, the end."""
+
+        device = torch.device("cpu")
+        adapted = False
+
+        def eval(self) -> None:
+            pass
+
+        def __call__(self, input_ids: torch.Tensor, use_cache: bool) -> Any:
+            following = (input_ids + 1) % 8
+            if self.adapted:
+                following[following == 5] = 6
+            return SimpleNamespace(logits=9 * torch.nn.functional.one_hot(following, 8).float())
+
+        @contextlib.contextmanager
+        def disable_adapter(self) -> Iterator[None]:
+            before, self.adapted = self.adapted, False
+            yield
+            self.adapted = before
+
+        def generate(self, input_ids: torch.Tensor, **_: Any) -> torch.Tensor:
+            row = input_ids[0].tolist()
+            while row[-1] != 5 and len(row) < 8:
+                row.append(int(self(torch.tensor([row]), False).logits[0, -1].argmax()))
+            return torch.tensor([row])
+
+    model, tokenizer = (
+        Ends(),
+        SimpleNamespace(decode=lambda tokens, **_: " ".join(map(str, tokens))),
+    )
+    given = answers.generate(model, [[1, 2], [6]], [5])
+    assert given == [([1, 2], [3, 4, 5]), ([6], [7, 0, 1, 2, 3, 4, 5])]
+    assert answers.compare(model, given[:1], tokenizer, [5]).same == 1
+    model.adapted = True
+    kept = answers.compare(model, given[:1], tokenizer, [5])
+    assert (kept.prompts, kept.same, round(kept.same_tokens, 3)) == (1, 0, 0.667)
+    assert kept.changes == [{"prompt": "1 2", "before": "3 4 5", "after": "3 4 6 7 0 1"}]
 
 
 @pytest.mark.slow

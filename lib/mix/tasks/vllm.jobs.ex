@@ -22,8 +22,7 @@ defmodule Mix.Tasks.Vllm.Jobs do
 
   use Mix.Task
 
-  alias Mix.Tasks.Vllm.Quantize
-  alias Mix.Vllm.{Answer, Table}
+  alias Mix.Vllm.{Answer, Outputs, Table}
   alias VLLM.Job
 
   @requirements ["app.start"]
@@ -56,7 +55,7 @@ defmodule Mix.Tasks.Vllm.Jobs do
         done!(Job.cancel(id), "#{id} is cancelled.")
 
       {[retry: id], [], []} ->
-        id |> Job.retry() |> Answer.ok!() |> Quantize.await(flags)
+        id |> Job.retry() |> Answer.ok!() |> Outputs.await(flags)
 
       {[{:delete, id} | outputs], [], []} ->
         done!(Job.delete(id, outputs), "#{id} is deleted.")
@@ -73,7 +72,9 @@ defmodule Mix.Tasks.Vllm.Jobs do
 
   @doc false
   @spec print([Job.t()]) :: :ok
-  def print([]), do: Mix.shell().info("There are none; `mix vllm.quantize MODEL` starts one.")
+  def print([]),
+    do:
+      Mix.shell().info("There are none; `mix vllm.quantize` and `mix vllm.finetune` start some.")
 
   def print(jobs) do
     columns = ["job", "kind", "name", "state", {:right, "outputs"}, "how far"]
@@ -99,6 +100,6 @@ defmodule Mix.Tasks.Vllm.Jobs do
 
   defp show(job) do
     Mix.shell().info("#{job.name}, made of #{job.source}: #{how_far(job)}")
-    Quantize.print(job.outputs)
+    Outputs.print(job.outputs)
   end
 end

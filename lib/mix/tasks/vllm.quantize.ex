@@ -24,8 +24,8 @@ defmodule Mix.Tasks.Vllm.Quantize do
 
   use Mix.Task
 
-  alias Mix.Vllm.{Answer, Arguments, Table}
-  alias VLLM.{Bytes, Job, Terminal}
+  alias Mix.Vllm.{Answer, Arguments, Outputs}
+  alias VLLM.Job
 
   @requirements ["app.start"]
 
@@ -36,62 +36,10 @@ defmodule Mix.Tasks.Vllm.Quantize do
 
     if "estimate" in flags,
       do:
-        model |> Job.estimate(options) |> Answer.ok!() |> Answer.print(flags, &print_estimate/1),
-      else: model |> Job.quantize(options) |> Answer.ok!() |> await(flags)
-  end
-
-  defp print_estimate(estimate) do
-    columns = ["output" | Enum.map(["size", "disk", "memory", "minutes"], &{:right, &1})]
-    rows = for one <- estimate.outputs, do: [one.label | sizes(one)]
-    Table.print(columns, rows ++ [["together" | sizes(estimate)]])
-  end
-
-  defp sizes(%{bytes: bytes, disk: disk, memory: memory, minutes: {least, most}}),
-    do:
-      Enum.map([bytes, disk, memory], &Bytes.file/1) ++ ["#{minutes(least)} to #{minutes(most)}"]
-
-  defp minutes(minutes) when minutes < 1, do: Table.decimal(minutes, 1)
-  defp minutes(minutes), do: Integer.to_string(ceil(minutes))
-
-  @doc "Waits for a job and prints its outputs, here and for `mix vllm.jobs`."
-  @spec await(Job.t(), [String.t()]) :: :ok
-  def await(job, flags) do
-    shown = if "json" in flags, do: [progress: false], else: []
-    unless "json" in flags, do: Mix.shell().info("Job #{job.id}")
-    job |> Job.await(shown) |> Answer.ok!() |> Answer.print(flags, &print/1)
-  end
-
-  @doc "Prints outputs as a table."
-  @spec print([Job.Output.t()]) :: :ok
-  def print(outputs) do
-    columns = ["output", "state", {:right, "size"}, {:right, "made in"}, "against its source"]
-    Table.print(columns, Enum.map(outputs, &row/1))
-  end
-
-  defp row(output) do
-    [
-      output.name || output.label,
-      Atom.to_string(output.state),
-      Bytes.file(output.bytes),
-      if(output.seconds, do: Terminal.time(output.seconds), else: "-"),
-      quality(output)
-    ]
-  end
-
-  defp quality(%{error: error}) when error != nil, do: error.message
-  defp quality(%{quality: nil}), do: "not compared"
-
-  defp quality(%{quality: quality}) do
-    figures =
-      for {name, word, factor, unit} <- [
-            {"kl_mean", "KL divergence", 1, ""},
-            {"same_top", "same top token", 100, " %"},
-            {"perplexity", "perplexity", 1, ""}
-          ],
-          is_number(quality[name]),
-          do: "#{word} #{Table.decimal(quality[name] * factor, 3)}#{unit}"
-
-    verdict = if quality["verdict"] == "worse_than_usual", do: ["worse than usual"], else: []
-    Enum.join(verdict ++ figures, ", ")
+        model
+        |> Job.estimate(options)
+        |> Answer.ok!()
+        |> Answer.print(flags, &Outputs.print_estimate/1),
+      else: model |> Job.quantize(options) |> Answer.ok!() |> Outputs.await(flags)
   end
 end

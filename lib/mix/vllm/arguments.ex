@@ -90,7 +90,7 @@ defmodule Mix.Vllm.Arguments do
       Options.tools() ++
         Options.estimate() ++ Options.recommend() ++ Options.pull() ++ Options.compare()
 
-    specs = questions ++ Options.quantize() ++ Options.engine()
+    specs = questions ++ Options.quantize() ++ Options.finetune() ++ Options.engine()
     ours = for {name, ^type, _default, _doc} <- specs, do: name
 
     theirs =

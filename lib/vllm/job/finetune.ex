@@ -254,7 +254,7 @@ defmodule VLLM.Job.Finetune do
 
   def done(job, %Step{name: name, output: label}, %{"files" => %{}} = made)
       when name in [:train, :merge] do
-    figures = Map.drop(made, ~w(options libraries files bytes seconds peak_memory_bytes))
+    figures = Map.drop(made, ~w(options libraries files bytes seconds peak_memory_bytes notes))
 
     {:ok,
      Record.update_output(job, label, fn output ->
@@ -267,6 +267,7 @@ defmodule VLLM.Job.Finetune do
            bytes: made["bytes"],
            seconds: made["seconds"],
            peak_memory_bytes: made["peak_memory_bytes"],
+           notes: made["notes"] || [],
            figures: figures
        }
      end)}

@@ -5,7 +5,8 @@ defmodule Mix.Tasks.Vllm.JobsTest do
   import VLLM.FakeJobs
   import VLLM.MixShell
 
-  alias Mix.Tasks.Vllm.{Jobs, Quantize}
+  alias Mix.Tasks.Vllm.{Finetune, Jobs, Quantize}
+  alias Mix.Vllm.Outputs
   alias VLLM.Job
   alias VLLM.Job.Output
 
@@ -59,6 +60,38 @@ defmodule Mix.Tasks.Vllm.JobsTest do
     assert printed() =~ "There are none"
   end
 
+  test "an adapter is trained, with what it learned and what else is to be known", context do
+    %{model: model, folder: folder} = context
+    data = Path.join(folder, "data.jsonl")
+    File.write!(data, "{}")
+    plot = Path.join(folder, "losses.svg")
+    python = Keyword.fetch!(worker(), :python)
+
+    argv =
+      [model, data, "--to", "tickets", "--python", python, "--target-modules", "q_proj,v_proj"] ++
+        ["--epochs", "2", "--plot", plot]
+
+    Finetune.run(argv ++ ["--estimate"])
+    assert [_titles, foreseen, _together] = lines()
+    assert foreseen =~ ~r/^adapter .* 1 to 2$/
+    assert Job.list() == []
+
+    Finetune.run(argv ++ ["--merge"])
+    assert ["Job " <> id, _titles, adapter, merged, note] = lines()
+
+    assert adapter =~
+             ~r/^tickets +done .* held-out loss 0.250 \(before 7.500\), 6 of 8 other answers the same$/
+
+    assert merged =~ "tickets-merged"
+    assert note == "tickets: Something was forgotten."
+    assert File.read!(plot) =~ "Loss of tickets"
+
+    training = Job.get!(id).options["training"]
+    assert training == %{"epochs" => 2, "merge" => true, "target_modules" => ["q_proj", "v_proj"]}
+
+    assert_raise Mix.Error, ~r/takes a model and its data/, fn -> Finetune.run([model]) end
+  end
+
   test "what failed is told, with status 1", %{model: model} do
     job = quantize!(model, [a: [quantize: "refuse:unsupported"]], name: "failing", verify: false)
     {:error, _} = Job.await(job)
@@ -72,7 +105,7 @@ defmodule Mix.Tasks.Vllm.JobsTest do
   test "what was lost is in a word or two" do
     quality = %{"kl_mean" => 0.0123, "same_top" => 0.97, "verdict" => "worse_than_usual"}
     output = %Output{label: "Q2_K", format: "gguf", state: :done, bytes: 1, quality: quality}
-    Quantize.print([output])
+    Outputs.print([output])
     assert [_titles, row] = lines()
     assert row =~ "worse than usual, KL divergence 0.012, same top token 97.000 %"
   end

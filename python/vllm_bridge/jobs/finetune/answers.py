@@ -1,7 +1,7 @@
 """What a model answers by itself: the base, before it is trained, and with the adapter."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final, NamedTuple
 
 # So many tokens of an answer are looked at.
@@ -26,7 +26,7 @@ class Answer(NamedTuple):
 
     Args:
         prompt: its tokens
-        tokens: of the answer, the most likely one each time, without the end
+        tokens: of the answer, the most likely one each time, with the one that ends it
     """
 
     prompt: list[int]
@@ -56,15 +56,26 @@ class Kept:
         return dataclasses.asdict(self)
 
 
-def generate(model: Any, prompts: Sequence[list[int]], ends: Sequence[int]) -> list[Answer]:
+def generate(
+    model: Any,
+    prompts: Sequence[list[int]],
+    ends: Sequence[int],
+    tell: Callable[[int], None] = lambda _done: None,
+) -> list[Answer]:
     """The answers of a model, one after the other: batches would be filled up, which not every
-    model bears without a trace."""
+    model bears without a trace.
+
+    Args:
+        ends: the tokens that end an answer
+        tell: told how many there are already
+    """
     import torch
 
     answers = []
     model.eval()
     with torch.inference_mode():
-        for prompt in prompts:
+        for done, prompt in enumerate(prompts):
+            tell(done)
             tokens = torch.tensor([prompt], device=model.device)
             found = model.generate(
                 input_ids=tokens,
@@ -76,7 +87,7 @@ def generate(model: Any, prompts: Sequence[list[int]], ends: Sequence[int]) -> l
                 pad_token_id=ends[0],
                 eos_token_id=list(ends),
             )[0, len(prompt) :].tolist()
-            answers.append(Answer(prompt, [token for token in found if token not in ends]))
+            answers.append(Answer(prompt, found))
     return answers
 
 
@@ -93,8 +104,6 @@ def compare(model: Any, answers: Sequence[Answer], tokenizer: Any, ends: Sequenc
     changes = []
     model.eval()
     for answer in answers:
-        if not answer.tokens:
-            continue
         row = torch.tensor([answer.prompt + answer.tokens], device=model.device)
         with torch.inference_mode():
             after = _distributions(model, row, len(answer.prompt))
@@ -111,15 +120,15 @@ def compare(model: Any, answers: Sequence[Answer], tokenizer: Any, ends: Sequenc
             changes.append(
                 {
                     "prompt": tokenizer.decode(answer.prompt, skip_special_tokens=True),
-                    "before": tokenizer.decode(answer.tokens),
-                    "after": tokenizer.decode(now.tokens),
+                    "before": tokenizer.decode(answer.tokens, skip_special_tokens=True),
+                    "after": tokenizer.decode(now.tokens, skip_special_tokens=True),
                 }
             )
     return Kept(
         prompts=len(answers),
         same=same,
-        same_tokens=same_tokens / tokens if tokens else 1.0,
-        kl=divergence / tokens if tokens else 0.0,
+        same_tokens=same_tokens / tokens,
+        kl=divergence / tokens,
         changes=changes,
     )
 

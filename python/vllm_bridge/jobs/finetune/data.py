@@ -305,6 +305,15 @@ class Encoder:
         """
         return [example for record in records for example in self._of(record)]
 
+    def answered(self, record: Record, prompt: list[int], answer: list[int]) -> Example:
+        """The example of a record that has no answer of its own, and was given one.
+
+        Args:
+            prompt: its tokens
+            answer: the tokens of the answer, with its end
+        """
+        return self._cut(record, prompt + answer, len(prompt))
+
     def prompt(self, record: Record) -> list[int]:
         """The tokens before an answer: what the engine makes of such a prompt."""
         fields = record.fields

@@ -164,8 +164,7 @@ def train(
     set_seed(seed)
     model = base.load(plan.checkpoint, settings)
     ends = _ends(model, tokenizer)
-    tell("asking")
-    asked = _asked(plan, model, tokenizer, ends, states)
+    asked = _asked(plan, model, ends, states, tell)
     examples += asked["replay"]
     # The order is the seed's; replayed examples are not to stand at the end.
     random.Random(seed).shuffle(examples)  # noqa: S311
@@ -205,6 +204,7 @@ def train(
         "held_out_losses": [[r["step"], r["eval_loss"]] for r in history if "eval_loss" in r],
         "held_out_loss": None if after is None else {"before": before, "after": after},
         "kept": kept.to_wire(),
+        "notes": _notes(plan, trainer.state, kept, wire["examples"]["cut"]),
         "steps": trainer.state.global_step,
         "epochs": round(float(trainer.state.epoch or 0.0), 2),
         "resumed_from": None if last is None else checkpoints.step_of(last),
@@ -221,7 +221,7 @@ def train(
 
 
 def _asked(
-    plan: Plan, model: Any, tokenizer: Any, ends: Sequence[int], states: Path
+    plan: Plan, model: Any, ends: Sequence[int], states: Path, tell: Telling
 ) -> dict[str, list[Any]]:
     """What the base itself answers: to the probes, and to what is to be replayed and has no answer.
     It is kept, so that a training that goes on has the same."""
@@ -234,15 +234,33 @@ def _asked(
         own = plan.settings.own.probes
         probes = [encoder.prompt(_text(prompt)) for prompt in own or answers.PROBES]
         prompts = [encoder.prompt(record) for record in without]
-        given = answers.generate(model, [*probes, *prompts], ends)
+        asked = [*probes, *prompts]
+        given = answers.generate(model, asked, ends, lambda done: tell("asking", done, len(asked)))
         found = {"probes": given[: len(probes)], "replay": given[len(probes) :]}
         _write(path, found)
-    end = tokenizer.eos_token_id
     replay = encoder.examples(with_answer)
-    for prompt, answer in found["replay"]:
-        tokens = [*prompt, *answer, *([end] if len(answer) < answers.TOKENS else [])]
-        replay.append(Example(tokens, [data.IGNORED] * len(prompt) + tokens[len(prompt) :]))
+    for record, (prompt, answer) in zip(without, found["replay"], strict=True):
+        replay.append(encoder.answered(record, prompt, answer))
     return {"probes": [answers.Answer(*one) for one in found["probes"]], "replay": replay}
+
+
+def _notes(plan: Plan, state: Any, kept: answers.Kept, cut: int) -> list[str]:
+    """What else is to be known of a training: sentences."""
+    notes = []
+    if kept.same < kept.prompts:
+        notes.append(
+            f"{kept.prompts - kept.same} of {kept.prompts} prompts that are not of the data are "
+            "answered otherwise than by the base. `replay:` has it keep what it says; fewer "
+            "`epochs` and a lower `learning_rate` change less."
+        )
+    if cut:
+        notes.append(f"{cut} examples were cut, at {plan.max_length} tokens (`max_length`).")
+    if state.global_step < state.max_steps:
+        notes.append(
+            f"It ended after {state.global_step} of {state.max_steps} steps: the held-out loss was "
+            "no longer better (`early_stopping_patience`). The adapter is of the best state."
+        )
+    return notes
 
 
 def _before(trainer: Any, states: Path) -> float:
