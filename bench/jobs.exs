@@ -6,6 +6,11 @@
 #
 # With --made-up the steps are those of test/support/fake_job.py, which take no time: more kills by the
 # minute, of the same Elixir and the same guard.
+#
+#     unshare -rm mix run bench/jobs.exs --full-disks 20 [--seed 1]
+#
+# Such a job on a disk that becomes full, each time at another moment: it fails and says so, nothing is
+# left, and it ends well once the disk is larger.
 
 for file <- ~w(os_process footprint demo_model fake_jobs) do
   path = Path.expand("../test/support/#{file}.ex", __DIR__)
@@ -28,19 +33,20 @@ defmodule Bench.Jobs do
   make = fn make ->
     job =
       case VLLM.Job.list() do
-        [] -> VLLM.Job.quantize!(model, options)
-        [%{state: :done} = job] -> job
-        [job] -> VLLM.Job.retry!(job)
+        [] -> VLLM.Job.quantize(model, options)
+        [%{state: :done} = job] -> {:ok, job}
+        [job] -> VLLM.Job.retry(job)
       end
 
     IO.puts("began")
 
-    case VLLM.Job.await(job, progress: false) do
-      {:ok, _} ->
-        IO.puts("done")
-
+    with {:ok, job} <- job, {:ok, _} <- VLLM.Job.await(job, progress: false) do
+      IO.puts("done")
+    else
       {:error, error} ->
         IO.puts("failed " <> Atom.to_string(error.reason))
+        # Until it is told to.
+        IO.gets("")
         make.(make)
     end
   end
@@ -59,39 +65,97 @@ defmodule Bench.Jobs do
       {time, outputs} = whole(setting)
       IO.puts("An undisturbed job takes #{time} ms and makes #{inspect(outputs)}.")
 
-      results =
-        for number <- 1..options[:kills] do
-          target = Enum.at([:beam, :guard, :step], rem(number, 3))
-          result = round(setting, target, :rand.uniform(time), outputs)
-          IO.puts("#{number} #{target} #{inspect(result)}")
-          {target, result}
-        end
-
-      for {target, results} <- Enum.group_by(results, &elem(&1, 0), &elem(&1, 1)) do
-        ends = results |> Enum.map(& &1.heard) |> Enum.frequencies()
-        hits = Enum.count(results, & &1.hit)
-        IO.puts("#{target}: #{length(results)} rounds, #{hits} kills, #{inspect(ends)}")
-
-        # Of the others the retry is in it.
-        if target == :beam do
-          slowest = results |> Enum.map(& &1.gone) |> Enum.max()
-          IO.puts("all gone after #{slowest} ms at most")
-        end
-      end
+      if options[:full_disks],
+        do: full_disks(setting, options[:full_disks], outputs),
+        else: kills(setting, options[:kills], time, outputs)
     after
       File.rm_rf!(folder)
     end
   end
 
+  defp kills(setting, count, time, outputs) do
+    results =
+      for number <- 1..count do
+        target = Enum.at([:beam, :guard, :step], rem(number, 3))
+        result = round(setting, target, :rand.uniform(time), outputs)
+        IO.puts("#{number} #{target} #{inspect(result)}")
+        {target, result}
+      end
+
+    for {target, results} <- Enum.group_by(results, &elem(&1, 0), &elem(&1, 1)) do
+      ends = results |> Enum.map(& &1.heard) |> Enum.frequencies()
+      hits = Enum.count(results, & &1.hit)
+      IO.puts("#{target}: #{length(results)} rounds, #{hits} kills, #{inspect(ends)}")
+
+      # Of the others the retry is in it.
+      if target == :beam do
+        slowest = results |> Enum.map(& &1.gone) |> Enum.max()
+        IO.puts("all gone after #{slowest} ms at most")
+      end
+    end
+  end
+
+  # Kilobytes of the disk: of the 64 MiB that a job leaves to others, and of two outputs.
+  @reserve 65_536
+  @both 47_000
+
+  defp full_disks(setting, count, outputs) do
+    disk = Path.join(setting.folder, "data")
+
+    ends =
+      for number <- 1..count do
+        # Of ten one that does not even take what is noted of the job.
+        size = if rem(number, 10) == 0, do: 4, else: @reserve + :rand.uniform(@both)
+        File.mkdir_p!(disk)
+        mount(disk, ["size=#{size}k"])
+
+        try do
+          made = full_disk(setting, disk, outputs)
+          IO.puts("#{number} #{size} kB #{made} made before")
+          made
+        after
+          {_, 0} = System.cmd("umount", [disk])
+          File.rm_rf!(setting.folder)
+        end
+      end
+
+    IO.puts("full disks: #{count}, outputs made before: #{inspect(Enum.frequencies(ends))}")
+  end
+
+  defp full_disk(setting, disk, outputs) do
+    child = start(setting)
+    "began" = line(child)
+    "failed disk_full" = line(child)
+    made = sizes(setting)
+    for {label, size} <- made, do: {^label, ^size} = {label, outputs[label]}
+    [] = left(setting)
+    [] = for pid <- descendants(child.os_pid), what(command(pid)) != :other, do: pid
+    mount(disk, ["remount", "size=#{2 * (@reserve + @both)}k"])
+    go_on(child)
+    ["began", "done"] = lines(child)
+    ^outputs = sizes(setting)
+    [] = left(setting)
+    map_size(made)
+  end
+
+  defp mount(disk, options) do
+    options = Enum.join(options, ",")
+    {_, 0} = System.cmd("mount", ["-t", "tmpfs", "-o", options, "none", disk])
+  end
+
   defp job(options) do
     model = VLLM.DemoModel.path()
 
-    if options[:made_up] do
-      wait = [quantize: "print:working;sleep:0.3"]
-      {model, VLLM.FakeJobs.options([a: wait, b: wait], name: "made", verify: false)}
-    else
-      {model, [to: [gguf: ["Q8_0", "Q4_K_M"]], name: "made", verify: false]}
+    cond do
+      options[:full_disks] -> made_up(model, "fill:24")
+      options[:made_up] -> made_up(model, "print:working;sleep:0.3")
+      true -> {model, [to: [gguf: ["Q8_0", "Q4_K_M"]], name: "made", verify: false]}
     end
+  end
+
+  defp made_up(model, script) do
+    to = for label <- [:a, :b], do: {label, [quantize: script]}
+    {model, VLLM.FakeJobs.options(to, name: "made", verify: false)}
   end
 
   # What an undisturbed job makes: the sizes of its outputs.
@@ -171,11 +235,12 @@ defmodule Bench.Jobs do
 
   # All that it says, until it has ended.
   defp lines(child) do
-    case line(child) do
-      nil -> []
-      line -> [line | lines(child)]
-    end
+    line = line(child)
+    if match?("failed " <> _, line), do: go_on(child)
+    if line, do: [line | lines(child)], else: []
   end
+
+  defp go_on(child), do: Port.command(child.port, "go on\n")
 
   defp kill(:beam, child), do: signal("KILL", child.os_pid)
 
@@ -234,6 +299,8 @@ defmodule Bench.Jobs do
 end
 
 {options, [], []} =
-  OptionParser.parse(System.argv(), strict: [kills: :integer, seed: :integer, made_up: :boolean])
+  OptionParser.parse(System.argv(),
+    strict: [kills: :integer, seed: :integer, made_up: :boolean, full_disks: :integer]
+  )
 
 Bench.Jobs.run(Keyword.merge([kills: 20, seed: 1], options))

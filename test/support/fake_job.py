@@ -2,9 +2,9 @@
 
 A format is any name. What is done for an output is said by its options: `check`, `quantize`, `measure`
 and `register` are steps, parted by ";", each a name and perhaps ":" and an argument: `print:TEXT`, `touch:FILE`,
-`wait:FILE` (until it is there), `sleep:SECONDS`, `tell:DONE:TOTAL`, `exit:STATUS`, `refuse:REASON`, `child` (leaves a process in a
-session of its own that ignores signals), `once:FILE:STEP` (unless FILE exists, and makes it). `memory` and `disk` are what
-it is planned to take. The name of a model of the hub is steps, too, for its download, and may end with `@` and the folder that it is
+`wait:FILE` (until it is there), `sleep:SECONDS`, `tell:DONE:TOTAL`, `exit:STATUS`, `refuse:REASON`, `fill:MB` (a file of so many
+megabytes beside what is made), `child` (leaves a process in a session of its own that ignores signals), `once:FILE:STEP`
+(unless FILE exists, and makes it). `memory` and `disk` are what it is planned to take. The name of a model of the hub is steps, too, for its download, and may end with `@` and the folder that it is
 downloaded to. What a model is registered as is written to `registered` in its folder.
 
 A training takes the same, by its options `check`, `train`, `merged` and `register`; a state of it is there once it has
@@ -52,6 +52,13 @@ def take(name: str, argument: str, request: int) -> None:
         os._exit(int(argument))
     elif name == "refuse":
         raise Refused(argument)
+    elif name == "fill":
+        try:
+            with open("zeros", "wb", buffering=0) as file:
+                for _ in range(int(argument)):
+                    file.write(bytes(1_000_000))
+        except OSError as error:
+            raise Refused("disk_full") from error
     elif name == "child":
         if os.fork() == 0:
             os.setsid()
@@ -150,6 +157,7 @@ def made(request: int, params: dict, step: str) -> dict:
     path = os.path.join(params["out"], "model")
     with open(path, "w") as file:
         json.dump(params["options"], file)
+    os.chdir(params["out"])
     steps(params["options"].get(step, ""), request)
     size = os.path.getsize(path)
     return {
