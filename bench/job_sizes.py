@@ -1,106 +1,161 @@
 """Holds what `VLLM.Job.estimate` foresees against what jobs took: disk, memory and time.
 
-    PYTHON bench/job_sizes.py [RESULTS]
+    PYTHON bench/job_sizes.py [--measure MODEL ...]
 
-with the Python of the library's environment (`mix vllm.doctor` names it), in an environment that
-quantizes as well (`mix vllm.setup --with quantize`). It makes Llamas of 61 and 522 million
-parameters with random weights, and outputs of them and of the demo model, each in a process of its
-own, which takes a quarter of an hour on two cores; or it takes the lines of an earlier run from the
-file RESULTS. Prints a table.
+with the Python of the library's environment (`mix vllm.doctor` names it). Prints a table of the
+runs that bench/job_sizes.json has. With `--measure`, and in an environment that quantizes as well
+(`mix vllm.setup --with quantize`), it first makes these of its models (all where none is named)
+with random weights, and outputs of them, each in a process of its own with one thread, and puts
+what they took into that file: seconds of a processor, which other processes do not change, and
+seconds on the clock with how busy the machine was. All takes half an hour on two idle cores.
 """
 
+import argparse
 import json
+import os
+import resource
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "python"), str(ROOT / "python" / "tests")]
 
+import headers  # noqa: E402
 from producing import DEMO, interpreter, produce  # noqa: E402
-from vllm_bridge.jobs import estimate  # noqa: E402
+from vllm_bridge import machine  # noqa: E402
+from vllm_bridge.checkpoints import models  # noqa: E402
+from vllm_bridge.checkpoints.checkpoint import Checkpoint  # noqa: E402
+from vllm_bridge.jobs import foreseen  # noqa: E402
+from vllm_bridge.jobs.foreseen import Machine  # noqa: E402
+from vllm_bridge.jobs.quantize import estimate  # noqa: E402
 
-# Models by the sizes of their Llama: hidden size, layers, intermediate size.
-SIZES = {"61 M": (1024, 5, 2816), "522 M": (1536, 20, 4096)}
+RECORDED = Path(__file__).with_suffix(".json")
 
 OUTPUTS: list[tuple[str, Any]] = [
     ("gguf", "Q4_K_M"), ("gguf", "Q8_0"), ("bitsandbytes", "nf4"), ("bitsandbytes", "int8"),
     ("hqq", "4bit"), ("torchao", "int8"), ("compressed-tensors", "FP8_DYNAMIC"),
+    ("compressed-tensors", {"scheme": "W4A16", "algorithm": "rtn"}),
     ("compressed-tensors", "W4A16"), ("gptq", "4bit"), ("awq", "4bit"),
 ]  # fmt: skip
 
-# With these it takes minutes for each of the larger models.
-SLOW = {"522 M": {"gptq", "awq"}}
+# These read texts, with which it takes minutes for each of the larger models.
+CALIBRATED: list[tuple[str, Any]] = OUTPUTS[-3:]
+LARGE = ("522 M", "494 M")
 
 TEXTS = [f"The {number}th of many sentences, {'and some more words ' * 12}" for number in range(16)]
 
 # Run in the environment that quantizes, which has no vLLM in its way.
 MAKE = """
-import shutil, sys, torch
+import json, shutil, sys, torch
 from transformers import LlamaConfig, LlamaForCausalLM
-demo, out, hidden, layers, inner = sys.argv[1], sys.argv[2], *map(int, sys.argv[3:])
+demo, out, sizes = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
 torch.manual_seed(0)
+torch.set_default_dtype(torch.bfloat16)
 config = LlamaConfig.from_pretrained(demo)
-config.update(dict(hidden_size=hidden, num_hidden_layers=layers, intermediate_size=inner,
-    num_attention_heads=hidden // 64, num_key_value_heads=hidden // 128, head_dim=64))
+config.update({**sizes, "head_dim": 64})
 shutil.copytree(demo, out, ignore=shutil.ignore_patterns("*.safetensors"))
-LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(out)
+LlamaForCausalLM(config).save_pretrained(out)
 """
 
 
-def measure(folder: Path, results: Path) -> None:
-    models = {"4 M": DEMO}
-    for name, size in SIZES.items():
-        models[name] = folder / name.replace(" ", "")
-        python = interpreter()
-        if python is None:
-            sys.exit("run mix vllm.setup --with quantize")
-        arguments = [python, "-c", MAKE, DEMO, models[name], *map(str, size)]
-        subprocess.run(arguments, check=True, capture_output=True)
-    for name, path in models.items():
-        for form, options in OUTPUTS:
-            if form in SLOW.get(name, ()):
-                continue
-            where = folder / f"{name}-{form}-{options}".replace(" ", "")
-            texts = {"calibration": {"texts": TEXTS}} if form in ("gptq", "awq") else {}
-            if options == "W4A16":
-                texts = {"calibration": {"texts": TEXTS}}
-            (told,) = produce([(form, options)], where, path, **texts).values()
-            row = {"model": name, "path": str(path), **told}
-            tokens = (told.get("calibration") or {}).get("tokens") or 0
-            asked = [(form, told.get("options") or {})]
-            (seen,) = estimate.outputs(str(path), {}, asked, tokens)
-            row |= {"estimated": seen.to_wire()}
-            with results.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(row) + "\n")
+def checkpoint_of(sizes: dict[str, Any] | None) -> Checkpoint:
+    """The headers of a model of the recorded ones; of the demo model where it has no sizes."""
+    if sizes is None:
+        return models.check_model(str(DEMO), {})
+    return headers.plain(headers.config(0, 0, 0, 0) | sizes, "BF16")
 
 
-def table(rows: list[dict[str, Any]]) -> str:
+def seen(recorded: dict[str, Any], run: dict[str, Any], here: Machine) -> foreseen.Foreseen:
+    """What is foreseen of a run."""
+    checkpoint = checkpoint_of(recorded["models"][run["model"]])
+    asked = [(run["format"], run["options"], run["tokens"])]
+    return estimate.of(checkpoint, run["model"], asked, here)[0]
+
+
+def measure(names: list[str], recorded: dict[str, Any]) -> None:
+    os.environ |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    for name in names or recorded["models"]:
+        with tempfile.TemporaryDirectory() as folder:
+            path = DEMO
+            if sizes := recorded["models"][name]:
+                path = Path(folder) / "model"
+                command = [interpreter(), "-c", MAKE, DEMO, path, json.dumps(sizes)]
+                subprocess.run(command, check=True, capture_output=True)
+            for form, options in OUTPUTS:
+                is_read = (form, options) in CALIBRATED
+                if is_read and name in LARGE:
+                    continue
+                texts = {"calibration": {"texts": TEXTS}} if is_read else {}
+                run = {"model": name, **_made(form, options, Path(folder), path, texts)}
+                _replace(recorded["runs"], run)
+                RECORDED.write_text(_text(recorded), encoding="utf-8")
+
+
+def _made(
+    form: str, options: Any, folder: Path, path: Path, texts: dict[str, Any]
+) -> dict[str, Any]:
+    share = foreseen.share(machine.cores(), os.getloadavg()[0], nice=0)
+    began, before = time.monotonic(), resource.getrusage(resource.RUSAGE_CHILDREN)
+    with tempfile.TemporaryDirectory(dir=folder) as out:
+        (told,) = produce([(form, options)], Path(out), path, **texts).values()
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu = after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
+    return {
+        "format": form,
+        "label": told["label"],
+        "options": told["options"],
+        "tokens": (told["calibration"] or {}).get("tokens") or 0,
+        "bytes": told["bytes"],
+        "memory": told["peak_memory_bytes"],
+        "cpu_seconds": round(cpu, 1),
+        "seconds": round(time.monotonic() - began, 1),
+        "share": round(share, 3),
+    }
+
+
+def _replace(runs: list[dict[str, Any]], run: dict[str, Any]) -> None:
+    def key(one: dict[str, Any]) -> Any:
+        return one["model"], one["label"]
+
+    runs[:] = [one for one in runs if key(one) != key(run)] + [run]
+
+
+def _text(recorded: dict[str, Any]) -> str:
+    """JSON with a run on each line."""
+    runs = ",\n".join(f"    {json.dumps(run)}" for run in recorded["runs"])
+    known = json.dumps(recorded["models"])
+    return f'{{\n  "models": {known},\n  "runs": [\n{runs}\n  ]\n}}\n'
+
+
+def table(recorded: dict[str, Any]) -> str:
     lines = [
-        "| model | output | disk | foreseen | peak of memory | foreseen | seconds | foreseen |",
+        "| model | output | disk | foreseen | peak of memory | foreseen | CPU seconds | foreseen |",
         "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
-    for row in rows:
-        seen = row["estimated"]
-        size, peak = row["bytes"], row["peak_memory_bytes"]
-        fast, slow = (60 * minutes for minutes in seen["minutes"])
+    for run in recorded["runs"]:
+        found = seen(recorded, run, Machine())
+        fast, slow = (60 * minutes for minutes in found.minutes)
         lines.append(
-            f"| {row['model']} | {row['label']} | {size / 1e6:.2f} MB "
-            f"| {seen['bytes'] / size - 1:+.1%} | {peak / 2**20:.0f} MiB "
-            f"| {seen['memory'] / peak - 1:+.0%} "
-            f"| {row['seconds']:.0f} | {fast:.0f} to {slow:.0f} |"
+            f"| {run['model']} | {run['label']} | {run['bytes'] / 1e6:.2f} MB "
+            f"| {found.bytes / run['bytes'] - 1:+.1%} | {run['memory'] / 2**20:.0f} MiB "
+            f"| {found.memory / run['memory'] - 1:+.0%} "
+            f"| {run['cpu_seconds']:.0f} | {fast:.0f} to {slow:.0f} |"
         )
     return "\n".join(lines)
 
 
 def main() -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        results = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(folder) / "results.jsonl"
-        if not results.exists():
-            measure(Path(folder), results)
-        print(table([json.loads(line) for line in results.read_text().splitlines()]))
+    arguments = argparse.ArgumentParser()
+    arguments.add_argument("--measure", nargs="*", metavar="MODEL")
+    asked = arguments.parse_args().measure
+    recorded = json.loads(RECORDED.read_text(encoding="utf-8"))
+    if asked is not None:
+        measure(asked, recorded)
+    print(table(recorded))
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file
 
+import headers
 from checkpoints import CHECKPOINTS, UNPACKERS, make
 from conftest import MODELS
 from hub_server import Hub
@@ -160,6 +161,27 @@ def test_a_plan_tells_what_will_be_trained() -> None:
         Plan(str(MODELS / "demo-awq"), pairs, {"load_in_4bit": True})
     with pytest.raises(BridgeError, match=r"needs data that is held out"):
         Plan(str(MODELS / "demo"), pairs, {"early_stopping_patience": 2})
+
+
+@pytest.mark.parametrize(
+    ("sizes", "given", "longest", "took"),
+    [
+        # What trainings took, in MiB: models with random weights, eight examples to a batch.
+        ((1024, 2816, 5, 16), {}, 489, 3461),
+        ((1024, 2816, 5, 16), {"gradient_checkpointing": True}, 489, 2465),
+        ((1536, 4096, 20, 24), {}, 73, 5044),
+    ],
+)
+def test_memory_is_foreseen_as_it_was_taken(
+    sizes: tuple[int, int, int, int], given: dict[str, Any], longest: int, took: int
+) -> None:
+    hidden, inner, layers, heads = sizes
+    config = headers.config(
+        hidden, inner, layers, heads, num_key_value_heads=heads // 2, vocab_size=1024
+    )
+    checkpoint = headers.plain(config, "BF16")
+    needed = estimate.needed(checkpoint, options.parse(given), longest)
+    assert needed == pytest.approx(took * 2**20, rel=0.2)
 
 
 def test_what_a_model_of_the_hub_cannot_is_known_before_it_is_downloaded(hub: Hub) -> None:

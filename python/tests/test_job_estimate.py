@@ -1,10 +1,14 @@
-"""What jobs are foreseen to take, against what they took with the demo model."""
+"""What jobs are foreseen to take, against what they took: with the demo model, and with larger
+ones, as bench/job_sizes.json has it."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import headers
+from vllm_bridge.checkpoints import models
 from vllm_bridge.errors import BridgeError
 from vllm_bridge.jobs import foreseen
 from vllm_bridge.jobs.foreseen import Foreseen, Machine
@@ -35,6 +39,28 @@ MADE: list[tuple[str, dict[str, Any], int]] = [
 def test_files_are_as_large_as_foreseen(form: str, options: dict[str, Any], size: int) -> None:
     (seen,) = estimate.outputs(DEMO, {}, [(form, options, 1379)], Machine())
     assert seen.bytes == pytest.approx(size, rel=0.02)
+
+
+def test_what_was_foreseen_is_what_jobs_took() -> None:
+    recorded = json.loads((ROOT / "bench" / "job_sizes.json").read_text())
+    demo = models.check_model(DEMO, {})
+    known = {
+        name: demo if sizes is None else headers.plain(headers.config(0, 0, 0, 0) | sizes, "BF16")
+        for name, sizes in recorded["models"].items()
+    }
+    far = []
+    for run in recorded["runs"]:
+        asked = [(run["format"], run["options"], run["tokens"])]
+        (seen,) = estimate.of(known[run["model"]], run["model"], asked, Machine())
+        least, most = (60 * minutes for minutes in seen.minutes)
+        if (
+            abs(seen.bytes / run["bytes"] - 1) > 0.02
+            or abs(seen.memory / run["memory"] - 1) > 0.2
+            or not least <= run["cpu_seconds"] <= most
+        ):
+            far.append((run["model"], run["label"], seen))
+    assert far == []
+    assert len(recorded["runs"]) > 30
 
 
 def test_a_gguf_file_is_made_of_one_in_16_bits_and_that_takes_room_too() -> None:

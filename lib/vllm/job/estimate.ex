@@ -6,8 +6,8 @@ defmodule VLLM.Job.Estimate do
     disk: "of these, and of what is there only while the job runs",
     memory: "the most that a step takes: one output is made at a time",
     minutes:
-      "`{least, most}`, without download and verification; how long it takes depends on the " <>
-        "processor and on what else it does"
+      "`{least, most}`, without download and verification: where nothing else runs, and while all " <>
+        "that runs now goes on; a job stands back behind other processes"
   ]
 
   @output [

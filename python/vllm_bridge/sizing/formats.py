@@ -6,6 +6,7 @@ files have everything in one type or another: ``gguf_types`` says which.
 """
 
 import math
+from collections import defaultdict
 from typing import Final, NamedTuple
 
 from vllm_bridge.checkpoints import gguf
@@ -45,7 +46,7 @@ def in_formats(checkpoint: Checkpoint) -> tuple[InFormat, ...]:
     one that is quantized, and where its tensors are not known."""
     if checkpoint.quantization is not None or not checkpoint.tensors:
         return ()
-    kept = [part for part in parts.parts(checkpoint, {}) if part.kind != parts.NOT_KEPT]
+    kept = _kept(checkpoint)
     if not all(part.tensor.dtype in CAST for part in kept):
         return ()
     elements = sum(part.elements * part.alike for part in kept)
@@ -73,15 +74,33 @@ def in_formats(checkpoint: Checkpoint) -> tuple[InFormat, ...]:
 def gguf_bytes(checkpoint: Checkpoint, file: str) -> int:
     """What a GGUF file of this type would take. A type whose rules are not known here counts as the
     plainest of as many bits."""
-    if file not in gguf_types.FILES:
-        file = "Q3_K_S" if "3" in file else "Q2_K"
-    kept = [part for part in parts.parts(checkpoint, {}) if part.kind != parts.NOT_KEPT]
-    return _gguf(file, kept, layers.text_config(checkpoint.config)).disk
+    return _gguf(_known(file), _kept(checkpoint), layers.text_config(checkpoint.config)).disk
+
+
+def gguf_weights(checkpoint: Checkpoint, file: str) -> dict[str, int]:
+    """How many weights of each type a GGUF file of this type would have."""
+    kept = _kept(checkpoint)
+    model = _model(kept, layers.text_config(checkpoint.config))
+    found: dict[str, int] = defaultdict(int)
+    for part in kept:
+        found[gguf_types.of(_known(file), part, model)] += part.elements * part.alike
+    return found
+
+
+def _known(file: str) -> str:
+    return file if file in gguf_types.FILES else "Q3_K_S" if "3" in file else "Q2_K"
+
+
+def _kept(checkpoint: Checkpoint) -> list[Part]:
+    return [part for part in parts.parts(checkpoint, {}) if part.kind != parts.NOT_KEPT]
+
+
+def _model(kept: list[Part], config: Fields) -> gguf_types.Model:
+    return gguf_types.Model.of(config, not any(part.is_head for part in kept))
 
 
 def _gguf(name: str, kept: list[Part], config: Fields) -> InFormat:
-    is_tied = not any(part.is_head for part in kept)
-    model = gguf_types.Model.of(config, is_tied)
+    model = _model(kept, config)
     disk, memory = gguf_types.header_bytes(config), 0
     for part in kept:
         kind = gguf.TYPES[gguf_types.of(name, part, model)]

@@ -40,6 +40,9 @@ _TRAINED: Final = 16
 _KEPT_HIDDEN: Final = 16
 _KEPT_INNER: Final = 6
 
+# How often that is there for a layer that is computed once more.
+_AGAIN: Final = 3
+
 # Logits, their probabilities, and the gradient of both.
 _LOGITS: Final = 4
 
@@ -131,7 +134,8 @@ def needed(checkpoint: Checkpoint, settings: "Settings", longest: int) -> int:
     tokens = settings.training["per_device_train_batch_size"] * longest
     kept = count * tokens * (_KEPT_HIDDEN * hidden + _KEPT_INNER * inner) * size
     if settings.training.get("gradient_checkpointing"):
-        kept = kept // max(1, count) + count * tokens * hidden * size
+        # One layer at a time, which is computed once more; and what goes into each.
+        kept = _AGAIN * kept // max(1, count) + count * tokens * hidden * size
     logits = tokens * vocabulary * _LOGITS * 4
     return int(max(loading, weights + adapter + kept + logits)) + _FRAMEWORK
 

@@ -47,7 +47,7 @@ class _Producing(NamedTuple):
     Args:
         start: seconds to import its libraries
         libraries: bytes of them
-        plain: how often the model is there as it was
+        again: how often what is quantized is there once more as it was, beside the whole model
         largest: bytes for each weight of the largest matrix, or of GGUF's largest tensor
         square: bytes for each number of a matrix that is square and has as many columns as the
             widest; a Hessian is one
@@ -56,19 +56,19 @@ class _Producing(NamedTuple):
 
     start: float
     libraries: int
-    plain: float = 1.0
+    again: float = 0.0
     largest: float = 0.0
     square: float = 0.0
     slower: float = 1.0
 
 
 _PRODUCING: Final[Mapping[str, _Producing]] = {
-    "gguf": _Producing(9, 405 * _MIB, plain=0, largest=9.6),
+    "gguf": _Producing(9, 405 * _MIB, largest=9.6),
     "bitsandbytes": _Producing(9, 405 * _MIB, largest=20),
-    "hqq": _Producing(9, 405 * _MIB, largest=70),
-    "torchao": _Producing(9, 405 * _MIB, plain=1.3, largest=20),
-    "rtn of 8": _Producing(11, 532 * _MIB, plain=1.3),
-    "rtn of 4": _Producing(11, 532 * _MIB, plain=2.2),
+    "hqq": _Producing(9, 440 * _MIB, largest=75),
+    "torchao": _Producing(9, 405 * _MIB, again=0.3, largest=20),
+    "rtn of 8": _Producing(11, 532 * _MIB, again=0.3),
+    "rtn of 4": _Producing(11, 532 * _MIB, again=1.2),
     "calibrated": _Producing(11, 545 * _MIB, square=22),
     "gptq": _Producing(13, 675 * _MIB, square=31, slower=1.65),
     "awq": _Producing(13, 700 * _MIB, square=49, slower=3.0),
@@ -106,7 +106,16 @@ def outputs(
     Raises:
         BridgeError: ``unsupported`` for what is quantized already or has no known tensors
     """
-    checkpoint = models.look_at(models.locate(model, options), options)
+    return of(models.look_at(models.locate(model, options), options), model, asked, machine)
+
+
+def of(
+    checkpoint: Checkpoint,
+    model: str,
+    asked: Sequence[tuple[str, Mapping[str, Any], int]],
+    machine: Machine,
+) -> list[Foreseen]:
+    """The same of a model that was looked at."""
     kept = [part for part in parts.parts(checkpoint, {}) if part.kind != parts.NOT_KEPT]
     if checkpoint.quantization is not None or not kept:
         raise BridgeError(
@@ -145,8 +154,9 @@ def _output(
     hidden = layers.text_config(checkpoint.config).number("hidden_size")
     memory = (
         way.libraries
-        + way.plain * sum(_stored(part) for part in kept)
-        + size
+        + sum(_stored(part) for part in kept)
+        + way.again * sum(_stored(part) for part in chosen)
+        + quantized
         + way.largest * max((part.elements for part in chosen), default=0)
         + way.square * columns * columns
         # What layers are given of the texts, and what they make of it.
@@ -166,18 +176,19 @@ def _gguf(
     weights = sum(part.elements * part.alike for part in kept)
     size = formats.gguf_bytes(checkpoint, ftype)
     is_plain = ftype in ("F32", "F16", "BF16")
-    seconds = _CONVERTING if is_plain else _CONVERTING + _GGUF[_kind(ftype)]
-    seconds += 2 * _PRODUCTS * tokens
+    seconds = weights * (_CONVERTING + 2 * _PRODUCTS * tokens)
+    if ftype.startswith("IQ"):
+        seconds += weights * _GGUF["IQ"]
+    elif not is_plain:
+        types = formats.gguf_weights(checkpoint, ftype)
+        seconds += sum(
+            count * _GGUF["K" if name.endswith("_K") else ""] for name, count in types.items()
+        )
     memory = way.libraries + way.largest * max(part.elements for part in kept)
     if tokens:  # the file between is read by llama.cpp
         memory = max(memory, way.libraries + 2 * weights)
-    minutes = machine.minutes(way.start, seconds * weights / 1e9)
+    minutes = machine.minutes(way.start, seconds / 1e9)
     return Foreseen(size, size if is_plain else size + 2 * weights, int(memory), minutes)
-
-
-def _kind(ftype: str) -> str:
-    """How long a type takes to be found."""
-    return "IQ" if ftype.startswith("IQ") else "K" if "_K" in ftype else ""
 
 
 def _way(form: str, options: Mapping[str, Any], tokens: int) -> _Producing:
@@ -234,7 +245,7 @@ def _layer(form: str, options: Mapping[str, Any]) -> Layer:
         _, count = PACKINGS.get(options.get("nbits", 4), ("", 2))
         stored = {10: 4 / 10}.get(count, 1 / count)
         group = options.get("group_size", 64)
-        return lambda rows, columns: rows * columns * (stored + 4 / group) + 250
+        return lambda rows, columns: rows * columns * (stored + 4 / group) + 2050
     kind = str(options.get("quant_type")).lower()
     if "int4" in kind:
         return lambda rows, columns: rows * columns * (0.5 + 4 / 128)
