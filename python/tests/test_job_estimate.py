@@ -91,10 +91,10 @@ def test_what_is_quantized_already_is_refused() -> None:
 
 
 def test_time_is_a_range_from_a_machine_of_ones_own_to_one_as_busy_as_now() -> None:
-    idle = Machine(speed=1.0, cores=2, share=1.0).minutes(serial=60.0, parallel=120.0)
+    idle = Machine(cores=2).minutes(serial=60.0, parallel=120.0)
     assert idle == pytest.approx((2 * 0.6, 3 * 2.0))
-    busy = Machine(speed=2.0, cores=2, share=0.25).minutes(serial=60.0, parallel=120.0)
-    assert busy == pytest.approx((2 * 0.6 / 2, 3 * 2.0 / 2 / 0.25))
+    busy = Machine(speed=(2.0, 0.5), cores=2, share=0.25).minutes(serial=60.0, parallel=120.0)
+    assert busy == pytest.approx((2 * 0.6 / 2, 3 * 2.0 / 0.5 / 0.25))
 
 
 def test_a_job_gets_what_others_leave_of_the_machine() -> None:
@@ -104,7 +104,8 @@ def test_a_job_gets_what_others_leave_of_the_machine() -> None:
     # One that stands back by ten steps weighs a tenth of another.
     assert foreseen.share(cores=2, load=4.0, nice=10) == pytest.approx(0.0523, rel=0.01)
     here = foreseen.here()
-    assert here.speed > 0
+    best, worst = here.speed
+    assert best >= worst > 0
     assert here.cores >= 1
     assert 0 < here.share <= 1
 

@@ -7,7 +7,6 @@ the least where nothing else runs, at the most where all that runs now goes on.
 
 import dataclasses
 import os
-import statistics
 import time
 from collections.abc import Sequence
 from typing import Any, Final
@@ -64,12 +63,13 @@ class Machine:
     """What this machine has for one more process.
 
     Args:
-        speed: of a core, against that of the machine that was measured
+        speed: of a core at its best and at its worst, against that of the machine that was
+            measured
         cores: that the process computes with at the most
         share: of one core, that it gets while all that runs now goes on
     """
 
-    speed: float = 1.0
+    speed: tuple[float, float] = (1.0, 1.0)
     cores: int = 1
     share: float = 1.0
 
@@ -80,17 +80,20 @@ class Machine:
             serial: seconds of it that one core does after the other, as imports are
             parallel: seconds of it that several cores share
         """
-        least = (serial + parallel / self.cores) / self.speed * _LESS
-        most = (serial + parallel) / self.speed / self.share * _MORE
+        best, worst = self.speed
+        least = (serial + parallel / self.cores) / best * _LESS
+        most = (serial + parallel) / worst / self.share * _MORE
         return (round(least / 60, 2), round(most / 60, 2))
 
 
 def here() -> Machine:
-    """This machine, as it is now. Takes a tenth of a second."""
+    """This machine, as it is now. Takes a fifth of a second where it is idle."""
     cores = machine.cores()
     threads = os.environ.get("OMP_NUM_THREADS", "")
+    # What others do at the time takes from the caches and the clock of a core.
+    took = [_probe() for _ in range(15)]
     return Machine(
-        _PROBE / statistics.median(_probe() for _ in range(5)),
+        (_PROBE / min(took), _PROBE / max(took)),
         min(cores, int(threads)) if threads.isdecimal() and int(threads) > 0 else cores,
         share(cores, os.getloadavg()[0], int(os.environ.get(NICE, "0"))),
     )
