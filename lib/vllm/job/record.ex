@@ -62,36 +62,9 @@ defmodule VLLM.Job.Record do
 
   @plain [:id, :name, :source, :path, :fingerprint, :owner, :waiting_for, :options]
   @times [:made_at, :started_at, :ended_at]
-  @output_plain [
-    :label,
-    :format,
-    :name,
-    :path,
-    :bytes,
-    :seconds,
-    :peak_memory_bytes,
-    :calibration,
-    :quality,
-    :options,
-    :files,
-    :libraries,
-    :notes,
-    :figures
-  ]
-  @progress_plain [
-    :job,
-    :output,
-    :output_number,
-    :outputs,
-    :phase,
-    :done,
-    :total,
-    :bytes,
-    :total_bytes,
-    :seconds_left,
-    :waiting_for,
-    :figures
-  ]
+  @structured [:__struct__, :state, :error]
+  @output_plain Map.keys(Output.__struct__()) -- @structured
+  @progress_plain Map.keys(Progress.__struct__()) -- @structured
 
   @doc "A new id; later ones sort after earlier ones."
   @spec new_id() :: String.t()
