@@ -1,0 +1,110 @@
+"""A worker whose engine computes nothing: every request gets its deltas as fast as its reader
+takes them. Server, streams, frames and credit are the real ones."""
+
+import asyncio
+from types import SimpleNamespace
+from typing import Any
+
+from vllm_bridge import __main__ as worker
+from vllm_bridge import engine_methods
+from vllm_bridge.stream import DeltaStream
+
+INFO = {"model": "firehose", "max_num_seqs": 1024, "max_model_len": 2**20, "device": "none"}
+
+
+def step(finish: str | None) -> Any:
+    completion = SimpleNamespace(
+        index=0,
+        text=" token",
+        token_ids=[1234],
+        cumulative_logprob=None,
+        logprobs=None,
+        finish_reason=finish,
+        stop_reason=None,
+    )
+    return SimpleNamespace(outputs=[completion], finished=finish is not None)
+
+
+ONE, LAST = step(None), step("length")
+WHOLE = {
+    "request_id": "0",
+    "prompt": None,
+    "prompt_token_ids": b"",
+    "prompt_logprobs": None,
+    "outputs": [],
+    "finished": True,
+    "num_cached_tokens": 0,
+    "metrics": None,
+}
+
+
+class Stream(DeltaStream):
+    """One that tells of its credit. Without any nothing is put, so that no two deltas are merged,
+    and each that is counted is one."""
+
+    granted = asyncio.Event()
+
+    @property
+    def has_credit(self) -> bool:
+        return self._credit > 0
+
+    def grant(self, count: int) -> None:
+        super().grant(count)
+        self.granted.set()
+
+
+class Engine:
+    """What ``engine_methods`` asks of an engine, for ``generate`` alone."""
+
+    def __init__(self) -> None:
+        # Of each request: its stream, what is left of its deltas, and its end.
+        self._under_way: list[list[Any]] = []
+        self._steps: asyncio.Task[None] | None = None
+
+    def on_death(self, died: Any) -> None: ...
+
+    def info(self) -> dict[str, Any]:
+        return INFO
+
+    def progress(self) -> dict[str, int]:
+        return {"steps": 0, "beats": 0, "unfinished": 0}
+
+    async def waits(self, request_id: str) -> bool:
+        return False
+
+    async def generate(self, request_id: str, params: Any, stream: Any) -> dict[str, Any]:
+        end: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._under_way.append([stream.__self__, params.sampling_params["max_tokens"], end])
+        if self._steps is None:
+            self._steps = asyncio.create_task(self._run())
+        await end
+        return WHOLE
+
+    async def _run(self) -> None:
+        while self._under_way:
+            Stream.granted.clear()
+            idle, ended = True, []
+            for one in self._under_way:
+                stream, left, _ = one
+                if stream.has_credit:
+                    idle = False
+                    one[1] = left - 1
+                    if left > 1:
+                        stream.put(ONE)
+                    else:
+                        stream.put(LAST)
+                        ended.append(one)
+            for one in ended:
+                self._under_way.remove(one)
+                one[2].set_result(None)
+            await (Stream.granted.wait() if idle else asyncio.sleep(0))
+        self._steps = None
+
+
+async def load(*_given: Any) -> Any:
+    return Engine()
+
+
+engine_methods.DeltaStream = Stream
+worker.KINDS["engine"] = lambda: engine_methods.table(engine_methods.Slot(load))
+worker.work()
