@@ -74,6 +74,7 @@ defmodule VLLM do
     RequestOutput,
     SamplingParams,
     Score,
+    Streaming,
     StructuredOutputsParams,
     Tokenizer,
     Usage
@@ -432,7 +433,7 @@ defmodule VLLM do
   """
   @spec chat_stream!(engine(), conversation(), keyword() | map()) :: Enumerable.t()
   def chat_stream!(engine, messages, options \\ []) do
-    engine |> chat_stream(messages, options) |> Stream.map(&bang!/1)
+    engine |> chat_stream(messages, options) |> Streaming.map(&bang!/1)
   end
 
   @doc """
@@ -499,7 +500,7 @@ defmodule VLLM do
   @doc "Like `stream/3`, but yields the deltas themselves and raises `VLLM.Error`."
   @spec stream!(engine(), prompt(), keyword() | map()) :: Enumerable.t()
   def stream!(engine, prompt, options \\ []) do
-    engine |> stream(prompt, options) |> Stream.map(&bang!/1)
+    engine |> stream(prompt, options) |> Streaming.map(&bang!/1)
   end
 
   @doc """

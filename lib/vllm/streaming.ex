@@ -14,32 +14,56 @@ defmodule VLLM.Streaming do
   """
   @spec deltas((() -> {:ok, {Table.t(), String.t(), map(), Call.t()}} | {:error, Error.t()})) ::
           Enumerable.t()
-  def deltas(prepare) do
-    Inbox.stream(fn inbox ->
-      Stream.resource(
-        fn ->
-          with {:ok, {table, method, params, call}} <- prepare.(),
-               do: Reader.open(table, method, params, call, inbox)
-        end,
-        &next/1,
-        fn
-          {:ok, reader} -> Reader.close(reader)
-          _ended -> :ok
-        end
-      )
-    end)
-  end
+  def deltas(prepare), do: Inbox.stream(fn inbox -> &begin(prepare, inbox, &1, &2) end)
 
-  defp next({:ok, reader}) do
-    case Reader.next(reader) do
-      {{:delta, delta}, reader} -> {[{:ok, delta}], {:ok, reader}}
-      {{:done, _output}, _reader} -> {:halt, :ended}
-      {{:error, error}, _reader} -> {[{:error, error}], :ended}
+  # What `Stream.resource/3` and `Stream.map/2` do, which cost as much as all else does that a delta
+  # goes through here.
+  defp begin(prepare, inbox, {:cont, acc}, fun) do
+    with {:ok, {table, method, params, call}} <- prepare.(),
+         {:ok, reader} <- Reader.open(table, method, params, call, inbox) do
+      read(reader, {:cont, acc}, fun)
+    else
+      {:error, error} -> ended(fun.({:error, error}, acc))
     end
   end
 
-  defp next({:error, error}), do: {[{:error, error}], :ended}
-  defp next(:ended), do: {:halt, :ended}
+  defp begin(prepare, inbox, {:suspend, acc}, fun),
+    do: {:suspended, acc, &begin(prepare, inbox, &1, fun)}
+
+  defp begin(_prepare, _inbox, {:halt, acc}, _fun), do: {:halted, acc}
+
+  defp read(reader, {:cont, acc}, fun) do
+    case Reader.next(reader) do
+      {{:delta, delta}, reader} -> read(reader, give(reader, {:ok, delta}, acc, fun), fun)
+      {{:done, _output}, _reader} -> {:done, acc}
+      {{:error, error}, _reader} -> ended(fun.({:error, error}, acc))
+    end
+  end
+
+  defp read(reader, {:suspend, acc}, fun), do: {:suspended, acc, &read(reader, &1, fun)}
+
+  defp read(reader, {:halt, acc}, _fun) do
+    Reader.close(reader)
+    {:halted, acc}
+  end
+
+  defp give(reader, element, acc, fun) do
+    fun.(element, acc)
+  catch
+    kind, reason ->
+      Reader.close(reader)
+      :erlang.raise(kind, reason, __STACKTRACE__)
+  end
+
+  defp ended({:cont, acc}), do: {:done, acc}
+  defp ended({:suspend, acc}), do: {:suspended, acc, &ended/1}
+  defp ended({:halt, acc}), do: {:halted, acc}
+
+  @doc "The same of other elements, without what `Stream.map/2` costs."
+  @spec map(Enumerable.t(), (term() -> term())) :: Enumerable.t()
+  def map(deltas, function) do
+    fn acc, fun -> Enumerable.reduce(deltas, acc, &fun.(function.(&1), &2)) end
+  end
 
   @doc """
   A lazy enumerable of `{index, {:ok, result} | {:error, error}}` for `prompts`,

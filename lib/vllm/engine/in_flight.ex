@@ -92,11 +92,18 @@ defmodule VLLM.Engine.InFlight do
 
   @doc "Takes in what has come to the inbox."
   @spec handle(t(), Inbox.message()) :: {key(), event(), t()} | {:none, t()}
-  def handle(%{keys: keys} = in_flight, {ref, {:delta, row}}) when is_map_key(keys, ref) do
-    key = keys[ref]
-    one = in_flight.requests[key]
-    unless one.begun?, do: Telemetry.first_token(one.request.span)
-    {key, {:delta, row}, put_in(in_flight.requests[key], %{one | begun?: true})}
+  def handle(%{keys: keys} = in_flight, {ref, {:delta, _row} = delta})
+      when is_map_key(keys, ref) do
+    %{^ref => key} = keys
+
+    case in_flight.requests do
+      %{^key => %{begun?: true}} ->
+        {key, delta, in_flight}
+
+      %{^key => one} ->
+        Telemetry.first_token(one.request.span)
+        {key, delta, put_in(in_flight.requests[key], %{one | begun?: true})}
+    end
   end
 
   def handle(%{keys: keys} = in_flight, {ref, last}) when is_map_key(keys, ref) do

@@ -15,8 +15,8 @@ defmodule VLLM.Streaming.Reader do
   @type event :: {:delta, Delta.t()} | {:done, RequestOutput.t()} | {:error, Error.t()}
 
   # Deltas that may be on the way, and after how many of them more are granted.
-  @credit 32
-  @grant 16
+  @credit 128
+  @grant 64
 
   # The one request that a reader has in flight.
   @stream :stream
@@ -66,7 +66,7 @@ defmodule VLLM.Streaming.Reader do
 
   defp read({:delta, row}, reader) do
     if Shape.delta?(row) do
-      {{:delta, Delta.from_wire(row)}, acknowledge(%{reader | begun?: true})}
+      {{:delta, Delta.from_wire(row)}, acknowledge(reader)}
     else
       request = InFlight.fetch!(reader.in_flight, @stream)
       {leave(reader, Connection.malformed(request, "a delta that is none")), reader}
@@ -101,12 +101,12 @@ defmodule VLLM.Streaming.Reader do
   end
 
   defp acknowledge(%{taken: taken} = reader) when taken + 1 < @grant do
-    %{reader | taken: taken + 1}
+    %{reader | taken: taken + 1, begun?: true}
   end
 
   defp acknowledge(reader) do
     %{conn: conn, id: id} = InFlight.fetch!(reader.in_flight, @stream)
     Connection.notify(conn, "credit", %{"id" => id, "count" => @grant})
-    %{reader | taken: 0}
+    %{reader | taken: 0, begun?: true}
   end
 end
