@@ -10,7 +10,13 @@ import pytest
 
 from vllm_bridge.errors import BridgeError
 from vllm_bridge.jobs import compare, measure, usual
-from vllm_bridge.jobs.distributions import Distributions, bits_per_byte, divergence, perplexity
+from vllm_bridge.jobs.distributions import (
+    Distributions,
+    bits_per_byte,
+    context,
+    divergence,
+    perplexity,
+)
 
 FIGURES: dict[str, Any] = {
     "model": "org/model",
@@ -173,13 +179,37 @@ def test_a_quantization_that_loses_more_than_usual_is_told_with_what_to_try() ->
     assert instead.startswith("Take a smaller `group_size`")
 
 
-def test_probabilities_that_are_no_numbers_are_worse_than_usual() -> None:
+def test_what_does_not_heed_what_comes_before_is_broken_in_any_format() -> None:
+    sure = [{token: 0.97} | dict.fromkeys({0, 1, 2, 3} - {token}, 0.01) for token in range(4)]
+    reference = distributions(sure, 4)
+    # -ln 1/4, and what the reference is unsure of: 0.97 ln 0.97 + 3 · 0.01 ln 0.01
+    assert context(reference) == pytest.approx(1.3863 - 0.0295 - 0.1382, abs=1e-4)
+    unheeding = compare.row(reference, distributions([EVEN] * 4, 4, **AWQ))
+    assert unheeding["verdict"] == "broken"
+    assert "one that does not heed what comes before has 1.2186" in unheeding["says"][0]
+    of_few_bits = {**AWQ, "format": "hqq (1 bit)", "bits": 1}
+    other = distributions([*sure[1:], sure[0]], 4, **of_few_bits)
+    assert compare.row(reference, other)["verdict"] == "broken"
+    half = [{token: 0.5 * p + 0.125 for token, p in row.items()} for row in sure]
+    assert compare.row(reference, distributions(half, 4, **of_few_bits))["verdict"] is None
+    assert compare.row(reference, distributions(half, 4, **AWQ))["verdict"] == "worse_than_usual"
+
+
+def test_of_large_vocabularies_the_context_is_that_of_what_was_kept() -> None:
+    # Two tokens of a hundred at each place, with 0.1 for all others together.
+    reference = distributions([{1: 0.6, 2: 0.3}, {3: 0.6, 4: 0.3}], 100)
+    # Of the mean the other place has 0.45, so that what is not kept has 0.55.
+    expected = 0.9 * math.log(2) + 0.1 * math.log(0.1 / 0.55)
+    assert context(reference) == pytest.approx(expected, abs=1e-6)
+
+
+def test_probabilities_that_are_no_numbers_are_broken() -> None:
     nothing = dict.fromkeys(range(4), math.nan)
     row = compare.row(distributions([EVEN], 4), distributions([nothing], 4, **AWQ))
-    assert (row["verdict"], row["kl_mean"]) == ("worse_than_usual", None)
+    assert (row["verdict"], row["kl_mean"]) == ("broken", None)
     never = {0: 1.0, 1: 0.0, 2: 0.0, 3: 0.0}
     row = compare.row(distributions([EVEN], 4), distributions([never], 4, **AWQ))
-    assert (row["verdict"], row["kl_mean"]) == ("worse_than_usual", None)
+    assert (row["verdict"], row["kl_mean"]) == ("broken", None)
 
 
 def test_there_is_nothing_usual_between_other_models() -> None:

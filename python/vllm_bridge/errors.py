@@ -54,6 +54,7 @@ REASONS: Final = frozenset(
         "job_running",
         "job_interrupted",
         "name_taken",
+        "not_verified",
         "source_changed",
         "step_died",
         # Faults of our own making

@@ -4,7 +4,8 @@ A format is any name. What is done for an output is said by its options: `check`
 and `register` are steps, parted by ";", each a name and perhaps ":" and an argument: `print:TEXT`, `touch:FILE`,
 `wait:FILE` (until it is there), `sleep:SECONDS`, `tell:DONE:TOTAL`, `exit:STATUS`, `refuse:REASON`, `fill:MB` (a file of so many
 megabytes beside what is made), `child` (leaves a process in a session of its own that ignores signals), `once:FILE:STEP`
-(unless FILE exists, and makes it). `memory` and `disk` are what it is planned to take. The name of a model of the hub is steps, too, for its download, and may end with `@` and the folder that it is
+(unless FILE exists, and makes it). `memory` and `disk` are what it is planned to take, and
+`verdict` what a comparison says of it (`incomparable`: that there is none). The name of a model of the hub is steps, too, for its download, and may end with `@` and the folder that it is
 downloaded to. What a model is registered as is written to `registered` in its folder.
 
 A training takes the same, by its options `check`, `train`, `merged` and `register`; a state of it is there once it has
@@ -189,7 +190,15 @@ def compare(_request: int, params: dict) -> object:
     for path in [params["reference"], *params["others"]]:
         with open(path) as file:
             assert file.read() == "figures"
-    return [{"kl_mean": 0.25, "verdict": "ok", "says": []} for _ in params["others"]]
+    return [row(options_of(path.removesuffix(".measured"))) for path in params["others"]]
+
+
+def row(options: dict) -> dict:
+    verdict = options.get("verdict", "ok")
+    says = ["It is made up."] if verdict != "ok" else []
+    if verdict == "incomparable":
+        return {"kl_mean": None, "verdict": None, "says": says}
+    return {"kl_mean": 0.25, "verdict": verdict, "says": says}
 
 
 def register(request: int, params: dict) -> object:

@@ -41,6 +41,34 @@ defmodule VLLM.JobTest do
                  ["register Q8"]
     end
 
+    test "gives no name to what says something else than its source", %{model: model} do
+      to = [
+        a: [verdict: "broken"],
+        b: [verdict: "incomparable"],
+        c: [verdict: "worse_than_usual"]
+      ]
+
+      job = quantize!(model, to, name: "llama")
+      assert {:error, %Error{reason: :not_verified} = error} = Job.await(job)
+      assert error.message =~ "2 of 3 outputs could not be made. a: What was made is not what"
+      assert error.message =~ "It is made up."
+
+      assert {:ok, %Job{state: :failed, outputs: [a, b, c]}} = Job.get(job)
+
+      assert [%{reason: :not_verified}, %{reason: :not_verified}, nil] = [
+               a.error,
+               b.error,
+               c.error
+             ]
+
+      assert c.quality["verdict"] == "worse_than_usual"
+      assert models() == ["llama/c"]
+      assert left(job) == []
+
+      # It is made and looked at once more.
+      assert {:error, %Error{reason: :not_verified}} = Job.await(Job.retry!(job))
+    end
+
     test "tells how far it is, and a last time", %{model: model, folder: folder} do
       go = Path.join(folder, "go")
       job = quantize!(model, a: [as: "a", quantize: "tell:1:2;wait:#{go};tell:2:2"])

@@ -58,6 +58,7 @@ defmodule VLLM.Error.Reasons do
     job_running: "this can be done with a job that has ended only; cancel it first",
     job_interrupted: "the application that ran the job ended; `VLLM.Job.retry/2` goes on with it",
     name_taken: "a model of this name is there already, or another job makes it",
+    not_verified: "what a job has made says something else than its source; it was removed",
     source_changed: "the model's files have changed since the job began",
     step_died: "the process of a job's step ended; `details[\"log\"]` has its last lines",
     # Faults of our own making

@@ -454,13 +454,31 @@ defmodule VLLM.Job.Quantize do
     end
   end
 
-  def done(job, %Step{name: :compare, output: label}, [row]), do: {:ok, verified(job, label, row)}
+  # What says something else than its source is no result, whatever it was made with.
+  def done(job, %Step{name: :compare, output: label} = step, [row]) do
+    case wrong(row) do
+      nil -> {:ok, verified(job, label, row)}
+      error -> failed(job, step, error)
+    end
+  end
 
   def done(job, %Step{name: :publish, output: label}, path),
     do: {:ok, Steps.published(job, label, path)}
 
   def done(job, %Step{name: :register, output: label}, _model) do
     {:ok, Record.update_output(job, label, &%{&1 | state: :done, name: "#{job.name}:#{label}"})}
+  end
+
+  defp wrong(%{"verdict" => "broken"} = row), do: not_verified(row)
+  defp wrong(%{"kl_mean" => nil, "verdict" => nil} = row), do: not_verified(row)
+  defp wrong(_row), do: nil
+
+  defp not_verified(row) do
+    message =
+      "What was made is not what it was made of: #{Enum.join(row["says"], " ")} It was removed. " <>
+        "Make the model in another format; `verify: false` would keep it all the same."
+
+    Error.new(:not_verified, message, Map.take(row, ["kl_mean", "same_top", "perplexity"]))
   end
 
   # It was measured where it was made, and has its name soon.

@@ -82,6 +82,7 @@ defmodule VLLM.Quantization.Comparison do
 
   defp verdict(%{verdict: :ok}, _reference), do: {:green, "ok"}
   defp verdict(%{verdict: :worse_than_usual}, _reference), do: {:red, "worse than usual"}
+  defp verdict(%{verdict: :broken}, _reference), do: {:red, "broken"}
   defp verdict(%{model: model}, model), do: "reference"
   defp verdict(_row, _reference), do: ""
 

@@ -1,6 +1,7 @@
 """What models lose against a reference: rows of a table, from what ``measure`` has written."""
 
 import asyncio
+import math
 import tempfile
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,10 @@ if TYPE_CHECKING:
 # By how much the weights of two models may differ in number, so that one is taken to be made of the
 # other: tied output layers count once or twice.
 _ALIKE = 0.5
+
+# How much, in nats, what comes before a place must tell the reference, so that it can be seen
+# whether another model still heeds it.
+_TOLD = 0.1
 
 
 class CompareParams(msgspec.Struct, forbid_unknown_fields=True):
@@ -77,7 +82,7 @@ def row(reference: "Distributions", other: "Distributions") -> dict[str, Any]:
         said.append(why)
     else:
         found = distributions.divergence(reference, other)
-        verdict, sentences = _verdict(found, reference.figures, figures)
+        verdict, sentences = _verdict(found, reference, figures)
         said += sentences
         known = usual.of(figures)
         made |= {
@@ -109,22 +114,26 @@ def _differ(reference: "Distributions", other: "Distributions") -> str | None:
 
 
 def _verdict(
-    found: "Divergence", reference: Mapping[str, Any], figures: Mapping[str, Any]
+    found: "Divergence", reference: "Distributions", figures: Mapping[str, Any]
 ) -> tuple[str | None, list[str]]:
-    """``"ok"``, ``"worse_than_usual"`` or None where there is nothing usual; and what there is to
-    say."""
+    """``"ok"``, ``"worse_than_usual"``, ``"broken"`` or None where there is nothing usual; and what
+    there is to say."""
     said = []
     if found.rest > 0:
         said.append(
             f"Probabilities of {found.rest:.2%} on average are of tokens that not both have among "
             "their likeliest; how they differ within those is not counted."
         )
-    known = usual.of(figures)
-    if known is None or figures["model"] == reference["model"]:
+    if figures["format"] == "plain" or figures["model"] == reference.figures["model"]:
         return None, said
-    counts = [one["parameters"] or 0 for one in (reference, figures)]
+    counts = [one["parameters"] or 0 for one in (reference.figures, figures)]
     if min(counts) < _ALIKE * max(counts):
         return None, [*said, "It is no model of the same size, so that there is nothing usual."]
+    if (why := _broken(found, reference)) is not None:
+        return "broken", [*said, why, "Make it again in another format, or with other options."]
+    known = usual.of(figures)
+    if known is None:
+        return None, said
     if found.mean <= known.limit:
         return "ok", said
     of_small = " of a small model" if known.is_small else ""
@@ -134,6 +143,22 @@ def _verdict(
     )
     said.append(usual.instead(figures))
     return "worse_than_usual", said
+
+
+def _broken(found: "Divergence", reference: "Distributions") -> str | None:
+    """Why a model is no quantization of the reference, whatever a format may lose; None where it
+    can be one."""
+    from vllm_bridge.jobs import distributions
+
+    if not math.isfinite(found.mean):
+        return "It gives probabilities that are no numbers, or none to what the other expects."
+    context = distributions.context(reference)
+    if context > _TOLD and found.mean >= context:
+        return (
+            f"Its mean KL divergence of {found.mean:.4f} is that of another model: one that does "
+            f"not heed what comes before has {context:.4f}."
+        )
+    return None
 
 
 def _same(ours: Sequence[Sequence[int]], theirs: Sequence[Sequence[int]]) -> float | None:

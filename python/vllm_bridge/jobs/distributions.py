@@ -8,6 +8,8 @@ n places:
 - perplexity: exp(-1/n Σ ln q(token that follows))
 - KL divergence at a place: Σ p ln(p / q) over the vocabulary, in nats; its mean with the standard
   error of a mean, and its 99th percentile over the places
+- context: the mean divergence of the reference's own mean over all places, which is what a model
+  loses that knows nothing of the text before a place
 - same top: the share of places where both give the same token the highest probability
 
 Vocabularies of up to ``FULL`` tokens are kept whole. Of larger ones each model keeps its ``KEPT``
@@ -138,6 +140,25 @@ def divergence(reference: Distributions, other: Distributions) -> Divergence:
             same_top=float((reference.ids[:, 0] == other.ids[:, 0]).mean()),
             rest=float(rest.mean()),
         )
+
+
+def context(reference: Distributions) -> float:
+    """How much a model would lose, in nats, that expects the same at each place: what ``reference``
+    expects on average. It knows which tokens are frequent, and of the text before a place nothing.
+    """
+    import numpy as np
+
+    p = np.exp(reference.logprobs.astype(np.float64))
+    count = len(p)
+    mean = np.bincount(reference.ids.ravel(), p.ravel(), minlength=reference.vocabulary) / count
+    found = []
+    for rows in _slices(count):
+        q = mean[reference.ids[rows]]
+        with np.errstate(divide="ignore", invalid="ignore"):
+            kl = np.where(p[rows] > 0, p[rows] * np.log(p[rows] / q), 0.0).sum(1)
+            rest_p, rest_q = (np.maximum(1 - one.sum(1), _LEAST) for one in (p[rows], q))
+            found.append(kl if reference.is_whole else kl + rest_p * np.log(rest_p / rest_q))
+    return float(np.concatenate(found).mean())
 
 
 def _slices(count: int) -> Iterator[slice]:

@@ -78,7 +78,7 @@ defmodule VLLM.Quantization.Comparison.Plot do
   end
 
   defp point(x, y, row) do
-    colour = if row.verdict == :worse_than_usual, do: "#c0392b", else: "#2471a3"
+    colour = if row.verdict in [:worse_than_usual, :broken], do: "#c0392b", else: "#2471a3"
 
     [
       ~s(<circle cx="#{at(x)}" cy="#{at(y)}" r="4" fill="#{colour}"><title>),

@@ -36,7 +36,8 @@ defmodule VLLM.Quantization.Comparison.Row do
       "the mean KL divergence that its format is known to have, of another model and text; nil where " <>
         "none is known",
     verdict:
-      "`:ok`, or `:worse_than_usual` where it lost more than its format usually does, by a margin; nil " <>
+      "`:ok`; `:worse_than_usual` where it lost more than its format usually does, by a margin; `:broken` " <>
+        "where it says something else than the reference, whatever its format may lose; nil " <>
         "where nothing is usual: of plain models, of the reference, of models of another size, of " <>
         "formats that are not known",
     says: "sentences: why something was not compared, what went wrong, and what to try instead",
@@ -75,13 +76,13 @@ defmodule VLLM.Quantization.Comparison.Row do
           answers: [String.t()] | nil,
           tokens_per_second: float() | nil,
           usual: float() | nil,
-          verdict: :ok | :worse_than_usual | nil,
+          verdict: :ok | :worse_than_usual | :broken | nil,
           says: [String.t()],
           note: String.t() | nil,
           error: Error.t() | nil
         }
 
-  @verdicts %{"ok" => :ok, "worse_than_usual" => :worse_than_usual}
+  @verdicts %{"ok" => :ok, "worse_than_usual" => :worse_than_usual, "broken" => :broken}
 
   @doc false
   @spec from_wire(map()) :: t()
