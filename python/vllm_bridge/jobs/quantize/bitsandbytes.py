@@ -123,4 +123,8 @@ def make(
     had_effect = {name: value for name, value in options.items() if name not in without}
     had_effect |= {"load_in_4bit": not in_8_bits, "load_in_8bit": in_8_bits}
     libraries = ("bitsandbytes", "transformers", "torch")
-    return Made({name: metadata.version(name) for name in libraries}, had_effect)
+    return Made(
+        {name: metadata.version(name) for name in libraries},
+        had_effect,
+        layers.left_out(source, found),
+    )

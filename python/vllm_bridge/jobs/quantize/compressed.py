@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib.metadata
+import sys
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
@@ -84,7 +85,7 @@ def make(
 
     recipe = _recipe(options)
     tokenizer = AutoTokenizer.from_pretrained(source.path)
-    with load_quantizable_moe(AutoModelForCausalLM):
+    with _without_pictures(), load_quantizable_moe(AutoModelForCausalLM):
         model = AutoModelForCausalLM.from_pretrained(source.path, dtype="auto")
     rows = [] if texts is None else texts.ids(tokenizer)
     passes = sum(modifier.requires_calibration_data for modifier in recipe)
@@ -119,7 +120,8 @@ def _declared() -> dict[str, Option]:
             (str,),
             "W4A16",
             tuple(_schemes()),
-            "The bits of weights and of activations, as compressed-tensors calls them.",
+            "The bits of weights and of activations, as compressed-tensors calls them. Those with "
+            "4-bit floats, MXFP8, or other integers than of 4 and 8 bits are for GPUs.",
         ),
         Option(
             "algorithm",
@@ -307,6 +309,23 @@ def _loader(rows: list[list[int]]) -> Any:
     ids = [torch.tensor([row]) for row in rows]
     batches = [{"input_ids": row, "attention_mask": torch.ones_like(row)} for row in ids]
     return DataLoader(batches, batch_size=None)
+
+
+@contextlib.contextmanager
+def _without_pictures() -> Iterator[None]:
+    """Where classes of a mixture are replaced, transformers looks at all modules that it has
+    loaded, also at other names of those for pictures, which need torchvision."""
+    hidden = {}
+    for name, module in list(sys.modules.items()):
+        if name.startswith("transformers."):
+            try:
+                dir(module)
+            except ImportError:
+                hidden[name] = sys.modules.pop(name)
+    try:
+        yield
+    finally:
+        sys.modules.update(hidden)
 
 
 @contextlib.contextmanager

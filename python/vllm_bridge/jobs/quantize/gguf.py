@@ -120,6 +120,11 @@ def make(
     try:
         outtype = _PLAIN.get(ftype, options["outtype"])
         plain, notes = _converted(source, outtype, shared, tell)
+        if source.takes_more_than_text:
+            notes.append(
+                "It is the part of the model that reads and writes text; what takes pictures or "
+                "sound would be a file of its own (mmproj), which is not made here."
+            )
         if ftype in _PLAIN:
             os.link(plain, target)
             used = {"ftype": ftype}

@@ -91,6 +91,14 @@ def check(source: Source, config: Any, packed_by: Any) -> None:
         node = next((node for node in nodes if layer.startswith(f"{node}.")), None)
         if node is None or layer[len(node) + 1 :].partition(".")[2] not in quantized:
             continue
+        if is_awq and layer.endswith("qkv_proj"):
+            raise BridgeError(
+                "unsupported",
+                f"gptqmodel makes no AWQ of models with queries, keys and values in one matrix, as "
+                f"`{layer}` of `{source.path}` is.",
+                {"layer": layer},
+                remedy='Use `gptq`, or `compressed-tensors` with `algorithm: "gptq"`.',
+            )
         if config.group_size > 0 and inputs % config.group_size:
             raise transformers_models.no_groups(source, layer, inputs, config.group_size)
         fits, error = packed_by.validate(

@@ -112,4 +112,8 @@ def make(
         "skip_modules": left,
     }
     layers.rewrite(source, out, found, quantize, quantization_config, tell)
-    return Made({name: metadata.version(name) for name in ("hqq", "torch")}, dict(options))
+    return Made(
+        {name: metadata.version(name) for name in ("hqq", "torch")},
+        dict(options),
+        layers.left_out(source, found),
+    )

@@ -60,6 +60,23 @@ def linear(source: Source, skipped: Collection[str] = ()) -> tuple[list[str], li
     return found, left
 
 
+def left_out(source: Source, layers: Collection[str]) -> tuple[str, ...]:
+    """What there is to say of large weights that are no linear layers, and stay as they are."""
+    chosen = {f"{name}.weight" for name in layers}
+    sizes = {
+        name: tensor.size
+        for name, tensor in source.checkpoint.tensors.items()
+        if ".experts." in name and name not in chosen
+    }
+    if not sizes:
+        return ()
+    part = sum(sizes.values()) / sum(one.size for one in source.checkpoint.tensors.values())
+    return (
+        f"The experts, which are {part:.0%} of the model, are left as they are: they are no linear "
+        "layers. GGUF and compressed-tensors have them quantized.",
+    )
+
+
 def _is_part(skipped: str, name: str) -> bool:
     """As transformers and vLLM read lists of modules that are left as they are."""
     return skipped == name or f".{skipped}." in f".{name}." or fnmatch.fnmatch(name, skipped)

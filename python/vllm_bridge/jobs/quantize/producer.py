@@ -31,6 +31,9 @@ _WORDS |= {list: "a list", dict: "a map"}
 _WEIGHTS = (".safetensors", ".safetensors.index.json", ".bin", ".pt", ".pth", ".gguf", ".onnx")
 _LEFT = ("config.json", "README.md")
 
+# How the parts of a config are called that are about something else than text.
+_SENSES = ("vision_", "audio_")
+
 
 @dataclasses.dataclass(frozen=True)
 class Option:
@@ -110,6 +113,11 @@ class Source:
             BridgeError: ``model_not_found``, ``not_a_model`` or ``invalid_checkpoint``
         """
         return models.look_at(models.locate(self.path, {}), {})
+
+    @property
+    def takes_more_than_text(self) -> bool:
+        """Whether its config has a part for pictures or sound."""
+        return any(key.startswith(_SENSES) for key in self.checkpoint.config)
 
     def check(self) -> None:
         """Refuses what is no plain model in safetensors.

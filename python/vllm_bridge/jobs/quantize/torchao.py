@@ -108,7 +108,11 @@ def make(
         "untie_embedding_weights": False,
     }
     layers.rewrite(source, out, found, quantize, quantization_config, tell, _flat)
-    return Made({name: metadata.version(name) for name in ("torchao", "torch")}, dict(options))
+    return Made(
+        {name: metadata.version(name) for name in ("torchao", "torch")},
+        dict(options),
+        layers.left_out(source, found),
+    )
 
 
 def _quantized(weight: "torch.Tensor", said: Any) -> "torch.Tensor":

@@ -24,6 +24,14 @@ def skeleton(source: Source) -> Any:
     import transformers
 
     architecture = source.checkpoint.architecture or ""
+    if source.takes_more_than_text:
+        raise BridgeError(
+            "unsupported_model",
+            f"`{source.path}` ({architecture}) takes pictures or sound, too. Of such a model "
+            "only the part that reads and writes text is made, and only in GGUF.",
+            {"model": source.path, "architecture": architecture},
+            remedy="Use GGUF, or a model of text alone.",
+        )
     try:
         config = transformers.AutoConfig.from_pretrained(source.path)
         kind = getattr(transformers, architecture, None)

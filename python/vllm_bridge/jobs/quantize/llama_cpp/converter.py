@@ -89,6 +89,10 @@ def convert(folder: str, outtype: str, file: str, told: Told) -> list[str]:
         model.prepare_tensors()
         model.prepare_metadata(vocab_only=False)
     writer = model.gguf_writer
+    (said,) = writer.kv_data
+    if _begins_otherwise(said, folder):
+        writer.add_add_bos_token(False)
+    notes += _left_out(hparams, said)
     writer.write_header_to_file(path=Path(file))
     writer.write_kv_data_to_file()
     _follow(writer, told)
@@ -98,6 +102,30 @@ def convert(folder: str, outtype: str, file: str, told: Told) -> list[str]:
     with open(file, "rb") as written:
         os.fsync(written.fileno())
     return notes
+
+
+def _begins_otherwise(said: Mapping[str, Any], folder: str) -> bool:
+    """Whether texts begin with BOS in llama.cpp, which it takes for granted with SentencePiece
+    where a file says nothing, and do not in the model that the file is of."""
+    from transformers import AutoTokenizer
+
+    if said["tokenizer.ggml.model"].value != "llama" or "tokenizer.ggml.add_bos_token" in said:
+        return False
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    return list(tokenizer("a")["input_ids"][:1]) != [tokenizer.bos_token_id]
+
+
+def _left_out(hparams: Mapping[str, Any], said: Mapping[str, Any]) -> list[str]:
+    """What a model has and the file cannot say of it, in sentences."""
+    window = hparams.get("sliding_window")
+    architecture = said["general.architecture"].value
+    is_said = f"{architecture}.attention.sliding_window" in said
+    if not window or not hparams.get("use_sliding_window", True) or is_said:
+        return []
+    return [
+        f"The model looks back {window} tokens, and llama.cpp has no such window for models of its "
+        f"kind: what follows more than {window} tokens is not what the model would say."
+    ]
 
 
 def _root() -> str:

@@ -194,7 +194,7 @@ def types(path: str) -> dict[str, int]:
 
 
 def _fallen_back(path: str, count: int) -> str:
-    """What llama.cpp does with rows that its blocks of 256 do not divide."""
+    """What llama.cpp does with rows that the blocks of a type do not divide."""
     rows = [
         (tensor.shape[-1], tensor.dtype)
         for tensor in headers.read(path).tensors.values()
@@ -203,8 +203,8 @@ def _fallen_back(path: str, count: int) -> str:
     lengths = ", ".join(str(length) for length in sorted({length for length, _ in rows}))
     instead = ", ".join(sorted({type for _, type in rows}))
     return (
-        f"{count} matrices have rows of {lengths} numbers, which blocks of {_WIDTH} do not divide: "
-        f"llama.cpp has them in {instead}, so that the file is larger than its type says."
+        f"{count} matrices have rows of {lengths} numbers, which the blocks of its type do not "
+        f"divide: llama.cpp has them in {instead}, so that the file is larger than its type says."
     )
 
 
