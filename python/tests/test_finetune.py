@@ -170,6 +170,8 @@ def test_a_plan_tells_what_will_be_trained() -> None:
         ((1024, 2816, 5, 16), {}, 489, 3461),
         ((1024, 2816, 5, 16), {"gradient_checkpointing": True}, 489, 2465),
         ((1536, 4096, 20, 24), {}, 73, 5044),
+        ((1536, 4096, 20, 24), {"load_in_4bit": True}, 73, 3411),
+        ((1024, 2816, 5, 16), {"load_in_4bit": True}, 73, 1018),
     ],
 )
 def test_memory_is_foreseen_as_it_was_taken(
