@@ -291,8 +291,10 @@ defmodule VLLM.Job.Runner do
 
   # What a step's error is to users: of a worker that has ended, how and with which last words.
   defp told(%Error{reason: :engine_dead, details: details} = error, %{step: step} = data) do
-    # Of a measurement it may be vLLM's process below the worker, which tells no status.
-    if details["status"] in [nil, @killed] and Machine.killed() != data.oom_kills,
+    # Of a measurement it may be vLLM's process below the worker, which lives to tell.
+    killed? = details["status"] == @killed or step.method == "measure"
+
+    if killed? and Machine.killed() != data.oom_kills,
       do: Error.new(:out_of_memory, out_of_memory(step), %{"log" => details["log"] || []}),
       else: step_died(step, error, data.record.id)
   end
