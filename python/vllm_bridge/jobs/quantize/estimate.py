@@ -149,10 +149,10 @@ def _output(
         for part in chosen
     )
     size = quantized + sum(_stored(part) for part in kept if part not in chosen)
-    way = _way(form, options, tokens)
+    ways = _ways(form, options, tokens)
     columns = max((part.tensor.shape[-1] for part in chosen), default=0)
     hidden = layers.text_config(checkpoint.config).number("hidden_size")
-    memory = (
+    memory = max(
         way.libraries
         + sum(_stored(part) for part in kept)
         + way.again * sum(_stored(part) for part in chosen)
@@ -161,7 +161,9 @@ def _output(
         + way.square * columns * columns
         # What layers are given of the texts, and what they make of it.
         + 8 * hidden * tokens
+        for way in ways
     )
+    way = ways[0]
     serial, parallel = _seconds(form, options, chosen, tokens)
     files = size + _beside(checkpoint)
     minutes = machine.minutes(way.start + serial * way.slower, parallel * way.slower)
@@ -191,13 +193,14 @@ def _gguf(
     return Foreseen(size, size if is_plain else size + 2 * weights, int(memory), minutes)
 
 
-def _way(form: str, options: Mapping[str, Any], tokens: int) -> _Producing:
+def _ways(form: str, options: Mapping[str, Any], tokens: int) -> list[_Producing]:
+    """What takes the time, and what else may take the most memory."""
     if form != "compressed-tensors":
-        return _PRODUCING[form]
-    if tokens:
-        return _PRODUCING["calibrated"]
+        return [_PRODUCING[form]]
     bits = _scheme(options)[0]
-    return _PRODUCING["rtn of 8" if bits == 8 else "rtn of 4"]
+    rounding = _PRODUCING["rtn of 8" if bits == 8 else "rtn of 4"]
+    # However weights were found, they are packed and written in the same way.
+    return [_PRODUCING["calibrated"], rounding] if tokens else [rounding]
 
 
 def _seconds(
