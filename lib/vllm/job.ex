@@ -322,7 +322,8 @@ defmodule VLLM.Job do
   end
 
   @doc """
-  All jobs, those first that were asked for last.
+  All jobs, those first that were asked for last. It reads the disk of this machine only, and cannot
+  fail, so that it returns the list as it is: jobs whose files cannot be read are left out.
 
       for job <- VLLM.Job.list(), do: {job.name, job.state}
   """

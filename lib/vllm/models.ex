@@ -1,7 +1,7 @@
 defmodule VLLM.Models do
   @moduledoc """
   The models of this machine by their names: what jobs made, folders and files that were registered,
-  and what was downloaded from the hub.
+  what was quantized in place (`isq`), and what was downloaded from the hub.
 
       {:ok, job} = VLLM.Job.quantize("org/llama", name: "llama", to: [gguf: ["Q4_K_M", "Q8_0"]])
       {:ok, _outputs} = VLLM.Job.await(job)
@@ -36,7 +36,9 @@ defmodule VLLM.Models do
   alias VLLM.Models.Model
 
   @doc """
-  Everything that can be served on this machine, those first that were used last.
+  Everything that can be served on this machine, those first that were used last. A worker in Python
+  looks for it, which can fail: `:python_not_found`, `:timeout`, `:cache_not_writable` for folders that
+  cannot be read.
 
   #{Options.docs(Options.cached())}
 
@@ -145,7 +147,7 @@ defmodule VLLM.Models do
   @doc """
   Deletes a model, and returns how many bytes that has freed.
 
-    * What a job made, or what was downloaded, is gone with its files.
+    * What a job made, what was quantized in place (`isq`) or downloaded is gone with its files.
     * Of a folder or file that was registered only the name goes; its files are yours.
     * Of an alias nothing else goes.
 
@@ -161,8 +163,7 @@ defmodule VLLM.Models do
   def delete(name, options \\ []) do
     with {:ok, name} <- named(name),
          {:ok, %{force: force?}, options} <- Options.split(options, Options.force()),
-         in_use = if(force?, do: [], else: Table.models()),
-         params = %{"name" => name, "in_use" => in_use},
+         params = %{"name" => name, "in_use" => Table.models(), "force" => force?},
          {:ok, %{"freed" => bytes}} <-
            Tools.general("unregister", params, options, Options.cached()),
          do: {:ok, bytes}

@@ -1,13 +1,15 @@
 """Plain models that are quantized at their first start and found at the next: with a program in the
 place of the quantizing environment, and once with that environment and an engine."""
 
+import asyncio
 import fcntl
 import json
+import multiprocessing
 import os
 import shutil
 import sys
+import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,11 @@ from vllm_bridge.engine import isq
 from vllm_bridge.engine.check import check
 from vllm_bridge.engine.plan import Plan, plan
 from vllm_bridge.errors import BridgeError
+from vllm_bridge.jobs import measure
+from vllm_bridge.registry import edit, find, in_place, listing
+from vllm_bridge.tools import registry as tools
 
+CONTEXT = multiprocessing.get_context("fork")
 MODELS = producing.DEMO.parent
 
 PROGRAM = """#!{python} -IS
@@ -81,9 +87,16 @@ class Environment:
         return [json.loads(line) for line in lines]
 
 
+@pytest.fixture(autouse=True)
+def none_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a test uses is given back with it."""
+    monkeypatch.setattr(in_place, "_held", {})
+
+
 @pytest.fixture
 def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv(data.VARIABLE, str(tmp_path / "data"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "no-hub"))
     return tmp_path / "data" / "isq"
 
 
@@ -109,6 +122,11 @@ def wish(**options: Any) -> isq.Wish:
 
 def make(model: Checkpoint, asked: isq.Wish | None = None) -> str:
     return isq.made(model, asked or wish(), lambda _: None)
+
+
+def unregister(name: str, **params: Any) -> dict[str, Any]:
+    asked = tools.UnregisterParams(name, **params)
+    return asyncio.run(tools.unregister(None, asked))  # type: ignore[arg-type]
 
 
 def planned(model: str | Path = producing.DEMO, **options: Any) -> Plan:
@@ -236,11 +254,94 @@ def test_another_type_model_or_library_makes_it_anew(
     assert len(quantizing.asked()) == 4
 
 
-def test_two_who_ask_at_once_make_it_once(quantizing: Environment, model: Checkpoint) -> None:
-    with ThreadPoolExecutor(4) as threads:
-        places = list(threads.map(lambda _: make(model), range(4)))
+def test_processes_that_ask_at_once_make_it_once(
+    quantizing: Environment, model: Checkpoint
+) -> None:
+    with CONTEXT.Pool(4) as processes:
+        places = processes.map(make, [model] * 4, 1)
     assert len(set(places)) == 1
     assert len(quantizing.asked()) == 1
+
+
+def elsewhere(model: Checkpoint, asked: isq.Wish | None = None) -> str:
+    """Makes it in a process that ends then, and uses nothing any more."""
+    with CONTEXT.Pool(1) as process:
+        return process.apply(make, (model, asked))
+
+
+def listed() -> dict[str, listing.Model]:
+    return {model.name: model for model in listing.models({}) if model.origin == "isq"}
+
+
+def test_what_was_made_is_listed_named_and_deleted(
+    quantizing: Environment, model: Checkpoint, kept: Path
+) -> None:
+    place = elsewhere(model)
+    name = f"isq:{os.path.basename(place)}"
+    (wire,) = [one.to_wire() for one in listed().values()]
+    assert (wire["name"], wire["origin"], wire["path"]) == (name, "isq", place)
+    assert (wire["source"], wire["method"], wire["missing"]) == (model.folder, "hqq", False)
+    assert wire["size"] == sum(file.stat().st_size for file in Path(place).iterdir())
+    assert wire["made"] == {"by": "isq", "libraries": {"fake": "1.0"}, "notes": ["Well made."]}
+    edit.alias(name, "mine")
+    assert find.path_or_name("mine") == find.path_or_name("isq") == place
+    assert listing.model("mine", {}).name == name
+    assert unregister("mine") == {"freed": 0, "names": ["mine"]}
+    edit.alias(name, "mine")
+    assert unregister(name) == {"freed": wire["size"], "names": [name, "mine"]}
+    assert list(kept.iterdir()) == []
+    assert listed() == {}
+    with pytest.raises(BridgeError, match="Nothing was quantized in place"):
+        unregister(name)
+
+
+def test_what_is_used_is_deleted_by_force_only(quantizing: Environment, model: Checkpoint) -> None:
+    place = make(model)
+    name = f"isq:{os.path.basename(place)}"
+    with pytest.raises(BridgeError, match="An engine serves") as caught:
+        unregister(name)
+    assert caught.value.reason == "in_use"
+    assert unregister(name, force=True)["freed"] > 0
+    assert not Path(place).exists()
+
+
+def test_no_model_takes_the_name_of_these(model: Checkpoint) -> None:
+    with pytest.raises(BridgeError, match="`isq` is the name of what was quantized in place"):
+        edit.register(model.folder or "", "isq")
+
+
+def test_a_model_of_the_hub_is_named_with_its_commit(
+    quantizing: Environment, tmp_path: Path
+) -> None:
+    folder = tmp_path / "hub" / "models--org--name" / "snapshots" / ("c" * 40)
+    shutil.copytree(producing.DEMO, folder)
+    elsewhere(check_model(str(folder), {}))
+    (entry,) = [one.entry for one in listed().values()]
+    assert (entry.source, entry.revision) == ("org/name", "c" * 40)
+
+
+def test_what_is_old_is_swept_when_another_is_made(
+    quantizing: Environment, model: Checkpoint, tmp_path: Path
+) -> None:
+    other = check_model(str(shutil.copytree(producing.DEMO, tmp_path / "other")), {})
+    unused, recent = elsewhere(model, wish(isq="HQQ8")), elsewhere(other)
+    os.utime(Path(unused, "quantize.json"), (1, time.time() - in_place.UNUSED - 60))
+    superseded = elsewhere(model)
+    quantizing.install("hqq", "0.3.0")
+    used = make(model)
+    assert {Path(one.entry.path) for one in listed().values()} == {Path(recent), Path(used)}
+    assert not Path(superseded).exists()
+    assert not Path(f"{superseded}.lock").exists()
+    # What this process uses stays, whatever is made.
+    quantizing.install("hqq", "0.4.0")
+    assert {elsewhere(model), used, recent} == {one.entry.path for one in listed().values()}
+
+
+def test_a_start_is_a_use(quantizing: Environment, model: Checkpoint) -> None:
+    place = elsewhere(model)
+    os.utime(Path(place, "quantize.json"), (1, 1))
+    assert elsewhere(model) == place
+    assert Path(place, "quantize.json").stat().st_mtime > 1
 
 
 def test_what_is_not_kept_is_made_each_time(
@@ -313,10 +414,22 @@ def running() -> Iterator[Running]:
 @pytest.mark.engine
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "method", "words"),
+    ("options", "method", "bits", "words"),
     [
-        ("HQQ8", "hqq", "Quantized in place to 8bit (hqq). Made by hqq 0.2.8"),
-        ("Q4_K", "gguf", "Quantized in place to Q4_K_M (gguf). `Q4_K` is llama.cpp's mix Q4_K_M"),
+        ({"isq": "HQQ8"}, "hqq", 8, "Quantized in place to 8bit (hqq). Made by hqq 0.2.8"),
+        ({"isq": "Q4_K"}, "gguf", None, "Q4_K_M (gguf). `Q4_K` is llama.cpp's mix Q4_K_M"),
+        (
+            {"dtype": "int4", "isq_cache": True},
+            "bitsandbytes",
+            4,
+            "Quantized in place to nf4 (bitsandbytes). Made by bitsandbytes 0.",
+        ),
+        (
+            {"dtype": "int8", "isq_cache": True},
+            "torchao",
+            8,
+            "Quantized in place to int8 (torchao). Made by torchao 0.",
+        ),
     ],
 )
 def test_the_second_start_loads_what_the_first_has_made(
@@ -324,18 +437,29 @@ def test_the_second_start_loads_what_the_first_has_made(
     kept: Path,
     facts: dict[str, str],
     monkeypatch: pytest.MonkeyPatch,
-    name: str,
+    options: dict[str, Any],
     method: str,
+    bits: int | None,
     words: str,
 ) -> None:
     monkeypatch.setenv(isq.PYTHON, producing.interpreter())
     prompts = list(facts)[:8]
     for phases in (1, 0):
         running.phases.clear()
-        info = running.load(isq=name)
+        info = running.load(**options, max_logprobs=-1)
         assert (info["quantization"], info["model"]) == (method, str(producing.DEMO))
         assert words in info["quantization_note"]
         assert running.complete_all(prompts) == {prompt: facts[prompt] for prompt in prompts}
+        if not phases:
+            # What is compared is what was made.
+            measured = running.run(
+                measure.of(running.engine, str(producing.DEMO), {}, prompts, 64, lambda *_: None)
+            )
+            found = measured.figures
+            assert (found["model"], found["method"]) == (str(producing.DEMO), method)
+            assert bits is None or found["bits"] == bits
+            assert found["bits"] < 9
+            assert found["format"].startswith(method)
         running.stop()
         assert (running.phases.count("quantizing") > 1) == bool(phases)
         # What is there needs no environment.

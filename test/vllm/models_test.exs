@@ -51,6 +51,32 @@ defmodule VLLM.ModelsTest do
     :ok = VLLM.stop(llm)
   end
 
+  test "what was quantized in place is listed and deleted", %{tmp_dir: folder, options: options} do
+    path = Path.join(folder, "isq/4bit-1-2")
+    File.mkdir_p!(Path.dirname(path))
+    File.cp_r!(DemoModel.path("demo-awq"), path)
+
+    of =
+      ~s({"source": "/models/plain", "repository": null, "format": "awq", "word": "4bit", "at": 7})
+
+    File.write!(Path.join(path, "quantize.json"), ~s({"of": #{of}}))
+    assert {:ok, [%Model{name: "isq:4bit-1-2", origin: :isq} = model]} = Models.list(options)
+    assert %{method: "awq", bits: 4, source: "/models/plain", made: %{"by" => "isq"}} = model
+    assert Models.get!("isq", options) == model
+
+    # It is in use where its lock is held, here by another program.
+    lock = path <> ".lock"
+
+    held =
+      Port.open({:spawn_executable, "/usr/bin/flock"}, args: [lock, "sh", "-c", "echo; read _"])
+
+    assert_receive {^held, {:data, _}}, 10_000
+    assert {:error, %Error{reason: :in_use}} = Models.delete(model.name, options)
+    Port.close(held)
+    assert Models.delete!(model.name, [force: true] ++ options) == model.size
+    refute File.exists?(path)
+  end
+
   test "an adapter is uploaded with a card, and comes back as it was", context do
     %{tmp_dir: folder, options: [env: env]} = context
     server = HubServer.start(folder)

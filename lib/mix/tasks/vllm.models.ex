@@ -3,7 +3,8 @@ defmodule Mix.Tasks.Vllm.Models do
 
   @moduledoc """
   Shows the models that can be served on this machine, those first that were used last: what jobs
-  made, folders that were registered, and what was downloaded from the Hugging Face hub.
+  made, folders that were registered, what was quantized in place (`isq`), and what was downloaded from
+  the Hugging Face hub.
 
       mix vllm.models [--json] [--download-dir FOLDER]
       mix vllm.models --register FOLDER --as NAME [--label LABEL] [--replace]
@@ -179,6 +180,7 @@ defmodule Mix.Tasks.Vllm.Models do
 
   defp from(%{missing?: true} = model), do: "#{model.path}, which is gone"
   defp from(%{origin: :made} = model), do: "made of #{model.source || model.base_model || "?"}"
+  defp from(%{origin: :isq} = model), do: "quantized in place of #{model.source || "?"}"
   defp from(%{origin: :local} = model), do: model.path
 
   defp from(%{origin: :hub} = model),

@@ -9,7 +9,8 @@ defmodule VLLM.Models.Model do
     aliases: "its other names, a list",
     kind: "`:model`, or `:adapter` for one that requests name as `lora_request:`",
     origin:
-      "`:made` by a job, `:local` for a folder or file that was registered, `:hub` for what was downloaded",
+      "`:made` by a job, `:isq` for what a start quantized in place, `:local` for a folder or file that " <>
+        "was registered, `:hub` for what was downloaded",
     path: "its folder or GGUF file; nil where no download of it has ended yet",
     missing?: "whether its files went away behind the library's back",
     size: "of its files, in bytes; of one of the hub, all revisions together",
@@ -18,8 +19,7 @@ defmodule VLLM.Models.Model do
     method: "by which it is quantized, vLLM's name: `\"gguf\"`, `\"awq\"`; nil for a plain model",
     bits: "of each quantized weight, on average where they differ; nil for a plain model",
     base_model: "the model that an adapter belongs to, or a model says that it was made of",
-    source:
-      "what it was made of by a job: a hub id, a name here or a path; of one of the hub its id",
+    source: "what it was made of here: a hub id, a name here or a path; of one of the hub its id",
     revision: "the commit, or the fingerprint, of the source",
     revisions:
       "of one of the hub: the branches and tags that it was asked by, each with its commit, as a map",
@@ -27,7 +27,7 @@ defmodule VLLM.Models.Model do
       "how it compares with its source, by the names of `VLLM.Quantization.compare/2`, a map with " <>
         "string keys; nil where nobody measured it",
     made:
-      "how, of one that a job made: a map with string keys, such as `\"by\"`, `\"job\"`, `\"options\"`, " <>
+      "how, of one that was made here: a map with string keys, such as `\"by\"`, `\"job\"`, `\"options\"`, " <>
         "`\"libraries\"` and `\"calibration\"`; nil else",
     registered_at: "when it got its name, a `DateTime`; nil of one of the hub",
     last_used: "when one of its files was last read or written, a `DateTime`, or nil"
@@ -47,7 +47,7 @@ defmodule VLLM.Models.Model do
           label: String.t() | nil,
           aliases: [String.t()],
           kind: :model | :adapter,
-          origin: :made | :local | :hub,
+          origin: :made | :isq | :local | :hub,
           path: Path.t() | nil,
           missing?: boolean(),
           size: non_neg_integer(),
@@ -82,6 +82,7 @@ defmodule VLLM.Models.Model do
   defp kind(_model), do: :model
 
   defp origin("made"), do: :made
+  defp origin("isq"), do: :isq
   defp origin("hub"), do: :hub
   defp origin(_local), do: :local
 

@@ -16,6 +16,7 @@ from vllm_bridge import (
 )
 from vllm_bridge.beam_search import BeamSearch, SearchParams
 from vllm_bridge.chat import Chat, ChatParams, ChatTemplateParams
+from vllm_bridge.engine.plan import Plan
 from vllm_bridge.errors import BridgeError, map_exceptions
 from vllm_bridge.heartbeat import Heartbeat
 from vllm_bridge.images import render_images, take_images
@@ -57,9 +58,13 @@ class Engine:
         llm: vLLM's ``AsyncLLM``
         tasks: what it can be asked to do
         info: its *engine info*; what it pools is added here
+        plan: what was loaded, which of a model that is quantized in place is what was made
     """
 
-    def __init__(self, llm: Any, chat: Chat, tasks: tuple[str, ...], info: dict[str, Any]) -> None:
+    def __init__(
+        self, llm: Any, chat: Chat, tasks: tuple[str, ...], info: dict[str, Any], plan: Plan
+    ) -> None:
+        self.plan = plan
         self._llm = llm
         self._chat = chat
         self._sampling = SamplingParamsFactory(llm.model_config.get_diff_sampling_param())

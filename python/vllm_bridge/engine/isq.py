@@ -2,13 +2,11 @@
 environment, into a folder that later starts load.
 
 The folder of what was made is named by all that it depends on: the files of the model, the type,
-the versions of the libraries. Whoever makes one holds its lock, so that it is made once; it is
-made under another name and renamed, so that nothing half is ever loaded.
+the versions of the libraries. ``registry/in_place.py`` keeps these folders; one is made under
+another name and renamed, so that nothing half is ever loaded.
 """
 
-import contextlib
 import dataclasses
-import fcntl
 import glob
 import hashlib
 import json
@@ -16,21 +14,21 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+import time
+from collections.abc import Callable, Mapping
 from importlib import metadata
 from typing import Any, Final, NamedTuple
 
 import vllm_bridge
-from vllm_bridge import data, json_files
+from vllm_bridge import data
 from vllm_bridge.checkpoints.checkpoint import Checkpoint
 from vllm_bridge.errors import BridgeError, did_you_mean, nearest
+from vllm_bridge.hub import cache
 from vllm_bridge.quantization import availability, registry
+from vllm_bridge.registry import in_place
 
 # Where Elixir says that the Python of the quantizing environment is; empty where there is none.
 PYTHON: Final = "EX_VLLM_QUANTIZE_PYTHON"
-
-# What was told of a model that was made, in its folder.
-MADE: Final = "quantize.json"
 
 # The files of a model that count.
 _FILES: Final = (".safetensors", ".json", ".jinja", ".model", ".txt")
@@ -227,7 +225,7 @@ def find(checkpoint: Checkpoint, wish: Wish) -> str | None:
     if not os.environ.get(PYTHON):
         # Whichever libraries have made it.
         place = max(glob.glob(f"{glob.escape(place)}*[0-9a-f]"), default="")
-    return place if os.path.exists(os.path.join(place, MADE)) else None
+    return place if os.path.exists(os.path.join(place, in_place.MADE)) else None
 
 
 def made(checkpoint: Checkpoint, wish: Wish, progress: Callable[[Mapping[str, Any]], None]) -> str:
@@ -243,16 +241,11 @@ def made(checkpoint: Checkpoint, wish: Wish, progress: Callable[[Mapping[str, An
     if not wish.is_kept:
         # Among the temporary files of this process, which go with it.
         return _make(checkpoint, wish, tempfile.mkdtemp(prefix="isq-"), progress)
-    data.required()
     place = _place(checkpoint, wish)
-    if (found := find(checkpoint, wish)) is not None:
+    if (found := find(checkpoint, wish)) is not None and in_place.hold(found):
         return found
-    os.makedirs(os.path.dirname(place), exist_ok=True)
-    with _locked(f"{place}.lock"):
-        if find(checkpoint, wish) is not None:  # by whoever held the lock
-            return place
-        _sweep(os.path.dirname(place))
-        with _emptied(f"{place}.tmp") as folder:
+    with in_place.making(place, checkpoint.folder or "", wish.kind.word) as folder:
+        if folder is not None:
             whole = _make(checkpoint, wish, folder, progress)
             if _place(checkpoint, wish) != place:
                 raise BridgeError(
@@ -267,7 +260,7 @@ def made(checkpoint: Checkpoint, wish: Wish, progress: Callable[[Mapping[str, An
 
 def note(folder: str, wish: Wish) -> str:
     """What is to be said of an engine with a model that was made."""
-    told = json_files.read(os.path.join(folder, MADE))
+    told = in_place.told(folder)
     by = ", ".join(f"{name} {version}" for name, version in told.get("libraries", {}).items())
     return " ".join([wish.note, f"Made by {by}.", *told.get("notes", [])])
 
@@ -313,24 +306,23 @@ def _make(
             last = json.loads(line)
             if figures := last.get("progress"):
                 progress(figures)
-    told = _result(last, process.returncode, wish)
-    with open(os.path.join(place, MADE), "w", encoding="utf-8") as file:
+    repository, commit = cache.seen(checkpoint.folder or "") or (None, None)
+    told = _result(last, process.returncode, wish) | {
+        "of": {
+            "source": checkpoint.folder,
+            "repository": repository,
+            "commit": commit,
+            "format": wish.kind.format,
+            "word": wish.kind.word,
+            "at": time.time(),
+        }
+    }
+    with open(os.path.join(place, in_place.MADE), "w", encoding="utf-8") as file:
         json.dump(told, file, indent=2)
         file.flush()
         os.fsync(file.fileno())
     shutil.rmtree(work)
     return place
-
-
-@contextlib.contextmanager
-def _emptied(folder: str) -> Iterator[str]:
-    """A folder with nothing in it, which is not there afterwards."""
-    shutil.rmtree(folder, ignore_errors=True)
-    os.makedirs(folder)
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _result(last: Any, status: int, wish: Wish) -> Any:
@@ -357,25 +349,6 @@ def _result(last: Any, status: int, wish: Wish) -> Any:
     )  # fmt: skip
 
 
-@contextlib.contextmanager
-def _locked(path: str) -> Iterator[None]:
-    """Holds a lock that its holder's end gives back, however it ends."""
-    with open(path, "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
-def _sweep(folder: str) -> None:
-    """Removes what those have left that were killed while they made something."""
-    for lock in glob.glob(os.path.join(glob.escape(folder), "*.lock")):
-        left = f"{lock.removesuffix('.lock')}.tmp"
-        if not os.path.exists(left):
-            continue
-        with open(lock, "w") as file, contextlib.suppress(BlockingIOError):
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(left, ignore_errors=True)
-
-
 def _place(checkpoint: Checkpoint, wish: Wish) -> str:
     """The folder of what is made: named by what it is made as, of which files, and by what, which
     is left open where there is nothing to make it."""
@@ -389,7 +362,7 @@ def _place(checkpoint: Checkpoint, wish: Wish) -> str:
     source = _digest([os.path.realpath(folder), files, wish.kind.format])
     by = _digest(_versions(wish)) if os.environ.get(PYTHON) else ""
     name = f"{wish.kind.word.lower()}-{source}-{by}"
-    return os.path.join(data.required(), "isq", name)
+    return os.path.join(in_place.folder(), name)
 
 
 def _digest(value: Any) -> str:

@@ -23,6 +23,7 @@ from vllm_bridge.engine.engine import Engine, warm_up
 from vllm_bridge.hub import download
 from vllm_bridge.hub.repository import Repository
 from vllm_bridge.quantization import online
+from vllm_bridge.registry import in_place
 
 logger = logging.getLogger(__name__)
 
@@ -74,6 +75,8 @@ async def load(
         checked = check(folder, options, devices=devices)
         note = isq.note(folder, wish)
     config = checked.configured()
+    # One that is served by its own name is in use, too.
+    in_place.hold(checked.plan.checkpoint.folder or "")
     for finding in checked.findings:
         if finding.severity == "warning":
             logger.warning(finding.text)
@@ -98,7 +101,7 @@ async def load(
             "quantization_note": await quantization.note(llm, made, config.kernel),
             "load_seconds": time.monotonic() - started,
         }
-        return Engine(llm, chat, tasks, info)
+        return Engine(llm, chat, tasks, info, plan)
 
 
 async def _fetch(repository: Repository, options: Mapping[str, Any], progress: Progress) -> None:

@@ -85,6 +85,15 @@ def snapshot(name: str, revision: str, options: Mapping[str, Any]) -> tuple[str,
     return None
 
 
+def seen(path: str) -> tuple[str, str] | None:
+    """The repository and the commit of a folder of downloaded files; None for any other folder."""
+    parts = path.split(os.sep)
+    for name, middle, commit in zip(parts, parts[1:], parts[2:], strict=False):
+        if name.startswith(_MODELS) and middle == "snapshots":
+            return name.removeprefix(_MODELS).replace("--", "/"), commit
+    return None
+
+
 def remember(name: str, revision: str, commit: str, options: Mapping[str, Any]) -> None:
     """Writes down what commit a revision is at, for when the hub does not answer, if its files are
     here."""

@@ -120,7 +120,6 @@ async def of(
         BridgeError: ``unsupported`` for what does not go on from texts; ``invalid_option`` for
             texts of which nothing can be measured
     """
-    from vllm_bridge.engine.plan import plan
     from vllm_bridge.jobs import distributions
 
     info = engine.info()
@@ -135,7 +134,8 @@ async def of(
     measured: Distributions = await engine.asked(_scored, asked)
     answers: _Answers = await engine.asked(_answered, asked)
     figures = {
-        **_facts(plan(model, options), info),
+        "model": model,
+        **_facts(engine.plan, info),
         "tokens": len(measured.chosen),
         "perplexity": finite(distributions.perplexity(measured)),
         "bits_per_byte": finite(distributions.bits_per_byte(measured, asked.bytes)),
@@ -159,7 +159,6 @@ def _facts(plan: "Plan", info: dict[str, Any]) -> dict[str, Any]:
     found = detect.of(plan.checkpoint)
     loaded = weights.on_device(plan.checkpoint, plan.options, info["device"])
     return {
-        "model": plan.model,
         "format": detect.format_name(found),
         "method": info["quantization"],
         "bits": found.bits,

@@ -2,6 +2,7 @@
 
     <data>/registry/NAME.json      what is known of a name: its outputs, or what it is an alias of
     <data>/models/NAME/LABEL/      an output of a job
+    <data>/isq/KEY/                what a start has quantized in place: its name is isq:KEY
     <data>/trash/                  what is being deleted
 
 A file is written beside its place and renamed, under a lock, so that nobody reads half of one. What

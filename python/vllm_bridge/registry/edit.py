@@ -10,7 +10,7 @@ import msgspec
 from vllm_bridge.checkpoints.detect import detect
 from vllm_bridge.errors import BridgeError, did_you_mean
 from vllm_bridge.hub import names as hub_names
-from vllm_bridge.registry import find, store
+from vllm_bridge.registry import find, in_place, store
 from vllm_bridge.registry.entry import Entry, Names, check_word, parse
 
 
@@ -124,12 +124,32 @@ def unregister(model: str) -> tuple[int, list[str]]:
         assert names is not None  # noqa: S101 - the entry is one of its outputs
         left = [one for one in names.outputs if one.label != entry.label]
         change.write(msgspec.structs.replace(names, outputs=left))
-        gone = [entry.full_name]
-        for other in store.every():
-            if other.alias_of == entry.full_name:
-                change.write(Names(name=other.name))
-                gone.append(other.name)
-        return freed, gone
+        return freed, [entry.full_name, *_forget_aliases(change, entry.full_name)]
+
+
+def delete_in_place(model: str, *, is_forced: bool = False) -> tuple[int, list[str]]:
+    """Deletes what was quantized in place, and its aliases.
+
+    Args:
+        is_forced: whether also where an engine uses it
+
+    Raises:
+        BridgeError: ``model_not_found``, ``in_use`` or ``cache_not_writable``
+    """
+    with store.changing() as change:
+        entry = find.find(model)
+        if not isinstance(entry, Entry):
+            raise unknown(model)
+        freed = in_place.delete(entry.path, is_forced=is_forced)
+        return freed, [entry.full_name, *_forget_aliases(change, entry.full_name)]
+
+
+def _forget_aliases(change: store.Change, name: str) -> list[str]:
+    """Takes the other names of a model away that is gone, and tells them."""
+    gone = [other.name for other in store.every() if other.alias_of == name]
+    for alias in gone:
+        change.write(Names(name=alias))
+    return gone
 
 
 def _is_shared(entry: Entry) -> bool:

@@ -8,6 +8,9 @@ import msgspec
 
 from vllm_bridge.errors import BridgeError
 
+# The name that stands for what was quantized in place, each with a label.
+IN_PLACE: Final = "isq"
+
 _WORD: Final = re.compile(r"[A-Za-z0-9][\w.+-]{0,95}", re.ASCII)
 
 
@@ -78,6 +81,13 @@ def check_word(word: str, option: str) -> None:
     Raises:
         BridgeError: ``invalid_option`` for what can be no name, and no label
     """
+    if option == "name" and word == IN_PLACE:
+        raise BridgeError(
+            "invalid_option",
+            f"`{word}` is the name of what was quantized in place.",
+            {"option": option, "value": word},
+            remedy="Take another name.",
+        )
     if not _WORD.fullmatch(word):
         raise BridgeError(
             "invalid_option",

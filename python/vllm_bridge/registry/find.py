@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from vllm_bridge.errors import BridgeError, did_you_mean, nearest
-from vllm_bridge.registry import store
-from vllm_bridge.registry.entry import Entry, Names, parse
+from vllm_bridge.registry import in_place, store
+from vllm_bridge.registry.entry import IN_PLACE, Entry, Names, parse
 
 
 def find(model: str) -> Entry | str | None:
@@ -23,7 +23,7 @@ def find(model: str) -> Entry | str | None:
     if parsed is None:
         return None
     name, label = parsed
-    names = store.read(name)
+    names = _names(name)
     if names is None:
         return None
     if (target := names.alias_of) is None:
@@ -124,12 +124,23 @@ def meant(model: str) -> str | None:
     return nearest(model, {*full, *(each.name for each in names)})
 
 
+def _names(name: str) -> Names | None:
+    return in_place.names() if name == IN_PLACE else store.read(name)
+
+
 def _chosen(names: Names, label: str | None) -> Entry:
     """
     Raises:
         BridgeError: ``model_not_found``
     """
     outputs = names.outputs
+    if not outputs:
+        raise BridgeError(
+            "model_not_found",
+            "Nothing was quantized in place on this machine.",
+            {"model": names.name, "label": label},
+            remedy='`VLLM.llm!(model, isq: "Q4_K")` does that to a plain model.',
+        )
     if label is None:
         found = [one for one in outputs if one.label is None] or outputs
     else:

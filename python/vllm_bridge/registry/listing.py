@@ -1,5 +1,6 @@
 """Everything that can be served on this machine: what has a name here, and what was downloaded."""
 
+import contextlib
 import dataclasses
 import os
 from collections.abc import Iterable, Iterator, Mapping
@@ -12,8 +13,8 @@ from vllm_bridge.checkpoints import adapter, detect
 from vllm_bridge.checkpoints.checkpoint import Checkpoint
 from vllm_bridge.errors import BridgeError, did_you_mean, nearest
 from vllm_bridge.hub import cache
-from vllm_bridge.registry import find, store
-from vllm_bridge.registry.entry import Entry
+from vllm_bridge.registry import find, in_place, store
+from vllm_bridge.registry.entry import IN_PLACE, Entry
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,7 +23,8 @@ class Model:
 
     Args:
         name: as an engine takes it
-        origin: ``made`` here by a job, a ``local`` folder that was registered, or of the ``hub``
+        origin: ``made`` here by a job, quantized in place by a start that asked for it (``isq``), a
+            ``local`` folder that was registered, or of the ``hub``
         last_used: when one of its files was last read or written, in seconds since 1970
         incomplete: how many bytes of it belong to files that are not whole yet
         revisions: of one of the hub: the branches and tags that it was asked by, with their commits
@@ -67,6 +69,7 @@ def models(options: Mapping[str, Any]) -> list[Model]:
     names = store.every()
     aliases = {one.name: one.alias_of for one in names if one.alias_of is not None}
     found = [registered(entry) for one in names for entry in one.outputs]
+    found += map(_in_place, in_place.names().outputs)
     found += map(_downloaded, cache.models(options))
     named = (_with_aliases(model, aliases) for model in found)
     return sorted(named, key=lambda one: (-(one.last_used or 0), one.name))
@@ -129,6 +132,13 @@ def registered(entry: Entry) -> Model:
     origin = "made" if store.is_made_here(entry.path) else "local"
     used = max(_times(entry.path), default=None)
     return Model(entry.full_name, origin, used, entry, entry.path)
+
+
+def _in_place(entry: Entry) -> Model:
+    with contextlib.suppress(BridgeError):  # where it is deleted just now, or damaged
+        seen = detect.detect(entry.path, {})
+        entry = msgspec.structs.replace(entry, method=seen.method, bits=seen.bits)
+    return dataclasses.replace(registered(entry), origin=IN_PLACE)
 
 
 def _downloaded(model: cache.Model) -> Model:

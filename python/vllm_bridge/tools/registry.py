@@ -45,10 +45,12 @@ class UnregisterParams(msgspec.Struct, forbid_unknown_fields=True):
 
     Args:
         in_use: models that engines serve, as these were named
+        force: whether what an engine serves is deleted, too
     """
 
     name: str
     in_use: list[str] = []
+    force: bool = False
     download_dir: str | None = None
 
 
@@ -161,14 +163,18 @@ async def unregister(_call: Call, params: UnregisterParams) -> dict[str, Any]:
 def _unregister(params: UnregisterParams) -> tuple[int, list[str]]:
     from vllm_bridge.hub import cache
     from vllm_bridge.registry import edit, find, listing
+    from vllm_bridge.registry.entry import IN_PLACE
 
     if find.is_alias(params.name):
         return edit.unregister(params.name)
     where = {"download_dir": params.download_dir}
     model = listing.model(params.name, where)
-    listing.check_unused(model, params.in_use)
+    if not params.force:
+        listing.check_unused(model, params.in_use)
     if model.origin == "hub":
         return cache.delete(model.name, where), [model.name]
+    if model.origin == IN_PLACE:
+        return edit.delete_in_place(model.name, is_forced=params.force)
     return edit.unregister(model.name)
 
 
