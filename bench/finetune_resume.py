@@ -35,7 +35,7 @@ OPTIONS = {
 
 def train(folder: Path) -> None:
     """One run, in a process of its own: says when it trains, and how it ended."""
-    from vllm_bridge.jobs.finetune.train import Plan
+    from vllm_bridge.jobs.finetune.plan import Plan
     from vllm_bridge.jobs.finetune.train import train as run
 
     def tell(phase: str, done: int | None = None, total: int | None = None, **_: object) -> None:

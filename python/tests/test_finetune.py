@@ -21,7 +21,8 @@ from vllm_bridge.checkpoints.checkpoint import Checkpoint
 from vllm_bridge.errors import BridgeError
 from vllm_bridge.jobs.finetune import answers, base, checkpoints, estimate, options
 from vllm_bridge.jobs.finetune.merge import merge
-from vllm_bridge.jobs.finetune.train import Plan, train
+from vllm_bridge.jobs.finetune.plan import Plan
+from vllm_bridge.jobs.finetune.train import train
 from vllm_bridge.jobs.foreseen import Machine
 from vllm_bridge.jobs.task import Telling
 from vllm_bridge.quantization import registry
@@ -144,7 +145,7 @@ def test_unknown_options_get_the_nearest_and_others_are_checked() -> None:
 
 def test_a_plan_tells_what_will_be_trained() -> None:
     pairs = [{"prompt": f"Number {n} is", "completion": " odd."} for n in range(10)]
-    told = Plan(str(MODELS / "demo"), pairs, {"held_out": 0.2, "replay": ["Hello"]}).to_wire()
+    told = estimate.told(Plan(str(MODELS / "demo"), pairs, {"held_out": 0.2, "replay": ["Hello"]}))
     assert told["examples"] == {"train": 8, "held_out": 2, "replay": 1}
     assert told["base"] == "plain, float32"
     assert 2**29 < told["memory_bytes"] < 2**30
@@ -197,7 +198,7 @@ def test_what_a_model_of_the_hub_cannot_is_known_before_it_is_downloaded(hub: Hu
     with pytest.raises(BridgeError, match=r"Record 2 of `data`: it has no `completion`"):
         Plan("org/plain", [*pairs, {"prompt": "One"}], {})
     plan = Plan("org/plain", pairs, {})
-    told = plan.to_wire()
+    told = estimate.told(plan)
     assert told["examples"]["train"] == 1
     assert told["memory_bytes"] > 2**29
     assert estimate.outputs(plan, Machine())["adapter"].bytes == pytest.approx(1_584_853, rel=0.01)

@@ -53,8 +53,9 @@ def tools() -> "Table":
 
 def job() -> "Table":
     from vllm_bridge import jobs
+    from vllm_bridge.jobs.modesty import be_modest
 
-    jobs.be_modest()
+    be_modest()
     return jobs.table()
 
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from vllm_bridge import machine
-from vllm_bridge.jobs import NICE
+from vllm_bridge.jobs.modesty import NICE
 
 # What the work of ``_probe`` took on the machine that the figures were measured on, in seconds.
 _PROBE: Final = 0.02

@@ -53,10 +53,10 @@ async def check_finetune(_call: Call, params: CheckParams) -> dict[str, Any]:
     def checked() -> dict[str, Any]:
         from vllm_bridge.jobs import foreseen
         from vllm_bridge.jobs.finetune import estimate
-        from vllm_bridge.jobs.finetune.train import Plan
+        from vllm_bridge.jobs.finetune.plan import Plan
 
         plan = Plan(params.model, params.data, params.options, params.engine)
-        return plan.to_wire() | estimate.to_wire(estimate.outputs(plan, foreseen.here()))
+        return estimate.told(plan) | estimate.to_wire(estimate.outputs(plan, foreseen.here()))
 
     return await asyncio.to_thread(checked)
 
@@ -65,7 +65,8 @@ async def finetune(call: Call, params: FinetuneParams) -> dict[str, Any]:
     """Trains an adapter."""
 
     def trained(tell: task.Telling) -> dict[str, Any]:
-        from vllm_bridge.jobs.finetune.train import Plan, train
+        from vllm_bridge.jobs.finetune.plan import Plan
+        from vllm_bridge.jobs.finetune.train import train
 
         plan = Plan(params.model, params.data, params.options)
         return train(plan, Path(params.out), Path(params.states), tell, params.base)

@@ -16,12 +16,12 @@ from vllm_bridge.checkpoints import detect
 from vllm_bridge.checkpoints.checkpoint import Checkpoint
 from vllm_bridge.jobs import foreseen
 from vllm_bridge.jobs.finetune import answers, base
+from vllm_bridge.jobs.finetune.plan import Plan
 from vllm_bridge.jobs.foreseen import Foreseen, Machine
 from vllm_bridge.sizing import layers
 
 if TYPE_CHECKING:
     from vllm_bridge.jobs.finetune.options import Settings
-    from vllm_bridge.jobs.finetune.train import Plan
 
 # The process with torch, transformers and peft, as measured on a CPU.
 _FRAMEWORK: Final = 530 * 2**20
@@ -71,7 +71,7 @@ _BYTES: Final = 4
 _STATE: Final = 3
 
 
-def outputs(plan: "Plan", machine: Machine) -> dict[str, Foreseen]:
+def outputs(plan: Plan, machine: Machine) -> dict[str, Foreseen]:
     """What a training makes, by the labels of its outputs: the adapter, and where that is asked for
     the merged model.
 
@@ -102,6 +102,13 @@ def to_wire(each: dict[str, Foreseen]) -> dict[str, Any]:
         "outputs": [{"label": label, **one.to_wire()} for label, one in each.items()],
         "together": foreseen.together(list(each.values())).to_wire(),
     }
+
+
+def told(plan: Plan) -> dict[str, Any]:
+    """What is told of a training: what it will be, and the memory that it is foreseen to take."""
+    lengths = [len(example.tokens) for example in [*plan.train, *plan.held_out]]
+    longest = max(lengths, default=plan.max_length)
+    return plan.to_wire() | {"memory_bytes": needed(plan.checkpoint, plan.settings, longest)}
 
 
 def needed(checkpoint: Checkpoint, settings: "Settings", longest: int) -> int:
@@ -140,7 +147,7 @@ def needed(checkpoint: Checkpoint, settings: "Settings", longest: int) -> int:
     return int(max(loading, weights + adapter + kept + logits)) + _FRAMEWORK
 
 
-def _adapter(plan: "Plan") -> int:
+def _adapter(plan: Plan) -> int:
     """Bytes of the adapter's files."""
     import torch
     from peft import LoraConfig, get_peft_model_state_dict
@@ -176,7 +183,7 @@ def _merged(checkpoint: Checkpoint, machine: Machine) -> Foreseen:
     return Foreseen(size, size, memory, minutes)
 
 
-def _lengths(plan: "Plan", of_held_out: bool) -> list[int]:
+def _lengths(plan: Plan, of_held_out: bool) -> list[int]:
     """Of the examples, in tokens; guessed from the bytes of records whose tokenizer is not here."""
     examples = plan.held_out if of_held_out else plan.train
     if examples or plan.checkpoint.repository is None:
@@ -186,7 +193,7 @@ def _lengths(plan: "Plan", of_held_out: bool) -> list[int]:
     return [min(plan.max_length, 1 + size // _BYTES) for size in sizes]
 
 
-def _steps(plan: "Plan") -> int:
+def _steps(plan: Plan) -> int:
     training = plan.settings.training
     batches = math.ceil(
         (len(_lengths(plan, False)) + len(plan.replay)) / training["per_device_train_batch_size"]
@@ -202,7 +209,7 @@ def _share(every: float, steps: int) -> float:
 
 
 def _seconds(
-    plan: "Plan", steps: int, train: Sequence[int], held_out: Sequence[int]
+    plan: Plan, steps: int, train: Sequence[int], held_out: Sequence[int]
 ) -> tuple[float, float]:
     """Of one core, and of several together."""
     training, config = plan.settings.training, layers.text_config(plan.checkpoint.config)

@@ -14,7 +14,8 @@ from typing import Any
 import msgspec
 
 from vllm_bridge.errors import BridgeError, internal_error
-from vllm_bridge.jobs import be_modest, quantize, task
+from vllm_bridge.jobs import quantize, task
+from vllm_bridge.jobs.modesty import be_modest
 
 
 def main() -> None:
