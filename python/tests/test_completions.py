@@ -14,6 +14,7 @@ from safetensors import safe_open
 from conftest import MODELS
 from running import Running
 from vllm_bridge.beam_search import SearchParams
+from vllm_bridge.engine.engine import GenerateParams
 from vllm_bridge.errors import BridgeError
 from vllm_bridge.jobs import distributions, measure
 from vllm_bridge.rpc.protocol import pack_u32, unpack_u32
@@ -54,6 +55,69 @@ def refused(running: Running, prompt: Any, **params: Any) -> BridgeError:
         running.run(search(running, prompt, **params))
     assert running.complete(PROMPT)["text"] == " Paris."
     return caught.value
+
+
+async def stream(
+    running: Running, pushes: bool, begun: asyncio.Event | None = None, **params: Any
+) -> tuple[dict[int, tuple[str, bytes]], list[dict[str, Any]]]:
+    """What the deltas of each completion add up to, and the completions as they are answered."""
+    texts: dict[int, list[str]] = {}
+    token_ids: dict[int, list[int]] = {}
+
+    def put(output: Any, _messages: Any = None) -> None:
+        for completion in output.outputs:
+            texts.setdefault(completion.index, []).append(completion.text)
+            token_ids.setdefault(completion.index, []).extend(completion.token_ids)
+        if begun is not None:
+            begun.set()
+
+    running.engine._pushes = pushes
+    asked = GenerateParams(PROMPT, {"temperature": 0.0, "max_tokens": 24} | params)
+    output = await running.engine.generate(next(IDS), asked, put)
+    added = {index: ("".join(texts[index]), pack_u32(token_ids[index])) for index in texts}
+    return added, output["outputs"]
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        {"ignore_eos": True},
+        {"stop": ["is."], "include_stop_str_in_output": True},
+        {"n": 3, "temperature": 1.0, "seed": 7},
+        {"logprobs": 1},
+    ],
+    ids=["plain", "stop", "n", "logprobs"],
+)
+def test_deltas_that_are_pushed_are_those_of_vllms_own_stream(
+    running: Running, params: dict[str, Any]
+) -> None:
+    ways = [running.run(stream(running, pushes, **params)) for pushes in (True, False)]
+    said = []
+    for added, outputs in ways:
+        assert {o["index"]: (o["text"], o["token_ids"]) for o in outputs} == added
+        said.append([(o["text"], o["token_ids"], o["finish_reason"]) for o in outputs])
+        for output in outputs:
+            if "logprobs" in params:
+                assert len(output["logprobs"]["counts"]) == len(output["token_ids"]) > 0
+    assert len(said[0]) == params.get("n", 1)
+    assert said[0] == said[1]
+
+
+@pytest.mark.parametrize("pushes", [True, False])
+def test_a_stream_that_is_left_is_aborted(running: Running, pushes: bool) -> None:
+    async def leave() -> None:
+        begun = asyncio.Event()
+        task = asyncio.ensure_future(
+            stream(running, pushes, begun, max_tokens=400, ignore_eos=True)
+        )
+        await begun.wait()
+        assert running.engine.progress()["unfinished"] == 1
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert running.engine.progress()["unfinished"] == 0
+
+    running.run(leave())
 
 
 def embedded(table: torch.Tensor, token_ids: list[int]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import asyncio
 import errno
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -23,6 +24,9 @@ class Heard:
 
     def emit(self, row: list[Any]) -> None:
         raise AssertionError(row)
+
+    def pack(self, id: int, text: str, token_ids: Sequence[int]) -> None:
+        raise AssertionError(text)
 
     def engine_died(self) -> None:
         raise AssertionError

@@ -1,4 +1,5 @@
 import asyncio
+import struct
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -86,6 +87,11 @@ class FakeEngine:
                     raise
             case "flood":
                 await self._flood(request_id, on_output)
+            case {"deltas": texts}:
+                assert on_output is not None
+                await self.go.wait()
+                for number, text in enumerate(texts, 1):
+                    on_output(_delta(text, "stop" if number == len(texts) else None))
             case "refuse":
                 raise BridgeError("invalid_prompt", "No.", {"token": "hf_" + "x" * 20})
             case "dead":
@@ -104,17 +110,9 @@ class FakeEngine:
 
     async def _flood(self, request_id: str, on_output: Put | None) -> None:
         assert on_output is not None
-        completion = SimpleNamespace(
-            index=0,
-            text="x" * 100,
-            token_ids=[1],
-            logprobs=None,
-            finish_reason=None,
-            stop_reason=None,
-        )
         try:
             while not self.go.is_set():
-                on_output(SimpleNamespace(outputs=[completion]))
+                on_output(_delta("x" * 100))
                 self.steps += 1
                 await asyncio.sleep(0)
         except asyncio.CancelledError:
@@ -140,6 +138,18 @@ class FakeEngine:
     async def score(self, request_id: str, params: ScoreParams) -> Any:
         await self.answer(request_id, params.data_1[0])
         return params
+
+
+def _delta(text: str, finish_reason: str | None = None) -> Any:
+    completion = SimpleNamespace(
+        index=0,
+        text=text,
+        token_ids=list(text.encode()),
+        logprobs=None,
+        finish_reason=finish_reason,
+        stop_reason=None,
+    )
+    return SimpleNamespace(outputs=[completion])
 
 
 class Setting:
@@ -590,6 +600,59 @@ def test_what_an_engine_that_dies_has_cut_off_is_answered_with_what_there_is(
             {},
         ]
         assert await setting.status() == EXIT_ENGINE_DEAD
+
+    run(pipes, scenario)
+
+
+def u32(*numbers: int) -> bytes:
+    return struct.pack(f"<{len(numbers)}I", *numbers)
+
+
+async def deltas(setting: Setting, *texts: list[str]) -> list[Any]:
+    """What a turn in which streams get these deltas tells, before their responses."""
+    for one in texts:
+        params = {"prompt": {"deltas": one}, "credit": 8}
+        setting.peer.request("generate", params)
+    while len(setting.engine.started) < len(texts):
+        await asyncio.sleep(0)
+    setting.engine.go.set()
+    for _ in texts:
+        _, error, _ = await setting.peer.response()
+        assert error is None
+    return setting.peer.notifications
+
+
+def test_the_deltas_of_a_turn_leave_in_columns_and_their_ends_in_rows_after_them(
+    pipes: Pipes,
+) -> None:
+    async def scenario(setting: Setting) -> None:
+        # Each response takes what is there along, so that each stream has a frame of its own here.
+        assert await deltas(setting, ["Par", "is", "."], ["a"]) == [
+            [
+                "packed_deltas",
+                {
+                    "ids": struct.pack("<2Q", 2, 2),
+                    "counts": u32(3, 2),
+                    "token_ids": u32(*b"Paris"),
+                    "texts": ["Par", "is"],
+                },
+            ],
+            ["deltas", {"deltas": [[2, 0, ".", u32(*b"."), None, "stop", None]]}],
+            ["deltas", {"deltas": [[3, 0, "a", u32(*b"a"), None, "stop", None]]}],
+        ]
+
+    run(pipes, scenario)
+
+
+def test_columns_that_are_too_long_for_a_frame_leave_as_rows(pipes: Pipes) -> None:
+    async def scenario(setting: Setting) -> None:
+        await setting.peer.call("hello", HELLO | {"max_frame": 4096})
+        texts = [character * 500 for character in "abc"]
+        told = await deltas(setting, [*texts, ""])
+        rows = [row for method, params in told for row in params["deltas"]]
+        assert {method for method, _ in told} == {"deltas"}
+        assert [row[2] for row in rows] == [*texts, ""]
+        assert [row[3] for row in rows] == [u32(*text.encode()) for text in (*texts, "")]
 
     run(pipes, scenario)
 

@@ -1,5 +1,6 @@
 """Deltas: what they say, and how they wait for a slow reader."""
 
+from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -92,3 +93,44 @@ def test_what_comes_to_a_message_is_merged_too() -> None:
     }
     # What was put is left as it was.
     assert begun.arguments == '{"a"'
+
+
+def packing(credit: int) -> tuple[DeltaStream, list[tuple[int, str, list[int]]], list[Row]]:
+    packed: list[tuple[int, str, list[int]]] = []
+    rows: list[Row] = []
+
+    def pack(id: int, text: str, token_ids: Sequence[int]) -> None:
+        packed.append((id, text, list(token_ids)))
+
+    return DeltaStream(7, credit, rows.append, pack), packed, rows
+
+
+def test_what_is_no_more_than_a_text_and_its_tokens_is_packed_and_the_rest_are_rows() -> None:
+    stream, packed, rows = packing(8)
+    stream.put(output((0, "a", [1])))
+    stream.put(output((0, "b", [2, 3])))
+    stream.put(output((1, "x", [9])))
+    stream.put(output((0, "c", [4]), (1, "y", [8])))
+    stream.put(output((0, "d", [5])), {0: MessageDelta("d")})
+    stream.put(output((0, "e", [6]), finish="stop"))
+    assert packed == [(7, "a", [1]), (7, "b", [2, 3]), (7, "c", [4])]
+    assert [row[1:3] + row[5:6] for row in rows] == [
+        [1, "x", None],
+        [1, "y", None],
+        [0, "d", None],
+        [0, "e", "stop"],
+    ]
+
+
+def test_what_is_packed_takes_credit_and_is_merged_without() -> None:
+    stream, packed, rows = packing(1)
+    for text, token in (("a", 1), ("b", 2), ("c", 3)):
+        stream.put(output((0, text, [token])))
+    assert packed == [(7, "a", [1])]
+    stream.grant(1)
+    assert packed[1:] == [(7, "bc", [2, 3])]
+    stream.put(output((0, "d", [4])))
+    stream.put(output((0, "e", [5]), finish="length"))
+    stream.finish()
+    assert packed[2:] == []
+    assert said(rows) == [(7, 0, "de", [4, 5], "length")]

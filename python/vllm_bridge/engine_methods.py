@@ -92,7 +92,7 @@ def table(slot: Slot) -> Table:
         async def served(call: Call, params: Streamed) -> dict[str, Any]:
             loaded, deltas = slot.loaded, None
             if params.credit is not None:
-                deltas = DeltaStream(call.id, params.credit, call.emit)
+                deltas = DeltaStream(call.id, params.credit, call.emit, call.pack)
                 call.on_credit = deltas.grant
             waits = functools.partial(loaded.waits, call.name)
             with call.limited(params, waits), _as_given(params):

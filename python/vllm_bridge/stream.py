@@ -7,7 +7,7 @@ makes is merged and waits; so a slow reader gets fewer and longer deltas, memory
 by the text itself, and no other stream notices.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -76,6 +76,15 @@ class _Pending:
         self.finish_reason = output.finish_reason
         self.stop_reason = output.stop_reason
 
+    def is_plain(self) -> bool:
+        """Whether it is no more than a text and its tokens, of the first completion."""
+        return (
+            self.index == 0
+            and self.message is None
+            and self.logprobs is None
+            and self.finish_reason is None
+        )
+
 
 class Put(Protocol):
     """Takes a vLLM ``RequestOutput`` of kind DELTA, and what it adds to the messages of its
@@ -86,6 +95,12 @@ class Put(Protocol):
     ) -> None: ...
 
 
+class Pack(Protocol):
+    """Takes what is no more than a text and its tokens, of a request's first completion."""
+
+    def __call__(self, id: int, text: str, token_ids: Sequence[int], /) -> None: ...
+
+
 class DeltaStream:
     """The deltas of one request.
 
@@ -93,17 +108,35 @@ class DeltaStream:
         id: the request's id
         credit: how many deltas may be under way at first
         emit: takes a row that is to leave with this step's frame
+        pack: takes those that need no row, if given
     """
 
-    def __init__(self, id: int, credit: int, emit: Callable[[Row], None]) -> None:
+    def __init__(
+        self, id: int, credit: int, emit: Callable[[Row], None], pack: Pack | None = None
+    ) -> None:
         self._id = id
         self._credit = credit
         self._emit = emit
+        self._pack = pack
         self._pending: dict[int, _Pending] = {}
 
     def put(self, output: Any, messages: Mapping[int, MessageDelta] | None = None) -> None:
         """See ``Put``."""
-        for completion in output.outputs:
+        completions = output.outputs
+        # Nothing waits: the usual delta goes as it is.
+        if (
+            self._pack is not None
+            and self._credit > 0
+            and not self._pending
+            and messages is None
+            and len(completions) == 1
+        ):
+            only = completions[0]
+            if only.finish_reason is None and only.logprobs is None and only.index == 0:
+                self._credit -= 1
+                self._pack(self._id, only.text, only.token_ids)
+                return
+        for completion in completions:
             pending = self._pending.get(completion.index)
             if pending is None:
                 pending = self._pending[completion.index] = _Pending(completion.index)
@@ -124,6 +157,9 @@ class DeltaStream:
         while self._pending and self._credit > 0:
             self._credit -= 1
             _, pending = self._pending.popitem()
+            if self._pack is not None and pending.is_plain():
+                self._pack(self._id, pending.text, pending.token_ids)
+                continue
             # Of a conversation's answer, a message delta too.
             row = [
                 self._id,

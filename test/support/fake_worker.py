@@ -13,7 +13,7 @@ answer to an id that was never used), `print:TEXT`, `garbage`, `shapeless`, `mal
 `oversized`, `exit:STATUS`, `kill`, `stop`, `child` (answer with the pid of a stubborn child),
 `env:NAME`, `devices`, `pid`, `param:NAME` (answer with a param of the request), `dying` (answer as a dead
 engine does, and end soon after), `once:FILE:STEP`, `stall` (hold, and make no progress any more), `slow` (hold, and take
-one long step), `sleep:SECONDS`, `delta:TEXT` (a delta; other steps follow), `misshapen` (a delta
+one long step), `sleep:SECONDS`, `delta:TEXT` (a delta; other steps follow), `packed:TEXT,TEXT` (the same in columns, with as many tokens as bytes), `misshapen` (a delta
 that is none), `credit` (answer with the credit granted so far).
 """
 
@@ -185,6 +185,15 @@ def prompt_step(name: str, argument: str, request: int) -> None:
         send([1, request, None, output(request, str(stubborn_child()))])
     elif name == "delta":
         send([2, "deltas", {"deltas": [[request, 0, argument, b"", None, None, None]]}])
+    elif name == "packed":
+        texts = argument.split(",")
+        columns = {
+            "ids": struct.pack(f"<{len(texts)}Q", *[request] * len(texts)),
+            "counts": struct.pack(f"<{len(texts)}I", *map(len, texts)),
+            "token_ids": b"".join(struct.pack("<I", ord(char)) for char in "".join(texts)),
+            "texts": texts,
+        }
+        send([2, "packed_deltas", columns])
     elif name == "misshapen":
         send([2, "deltas", {"deltas": [[request, 0, None]]}])
     elif name == "credit":

@@ -160,11 +160,24 @@ defmodule VLLM.Fuzz do
             Shape.delta?(row),
             do: Delta.from_wire(row)
 
+        if is_map_key(params, "ids"), do: read_packed(params)
         :accepted
 
       {:malformed, reason} when is_binary(reason) ->
         :rejected
     end
+  end
+
+  # Nobody waits for any of them.
+  defp read_packed(params) do
+    routes = :ets.new(:routes, [])
+
+    case Connection.deliver_packed(%{routes: routes}, params, %{}) do
+      {:ok, %{}} -> :ok
+      {:malformed, reason} when is_binary(reason) -> :ok
+    end
+
+    :ets.delete(routes)
   end
 
   # What passes for an answer is read without a crash.

@@ -222,6 +222,7 @@ defmodule VLLM.FaultTest do
       llm = start!()
       ask_in_background(llm, "hold")
       await_held(llm, 1)
+      assert {:error, %Error{reason: :protocol}} = ask(llm, "packed:x;hold")
       assert {:error, %Error{reason: :protocol, message: message}} = ask(llm, "delta:x;hold")
       assert message =~ "no stream"
       assert_receive {:answer, {:error, %Error{reason: :protocol}}}
@@ -404,6 +405,27 @@ defmodule VLLM.FaultTest do
 
       assert Enum.join(VLLM.stream_text!(llm, "delta:a;delta:b;reply:ab")) == "ab"
       refute_received _
+    end
+
+    test "take deltas in columns as they take rows" do
+      llm = start!()
+      prompt = "packed:ab,,c;packed:d;delta:e;reply:abcde"
+      deltas = Enum.to_list(VLLM.stream!(llm, prompt))
+      assert Enum.map(deltas, & &1.text) == ["ab", "", "c", "d", "e"]
+      assert Enum.map(deltas, & &1.token_ids) == ['ab', [], 'c', 'd', []]
+      assert %VLLM.Delta{index: 0, text: "c", token_ids: 'c'} == Enum.at(deltas, 2)
+
+      ref = VLLM.stream_to(llm, "packed:a,b;reply:ab")
+      assert_receive {:vllm, ^ref, %VLLM.Delta{text: "a", token_ids: 'a'}}
+      assert_receive {:vllm, ^ref, %VLLM.Delta{text: "b", token_ids: 'b'}}
+      assert_receive {:vllm, ^ref, {:done, _output}}
+    end
+
+    test "in columns acknowledge what their reader has taken" do
+      llm = start!()
+      prompt = Enum.map_join(1..64, ";", &"packed:#{&1}") <> ";reply:done"
+      assert length(Enum.to_list(VLLM.stream(llm, prompt))) == 64
+      assert {:ok, "64"} = ask(llm, "credit")
     end
 
     test "end with the error, which is the last element" do

@@ -45,6 +45,7 @@ defmodule VLLM.FramesTest do
           {"arrays in arrays", String.duplicate("91", 1000), "512 deep"},
           {"a map that announces 4 Gi pairs", "9302a46e6f7465dfffffffff", "the data ends"},
           {"deltas without ids", "9302a664656c74617381a664656c74617391" <> "c0", "a delta"},
+          {"deltas in no columns", "9302ad7061636b65645f64656c74617380", "a delta"},
           {"deltas of nobody's making", "9302a664656c74617381a664656c746173" <> "9190", "a delta"}
         ] do
       # Each costs a restart.
@@ -129,6 +130,16 @@ defmodule VLLM.FramesTest do
         [2, "deltas", %{}],
         [2, "deltas", %{"deltas" => []}],
         [2, "deltas", %{"deltas" => [[2 ** 40, 0, "a", "", nil, nil, nil]]}],
+        [
+          2,
+          "packed_deltas",
+          %{
+            "ids" => MessagePack.bin(<<2 ** 40::64-little>>),
+            "counts" => MessagePack.bin(<<0::32>>),
+            "token_ids" => MessagePack.bin(""),
+            "texts" => ["a"]
+          }
+        ],
         [2, "load_progress", %{"phase" => 7}],
         [2, "load_progress", %{}],
         [2, "load_progress", %{"phase" => "download", "bytes" => "many"}]

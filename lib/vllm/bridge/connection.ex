@@ -91,7 +91,7 @@ defmodule VLLM.Bridge.Connection do
   `cancel/1`. With an error nothing was sent.
 
   A stream is a request with `:many` answers: before the last come deltas, as
-  `{:delta, row}`. After the last one its reader calls `finish/1`.
+  `{:delta, row}` or `{:delta, {text, token_ids}}`. After the last one its reader calls `finish/1`.
   """
   @spec request(t(), Inbox.t(), String.t(), map(), pos_integer() | :infinity, :once | :many) ::
           {:ok, request()} | {:error, Error.t()}
@@ -487,13 +487,85 @@ defmodule VLLM.Bridge.Connection do
       [] ->
         deliver_deltas(conn, rows)
 
-      # The caller would take it for the answer.
       [_once] ->
-        {:malformed, "a delta of a request that is no stream"}
+        no_stream()
     end
   end
 
-  def deliver_deltas(_conn, _rows), do: {:malformed, "a delta of another shape"}
+  def deliver_deltas(_conn, _rows), do: misshapen()
+
+  @typedoc """
+  Where the deltas of a step go, by its column of ids: from one step to the next the streams are mostly
+  the same. What was found once may be used on, since an address that is closed takes nothing, and
+  no id is used twice.
+  """
+  @type steps :: %{binary() => [Inbox.address() | nil]}
+
+  # More than vLLM parts the outputs of one step in.
+  @max_steps 8
+
+  @doc """
+  Hands on deltas that came in columns: each as `{:delta, {text, token_ids}}`, with the ids as they
+  came. They are no more than that, and of the first completion.
+  """
+  @spec deliver_packed(t(), map(), steps()) :: {:ok, steps()} | {:malformed, String.t()}
+  def deliver_packed(
+        conn,
+        %{"ids" => ids, "counts" => counts, "token_ids" => bytes} = params,
+        steps
+      )
+      when is_binary(ids) and rem(byte_size(ids), 8) == 0 and is_binary(counts) and
+             is_binary(bytes) do
+    with {:ok, addresses, steps} <- addresses(conn, ids, steps),
+         :ok <- deliver_packed(addresses, counts, bytes, params["texts"]),
+         do: {:ok, steps}
+  end
+
+  def deliver_packed(_conn, _params, _steps), do: misshapen()
+
+  defp addresses(conn, ids, steps) do
+    case steps do
+      %{^ids => addresses} ->
+        {:ok, addresses, steps}
+
+      _new ->
+        addresses = for <<id::64-little <- ids>>, do: stream(conn, id)
+        steps = if map_size(steps) < @max_steps, do: steps, else: %{}
+
+        if :once in addresses,
+          do: no_stream(),
+          else: {:ok, addresses, Map.put(steps, :binary.copy(ids), addresses)}
+    end
+  end
+
+  defp stream(conn, id) do
+    case :ets.lookup(conn.routes, id) do
+      [{_id, address, _pid, _monitor, :many}] -> address
+      [_once] -> :once
+      [] -> nil
+    end
+  end
+
+  defp deliver_packed(
+         [address | addresses],
+         <<count::32-little, counts::binary>>,
+         bytes,
+         [text | texts]
+       )
+       when is_binary(text) and count * 4 <= byte_size(bytes) do
+    size = count * 4
+    <<token_ids::binary-size(size), bytes::binary>> = bytes
+    # Copies, which cost no more than references do: one delta that is kept keeps no others.
+    if address, do: Inbox.send(address, {:delta, {:binary.copy(text), :binary.copy(token_ids)}})
+    deliver_packed(addresses, counts, bytes, texts)
+  end
+
+  defp deliver_packed([], <<>>, <<>>, []), do: :ok
+  defp deliver_packed(_addresses, _counts, _bytes, _texts), do: misshapen()
+
+  # Its caller would take the delta for the answer.
+  defp no_stream, do: {:malformed, "a delta of a request that is no stream"}
+  defp misshapen, do: {:malformed, "a delta of another shape"}
 
   @doc "Tells the caller of `id` how far its request is, if it wants to know."
   @spec deliver_progress(t(), non_neg_integer(), map()) :: :ok

@@ -40,7 +40,7 @@ defmodule VLLM.Engine.InFlight do
   @type key :: term()
 
   @typedoc "What has become of a request: a delta, or its end."
-  @type event :: {:delta, list()} | {:ok, term()} | {:error, Error.t()}
+  @type event :: {:delta, list() | {String.t(), binary()}} | {:ok, term()} | {:error, Error.t()}
 
   @spec new(Table.t(), String.t(), Inbox.t()) :: t()
   def new(table, method, inbox), do: %__MODULE__{table: table, method: method, inbox: inbox}

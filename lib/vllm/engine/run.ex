@@ -9,7 +9,7 @@ defmodule VLLM.Engine.Run do
   alias VLLM.Error
 
   @enforce_keys [:table, :slot, :port, :program, :conn, :frames, :log, :heartbeat]
-  defstruct @enforce_keys
+  defstruct @enforce_keys ++ [steps: %{}]
 
   @type t :: %__MODULE__{
           table: Table.t(),
@@ -19,7 +19,8 @@ defmodule VLLM.Engine.Run do
           conn: Connection.t(),
           frames: Frames.t(),
           log: Log.t(),
-          heartbeat: Heartbeat.t() | nil
+          heartbeat: Heartbeat.t() | nil,
+          steps: Connection.steps()
         }
 
   @doc """
@@ -160,6 +161,13 @@ defmodule VLLM.Engine.Run do
       hung ->
         hung
     end
+  end
+
+  @doc "Hands deltas on that came in columns."
+  @spec packed_deltas(t(), map()) :: {:ok, t()} | {:malformed, String.t()}
+  def packed_deltas(run, params) do
+    with {:ok, steps} <- Connection.deliver_packed(run.conn, params, run.steps),
+         do: {:ok, %{run | steps: steps}}
   end
 
   @doc "Records the answer to a ping."

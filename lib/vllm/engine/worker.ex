@@ -475,6 +475,10 @@ defmodule VLLM.Engine.Worker do
     with :ok <- Connection.deliver_deltas(data.run.conn, rows), do: {:ok, data}
   end
 
+  defp receive_message({:notification, "packed_deltas", params}, data) do
+    with {:ok, run} <- Run.packed_deltas(data.run, params), do: {:ok, %{data | run: run}}
+  end
+
   defp receive_message({:notification, "pong", params}, data) do
     with {:ok, run} <- Run.pong(data.run, params), do: {:ok, %{data | run: run}}
   end

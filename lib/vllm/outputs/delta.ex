@@ -41,6 +41,11 @@ defmodule VLLM.Delta do
     }
   end
 
+  @doc false
+  @spec of_text(String.t(), binary()) :: t()
+  def of_text(text, token_ids),
+    do: %__MODULE__{index: 0, text: text, token_ids: VLLM.TokenIds.unpack(token_ids)}
+
   defp message([]), do: nil
   defp message([message]), do: VLLM.MessageDelta.from_wire(message)
 end

@@ -64,6 +64,10 @@ defmodule VLLM.Streaming.Reader do
   @spec waits_for_turn?(t()) :: boolean()
   def waits_for_turn?(reader), do: InFlight.waits_for_turn?(reader.in_flight)
 
+  # In columns, whose shape the owner of the port has seen.
+  defp read({:delta, {text, token_ids}}, reader),
+    do: {{:delta, Delta.of_text(text, token_ids)}, acknowledge(reader)}
+
   defp read({:delta, row}, reader) do
     if Shape.delta?(row) do
       {{:delta, Delta.from_wire(row)}, acknowledge(reader)}

@@ -16,12 +16,13 @@ from vllm_bridge import (
 )
 from vllm_bridge.beam_search import BeamSearch, SearchParams
 from vllm_bridge.chat import Chat, ChatParams, ChatTemplateParams
+from vllm_bridge.engine import pushed
 from vllm_bridge.engine.plan import Plan
 from vllm_bridge.errors import BridgeError, map_exceptions
 from vllm_bridge.heartbeat import Heartbeat
 from vllm_bridge.images import render_images, take_images
 from vllm_bridge.lora import LoRA, LoRAs
-from vllm_bridge.outputs import request_output
+from vllm_bridge.outputs import Growing, request_output
 from vllm_bridge.params import SamplingParamsFactory
 from vllm_bridge.patches import ranks
 from vllm_bridge.pooling import Pooler, PoolParams, ScoreParams, wrong_runner, wrong_task
@@ -71,6 +72,7 @@ class Engine:
         self._loras = LoRAs(llm)
         self._queue = Queue(llm)
         self._heartbeat = Heartbeat(llm)
+        self._pushes = pushed.is_possible()
         self._asleep = False
         self._stopped = asyncio.Event()
         pools = llm.model_config.runner_type == "pooling"
@@ -137,15 +139,19 @@ class Engine:
             )
             rendered = await self._render(params.prompt, params.tokenization_kwargs)
             _check_fit(rendered, sampling_params)
-            stream = self._llm.generate(
-                rendered,
-                sampling_params,
-                request_id,
-                lora_request=await self._loras.request(params.lora_request),
-                priority=params.priority,
-            )
+            request = (rendered, sampling_params, request_id)
+            arguments = {
+                "lora_request": await self._loras.request(params.lora_request),
+                "priority": params.priority,
+            }
             submit(request_id)
-            output = await self._whole(request_id, sampling_params, stream, on_output)
+            if on_output is not None and self._pushes:
+                whole = Growing(on_output)
+                await pushed.generate(self._llm, *request, whole.take, **arguments)
+                output = await self._checked(request_id, sampling_params, whole)
+            else:
+                stream = self._llm.generate(*request, **arguments)
+                output = await self._whole(request_id, sampling_params, stream, on_output)
         return request_output(output)
 
     async def beam_search(self, request_id: str, params: SearchParams) -> dict[str, Any]:
@@ -272,18 +278,18 @@ class Engine:
         on_output: Callable[[Any], None] | None,
     ) -> Any:
         """The whole output of a request, from its last output or from all its deltas."""
-        whole = None
-        # Several completions of one request end each for itself: the error of one ends the others.
+        whole = Growing(on_output)
         async with contextlib.aclosing(stream):
             async for output in stream:
-                meaning = finish.early(output)
-                if meaning is None and on_output is not None:
-                    on_output(output)
-                whole = output if whole is None else _joined(whole, output)
-                if meaning is not None:
-                    structured = params.structured_outputs is not None
-                    raise await self._early_end(meaning, request_id, whole, structured)
-        return whole
+                if whole.take(output):
+                    break
+        return await self._checked(request_id, params, whole)
+
+    async def _checked(self, request_id: str, params: Any, whole: Growing) -> Any:
+        if whole.early is not None:
+            structured = params.structured_outputs is not None
+            raise await self._early_end(whole.early, request_id, whole.output, structured)
+        return whole.output
 
     async def _early_end(
         self, meaning: finish.Meaning, request_id: str, output: Any, structured: bool = False
@@ -325,15 +331,6 @@ async def warm_up(llm: Any) -> None:
             raise await diagnosis.early_end(
                 meaning, "warm-up", output, structured=False, asleep=False
             )
-
-
-def _joined(whole: Any, delta: Any) -> Any:
-    whole.add(delta, aggregate=True)
-    whole.num_cached_tokens = delta.num_cached_tokens
-    whole.metrics = delta.metrics
-    if delta.finished:
-        whole.outputs.sort(key=lambda completion: completion.index)
-    return whole
 
 
 def _check_fit(rendered: Any, params: Any) -> None:

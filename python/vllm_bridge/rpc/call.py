@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 from vllm_bridge.errors import BridgeError
@@ -25,6 +25,8 @@ class Channel(Protocol):
 
     def emit(self, row: Row) -> None: ...
 
+    def pack(self, id: int, text: str, token_ids: Sequence[int]) -> None: ...
+
     def engine_died(self) -> None: ...
 
 
@@ -36,6 +38,7 @@ class Call:
         name: what the request is called where a name is needed, in vLLM
         notify: tells Elixir something at once, before anything that may block the loop
         emit: has a delta leave with those that come in the same turn of the loop
+        pack: the same of one that is no more than a text and its tokens, of the first completion
         engine_died: ends the worker, because the engine that it was for is dead
         on_credit: told how many more deltas may come; set by methods that stream
     """
@@ -45,6 +48,7 @@ class Call:
         self.name = str(id)
         self.notify = channel.notify
         self.emit = channel.emit
+        self.pack = channel.pack
         self.engine_died = channel.engine_died
         self.on_credit: Callable[[int], None] | None = None
         self.task: asyncio.Task[None] | None = None

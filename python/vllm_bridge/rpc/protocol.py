@@ -149,6 +149,35 @@ def _little_endian(numbers: "array[int] | array[float]") -> bytes:
     return numbers.tobytes()
 
 
+class Columns:
+    """Deltas that are no more than a text and its tokens: ``packed_deltas``."""
+
+    __slots__ = ("counts", "ids", "texts", "token_ids")
+
+    def __init__(self) -> None:
+        self.ids: list[int] = []
+        self.texts: list[str] = []
+        self.counts: list[int] = []
+        self.token_ids: list[int] = []
+
+    def to_wire(self) -> dict[str, Any]:
+        return {
+            "ids": _little_endian(array("Q", self.ids)),
+            "counts": pack_u32(self.counts),
+            "token_ids": pack_u32(self.token_ids),
+            "texts": self.texts,
+        }
+
+    def rows(self) -> list[list[Any]]:
+        """The same as rows of ``deltas``."""
+        rows, at = [], 0
+        for id, text, count in zip(self.ids, self.texts, self.counts, strict=True):
+            token_ids = pack_u32(self.token_ids[at : at + count])
+            rows.append([id, 0, text, token_ids, None, None, None])
+            at += count
+        return rows
+
+
 def pack_logprobs(positions: Any) -> dict[str, Any] | None:
     """vLLM's logprobs of a sequence of positions (``FlatLogprobs``, or a list of one map of
     token ids to ``Logprob`` per position) as the columns that the protocol describes."""

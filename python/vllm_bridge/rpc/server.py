@@ -4,7 +4,7 @@ import asyncio
 import logging
 import os
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
 import msgspec
@@ -16,6 +16,7 @@ from vllm_bridge.rpc.call import Call, Row
 from vllm_bridge.rpc.connection import Connection
 from vllm_bridge.rpc.protocol import (
     DEFAULT_MAX_FRAME,
+    Columns,
     Notification,
     ProtocolError,
     Request,
@@ -72,7 +73,9 @@ class Server:
         self._exit = exit
         self._greeted = False
         self._calls: dict[int, Call] = {}
+        # What is to leave at the end of this turn of the loop.
         self._rows: list[Row] = []
+        self._columns = Columns()
         self._death: asyncio.Task[None] | None = None
         # Requests that were cut off by it, with what there is of their answers.
         self._cut_off: list[tuple[int, BridgeError]] = []
@@ -171,12 +174,31 @@ class Server:
 
     def emit(self, row: Row) -> None:
         """Has a delta leave with those that come in the same turn of the loop."""
-        if not self._rows:
+        if not (self._rows or self._columns.texts):
             # All of a step's deltas come within one turn of the loop.
             self._loop.call_soon(self._send_rows)
         self._rows.append(row)
 
+    def pack(self, id: int, text: str, token_ids: Sequence[int]) -> None:
+        """The same of a delta that is no more than a text and its tokens, of the first
+        completion."""
+        columns = self._columns
+        if not (columns.texts or self._rows):
+            self._loop.call_soon(self._send_rows)
+        columns.ids.append(id)
+        columns.texts.append(text)
+        columns.counts.append(len(token_ids))
+        columns.token_ids += token_ids
+
     def _send_rows(self) -> None:
+        # The row that ends a stream comes after what is packed of it.
+        if self._columns.texts:
+            columns, self._columns = self._columns, Columns()
+            payload = encode(Notification("packed_deltas", columns.to_wire()))
+            if len(payload) <= self._connection.max_frame:
+                self._connection.send(payload)
+            else:
+                self._send_deltas(columns.rows())
         rows, self._rows = self._rows, []
         if rows:
             self._send_deltas(rows)

@@ -101,6 +101,116 @@ defmodule VLLM.Bridge.ConnectionTest do
     assert Connection.seal(conn)
   end
 
+  describe "deltas in columns" do
+    setup do
+      conn = Connection.new(self(), 1_000)
+      {:ok, owner} = Agent.start_link(fn -> nil end)
+      %{conn: conn, owner: owner}
+    end
+
+    # A stream whose messages come here; the owner of the port is another process.
+    defp stream(%{conn: conn, owner: owner}, answers \\ :many) do
+      inbox = Inbox.new()
+      request = Connection.request(%{conn | owner: owner}, inbox, "x", %{}, :infinity, answers)
+      {:ok, %{id: id, address: {_inbox, ref}} = request} = request
+      %{id: id, inbox: inbox, ref: ref, request: request}
+    end
+
+    defp columns(deltas) do
+      %{
+        "ids" => for({id, _, _} <- deltas, into: <<>>, do: <<id::64-little>>),
+        "counts" => for({_, _, ids} <- deltas, into: <<>>, do: <<length(ids)::32-little>>),
+        "token_ids" => for({_, _, ids} <- deltas, id <- ids, into: <<>>, do: <<id::32-little>>),
+        "texts" => for({_, text, _} <- deltas, do: text)
+      }
+    end
+
+    defp told(%{inbox: inbox, ref: ref}) do
+      receive do
+        {^inbox, ^ref, {:delta, {text, ids}}} -> {text, VLLM.TokenIds.unpack(ids)}
+      after
+        0 -> nil
+      end
+    end
+
+    test "come to their streams, in order, also of ids that came before", context do
+      [one, two] = [stream(context), stream(context)]
+      gone = 2 ** 62
+
+      params = columns([{one.id, "a", [1]}, {gone, "?", [7]}, {two.id, "b", [2, 3]}])
+      assert {:ok, steps} = Connection.deliver_packed(context.conn, params, %{})
+      assert told(one) == {"a", [1]}
+      assert told(two) == {"b", [2, 3]}
+
+      params = columns([{one.id, "c", []}, {gone, "?", [7]}, {two.id, "d", [4]}])
+      assert {:ok, ^steps} = Connection.deliver_packed(context.conn, params, steps)
+      assert told(one) == {"c", []}
+      assert told(two) == {"d", [4]}
+
+      # Whoever has left his stream hears nothing more of it.
+      Connection.finish(one.request)
+      assert {:ok, ^steps} = Connection.deliver_packed(context.conn, params, steps)
+      assert told(one) == nil
+      assert told(two) == {"d", [4]}
+
+      params = columns([{two.id, "e", [5]}, {two.id, "f", [6]}])
+      assert {:ok, %{} = steps} = Connection.deliver_packed(context.conn, params, steps)
+      assert map_size(steps) == 2
+      assert [told(two), told(two), told(two)] == [{"e", [5]}, {"f", [6]}, nil]
+    end
+
+    test "of ever other streams are not all kept in mind", context do
+      one = stream(context)
+
+      steps =
+        for n <- 1..1000, reduce: %{} do
+          steps ->
+            params = columns([{one.id, "a", [1]}, {2 ** 40 + n, "b", [2]}])
+            {:ok, steps} = Connection.deliver_packed(context.conn, params, steps)
+            steps
+        end
+
+      assert map_size(steps) <= 8
+    end
+
+    test "are malformed where the columns do not fit together", context do
+      one = stream(context)
+      good = columns([{one.id, "a", [1]}])
+      assert {:ok, _} = Connection.deliver_packed(context.conn, good, %{})
+
+      for {name, value} <- [
+            {"ids", <<one.id::32-little>>},
+            {"ids", <<one.id::64-little, one.id::64-little>>},
+            {"ids", <<>>},
+            {"ids", [one.id]},
+            {"counts", <<>>},
+            {"counts", <<0::32-little>>},
+            {"counts", <<2::32-little>>},
+            {"counts", <<0xFFFFFFFF::32-little>>},
+            {"counts", nil},
+            {"token_ids", <<1>>},
+            {"token_ids", <<1::32-little, 2::32-little>>},
+            {"token_ids", [1]},
+            {"texts", []},
+            {"texts", ["a", "b"]},
+            {"texts", [1]},
+            {"texts", "a"},
+            {"texts", nil}
+          ] do
+        params = Map.put(good, name, value)
+
+        assert {:malformed, "a delta of another shape"} =
+                 Connection.deliver_packed(context.conn, params, %{})
+      end
+
+      assert {:malformed, _} = Connection.deliver_packed(context.conn, %{}, %{})
+      once = stream(context, :once)
+
+      assert {:malformed, "a delta of a request that is no stream"} =
+               Connection.deliver_packed(context.conn, columns([{once.id, "a", [1]}]), %{})
+    end
+  end
+
   describe "who is refused is told when to try again" do
     setup do
       owner = self()
