@@ -25,6 +25,7 @@ WINDOWS = ("mistral",)
 
 OTHERS: list[tuple[str, str, Any]] = [
     ("mixtral", "bitsandbytes", {"as": "mixture-nf4"}),
+    ("mixtral", "hqq", {"nbits": 8, "as": "mixture-hqq"}),
     ("qwen3-moe", "compressed-tensors", {"group_size": 64, "algorithm": "rtn", "as": "mixture"}),
     ("phi", "awq", {"as": "fused-awq"}),
     ("odd", "gptq", {"group_size": 64, "as": "odd-gptq"}),
@@ -112,6 +113,7 @@ def test_other_formats_of_it_are_refused(label: str, made: Produced) -> None:
     ("label", "words"),
     [
         ("fused-awq", "queries, keys and values in one matrix"),
+        ("mixture-nf4", "experts that are no linear layers"),
         ("odd-gptq", "144 inputs, which are no whole groups of 64. Choose `group_size` 16"),
         ("odd-w4a16", "144 inputs, which are no whole groups of 128"),
     ],
@@ -124,11 +126,11 @@ def test_what_a_library_cannot_make_is_refused(label: str, words: str, made: Pro
 def test_experts_that_stay_as_they_are_are_told(
     made: Produced, sources: Path, folder: Path
 ) -> None:
-    (note,) = made["mixture-nf4"]["notes"]
+    (note,) = made["mixture-hqq"]["notes"]
     assert "are left as they are" in note
     plain, ours = (
         load_file(path / "model.safetensors")
-        for path in (sources / "mixtral", folder / "mixture-nf4")
+        for path in (sources / "mixtral", folder / "mixture-hqq")
     )
     experts = [name for name in plain if ".experts." in name]
     assert experts

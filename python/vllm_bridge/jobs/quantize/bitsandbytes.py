@@ -71,7 +71,15 @@ def check(source: Source | None, options: Mapping[str, Any]) -> None:
             remedy="Give one of them.",
         )
     if source is not None:
-        layers.linear(source, options["llm_int8_skip_modules"] or ())
+        found, _left = layers.linear(source, options["llm_int8_skip_modules"] or ())
+        if layers.left_out(source, found):
+            raise BridgeError(
+                "unsupported",
+                f"`{source.path}` has experts that are no linear layers in transformers: they "
+                "would stay as they are, and vLLM loads no model of bitsandbytes with such ones.",
+                {"model": source.path, "architecture": source.checkpoint.architecture},
+                remedy="GGUF and compressed-tensors have experts quantized.",
+            )
 
 
 def make(
