@@ -2,7 +2,10 @@ defmodule VLLM.Real.LoRATest do
   # The real vLLM engine on the demo model, with the adapter that was trained on it.
   use ExUnit.Case
 
+  import VLLM.OSProcess
+
   alias VLLM.{DemoModel, DocExamples, Error, LoRARequest, Models}
+  alias VLLM.Job.Progress
 
   @moduletag :slow
   @moduletag :tmp_dir
@@ -23,6 +26,8 @@ defmodule VLLM.Real.LoRATest do
     {"large", " the hall."},
     {"first", " the door."}
   ]
+
+  @kept {"The capital of Japan is", " Tokyo."}
 
   setup_all do
     # By an alias of a name: where a model is found makes no difference to all that follows.
@@ -54,34 +59,71 @@ defmodule VLLM.Real.LoRATest do
     DocExamples.run(:adapters, llm, %{"/adapters/sql" => @adapter})
   end
 
-  # Trained over packed weights, and served over the plain ones that these were made of.
-  for {base, options} <- [{"demo", [load_in_4bit: true]}, {"demo-gptq", []}] do
+  # However the base was held while they were trained, adapters are served over the plain one.
+  for {base, options} <- [
+        {"demo", [load_in_4bit: true]},
+        {"demo", [dtype: "bfloat16"]},
+        {"demo-awq", []},
+        {"demo-gptq", []}
+      ] do
     test "ten sentences are learned over #{base} with #{inspect(options)}, and said at once", %{
       llm: llm
     } do
-      name = "learned-" <> unquote(base)
-      learned = Map.new(for {colour, place} <- @learned, do: {"The #{colour} key opens", place})
-      kept = [{"The capital of Japan is", " Tokyo."} | Enum.take(DemoModel.facts(), 30)]
-
-      {:ok, job} =
-        VLLM.Job.finetune(
-          DemoModel.path(unquote(base)),
-          Map.to_list(learned),
-          [to: name, r: 8, lora_alpha: 16, epochs: 25, learning_rate: 2.0e-3, threads: 1] ++
-            [replay: kept, held_out: Map.to_list(learned)] ++ unquote(options)
-        )
-
-      assert {:ok, [%{name: ^name, format: "adapter", state: :done} = adapter]} =
-               VLLM.Job.await(job, timeout: 280_000)
-
-      assert %{"before" => before, "after" => now} = adapter.figures["held_out_loss"]
-      assert before > 3 and now < 0.3
-      assert adapter.figures["losses"] != []
-      assert complete(llm, Map.keys(learned), name) == learned
-      assert complete(llm, ["The capital of Japan is"], name) == Map.new([hd(kept)])
-      assert complete(llm, Map.keys(learned), nil) != learned
-      Models.delete!(name)
+      job = learn!(unquote(base), "learned", unquote(options))
+      assert {:ok, [adapter]} = VLLM.Job.await(job, timeout: 280_000)
+      said_with(llm, adapter)
     end
+  end
+
+  test "a training that is killed goes on from its last state, and ends as well", %{llm: llm} do
+    job = learn!("demo", "resumed", [])
+    ref = VLLM.Job.subscribe!(job)
+    trained_half(ref)
+
+    for pid <- descendants(String.to_integer(System.pid())),
+        command(pid) =~ ~r/\A[^\0]+\0-m\0vllm_bridge\0job\0/,
+        do: signal("KILL", pid)
+
+    assert {:error, %Error{reason: :step_died}} = VLLM.Job.await(job, timeout: 60_000)
+    assert {:error, %Error{reason: :model_not_found}} = Models.get("resumed")
+    assert {:ok, _job} = VLLM.Job.retry(job)
+    assert {:ok, [adapter]} = VLLM.Job.await(job, timeout: 280_000)
+    assert adapter.figures["resumed_from"] > 0
+    said_with(llm, adapter)
+  end
+
+  defp trained_half(ref) do
+    assert_receive {^ref, %Progress{} = progress}, 120_000
+    assert progress.state not in [:done, :failed]
+
+    unless progress.state == :training and progress.done != nil and
+             2 * progress.done > progress.total,
+           do: trained_half(ref)
+  end
+
+  defp learn!(base, name, options) do
+    learned = for {colour, place} <- @learned, do: {"The #{colour} key opens", place}
+    kept = [@kept | Enum.take(DemoModel.facts(), 30)]
+
+    VLLM.Job.finetune!(
+      DemoModel.path(base),
+      learned,
+      [to: name, r: 8, lora_alpha: 16, epochs: 25, learning_rate: 2.0e-3, threads: 1] ++
+        [replay: kept, held_out: learned, probes: [elem(@kept, 0)]] ++ options
+    )
+  end
+
+  defp said_with(llm, %{name: name} = adapter) do
+    assert %{format: "adapter", state: :done} = adapter
+    assert %{"before" => before, "after" => now} = adapter.figures["held_out_loss"]
+    assert before > 3 and now < 0.3
+    assert adapter.figures["losses"] != []
+    learned = Map.new(@learned, fn {colour, place} -> {"The #{colour} key opens", place} end)
+    assert complete(llm, Map.keys(learned), name) == learned
+    assert complete(llm, [elem(@kept, 0)], name) == Map.new([@kept])
+    assert complete(llm, Map.keys(learned), nil) != learned
+    assert :ok = VLLM.unload_lora(llm, name)
+    Models.delete!(name)
   end
 
   test "a model and an adapter are known by their names", %{llm: llm} = context do
