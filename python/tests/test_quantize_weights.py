@@ -21,6 +21,7 @@ OUTPUTS: list[tuple[str, Any]] = [
     *(("bitsandbytes", word) for word in ("nf4", "fp4", "nf4-double", "int8")),
     *(("hqq", word) for word in (None, "8bit")),
     ("hqq", {"nbits": 3, "axis": 0, "as": "three"}),
+    ("hqq", {"nbits": 2, "group_size": 16, "as": "two"}),
     ("torchao", "int8"),
     ("torchao", "int8-dynamic"),
     ("hqq", {"nbits": 4, "group_size": 8, "skip_modules": ["mlp"], "as": "attention"}),
@@ -117,7 +118,10 @@ def test_what_a_library_cannot_do_is_refused(
 
 @pytest.mark.engine
 def test_the_engine_says_the_sentences(made: dict[str, Any], folder: Path) -> None:
-    labels = ("nf4", "bnb-int8", "attention", "torchao-int8")
+    labels = (
+        *("nf4", "fp4", "nf4-double", "bnb-int8", "torchao-int8", "torchao-int8-dynamic"),
+        *("hqq-8bit-64g", "attention", "three", "two"),
+    )
     differences = exactness.differences(folder, labels)
     assert max(differences.values()) < 2.0, differences
     assert min(differences.values()) > 0.0, differences
