@@ -7,6 +7,8 @@ defmodule VLLM.Data do
   #     jobs/<id>/                 a job: its file, its log, and what it works on in `tmp`
   #     models/<name>/<label>/     a model that was made
   #     registry/<name>.json       what is known of a name
+  #     isq/<key>/                 a model that was quantized in place
+  #     trash/                     what is being deleted
 
   @doc """
   The folder: `config :ex_vllm, data_dir: "/srv/models"`, by default the user's own for data of

@@ -28,14 +28,18 @@ defmodule Mix.Tasks.Vllm.Finetune do
 
   @requirements ["app.start"]
 
+  # Options of a training that are on when they are named.
+  @switches ~w(merge load_in_4bit load_in_8bit gradient_checkpointing use_rslora)
+
   @impl Mix.Task
   def run(argv) do
     {arguments, options, flags} =
-      Arguments.parse_all!(argv, "vllm.finetune", ["json", "estimate", "merge"])
+      Arguments.parse_all!(argv, "vllm.finetune", ["json", "estimate"], @switches)
 
     {model, data} = model_and_data!(arguments)
     {plot, options} = Map.pop(options, "plot")
-    options = listed(if "merge" in flags, do: Map.put(options, "merge", true), else: options)
+    check_plot!(plot)
+    options = listed(options)
 
     if "estimate" in flags do
       estimate = model |> Job.estimate(data, options) |> Answer.ok!()
@@ -52,6 +56,16 @@ defmodule Mix.Tasks.Vllm.Finetune do
 
   defp model_and_data!(_others),
     do: Mix.raise("mix vllm.finetune takes a model and its data: `mix vllm.finetune MODEL DATA`")
+
+  # Before the training, at whose end it would be too late.
+  defp check_plot!(nil), do: :ok
+
+  defp check_plot!(path) do
+    if not is_binary(path) or not File.dir?(Path.dirname(path)),
+      do: Mix.raise("--plot takes a file in a folder that is there: `--plot losses.svg`")
+
+    :ok
+  end
 
   # Of a single word peft makes a pattern.
   defp listed(%{"target_modules" => modules} = options) when is_binary(modules) do

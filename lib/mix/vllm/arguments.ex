@@ -25,11 +25,17 @@ defmodule Mix.Vllm.Arguments do
     end
   end
 
-  @doc "Like `parse!/3`, for tasks that take several models."
-  @spec parse_all!([String.t()], String.t(), [String.t()]) ::
+  @doc """
+  Like `parse!/3`, for tasks that take several models. `switches` are options of the task that stand
+  without a value, beside those that engines have.
+
+      iex> Mix.Vllm.Arguments.parse_all!(~w(--merge org/m texts), "vllm.finetune", [], ~w(merge))
+      {["org/m", "texts"], %{"merge" => true}, []}
+  """
+  @spec parse_all!([String.t()], String.t(), [String.t()], [String.t()]) ::
           {[String.t(), ...], %{String.t() => term()}, [String.t()]}
-  def parse_all!(argv, task, flags) do
-    switches = flags ++ named(:boolean)
+  def parse_all!(argv, task, flags, switches \\ []) do
+    switches = flags ++ switches ++ named(:boolean)
     {models, options} = argv |> words(switches) |> Enum.split_with(&is_binary/1)
 
     if models == [],

@@ -90,6 +90,8 @@ defmodule Mix.Tasks.Vllm.JobsTest do
     assert training == %{"epochs" => 2, "merge" => true, "target_modules" => ["q_proj", "v_proj"]}
 
     assert_raise Mix.Error, ~r/takes a model and its data/, fn -> Finetune.run([model]) end
+    late = [model, data, "--to", "tickets", "--plot"]
+    assert_raise Mix.Error, ~r/--plot takes a file/, fn -> Finetune.run(late) end
   end
 
   test "what failed is told, with status 1", %{model: model} do
