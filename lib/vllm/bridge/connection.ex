@@ -508,7 +508,8 @@ defmodule VLLM.Bridge.Connection do
   Hands on deltas that came in columns: each as `{:delta, {text, token_ids}}`, with the ids as they
   came. They are no more than that, and of the first completion.
   """
-  @spec deliver_packed(t(), map(), steps()) :: {:ok, steps()} | {:malformed, String.t()}
+  @spec deliver_packed(routed, map(), steps()) :: {:ok, steps()} | {:malformed, String.t()}
+        when routed: %{:routes => :ets.table(), optional(atom()) => term()}
   def deliver_packed(
         conn,
         %{"ids" => ids, "counts" => counts, "token_ids" => bytes} = params,

@@ -161,8 +161,8 @@ class _Product(_Graph):
         self.plan(weight, other, ggml.ggml_mul_mat(self._context, weight, other))
         if tokens > _FEW:
             return
-        numbers = _room("numbers", tokens * columns).view(tokens, columns)
-        product = _room("product", tokens * rows).view(tokens, rows)
+        numbers = _room("numbers", tokens, columns)
+        product = _room("product", tokens, rows)
         self.buffers = (numbers, product)
 
     def keep(self) -> None:
@@ -189,13 +189,17 @@ class _Rows(_Graph):
         self.plan(weight, order, ggml.ggml_get_rows(self._context, weight, order))
 
 
-def _room(what: str, count: int) -> torch.Tensor:
-    """Floats of this thread's, which all of its graphs use one after the other."""
+def _room(what: str, tokens: int, size: int) -> torch.Tensor:
+    """Floats [tokens, size] of this thread's, which all of its graphs use one after the other.
+
+    There is room for the most tokens from the start, since each graph keeps the room that it was
+    made with: one that grew with the number of tokens would be kept in all of its sizes.
+    """
     room: torch.Tensor | None = getattr(_thread, what, None)
-    if room is None or room.numel() < count:
-        room = torch.empty(count, dtype=torch.float32)
+    if room is None or room.numel() < _FEW * size:
+        room = torch.empty(_FEW * size, dtype=torch.float32)
         setattr(_thread, what, room)
-    return room[:count]
+    return room[: tokens * size].view(tokens, size)
 
 
 def _graph(kind: Callable[..., Any], *shape: int) -> Any:

@@ -61,9 +61,9 @@ Tensor empty(const Tensor& x, int64_t columns) {
   int64_t stride = 1;
   for (size_t i = shape.size(); i-- > 0; stride *= shape[i]) strides[i] = stride;
   int32_t dtype;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(x.get(), &dtype));
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(x.get(), &dtype));
   AtenTensorHandle made;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(shape.size(), shape.data(), strides.data(), dtype,
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(shape.size(), shape.data(), strides.data(), dtype,
                                                   aoti_torch_device_type_cpu(), 0, &made));
   return Tensor(made);
 }
@@ -71,7 +71,7 @@ Tensor empty(const Tensor& x, int64_t columns) {
 Tensor by_python(const Tensor& x, const Tensor& weight, int64_t type, bool exact) {
   using torch::stable::detail::from;
   std::array<StableIValue, 4> stack{from(x), from(weight), from(type), from(exact)};
-  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("vllm_bridge::gguf_matmul_any", "", stack.data(),
+  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("vllm_bridge::gguf_matmul_any", "", stack.data(),
                                                TORCH_ABI_VERSION));
   return torch::stable::detail::to<Tensor>(stack[0]);
 }
@@ -91,8 +91,11 @@ Tensor matmul(const Tensor& x, const Tensor& weight, int64_t type, bool exact) {
     case ScalarType::Half:
       multiply<float16>(found->second, x, weight, result);
       break;
-    default:
+    case ScalarType::Float:
       multiply<float>(found->second, x, weight, result);
+      break;
+    default:
+      return by_python(x, weight, type, exact);
   }
   return result;
 }
