@@ -65,6 +65,7 @@ defmodule VLLM.Job do
   import VLLM.Error, only: [bang!: 1]
 
   alias VLLM.{Data, Error, Options, Terminal, Tools}
+  alias VLLM.Engine.Table
 
   alias VLLM.Job.{
     Estimate,
@@ -534,7 +535,8 @@ defmodule VLLM.Job do
 
   #{Options.docs(Options.delete_job())}
 
-  Errors are `:job_not_found`, and `:job_running`: cancel it first.
+  Errors are `:job_not_found`; `:job_running`: cancel it first; and `:in_use` where an engine of this
+  BEAM serves an output that is to be deleted: the job stays, too.
   """
   @spec delete(id(), keyword() | map()) :: :ok | {:error, Error.t()}
   def delete(job, options \\ []) do
@@ -560,18 +562,29 @@ defmodule VLLM.Job do
     end
   end
 
-  defp delete_output(_record, %Output{state: :done, name: name}) do
-    case Tools.ask("unregister", %{"name" => name}) do
+  # What has its place or its name by now may be another's.
+  defp delete_output(record, output) do
+    if Steps.published?(record, output), do: delete_published(record, output), else: :ok
+  end
+
+  # It may have its name before the record says so.
+  defp delete_published(record, output) do
+    place = Data.model(record.name, output.label)
+    name = Queue.kind(record).name(record, output)
+    params = %{"name" => name, "path" => place, "in_use" => Table.models()}
+
+    case Tools.ask("unregister", params) do
       {:ok, _freed} -> :ok
-      # It was deleted before.
-      {:error, %Error{reason: :model_not_found}} -> :ok
+      {:error, %Error{reason: :model_not_found}} -> delete_nameless(output, place)
       {:error, error} -> {:error, error}
     end
   end
 
-  # Without a name; but it may have its place.
-  defp delete_output(record, output) do
-    if Steps.published?(record, output), do: File.rm_rf(Data.model(record.name, output.label))
+  # Its name was taken from it, and another one may have its files.
+  defp delete_nameless(%Output{state: :done}, _place), do: :ok
+
+  defp delete_nameless(_output, place) do
+    _ = File.rm_rf(place)
     :ok
   end
 

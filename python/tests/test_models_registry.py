@@ -194,6 +194,32 @@ def test_names_that_models_cannot_have_are_told_before_they_are_made(folder: Pat
     ]
 
 
+def test_names_that_no_model_can_have_are_told_before_it_is_made(folder: Path) -> None:
+    for name, label in [("isq", "Q4_K_M"), ("n" * 97, None), ("llama", "Q4/K"), ("llama", "")]:
+        asked: list[tuple[str, str | None, str]] = [
+            ("llama", "Q8_0", "/new"),
+            (name, label, "/new"),
+        ]
+        with pytest.raises(BridgeError) as caught:
+            asyncio.run(tools.taken(None, tools.TakenParams(asked)))  # type: ignore[arg-type]
+        assert caught.value.reason == "invalid_option"
+
+
+def test_only_what_is_where_it_is_asked_for_loses_its_name(folder: Path) -> None:
+    path = made(folder, "llama", "Q4_K_M")
+    edit.alias("llama:Q4_K_M", "prod")
+    # The first is short for it, the second another name of it, the third is elsewhere.
+    for name, where in [("llama", path), ("prod", path), ("llama:Q4_K_M", folder)]:
+        asked = tools.UnregisterParams(name, str(where))
+        with pytest.raises(BridgeError) as caught:
+            asyncio.run(tools.unregister(None, asked))  # type: ignore[arg-type]
+        assert caught.value.reason == "model_not_found"
+    asked = tools.UnregisterParams("llama:Q4_K_M", str(path))
+    told = asyncio.run(tools.unregister(None, asked))  # type: ignore[arg-type]
+    assert told["names"] == ["llama:Q4_K_M", "prod"]
+    assert not path.exists()
+
+
 def test_what_is_no_model_gets_no_name(tmp_path: Path) -> None:
     for path, reason in [(tmp_path / "gone", "model_not_found"), (tmp_path, "not_a_model")]:
         with pytest.raises(BridgeError) as caught:

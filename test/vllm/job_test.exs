@@ -298,6 +298,60 @@ defmodule VLLM.JobTest do
     refute File.exists?(Data.jobs(job.id))
   end
 
+  # The steps are made up, and name nothing; a model it has to be for that.
+  defp named!(name) do
+    place = Data.model(name, "a")
+    File.cp_r!(DemoModel.path("demo-awq"), place)
+    Models.register!(place, name, label: "a")
+    place
+  end
+
+  defp tickets(model) do
+    job = quantize!(model, [:a], name: "tickets", verify: false)
+    assert {:ok, [_]} = Job.await(job)
+    named!("tickets")
+    job
+  end
+
+  test "the outputs of a job are deleted with it, and not those of others with their names",
+       %{model: model} do
+    before = tickets(model)
+    Models.delete!("tickets")
+    now = tickets(model)
+
+    assert Job.delete(before, outputs: true) == :ok
+    assert %{path: place} = Models.get!("tickets:a")
+    assert File.exists?(place)
+
+    # Nor while they are served.
+    llm = VLLM.Test.start!(model: "tickets", script: "")
+    assert {:error, %Error{reason: :in_use}} = Job.delete(now, outputs: true)
+    assert File.exists?(place) and Job.get!(now).state == :done
+    :ok = VLLM.stop(llm)
+
+    # Another folder has the name.
+    Models.register!(DemoModel.path(), "tickets", label: "a", replace: true)
+    assert Job.delete(now, outputs: true) == :ok
+    assert Models.get!("tickets:a").path == DemoModel.path()
+  end
+
+  test "what a job has named, and has not noted yet, loses its name with its files",
+       %{model: model, folder: folder} do
+    reached = Path.join(folder, "reached")
+    script = "touch:#{reached};wait:/nowhere"
+    job = quantize!(model, [a: [register: script]], name: "cut-off", verify: false)
+    assert eventually(fn -> File.exists?(reached) end, 60_000)
+    assert Job.cancel(job) == :ok
+    place = named!("cut-off")
+    :ok = Models.alias("cut-off:a", "prod")
+
+    assert Job.delete(job, outputs: true) == :ok
+    refute File.exists?(place)
+
+    for name <- ["cut-off:a", "prod"],
+        do: assert({:error, %Error{reason: :model_not_found}} = Models.get(name))
+  end
+
   test "tokens are kept in memory, and in no file", %{model: model, folder: folder} do
     job = quantize!(model, [:a], hf_token: "hf_secret", verify: false)
     assert {:ok, [_]} = Job.await(job)

@@ -35,7 +35,7 @@ defmodule VLLM.Job.Finetune do
          model = Options.expand(model),
          :ok <- AllowedModels.check(model, known.allowed_models),
          {:ok, data} <- records(:data, data),
-         {:ok, name} <- name(known.to),
+         {:ok, name} <- called(known.to),
          {:ok, training} <- training(known.training) do
       options = %{
         "data" => data,
@@ -97,13 +97,13 @@ defmodule VLLM.Job.Finetune do
 
   defp with_records(options, _name, _share), do: {:ok, options}
 
-  defp name(name) when is_binary(name) do
+  defp called(name) when is_binary(name) do
     if name =~ ~r/\A[A-Za-z0-9][A-Za-z0-9._-]{0,95}\z/,
       do: {:ok, name},
       else: {:error, no_name(name)}
   end
 
-  defp name(other), do: {:error, no_name(other)}
+  defp called(other), do: {:error, no_name(other)}
 
   defp no_name(name) do
     message =
@@ -143,7 +143,7 @@ defmodule VLLM.Job.Finetune do
   @impl true
   def next(%Record{memo: memo} = job) do
     cond do
-      not is_map_key(memo, :named) -> Steps.names(job, &{registered(job, &1), nil})
+      not is_map_key(memo, :named) -> Steps.names(job, &{name(job, &1), nil})
       elsewhere?(job) -> check(job, job.source, job.options["engine"])
       not is_map_key(memo, :path) -> Steps.pull(job)
       not is_map_key(memo, :seen) -> Steps.look(job)
@@ -159,7 +159,7 @@ defmodule VLLM.Job.Finetune do
       not is_map_key(memo, :path) and not is_map_key(memo, :foreseen) and not File.exists?(source)
 
   defp next(job, %Output{state: :registering} = output),
-    do: Steps.place(job, output, %{"name" => registered(job, output)})
+    do: Steps.place(job, output, %{"name" => name(job, output)})
 
   defp next(job, %Output{label: @adapter}), do: train(job)
   defp next(job, %Output{label: @merged}), do: merge(job)
@@ -229,9 +229,6 @@ defmodule VLLM.Job.Finetune do
     }
   end
 
-  defp registered(job, %Output{label: @adapter}), do: job.name
-  defp registered(job, %Output{label: @merged}), do: job.name <> "-" <> @merged
-
   ## What came of them
 
   @impl true
@@ -277,11 +274,15 @@ defmodule VLLM.Job.Finetune do
     do: {:ok, Steps.published(job, label, path)}
 
   def done(job, %Step{name: :register, output: label}, _model),
-    do: {:ok, Record.update_output(job, label, &%{&1 | state: :done, name: registered(job, &1)})}
+    do: {:ok, Record.update_output(job, label, &%{&1 | state: :done, name: name(job, &1)})}
 
   @impl true
   def failed(_job, _step, error), do: {:error, error}
 
   @impl true
   def again(job), do: Steps.again(job)
+
+  @impl true
+  def name(job, %Output{label: @adapter}), do: job.name
+  def name(job, %Output{label: @merged}), do: job.name <> "-" <> @merged
 end

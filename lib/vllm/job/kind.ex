@@ -4,7 +4,7 @@ defmodule VLLM.Job.Kind do
   # read of the disk, and quick: VLLM.Job.Runner calls them between two steps.
 
   alias VLLM.Error
-  alias VLLM.Job.{Record, Step}
+  alias VLLM.Job.{Output, Record, Step}
 
   @doc """
   What comes next: a step, or the end, which is an error where there is not all that was asked for.
@@ -21,4 +21,7 @@ defmodule VLLM.Job.Kind do
 
   @doc "The record of a job that has ended before, to be begun again: it keeps what is finished."
   @callback again(Record.t()) :: Record.t()
+
+  @doc "The name under which an output is registered."
+  @callback name(Record.t(), Output.t()) :: String.t()
 end

@@ -43,7 +43,7 @@ defmodule VLLM.Job.Quantize do
          {:ok, asked} <- asked(known.to),
          {:ok, calibration} <- calibration(known.calibration),
          {:ok, texts} <- texts(known.texts),
-         {:ok, name} <- name(known.name, model) do
+         {:ok, name} <- folder(known.name, model) do
       options = %{
         "to" => asked,
         "calibration" => calibration,
@@ -193,7 +193,7 @@ defmodule VLLM.Job.Quantize do
   end
 
   # A folder, and the first part of a name of the registry.
-  defp name(given, model) do
+  defp folder(given, model) do
     name = given || model |> Path.basename() |> String.replace(~r/[^A-Za-z0-9._-]/, "-")
 
     if name =~ ~r/\A[A-Za-z0-9][A-Za-z0-9._-]{0,95}\z/ do
@@ -466,7 +466,7 @@ defmodule VLLM.Job.Quantize do
     do: {:ok, Steps.published(job, label, path)}
 
   def done(job, %Step{name: :register, output: label}, _model) do
-    {:ok, Record.update_output(job, label, &%{&1 | state: :done, name: "#{job.name}:#{label}"})}
+    {:ok, Record.update_output(job, label, &%{&1 | state: :done, name: name(job, &1)})}
   end
 
   defp wrong(%{"verdict" => "broken"} = row), do: not_verified(row)
@@ -483,8 +483,10 @@ defmodule VLLM.Job.Quantize do
 
   # It was measured where it was made, and has its name soon.
   defp verified(job, label, quality) do
-    quality = Map.put(quality, "model", "#{job.name}:#{label}")
-    Record.update_output(job, label, &%{&1 | state: :registering, quality: quality})
+    Record.update_output(job, label, fn output ->
+      quality = Map.put(quality, "model", name(job, output))
+      %{output | state: :registering, quality: quality}
+    end)
   end
 
   # What is to be made, and what was made already.
@@ -534,4 +536,7 @@ defmodule VLLM.Job.Quantize do
 
   @impl true
   def again(job), do: Steps.again(job)
+
+  @impl true
+  def name(job, output), do: "#{job.name}:#{output.label}"
 end

@@ -86,6 +86,10 @@ defmodule VLLM.Job.Queue do
     if record = Tally.record(id), do: {:ok, record}, else: Store.read(id)
   end
 
+  @doc "The module of a job's kind."
+  @spec kind(Record.t()) :: module()
+  def kind(%Record{kind: kind}), do: Map.fetch!(@kinds, kind)
+
   @doc "All jobs as they are now, oldest first."
   @spec list() :: [Record.t()]
   def list, do: Enum.map(Store.list(), &Tally.of/1)
@@ -124,7 +128,7 @@ defmodule VLLM.Job.Queue do
   def handle_call({:retry, id, settings, new?}, _from, state) do
     with {:ok, record} <- get(id), :ok <- can_retry(record) do
       record = %{
-        @kinds[record.kind].again(record)
+        kind(record).again(record)
         | state: :queued,
           error: nil,
           progress: nil,
@@ -301,7 +305,7 @@ defmodule VLLM.Job.Queue do
 
     args = %{
       record: record,
-      kind: @kinds[record.kind],
+      kind: kind(record),
       settings: state.settings[id],
       queue: self()
     }

@@ -82,6 +82,15 @@ def is_alias(name: str) -> bool:
     return names is not None and names.alias_of is not None
 
 
+def is_at(model: str, path: str) -> bool:
+    """Whether it is the name, and not another name, of what is at a path."""
+    parsed = parse(model)
+    names = store.read(parsed[0]) if parsed is not None else None
+    return names is not None and any(
+        one.full_name == model and one.path == path for one in names.outputs
+    )
+
+
 def path_or_name(model: str) -> str | None:
     """The path of the model that a name stands for, or its name on the hub; None where the name
     stands for nothing here.

@@ -123,7 +123,8 @@ def check_unused(model: Model, in_use: Iterable[str]) -> None:
                 "in_use",
                 f"An engine serves `{name}`, and would not start again without its files.",
                 {"model": model.name, "engine_model": name},
-                remedy="Stop it first (`VLLM.stop/1`), or give `force: true`.",
+                remedy="Stop it first (`VLLM.stop/1`). `VLLM.Models.delete/2` with `force: true` "
+                "deletes it all the same.",
             )
 
 

@@ -44,11 +44,13 @@ class UnregisterParams(msgspec.Struct, forbid_unknown_fields=True):
     """The params of ``unregister``.
 
     Args:
+        path: that it has to be of, by exactly this name; None where that is not asked
         in_use: models that engines serve, as these were named
         force: whether what an engine serves is deleted, too
     """
 
     name: str
+    path: str | None = None
     in_use: list[str] = []
     force: bool = False
     download_dir: str | None = None
@@ -130,15 +132,23 @@ def _register(params: RegisterParams) -> dict[str, Any]:
 
 
 async def taken(_call: Call, params: TakenParams) -> list[dict[str, Any]]:
-    """Which names new models cannot have, and why."""
+    """Which names new models cannot have because of others, and why.
+
+    Raises:
+        BridgeError: ``invalid_option`` for what no model can be called
+    """
     return await asyncio.to_thread(_taken, params)
 
 
 def _taken(params: TakenParams) -> list[dict[str, Any]]:
     from vllm_bridge.registry import find
+    from vllm_bridge.registry.entry import check_word
 
     found: list[dict[str, Any]] = []
     for name, label, path in params.names:
+        check_word(name, "name")
+        if label is not None:
+            check_word(label, "label")
         full = name if label is None else f"{name}:{label}"
         if (holder := find.holder(name, label)) is not None:
             found.append({"name": full, "by": holder.what, "delete": holder.name})
@@ -165,6 +175,8 @@ def _unregister(params: UnregisterParams) -> tuple[int, list[str]]:
     from vllm_bridge.registry import edit, find, listing
     from vllm_bridge.registry.entry import IN_PLACE
 
+    if params.path is not None and not find.is_at(params.name, params.path):
+        raise edit.unknown(params.name)
     if find.is_alias(params.name):
         return edit.unregister(params.name)
     where = {"download_dir": params.download_dir}
