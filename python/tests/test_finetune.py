@@ -2,6 +2,8 @@
 through them; and how a training goes on."""
 
 import contextlib
+import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -162,6 +164,54 @@ def test_a_plan_tells_what_will_be_trained() -> None:
         Plan(str(MODELS / "demo-awq"), pairs, {"load_in_4bit": True})
     with pytest.raises(BridgeError, match=r"needs data that is held out"):
         Plan(str(MODELS / "demo"), pairs, {"early_stopping_patience": 2})
+
+
+def demo_with(folder: Path, **config: Any) -> str:
+    """The demo model, whose config says this."""
+    shutil.copytree(MODELS / "demo", folder, ignore=shutil.ignore_patterns("config.json"))
+    (folder / "config.json").write_text(json.dumps(config))
+    return str(folder)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "config"),
+    [
+        ("LlavaForConditionalGeneration", {"model_type": "llava"}),
+        ("T5ForConditionalGeneration", {"model_type": "t5"}),
+        ("UnheardOfForCausalLM", {"model_type": "unheard-of"}),
+    ],
+)
+def test_models_that_transformers_does_not_train_are_refused_before_anything_is_loaded(
+    architecture: str, config: dict[str, Any], tmp_path: Path
+) -> None:
+    folder = demo_with(tmp_path / "model", architectures=[architecture], **config)
+    plan = Plan(folder, PAIRS, {})
+    with pytest.raises(BridgeError, match="transformers does not load this model") as planned:
+        estimate.outputs(plan, Machine())
+    with pytest.raises(BridgeError, match="transformers does not load this model") as loaded:
+        base.load(plan.checkpoint, plan.settings)
+    assert planned.value.reason == loaded.value.reason == "unsupported_model"
+
+
+@pytest.mark.parametrize(
+    ("entries", "longest"),
+    [
+        ({"text_config": {"model_type": "llama", "max_position_embeddings": 2048}}, 2048),
+        ({"n_positions": 512}, 512),
+        ({"max_seq_len": 4096}, 4096),
+        ({}, None),
+    ],
+)
+def test_examples_may_have_as_many_tokens_as_the_model_has_positions(
+    entries: dict[str, Any], longest: int | None, tmp_path: Path
+) -> None:
+    config = {"architectures": ["OneForCausalLM"], "model_type": "one", **entries}
+    folder = demo_with(tmp_path / "model", **config)
+    assert Plan(folder, PAIRS, {}).max_length == min(1024, longest or 1024)
+    assert Plan(folder, PAIRS, {"max_length": longest or 8192}).max_length == (longest or 8192)
+    if longest is not None:
+        with pytest.raises(BridgeError, match=f"has {longest} positions. Give at most {longest}"):
+            Plan(folder, PAIRS, {"max_length": longest + 1})
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,9 @@
 """The model that an adapter is trained over: whether there is a way to, and loading it."""
 
+import contextlib
 import importlib.util
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 from vllm_bridge import machine
@@ -148,6 +149,19 @@ def dtype(settings: "Settings") -> str:
     return "bfloat16" if torch.cuda.is_available() else "float32"
 
 
+@contextlib.contextmanager
+def loading() -> Iterator[None]:
+    """Raises ``unsupported_model`` where transformers does not load what is asked for in it."""
+    try:
+        yield
+    except (ValueError, OSError, ImportError, KeyError) as error:
+        raise BridgeError(
+            "unsupported_model",
+            f"transformers does not load this model for training: {error}",
+            {"exception": f"{type(error).__name__}: {error}"},
+        ) from error
+
+
 def load(checkpoint: Checkpoint, settings: "Settings") -> Any:
     """transformers' model, frozen, ready for an adapter.
 
@@ -159,7 +173,8 @@ def load(checkpoint: Checkpoint, settings: "Settings") -> Any:
 
     folder = checkpoint.folder
     kind = getattr(torch, dtype(settings))
-    config = AutoConfig.from_pretrained(folder)
+    with loading():
+        config = AutoConfig.from_pretrained(folder)
     arguments: dict[str, Any] = {"config": config, "dtype": kind, "local_files_only": True}
     if (method := _packing(checkpoint)) is not None:
         config.quantization_config = _packed(checkpoint, method)
@@ -172,14 +187,8 @@ def load(checkpoint: Checkpoint, settings: "Settings") -> Any:
         logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
     if torch.cuda.is_available():
         arguments["device_map"] = {"": 0}
-    try:
+    with loading():
         model = AutoModelForCausalLM.from_pretrained(folder, **arguments)
-    except (ValueError, OSError, ImportError, KeyError) as error:
-        raise BridgeError(
-            "unsupported_model",
-            f"transformers does not load this model for training: {error}",
-            {"exception": f"{type(error).__name__}: {error}"},
-        ) from error
     for module in model.modules():
         # On CPUs with AVX-512 the first answer has bitsandbytes lay the weights out for a kernel
         # that no gradient goes through, without a word, and for good.

@@ -76,7 +76,8 @@ def outputs(plan: Plan, machine: Machine) -> dict[str, Foreseen]:
     the merged model.
 
     Raises:
-        BridgeError: ``invalid_option`` where peft puts no such adapter on this model
+        BridgeError: ``invalid_option`` where peft puts no such adapter on this model,
+            ``unsupported_model`` where transformers does not load it
     """
     adapter, train, held_out = _adapter(plan), _lengths(plan, False), _lengths(plan, True)
     settings = plan.settings
@@ -153,10 +154,11 @@ def _adapter(plan: Plan) -> int:
     from peft import LoraConfig, get_peft_model_state_dict
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    config = AutoConfig.from_pretrained(plan.checkpoint.folder)
+    with base.loading():
+        config = AutoConfig.from_pretrained(plan.checkpoint.folder)
     if hasattr(config, "quantization_config"):
         del config.quantization_config  # layers have the shapes that they have without it
-    with torch.device("meta"):
+    with base.loading(), torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
     # How an adapter begins may take weights to know, and is no matter of its size.
     settings = dataclasses.replace(

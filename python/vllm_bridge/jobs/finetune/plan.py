@@ -9,12 +9,16 @@ from vllm_bridge.errors import BridgeError
 from vllm_bridge.jobs.finetune import base, data, options
 from vllm_bridge.jobs.finetune.data import Example, Record, Records
 from vllm_bridge.jobs.finetune.options import Settings
+from vllm_bridge.sizing import layers
 
 # Without other instructions: the most tokens of an example, and, of that many records and more, the
 # share of them that is held out.
 MAX_LENGTH: Final = 1024
 HELD_OUT: Final = 0.05
 HOLDS_OUT_FROM: Final = 100
+
+# What configs call the number of positions that a model has; some name none.
+_POSITIONS: Final = ("max_position_embeddings", "n_positions", "max_seq_len")
 
 
 class Plan:
@@ -58,14 +62,14 @@ class Plan:
                 {"option": "early_stopping_patience"},
                 remedy="Give `held_out:`, a share of the data, a list or a path.",
             )
-        positions = self.checkpoint.config.get("max_position_embeddings")
-        longest = positions if isinstance(positions, int) else MAX_LENGTH
-        self.max_length = own.max_length or min(MAX_LENGTH, longest)
-        if self.max_length > longest:
+        longest = layers.text_config(self.checkpoint.config).number(*_POSITIONS)
+        self.max_length = own.max_length or min(MAX_LENGTH, longest or MAX_LENGTH)
+        if longest and self.max_length > longest:
             raise BridgeError(
                 "invalid_option",
                 f"`max_length` is {self.max_length}, and the model has {longest} positions.",
                 {"option": "max_length", "max_position_embeddings": longest},
+                remedy=f"Give at most {longest}.",
             )
         if self.checkpoint.repository is None:
             self.tokenizer = base.tokenizer(self.checkpoint)
