@@ -179,20 +179,38 @@ def test_a_quantization_that_loses_more_than_usual_is_told_with_what_to_try() ->
     assert instead.startswith("Take a smaller `group_size`")
 
 
-def test_what_does_not_heed_what_comes_before_is_broken_in_any_format() -> None:
-    sure = [{token: 0.97} | dict.fromkeys({0, 1, 2, 3} - {token}, 0.01) for token in range(4)]
-    reference = distributions(sure, 4)
+# What is expected at each of 256 places, of four tokens.
+SURE = [{token: 0.97} | dict.fromkeys({0, 1, 2, 3} - {token}, 0.01) for token in range(4)] * 64
+ONE_BIT: dict[str, Any] = {**AWQ, "format": "hqq (1 bit)", "bits": 1}
+
+
+def test_what_does_not_heed_what_comes_before_is_broken() -> None:
+    reference = distributions(SURE, 4)
     # -ln 1/4, and what the reference is unsure of: 0.97 ln 0.97 + 3 · 0.01 ln 0.01
     assert context(reference) == pytest.approx(1.3863 - 0.0295 - 0.1382, abs=1e-4)
-    unheeding = compare.row(reference, distributions([EVEN] * 4, 4, **AWQ))
+    unheeding = compare.row(reference, distributions([EVEN] * 256, 4, **AWQ))
     assert unheeding["verdict"] == "broken"
     assert "one that does not heed what comes before has 1.2186" in unheeding["says"][0]
-    of_few_bits = {**AWQ, "format": "hqq (1 bit)", "bits": 1}
-    other = distributions([*sure[1:], sure[0]], 4, **of_few_bits)
+    other = distributions([*SURE[1:], SURE[0]], 4, **ONE_BIT)
     assert compare.row(reference, other)["verdict"] == "broken"
-    half = [{token: 0.5 * p + 0.125 for token, p in row.items()} for row in sure]
-    assert compare.row(reference, distributions(half, 4, **of_few_bits))["verdict"] is None
+    half = [{token: 0.5 * p + 0.125 for token, p in row.items()} for row in SURE]
+    assert compare.row(reference, distributions(half, 4, **ONE_BIT))["verdict"] is None
     assert compare.row(reference, distributions(half, 4, **AWQ))["verdict"] == "worse_than_usual"
+
+
+def test_of_few_places_it_cannot_be_seen_whether_a_model_heeds_what_comes_before() -> None:
+    few = distributions(SURE[:255], 4)
+    assert compare.row(few, distributions([EVEN] * 255, 4, **ONE_BIT))["verdict"] is None
+    row = compare.row(few, distributions([EVEN] * 255, 4, **AWQ))
+    assert row["verdict"] == "worse_than_usual"
+
+
+def test_what_loses_no_more_than_its_format_does_is_not_broken() -> None:
+    small: dict[str, Any] = {"parameters": 500_000_000}
+    reference = distributions(SURE, 4, **small)
+    # Up to 11.5 is usual of it, and 1.2186 is what does not heed what comes before.
+    of_few_bits = {**AWQ, **small, "format": "gguf (IQ1_S)", "bits": 1.6}
+    assert compare.row(reference, distributions([EVEN] * 256, 4, **of_few_bits))["verdict"] == "ok"
 
 
 def test_of_large_vocabularies_the_context_is_that_of_what_was_kept() -> None:

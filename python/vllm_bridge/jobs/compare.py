@@ -25,6 +25,11 @@ _ALIKE = 0.5
 # whether another model still heeds it.
 _TOLD = 0.1
 
+# Of fewer places that cannot be seen: what is expected on average over n places has a share of 1/n
+# of what is expected at each, so that not heeding the text costs ln n at most, and few bits may
+# cost as much.
+_PLACES = 256
+
 
 class CompareParams(msgspec.Struct, forbid_unknown_fields=True):
     """The params of ``compare``: files that ``measure`` has written."""
@@ -129,13 +134,13 @@ def _verdict(
     counts = [one["parameters"] or 0 for one in (reference.figures, figures)]
     if min(counts) < _ALIKE * max(counts):
         return None, [*said, "It is no model of the same size, so that there is nothing usual."]
+    known = usual.of(figures)
+    if known is not None and found.mean <= known.limit:
+        return "ok", said
     if (why := _broken(found, reference)) is not None:
         return "broken", [*said, why, "Make it again in another format, or with other options."]
-    known = usual.of(figures)
     if known is None:
         return None, said
-    if found.mean <= known.limit:
-        return "ok", said
     of_small = " of a small model" if known.is_small else ""
     said.append(
         f"Its mean KL divergence of {found.mean:.4f} is worse than usual: {known.of} was measured "
@@ -146,12 +151,14 @@ def _verdict(
 
 
 def _broken(found: "Divergence", reference: "Distributions") -> str | None:
-    """Why a model is no quantization of the reference, whatever a format may lose; None where it
+    """Why a model that lost more than is usual is no quantization of the reference; None where it
     can be one."""
     from vllm_bridge.jobs import distributions
 
     if not math.isfinite(found.mean):
         return "It gives probabilities that are no numbers, or none to what the other expects."
+    if len(reference.chosen) < _PLACES:
+        return None
     context = distributions.context(reference)
     if context > _TOLD and found.mean >= context:
         return (

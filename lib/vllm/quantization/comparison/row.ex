@@ -37,7 +37,7 @@ defmodule VLLM.Quantization.Comparison.Row do
         "none is known",
     verdict:
       "`:ok`; `:worse_than_usual` where it lost more than its format usually does, by a margin; `:broken` " <>
-        "where it says something else than the reference, whatever its format may lose; nil " <>
+        "where it lost more than that and says something else than the reference; nil " <>
         "where nothing is usual: of plain models, of the reference, of models of another size, of " <>
         "formats that are not known",
     says: "sentences: why something was not compared, what went wrong, and what to try instead",
