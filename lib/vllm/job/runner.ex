@@ -104,7 +104,7 @@ defmodule VLLM.Job.Runner do
 
     with :ok <- before(step),
          :ok <- Machine.check_disk(Data.jobs(), step.disk + @reserve) do
-      case lacking(step) do
+      case lacking(data) do
         nil -> take(data)
         {:error, error} -> failed(data, error)
         why -> wait(data, why)
@@ -118,7 +118,7 @@ defmodule VLLM.Job.Runner do
   defp before(%Step{before: fun}), do: fun.()
 
   # What a step needs that the machine has, but not now.
-  defp lacking(%Step{memory: needed}) do
+  defp lacking(%{step: %Step{memory: needed}} = data) do
     {available, total} = Machine.memory()
 
     cond do
@@ -132,11 +132,23 @@ defmodule VLLM.Job.Runner do
       true ->
         message =
           "This step needs about #{VLLM.Bytes.memory(needed)} of memory, and the machine has " <>
-            "#{VLLM.Bytes.memory(total)} in all. Make it on a larger machine, or in a format that " <>
-            "needs less (`VLLM.Job.estimate/2` tells how much each does)."
+            "#{VLLM.Bytes.memory(total)} in all. Take a larger machine, or #{less(data)}."
 
         {:error, Error.new(:out_of_memory, message, %{"needed" => needed, "total" => total})}
     end
+  end
+
+  # With what a job needs less memory.
+  defp less(%{record: %Record{kind: :quantize}}),
+    do: "a format that needs less (`VLLM.Job.estimate/2` tells how much each does)"
+
+  # Which is made in full precision, whatever was trained over.
+  defp less(%{step: %Step{name: :merge}}),
+    do: "do without `merge: true`: the adapter is there, and is served over its model"
+
+  defp less(%{record: %Record{kind: :finetune}}) do
+    "what needs less (`VLLM.Job.estimate/3` tells how much): `load_in_4bit: true`, a smaller " <>
+      "`per_device_train_batch_size` or `max_length`, or `gradient_checkpointing: true`"
   end
 
   defp wait(data, why) do
@@ -251,7 +263,7 @@ defmodule VLLM.Job.Runner do
   def waiting(:info, :tick, data) do
     cond do
       Store.cancel_requested?(data.record.id) -> cancelled(data)
-      lacking(data.step) == nil -> take(data)
+      lacking(data) == nil -> take(data)
       true -> :keep_state_and_data
     end
   end
@@ -295,19 +307,18 @@ defmodule VLLM.Job.Runner do
     killed? = details["status"] == @killed or step.method == "measure"
 
     if killed? and Machine.killed() != data.oom_kills,
-      do: Error.new(:out_of_memory, out_of_memory(step), %{"log" => details["log"] || []}),
-      else: step_died(step, error, data.record.id)
+      do: Error.new(:out_of_memory, out_of_memory(data), %{"log" => details["log"] || []}),
+      else: step_died(data, error)
   end
 
   defp told(error, _data), do: error
 
-  defp out_of_memory(step) do
-    "The system has killed the process of the step `#{step.name}` for want of memory. Stop engines " <>
-      "that hold it, or take a larger machine or a format that needs less (`VLLM.Job.estimate/2`); " <>
-      "then retry the job."
+  defp out_of_memory(data) do
+    "The system has killed the process of the step `#{data.step.name}` for want of memory. Stop engines " <>
+      "that hold it and retry the job; or take a larger machine, or #{less(data)}."
   end
 
-  defp step_died(step, error, id) do
+  defp step_died(%{step: step} = data, error) do
     log = error.details["log"] || []
 
     how =
@@ -317,8 +328,7 @@ defmodule VLLM.Job.Runner do
 
         @killed ->
           "was killed by signal 9 (SIGKILL): by somebody, or by the system for want of memory, which " <>
-            "`dmesg` tells. If so, stop engines and whatever else holds it, or take a format that needs " <>
-            "less (`VLLM.Job.estimate/2`)."
+            "`dmesg` tells. If so, stop engines and whatever else holds it, or take #{less(data)}."
 
         status when status > 128 ->
           "was killed by signal #{status - 128}."
@@ -331,7 +341,7 @@ defmodule VLLM.Job.Runner do
 
     message =
       "The process of the step `#{step.name}` #{how} A retry of the job begins with this step; " <>
-        "`VLLM.Job.logs(#{inspect(id)})` has all that it printed." <>
+        "`VLLM.Job.logs(#{inspect(data.record.id)})` has all that it printed." <>
         if(last == [], do: "", else: " Its last lines:#{last}")
 
     Error.new(:step_died, message, %{"step" => Atom.to_string(step.name), "log" => log})

@@ -85,6 +85,21 @@ defmodule VLLM.Job.FinetuneTest do
     assert left(job) == []
   end
 
+  test "a training that lacks memory is told what a training needs less with", %{model: model} do
+    {_available, total} = VLLM.Job.Machine.memory()
+    never = finetune!(model, "large", memory: 2 * total)
+    assert {:error, %Error{reason: :out_of_memory} = error} = Job.await(never)
+
+    # Which the system has done for want of memory, likely.
+    killed = finetune!(model, "killed", train: "exit:137")
+    assert {:error, %Error{reason: :step_died} = died} = Job.await(killed)
+
+    for %{message: message} <- [error, died] do
+      assert message =~ "`load_in_4bit: true`" and message =~ "`VLLM.Job.estimate/3`"
+      refute message =~ "format"
+    end
+  end
+
   test "a source that changed is not gone on with", %{model: model, folder: folder} do
     job = finetune!(model, "moved", train: "once:#{folder}/died:exit:3")
     assert {:error, %Error{reason: :step_died}} = Job.await(job)
