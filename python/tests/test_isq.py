@@ -2,7 +2,9 @@
 place of the quantizing environment, and once with that environment and an engine."""
 
 import asyncio
+import errno
 import fcntl
+import glob
 import json
 import multiprocessing
 import os
@@ -335,6 +337,85 @@ def test_what_is_old_is_swept_when_another_is_made(
     # What this process uses stays, whatever is made.
     quantizing.install("hqq", "0.4.0")
     assert {elsewhere(model), used, recent} == {one.entry.path for one in listed().values()}
+
+
+def test_what_has_another_name_is_not_swept(quantizing: Environment, model: Checkpoint) -> None:
+    place = elsewhere(model)
+    os.utime(Path(place, "quantize.json"), (1, 1))
+    edit.alias(f"isq:{os.path.basename(place)}", "mine")
+    quantizing.install("hqq", "0.3.0")
+    elsewhere(model)
+    assert find.path_or_name("mine") == place
+    unregister("mine")
+    quantizing.install("hqq", "0.4.0")
+    elsewhere(model)
+    assert not Path(place).exists()
+
+
+def refuse(patched: pytest.MonkeyPatch, number: int, word: str = "") -> None:
+    """Lets nothing be written whose path has this word, as where it is another user's."""
+
+    def refused(path: Any) -> None:
+        if word in os.fspath(path):
+            raise OSError(number, os.strerror(number), path)
+
+    def opened(path: str, mode: str = "r") -> Any:
+        if mode != "r":
+            refused(path)
+        return open(path, mode)
+
+    patched.setattr(in_place, "open", opened, raising=False)
+    patched.setattr(os, "utime", refused)
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EROFS])
+def test_what_others_have_made_is_served_from_a_folder_that_they_alone_write(
+    quantizing: Environment, model: Checkpoint, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    place = elsewhere(model)
+    refuse(monkeypatch, number)
+    assert make(model) == place
+    with open(f"{place}.lock") as lock, pytest.raises(BlockingIOError):
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    # Also where the lock did not come with it, as in an image.
+    monkeypatch.setattr(in_place, "_held", {})
+    os.unlink(f"{place}.lock")
+    assert make(model) == place
+    assert not in_place.hold(f"{place}-gone")
+    with pytest.raises(BridgeError, match="cannot be written to") as caught:
+        make(model, wish(isq="HQQ8"))
+    assert caught.value.reason == "cache_not_writable"
+    assert len(quantizing.asked()) == 1
+
+
+def test_what_another_user_has_a_lock_of_is_not_swept(
+    quantizing: Environment, model: Checkpoint, kept: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (kept / "8bit-1-2.tmp" / "model").mkdir(parents=True)
+    (kept / "8bit-1-2.lock").touch()
+    refuse(monkeypatch, errno.EACCES, "8bit-1-2")
+    assert Path(make(model)).exists()
+    assert (kept / "8bit-1-2.tmp" / "model").exists()
+
+
+def test_what_is_swept_while_it_is_listed_is_left_out(
+    quantizing: Environment, model: Checkpoint, kept: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = elsewhere(model)
+    gone = str(kept / "8bit-1-2" / "quantize.json")
+    found = glob.glob
+    monkeypatch.setattr(glob, "glob", lambda of: [gone, *found(of)])
+    assert [one.path for one in in_place.names().outputs] == [place]
+
+
+def test_the_folder_may_lie_below_one_of_any_name(
+    quantizing: Environment, model: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = tmp_path / "of.tmp"
+    monkeypatch.setenv(data.VARIABLE, str(root))
+    place = elsewhere(model)
+    shutil.copytree(place, root / "isq" / "8bit-1-2.tmp")
+    assert [one.path for one in in_place.names().outputs] == [place]
 
 
 def test_a_start_is_a_use(quantizing: Environment, model: Checkpoint) -> None:

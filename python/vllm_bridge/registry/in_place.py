@@ -8,6 +8,7 @@ They have names, too: ``isq:KEY``. Locks are given back by the end of their hold
 """
 
 import contextlib
+import errno
 import fcntl
 import glob
 import os
@@ -18,6 +19,7 @@ from typing import Any, Final
 
 from vllm_bridge import data, json_files
 from vllm_bridge.errors import BridgeError
+from vllm_bridge.registry import store
 from vllm_bridge.registry.entry import IN_PLACE, Entry, Names
 
 # What is known of one, in its folder.
@@ -25,6 +27,9 @@ MADE: Final = "quantize.json"
 
 # After so many seconds without a start that used it one is swept.
 UNUSED: Final = 30 * 24 * 3600
+
+# What says that something may not be written: of another user, or of a disk that is read only.
+_REFUSED: Final = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 # How often is tried what several try at once, in seconds.
 _RETRY: Final = 0.02
@@ -46,7 +51,12 @@ def names() -> Names:
     """Those that there are, as outputs of one name."""
     root = data.folder()
     paths = sorted(glob.glob(os.path.join(glob.escape(root), "isq", "*", MADE))) if root else []
-    found = [_entry(os.path.dirname(path)) for path in paths if ".tmp" + os.sep not in path]
+    found = []
+    for path in map(os.path.dirname, paths):
+        # One may be swept while it is looked at.
+        with contextlib.suppress(FileNotFoundError):
+            if not path.endswith(".tmp"):
+                found.append(_entry(path))
     return Names(name=IN_PLACE, outputs=found)
 
 
@@ -76,7 +86,8 @@ def _entry(path: str) -> Entry:
 
 
 def hold(path: str) -> bool:
-    """Keeps one from being deleted for as long as this process lives, and notes that it was used.
+    """Keeps one from being deleted for as long as this process lives, and notes that it was used;
+    as far as that can be done in a folder that others have made and only they write.
 
     Returns:
         bool: whether it is there; also of what is no model of this kind
@@ -84,12 +95,17 @@ def hold(path: str) -> bool:
     root = data.folder()
     if root is None or os.path.dirname(path) != os.path.join(root, "isq") or path in _held:
         return os.path.exists(path)
-    lock = _lock(path, fcntl.LOCK_SH)
+    made = os.path.join(path, MADE)
     try:
-        os.utime(os.path.join(path, MADE))
-    except OSError:
-        lock.close()
-        return False
+        lock = _lock(path, fcntl.LOCK_SH)
+    except (FileNotFoundError, PermissionError):
+        return os.path.exists(made)
+    try:
+        os.utime(made)
+    except OSError as error:
+        if error.errno not in _REFUSED:
+            lock.close()
+            return False
     _held[path] = lock
     return True
 
@@ -105,14 +121,13 @@ def making(path: str, source: str, word: str) -> Iterator[str | None]:
 
     Yields:
         str | None: an empty folder to make it in; None where another process has made it meanwhile
+
+    Raises:
+        BridgeError: ``cache_not_writable`` or ``disk_full``
     """
-    os.makedirs(os.path.dirname(path), exist_ok=True)
-    # Who has made it shares the lock from then on: nobody waits to have it alone.
-    while (lock := _alone(path)) is None:
-        if hold(path):
-            yield None
-            return
-        time.sleep(_RETRY)
+    if (lock := _begun(path)) is None:
+        yield None
+        return
     try:
         if os.path.exists(os.path.join(path, MADE)):
             yield None
@@ -125,6 +140,20 @@ def making(path: str, source: str, word: str) -> Iterator[str | None]:
         lock.close()
         raise
     _held[path] = lock
+
+
+def _begun(path: str) -> Any:
+    """The lock of one that nobody makes; None where another process has made it, and it is held."""
+    try:
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        # Who has made it shares the lock from then on: nobody waits to have it alone.
+        while (lock := _alone(path)) is None:
+            if hold(path):
+                return None
+            time.sleep(_RETRY)
+    except OSError as error:
+        raise store.unwritten(error, data.required()) from error
+    return lock
 
 
 def delete(path: str, *, is_forced: bool = False) -> int:
@@ -142,7 +171,7 @@ def delete(path: str, *, is_forced: bool = False) -> int:
     size = _entry(path).size
     lock = _alone(path)
     if lock is None and not is_forced:
-        name = f"{IN_PLACE}:{os.path.basename(path)}"
+        name = _name(path)
         raise BridgeError(
             "in_use",
             f"An engine serves `{name}`, or is just making it.",
@@ -157,15 +186,25 @@ def delete(path: str, *, is_forced: bool = False) -> int:
 def _sweep(source: str, word: str) -> None:
     """Removes what nobody uses now, and nobody will: what those have left that were killed while
     they made something, what is of the same folder and type as what is made next, because its files
-    or the libraries are others now, and what was not used for long."""
+    or the libraries are others now, and what was not used for long. What has another name stays."""
+    named = {one.alias_of for one in store.every()}
     for file in glob.glob(os.path.join(glob.escape(folder()), "*.lock")):
         path = file.removesuffix(".lock")
-        if (lock := _alone(path)) is None:
+        try:
+            lock = _alone(path)
+        except PermissionError:  # another user's
+            continue
+        if lock is None:
             continue
         with lock:
             shutil.rmtree(f"{path}.tmp", ignore_errors=True)
-            if not os.path.exists(path) or _is_old(path, source, word):
+            is_named = _name(path) in named
+            if not os.path.exists(path) or (not is_named and _is_old(path, source, word)):
                 _remove(path)
+
+
+def _name(path: str) -> str:
+    return f"{IN_PLACE}:{os.path.basename(path)}"
 
 
 def _is_old(path: str, source: str, word: str) -> bool:
@@ -197,8 +236,12 @@ def _alone(path: str) -> Any:
 
 
 def _lock(path: str, how: int) -> Any:
+    """
+    Raises:
+        OSError: where it may not be written; who shares it needs one that is there
+    """
     while True:
-        file = open(f"{path}.lock", "w")  # noqa: SIM115 - it is held for longer
+        file = _opened(f"{path}.lock", how)
         try:
             fcntl.flock(file, how)
             # Whoever had it before may have removed the file.
@@ -210,6 +253,15 @@ def _lock(path: str, how: int) -> Any:
             file.close()
             raise
         file.close()
+
+
+def _opened(path: str, how: int) -> Any:
+    try:
+        return open(path, "w")
+    except OSError as error:
+        if error.errno not in _REFUSED or how != fcntl.LOCK_SH:
+            raise
+        return open(path)
 
 
 @contextlib.contextmanager

@@ -138,7 +138,7 @@ def changing() -> Iterator[Change]:
             yield change
             change.sweep()
     except OSError as error:
-        raise _error(error, root) from error
+        raise unwritten(error, root) from error
 
 
 def is_made_here(path: str) -> bool:
@@ -156,7 +156,8 @@ def _below(root: str, path: str) -> str:
     return path.removeprefix(root + os.sep)
 
 
-def _error(error: OSError, root: str) -> BridgeError:
+def unwritten(error: OSError, root: str) -> BridgeError:
+    """The error for what could not be written below the data folder."""
     details = {"folder": root, "exception": f"{type(error).__name__}: {error}"}
     if error.errno in _FULL:
         return BridgeError(
