@@ -78,6 +78,8 @@ defmodule Mix.Vllm.Outputs do
           do: "#{word} #{Table.decimal(quality[name] * factor, 3)}#{unit}"
 
     verdict = if quality["verdict"] == "worse_than_usual", do: ["worse than usual"], else: []
-    Enum.join(verdict ++ figures, ", ")
+    # Its source could not be measured, which its notes tell.
+    compared = if quality["kl_mean"] == nil, do: ["not compared"], else: []
+    Enum.join(compared ++ verdict ++ figures, ", ")
   end
 end

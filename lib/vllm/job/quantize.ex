@@ -449,8 +449,12 @@ defmodule VLLM.Job.Quantize do
 
     # Without a measurement of the source there is nothing to compare with.
     case job.memo.reference do
-      {:none, why} -> {:ok, verified(job, label, Map.put(figures, "says", [why]))}
-      _figures -> {:ok, job}
+      {:none, why} ->
+        job = Record.update_output(job, label, &%{&1 | notes: &1.notes ++ [why]})
+        {:ok, verified(job, label, Map.put(figures, "says", [why]))}
+
+      _figures ->
+        {:ok, job}
     end
   end
 

@@ -13,6 +13,22 @@ defmodule Mix.Tasks.Vllm.JobsTest do
   @moduletag :tmp_dir
   setup [:folders, :capture_shell]
 
+  test "what could not be compared with its source says so, and why", %{model: model} do
+    # What its own measurement does.
+    File.write!(Path.join(model, "model"), ~s({"measure": "refuse:unsupported_model"}))
+    job = quantize!(model, [:awq], name: "llama")
+    assert {:ok, [%{state: :done, notes: [note]}]} = VLLM.Job.await(job)
+
+    assert note ==
+             "The source was not measured, so that nothing can be compared with it: " <>
+               "The fake job says unsupported_model."
+
+    Jobs.run([job.id])
+    assert ["llama, made of " <> _, _titles, row | notes] = lines()
+    assert row =~ ~r/ not compared, perplexity 2\.5/
+    assert Enum.map_join(notes, " ", &String.trim/1) == "llama:awq: " <> note
+  end
+
   test "a model is quantized, and the job is shown, retried and deleted", %{model: model} do
     python = Keyword.fetch!(options([]), :python)
     where = ["--python", python, "--quantize-python", python]
