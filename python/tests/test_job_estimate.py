@@ -1,6 +1,7 @@
 """What jobs are foreseen to take, against what they took: with the demo model, and with larger
 ones, as bench/job_sizes.json has it."""
 
+import asyncio
 import json
 from pathlib import Path
 from typing import Any
@@ -8,11 +9,13 @@ from typing import Any
 import pytest
 
 import headers
+from vllm_bridge import versions
 from vllm_bridge.checkpoints import models
 from vllm_bridge.errors import BridgeError
-from vllm_bridge.jobs import foreseen
+from vllm_bridge.jobs import foreseen, measure
 from vllm_bridge.jobs.foreseen import Foreseen, Machine
 from vllm_bridge.jobs.quantize import estimate
+from vllm_bridge.tools import jobs as tools
 
 ROOT = Path(__file__).resolve().parents[2]
 DEMO = str(ROOT / "priv" / "models" / "demo")
@@ -37,7 +40,7 @@ MADE: list[tuple[str, dict[str, Any], int]] = [
 
 @pytest.mark.parametrize(("form", "options", "size"), MADE)
 def test_files_are_as_large_as_foreseen(form: str, options: dict[str, Any], size: int) -> None:
-    (seen,) = estimate.outputs(DEMO, {}, [(form, options, 1379)], Machine())
+    (seen,) = estimate.of(models.check_model(DEMO, {}), DEMO, [(form, options, 1379)], Machine())
     assert seen.bytes == pytest.approx(size, rel=0.02)
 
 
@@ -64,10 +67,29 @@ def test_what_was_foreseen_is_what_jobs_took() -> None:
 
 
 def test_a_gguf_file_is_made_of_one_in_16_bits_and_that_takes_room_too() -> None:
-    (seen,) = estimate.outputs(DEMO, {}, [("gguf", {"ftype": "Q4_K_M"}, 0)], Machine())
+    (seen,) = estimate.of(
+        models.check_model(DEMO, {}), DEMO, [("gguf", {"ftype": "Q4_K_M"}, 0)], Machine()
+    )
     assert seen.disk - seen.bytes == pytest.approx(8.1e6, rel=0.02)
-    (plain,) = estimate.outputs(DEMO, {}, [("gguf", {"ftype": "F16"}, 0)], Machine())
+    (plain,) = estimate.of(
+        models.check_model(DEMO, {}), DEMO, [("gguf", {"ftype": "F16"}, 0)], Machine()
+    )
     assert plain.disk == plain.bytes
+
+
+def test_to_measure_a_model_takes_an_engine_and_on_a_processor_its_weights(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked = tools.PlanQuantizeParams(DEMO, [("gguf", {"ftype": "Q4_K_M"}, 0)])
+    told = asyncio.run(tools.plan_quantize(None, asked))  # type: ignore[arg-type]
+    (output,) = told["outputs"]
+    engine = measure.memory(0)
+    assert 2**30 < engine < 2**31
+    assert output["verification"] == engine + output["bytes"]
+    files = sum(file.stat().st_size for file in Path(DEMO).glob("*.safetensors"))
+    assert told["verification"] == pytest.approx(engine + files, abs=files / 50)
+    monkeypatch.setattr(versions, "is_cpu_build", lambda: False)
+    assert measure.memory(10**12) == engine
 
 
 def test_outputs_are_made_one_after_the_other() -> None:
@@ -75,7 +97,7 @@ def test_outputs_are_made_one_after_the_other() -> None:
         ("gguf", {"ftype": "Q4_K_M"}, 0),
         ("awq", {"bits": 4, "group_size": 128}, 1379),
     ]
-    one, other = estimate.outputs(DEMO, {}, asked, Machine())
+    one, other = estimate.of(models.check_model(DEMO, {}), DEMO, asked, Machine())
     both = foreseen.together([one, other])
     assert both.bytes == one.bytes + other.bytes
     assert both.disk == both.bytes + one.disk - one.bytes
@@ -86,7 +108,7 @@ def test_outputs_are_made_one_after_the_other() -> None:
 def test_what_is_quantized_already_is_refused() -> None:
     quantized = str(ROOT / "test" / "checkpoints" / "gptq-w3")
     with pytest.raises(BridgeError) as caught:
-        estimate.outputs(quantized, {}, [("awq", {}, 0)], Machine())
+        estimate.of(models.check_model(quantized, {}), quantized, [("awq", {}, 0)], Machine())
     assert caught.value.reason == "unsupported"
 
 
@@ -112,7 +134,9 @@ def test_a_job_gets_what_others_leave_of_the_machine() -> None:
 
 def test_memory_goes_by_what_is_held_at_once_and_time_by_the_texts() -> None:
     def seen(form: str, tokens: int = 0, **options: Any) -> Foreseen:
-        return estimate.outputs(DEMO, {}, [(form, options, tokens)], Machine())[0]
+        return estimate.of(
+            models.check_model(DEMO, {}), DEMO, [(form, options, tokens)], Machine()
+        )[0]
 
     few, many = (seen("gptq", tokens, bits=4, group_size=128) for tokens in (1_000, 100_000))
     assert few.bytes == many.bytes

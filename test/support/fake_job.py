@@ -4,7 +4,7 @@ A format is any name. What is done for an output is said by its options: `check`
 and `register` are steps, parted by ";", each a name and perhaps ":" and an argument: `print:TEXT`, `touch:FILE`,
 `wait:FILE` (until it is there), `sleep:SECONDS`, `tell:DONE:TOTAL`, `exit:STATUS`, `refuse:REASON`, `fill:MB` (a file of so many
 megabytes beside what is made), `child` (leaves a process in a session of its own that ignores signals), `once:FILE:STEP`
-(unless FILE exists, and makes it). `memory` and `disk` are what it is planned to take, and
+(unless FILE exists, and makes it). `memory`, `disk` and (to measure it) `verification` are what it is planned to take, and
 `verdict` what a comparison says of it (`incomparable`: that there is none). The name of a model of the hub is steps, too, for its download, and may end with `@` and the folder that it is
 downloaded to. What a model is registered as is written to `registered` in its folder.
 
@@ -105,13 +105,14 @@ def quantize_formats(request: int, params: dict) -> object:
 
 
 def plan_quantize(_request: int, params: dict) -> object:
-    names = ("bytes", "memory", "disk")
+    names = ("bytes", "memory", "disk", "verification")
     plans = [
         {name: options.get(name, 0) for name in names} | {"minutes": [1, 2]}
         for _, options, _tokens in params["outputs"]
     ]
     together = {name: sum(plan[name] for plan in plans) for name in names} | {"minutes": [2, 4]}
-    return {"outputs": plans, "together": together}
+    source = options_of(params["model"]).get("verification", 0)
+    return {"outputs": plans, "together": together, "verification": source}
 
 
 def quantize(request: int, params: dict) -> object:

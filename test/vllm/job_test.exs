@@ -144,6 +144,24 @@ defmodule VLLM.JobTest do
       assert error.message =~ "in all"
     end
 
+    test "waits for the memory that its measurements take, too", %{model: model} do
+      {_available, total} = VLLM.Job.Machine.memory()
+      source = Path.join(model, "model")
+      File.write!(source, ~s({"verification": #{total - 1}}))
+      job = quantize!(model, [:a], name: "waits")
+      ref = Job.subscribe!(job)
+      assert_receive {^ref, %Progress{state: :queued, waiting_for: "about" <> _}}, 60_000
+      logs = Job.logs!(job)
+      assert "== quantize a" in logs and "== measure_source a" not in logs
+      assert Job.cancel(job) == :ok
+
+      File.rm!(source)
+      never = quantize!(model, [a: [verification: 2 * total]], name: "never")
+      assert {:error, %Error{reason: :out_of_memory}} = Job.await(never)
+      logs = Job.logs!(never)
+      assert "== measure_source a" in logs and "== measure a" not in logs
+    end
+
     test "does not take a name that is being made, nor one that is there", %{model: model} do
       job = quantize!(model, [a: [quantize: "wait:/nowhere"]], name: "taken")
       assert {:error, %Error{reason: :name_taken} = error} = quantize(model, [:b], name: "taken")

@@ -4,7 +4,9 @@ defmodule VLLM.Job.Estimate do
     outputs: "a list of maps, one for each output, see below",
     bytes: "of the files of all outputs",
     disk: "of these, and of what is there only while the job runs",
-    memory: "the most that a step takes: one output is made at a time",
+    memory:
+      "the most that a step takes: one output is made at a time. Not of the verification, which loads " <>
+        "the source and each output as an engine does, and waits for memory of its own",
     minutes:
       "`{least, most}`, without download and verification: where nothing else runs, and while all " <>
         "that runs now goes on; a job stands back behind other processes"

@@ -302,16 +302,14 @@ defmodule VLLM.Job.Quantize do
   end
 
   defp quantize(job, output) do
-    plan = Map.get(job.memo.plan, output.label, %{})
-
     %Step{
       name: :quantize,
       state: :quantizing,
       output: output.label,
       output_state: :quantizing,
       before: Steps.unchanged(job),
-      memory: plan["memory"] || 0,
-      disk: plan["disk"] || 0,
+      memory: foreseen(job, output.label, "memory"),
+      disk: foreseen(job, output.label, "disk"),
       at: :quantize,
       method: "quantize",
       params:
@@ -335,13 +333,19 @@ defmodule VLLM.Job.Quantize do
 
   defp measure_source(job, output) do
     measure(job, output, :measure_source, job.memo.path, reference(job), %{
-      before: Steps.unchanged(job)
+      before: Steps.unchanged(job),
+      memory: foreseen(job, :source, "verification")
     })
   end
 
   defp measure(job, output) do
-    measure(job, output, :measure, made(job, output), made(job, output) <> ".measured", %{})
+    measure(job, output, :measure, made(job, output), made(job, output) <> ".measured", %{
+      memory: foreseen(job, output.label, "verification")
+    })
   end
+
+  # Nothing where there is no plan.
+  defp foreseen(job, what, size), do: job.memo.plan[what][size] || 0
 
   defp measure(job, output, name, model, out, rest) do
     step = %Step{
@@ -418,7 +422,9 @@ defmodule VLLM.Job.Quantize do
 
   def done(job, %Step{name: :plan}, plan) do
     plans = Enum.zip(Enum.map(unfinished(job), & &1.label), plan["outputs"])
-    {:ok, Steps.remember(job, :plan, Map.new(plans))}
+    # Of the source there is what its measurement takes.
+    source = Map.take(plan, ["verification"])
+    {:ok, Steps.remember(job, :plan, Map.new([{:source, source} | plans]))}
   end
 
   def done(job, %Step{name: :quantize, output: label}, made) do

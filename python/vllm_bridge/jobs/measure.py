@@ -40,6 +40,9 @@ BEGINNINGS: Final = 3
 BEGINNING: Final = 32
 ANSWER: Final = 32
 
+# Bytes that all processes of an engine took together on a processor, whose model had 9 MB.
+_FRAMEWORK: Final = 1100 * 2**20
+
 # The line between two passages of the text that ships.
 _BETWEEN: Final = "\n=====\n"
 
@@ -71,6 +74,18 @@ async def measure(call: Call, params: MeasureParams) -> dict[str, Any]:
     measured = await of(engine, params.model, options, texts, params.max_tokens, tell)
     measured.save(params.out)
     return measured.figures
+
+
+def memory(weights: int) -> int:
+    """Bytes of this machine's memory that measuring a model takes at least; on an accelerator the
+    weights are in its own.
+
+    Args:
+        weights: bytes of them, in files
+    """
+    from vllm_bridge import versions
+
+    return _FRAMEWORK + (weights if versions.is_cpu_build() else 0)
 
 
 def held_out() -> list[str]:

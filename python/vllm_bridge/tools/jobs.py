@@ -23,17 +23,23 @@ class PlanQuantizeParams(msgspec.Struct, forbid_unknown_fields=True):
 
 
 async def plan_quantize(_call: Call, params: PlanQuantizeParams) -> dict[str, Any]:
-    """What disk, memory and time quantizing a model would take."""
+    """What disk, memory and time quantizing a model would take, and what memory to measure the
+    model and each output."""
     return await asyncio.to_thread(_plan, params)
 
 
 def _plan(params: PlanQuantizeParams) -> dict[str, Any]:
-    from vllm_bridge.jobs import foreseen
+    from vllm_bridge.checkpoints import detect, models
+    from vllm_bridge.jobs import foreseen, measure
     from vllm_bridge.jobs.quantize import estimate
 
-    each = estimate.outputs(params.model, params.options, params.outputs, foreseen.here())
-    together = foreseen.together(each).to_wire()
-    return {"outputs": [one.to_wire() for one in each], "together": together}
+    checkpoint = models.look_at(models.locate(params.model, params.options), params.options)
+    each = estimate.of(checkpoint, params.model, params.outputs, foreseen.here())
+    return {
+        "outputs": [one.to_wire() | {"verification": measure.memory(one.bytes)} for one in each],
+        "together": foreseen.together(each).to_wire(),
+        "verification": measure.memory(detect.of(checkpoint).bytes or 0),
+    }
 
 
 METHODS: dict[str, Any] = {"plan_quantize": (PlanQuantizeParams, plan_quantize)}

@@ -13,7 +13,6 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
-from vllm_bridge.checkpoints import models
 from vllm_bridge.checkpoints.checkpoint import Checkpoint
 from vllm_bridge.errors import BridgeError
 from vllm_bridge.jobs.foreseen import Foreseen, Machine
@@ -91,31 +90,21 @@ _LEFT: Final = ("ignore", "llm_int8_skip_modules", "skip_modules", "modules_to_n
 Layer = Callable[[int, int], float]
 
 
-def outputs(
-    model: str,
-    options: Mapping[str, Any],
-    asked: Sequence[tuple[str, Mapping[str, Any], int]],
-    machine: Machine,
-) -> list[Foreseen]:
-    """
-    Args:
-        options: of an engine, which say where the model is
-        asked: formats, each with all of its options and the tokens of calibration texts that it
-            reads
-
-    Raises:
-        BridgeError: ``unsupported`` for what is quantized already or has no known tensors
-    """
-    return of(models.look_at(models.locate(model, options), options), model, asked, machine)
-
-
 def of(
     checkpoint: Checkpoint,
     model: str,
     asked: Sequence[tuple[str, Mapping[str, Any], int]],
     machine: Machine,
 ) -> list[Foreseen]:
-    """The same of a model that was looked at."""
+    """
+    Args:
+        model: as it was named
+        asked: formats, each with all of its options and the tokens of calibration texts that it
+            reads
+
+    Raises:
+        BridgeError: ``unsupported`` for what is quantized already or has no known tensors
+    """
     kept = [part for part in parts.parts(checkpoint, {}) if part.kind != parts.NOT_KEPT]
     if checkpoint.quantization is not None or not kept:
         raise BridgeError(
