@@ -119,7 +119,7 @@ defmodule VLLM.Quantization.CompareTest do
       assert row.tokens_per_second > 0
     end
 
-    assert %{verdict: :worse_than_usual, error: nil} = worse
+    assert %{verdict: :broken, error: nil} = worse
     assert worse.kl_mean > 5 * gptq.kl_mean
   end
 
