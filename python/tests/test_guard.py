@@ -16,6 +16,8 @@ from pathlib import Path
 
 import pytest
 
+from vllm_bridge import guard
+
 PYTHON_DIR = Path(__file__).resolve().parents[1]
 GUARD = str(PYTHON_DIR / "vllm_bridge" / "guard.py")
 LOG_LIMIT = 4 * 1024 * 1024
@@ -937,3 +939,31 @@ def test_a_run_folder_too_deep_for_sockets_is_refused(start: Start) -> None:
     assert run.end() == 2
     assert b"sockets need a run folder of at most 66 bytes" in os.read(run.errors, 4096)
     assert not run.folder.exists()
+
+
+def test_a_process_that_is_being_executed_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, started = str(tmp_path / "run"), time.time_ns()
+    read, unborn = guard.read_proc, 3
+    with (
+        subprocess.Popen(["/bin/sleep", "60"], env={guard.RUN_VARIABLE: run}) as ours,
+        # It has no environment, and will have none.
+        subprocess.Popen(["/bin/sleep", "60"], env={}) as other,
+    ):
+
+        def read_proc(pid: int, name: str) -> bytes:
+            nonlocal unborn
+            if (pid, name) == (ours.pid, "environ") and unborn > 0:
+                unborn -= 1
+                return b""
+            return read(pid, name)
+
+        try:
+            monkeypatch.setattr(guard, "read_proc", read_proc)
+            assert guard.kill_tagged(run, started, time.monotonic() + 10)
+            assert ours.poll() == -signal.SIGKILL
+            assert other.poll() is None
+        finally:
+            ours.kill()
+            other.kill()

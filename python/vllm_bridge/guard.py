@@ -99,12 +99,16 @@ PIPE_SIZE = 1024 * 1024
 CLEAN_GRACE_S = 60.0
 FREEZE_LIMIT_S = 1.0
 SWEEP_LIMIT_S = 10.0
+EXEC_LIMIT_S = 1.0
 NURSERY_LIMIT_S = 60.0
 
 # A socket in RUN_DIR/tmp is named by a UUID (vLLM's are), and sun_path holds 107 bytes.
 RUN_DIR_LIMIT = 107 - len("/tmp/") - 36  # noqa: S108
 
 RUN_VARIABLE = "EX_VLLM_RUN"
+
+# Of the flags in /proc/PID/stat: a thread of the kernel.
+PF_KTHREAD = 0x00200000
 
 # Of the length of what a nursery is told.
 LENGTH_BYTES = 4
@@ -689,7 +693,7 @@ def bury(run: str, started_ns: int) -> None:
 def end_tagged(run: str, started_ns: int) -> bool:
     """Kill the processes of a run and remove their shared memory; False if some would not go."""
     deadline = time.monotonic() + SWEEP_LIMIT_S
-    if not kill_tagged(run, deadline) or not await_released(run, deadline):
+    if not kill_tagged(run, started_ns, deadline) or not await_released(run, deadline):
         return False
     remove_segments(
         {
@@ -705,16 +709,39 @@ def changed_ns(entry: os.DirEntry[str]) -> int:
     return entry.stat(follow_symlinks=False).st_ctime_ns  # Known since owner() asked for it.
 
 
-def kill_tagged(run: str, deadline: float) -> bool:
+def kill_tagged(run: str, started_ns: int, deadline: float) -> bool:
     """Kill the processes whose environment names the run; False if some would not go."""
     tag = os.fsencode(f"{RUN_VARIABLE}={run}")
+    patience = min(deadline, time.monotonic() + EXEC_LIMIT_S)
     while time.monotonic() < deadline:
-        tagged = [pid for pid in pids() if tag in read_proc(pid, "environ").split(b"\0")]
-        if not tagged:
-            return True
+        tagged, may_come = [], False
+        for pid in pids():
+            environment = read_proc(pid, "environ")
+            if tag in environment.split(b"\0"):
+                tagged.append(pid)
+            elif not environment and is_in_exec(pid, started_ns):
+                may_come = True
         for pid in tagged:
             kill_and_wait(pid, deadline)
+        if not tagged and (not may_come or time.monotonic() > patience):
+            return True
+        if not tagged:
+            time.sleep(0.01)
     return False
+
+
+def is_in_exec(pid: int, started_ns: int) -> bool:
+    """Whether a process without an environment may be one of a run's that is being executed: it
+    lets go of the lifeline, which wakes the witness, before it has its new environment."""
+    fields = read_proc(pid, "stat").rpartition(b")")[2].split()
+    if not fields or fields[0] in b"ZX" or int(fields[6]) & PF_KTHREAD:
+        return False
+    with contextlib.suppress(OSError):
+        if os.stat(f"/proc/{pid}").st_uid != os.geteuid():
+            return False
+    age_s = time.clock_gettime(time.CLOCK_BOOTTIME) - int(fields[19]) / os.sysconf("SC_CLK_TCK")
+    # The clock of files is coarse.
+    return age_s <= (time.time_ns() - started_ns) / 1e9 + 1.0
 
 
 def kill_and_wait(pid: int, deadline: float) -> None:
