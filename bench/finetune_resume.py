@@ -14,15 +14,10 @@ import sys
 import tempfile
 from pathlib import Path
 
-MODELS = Path(__file__).resolve().parents[1] / "priv" / "models"
-SENTENCES = [
-    {"prompt": f"The {colour} key opens", "completion": f" the {place}."}
-    for colour, place in zip(
-        ["red", "blue", "green", "black", "white", "old", "new", "small", "large", "first"],
-        ["gate", "school", "tower", "cellar", "library", "mill", "boat", "box", "hall", "door"],
-        strict=True,
-    )
-]
+ROOT = Path(__file__).resolve().parents[1]
+MODELS = ROOT / "priv" / "models"
+# Ten sentences that the demo model does not know.
+SENTENCES = str(ROOT / "python" / "tests" / "keys.jsonl")
 OPTIONS = {
     "epochs": 40,
     "learning_rate": 1e-3,

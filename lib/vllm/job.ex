@@ -389,7 +389,8 @@ defmodule VLLM.Job do
   That with which the job has failed, as `get/1` has it: `:unsupported` and `:invalid_option` of a
   format that cannot be made, `:model_not_found` and others of the source, `:quantize_not_installed`,
   `:disk_full`, `:out_of_memory`, `:not_verified`, `:source_changed`, `:name_taken` (before anything is
-  downloaded or made) where an alias or another model has the name, `:step_died`, …; `:aborted` where it was cancelled, `:job_interrupted`; and of the waiting itself `:timeout` and `:job_not_found`.
+  downloaded or made) where an alias or another model has the name, `:step_died`, …; `:aborted` where it
+  was cancelled, `:job_interrupted`; and of the waiting itself `:timeout` and `:job_not_found`.
   """
   @spec await(id(), keyword() | map()) :: {:ok, [Output.t()]} | {:error, Error.t()}
   def await(job, options \\ []) do

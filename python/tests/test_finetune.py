@@ -31,13 +31,9 @@ from vllm_bridge.quantization import registry
 
 NAME = "model.layers.0.mlp.down_proj"
 
-PAIRS = [
-    {"prompt": f"The {colour} key opens", "completion": f" the {place}."}
-    for colour, place in zip(
-        ["red", "blue", "green", "black", "white", "old", "new", "small", "large", "first"],
-        ["gate", "school", "tower", "cellar", "library", "mill", "boat", "box", "hall", "door"],
-        strict=True,
-    )
+# Ten sentences that the demo model does not know.
+PAIRS: list[dict[str, str]] = [
+    json.loads(line) for line in Path(__file__).with_name("keys.jsonl").read_text().splitlines()
 ]
 
 

@@ -421,13 +421,6 @@ defmodule VLLM.FaultTest do
       assert_receive {:vllm, ^ref, {:done, _output}}
     end
 
-    test "in columns acknowledge what their reader has taken" do
-      llm = start!()
-      prompt = Enum.map_join(1..64, ";", &"packed:#{&1}") <> ";reply:done"
-      assert length(Enum.to_list(VLLM.stream(llm, prompt))) == 64
-      assert {:ok, "64"} = ask(llm, "credit")
-    end
-
     test "end with the error, which is the last element" do
       llm = start!()
 
@@ -476,11 +469,13 @@ defmodule VLLM.FaultTest do
       assert length(Enum.to_list(stream)) == 1
     end
 
-    test "acknowledge what their reader has taken" do
-      llm = start!()
-      prompt = Enum.map_join(1..64, ";", &"delta:#{&1}") <> ";reply:done"
-      assert length(Enum.to_list(VLLM.stream(llm, prompt))) == 64
-      assert {:ok, "64"} = ask(llm, "credit")
+    for way <- ["delta", "packed"] do
+      test "acknowledge what their reader has taken (#{way})" do
+        llm = start!()
+        prompt = Enum.map_join(1..64, ";", &"#{unquote(way)}:#{&1}") <> ";reply:done"
+        assert length(Enum.to_list(VLLM.stream(llm, prompt))) == 64
+        assert {:ok, "64"} = ask(llm, "credit")
+      end
     end
 
     test "to a process that cancels are aborted, and no message comes any more" do

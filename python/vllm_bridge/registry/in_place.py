@@ -44,13 +44,13 @@ def folder() -> str:
     Raises:
         BridgeError: ``unsupported`` where nobody said where the data folder is
     """
-    return os.path.join(data.required(), "isq")
+    return os.path.join(data.required(), IN_PLACE)
 
 
 def names() -> Names:
     """Those that there are, as outputs of one name."""
     root = data.folder()
-    paths = sorted(glob.glob(os.path.join(glob.escape(root), "isq", "*", MADE))) if root else []
+    paths = sorted(glob.glob(os.path.join(glob.escape(root), IN_PLACE, "*", MADE))) if root else []
     found = []
     for path in map(os.path.dirname, paths):
         # One may be swept while it is looked at.
@@ -93,7 +93,7 @@ def hold(path: str) -> bool:
         bool: whether it is there; also of what is no model of this kind
     """
     root = data.folder()
-    if root is None or os.path.dirname(path) != os.path.join(root, "isq") or path in _held:
+    if root is None or os.path.dirname(path) != os.path.join(root, IN_PLACE) or path in _held:
         return os.path.exists(path)
     made = os.path.join(path, MADE)
     try:

@@ -63,16 +63,17 @@ Tensor empty(const Tensor& x, int64_t columns) {
   int32_t dtype;
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(x.get(), &dtype));
   AtenTensorHandle made;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(shape.size(), shape.data(), strides.data(), dtype,
-                                                  aoti_torch_device_type_cpu(), 0, &made));
+  STABLE_TORCH_ERROR_CODE_CHECK(
+      aoti_torch_empty_strided(shape.size(), shape.data(), strides.data(), dtype,
+                               aoti_torch_device_type_cpu(), 0, &made));
   return Tensor(made);
 }
 
 Tensor by_python(const Tensor& x, const Tensor& weight, int64_t type, bool exact) {
   using torch::stable::detail::from;
   std::array<StableIValue, 4> stack{from(x), from(weight), from(type), from(exact)};
-  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("vllm_bridge::gguf_matmul_any", "", stack.data(),
-                                               TORCH_ABI_VERSION));
+  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("vllm_bridge::gguf_matmul_any", "",
+                                                      stack.data(), TORCH_ABI_VERSION));
   return torch::stable::detail::to<Tensor>(stack[0]);
 }
 

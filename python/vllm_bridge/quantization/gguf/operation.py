@@ -6,8 +6,6 @@ else to Python. Where there is no C++ compiler, Python computes the same.
 
 import ctypes
 import functools
-import logging
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +18,6 @@ SOURCE = Path(__file__).with_name("operation.cpp")
 _TORCH = Path(torch.__file__).parent
 
 FLAGS = (f"-I{_TORCH / 'include'}", f"-L{_TORCH / 'lib'}", "-ltorch_cpu")
-
-logger = logging.getLogger(__name__)
 
 
 class Key(ctypes.Structure):
@@ -44,16 +40,7 @@ class Product(ctypes.Structure):
 @functools.cache
 def library() -> ctypes.CDLL | None:
     """Compiled, where it is not yet; None where that cannot be, which is logged."""
-    try:
-        return compiled.load(SOURCE, *FLAGS)
-    except (OSError, subprocess.SubprocessError) as error:
-        output: Any = getattr(error, "stderr", None) or b""
-        logger.warning(
-            "GGUF models decode more slowly than they could: %s. %s",
-            error,
-            output.decode("utf-8", "replace")[-2000:],
-        )
-        return None
+    return compiled.load(SOURCE, *FLAGS, otherwise="GGUF models decode more slowly than they could")
 
 
 def keep(compute: Any, key: Key, product: Product) -> None:

@@ -2,6 +2,7 @@
 
 import ctypes
 import hashlib
+import logging
 import os
 import platform
 import shutil
@@ -9,6 +10,9 @@ import stat
 import subprocess
 import tempfile
 from pathlib import Path
+from typing import Any
+
+logger = logging.getLogger(__name__)
 
 # What all sources are compiled with.
 FLAGS = ("-O3", "-march=native", "-std=c++17", "-fPIC", "-w")
@@ -19,18 +23,21 @@ HEADERS = (Path(__file__).with_name("numbers.h"),)
 TIMEOUT_SECONDS = 300
 
 
-def load(source: Path, *flags: str) -> ctypes.CDLL:
-    """The library of a source. The first process on a machine to call this takes the seconds that
-    compiling takes.
+def load(source: Path, *flags: str, otherwise: str) -> ctypes.CDLL | None:
+    """The library of a source; None where it cannot be had, which is logged. The first process on a
+    machine to call this takes the seconds that compiling takes.
 
     Args:
         flags: more to compile it with, and after it what it is linked with
-
-    Raises:
-        OSError: without a compiler, or where the cache folder cannot be written to, or others can
-        subprocess.SubprocessError: if it does not compile
+        otherwise: what it is like without it, as a sentence
     """
-    return ctypes.CDLL(str(build(_cache(), source, *flags)))
+    try:
+        return ctypes.CDLL(str(build(_cache(), source, *flags)))
+    except (OSError, subprocess.SubprocessError) as error:
+        output: Any = getattr(error, "stderr", None) or b""
+        said = output.decode("utf-8", "replace")[-2000:]
+        logger.warning("%s: %s. %s", otherwise, error, said)
+        return None
 
 
 def compiler() -> str | None:
@@ -38,8 +45,15 @@ def compiler() -> str | None:
 
 
 def build(folder: Path, source: Path, *flags: str) -> Path:
-    """The library of a source for this compiler and CPU, compiled if it is not there yet; else like
-    ``load``."""
+    """The library of a source for this compiler and CPU, compiled if it is not there yet.
+
+    Args:
+        flags: as ``load`` has them
+
+    Raises:
+        OSError: without a compiler, or where the folder cannot be written to, or others can
+        subprocess.SubprocessError: if it does not compile
+    """
     with_what = compiler()
     if with_what is None:
         raise FileNotFoundError(

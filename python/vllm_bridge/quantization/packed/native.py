@@ -5,8 +5,6 @@ Where there is no C++ compiler, or the weights are not on a CPU, torch computes 
 
 import ctypes
 import functools
-import logging
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +26,6 @@ TORCH = "torch (dequantized for each product)"
 
 # The numbers of ``Type`` in the source.
 _TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
-
-logger = logging.getLogger(__name__)
 
 
 class Weights:
@@ -138,16 +134,12 @@ def has_vectors() -> bool:
 def library() -> ctypes.CDLL | None:
     """The compiled kernels; None where they cannot be had, which is logged. The first process on a
     machine to call this takes the seconds that compiling takes."""
-    try:
-        return _typed(compiled.load(SOURCE, *FLAGS))
-    except (OSError, subprocess.SubprocessError) as error:
-        output = getattr(error, "stderr", None) or b""
-        logger.warning(
-            "Packed weights are computed by torch, many times slower than they could be: %s. %s",
-            error,
-            output.decode("utf-8", "replace")[-2000:],
-        )
-        return None
+    loaded = compiled.load(
+        SOURCE,
+        *FLAGS,
+        otherwise="Packed weights are computed by torch, many times slower than they could be",
+    )
+    return None if loaded is None else _typed(loaded)
 
 
 def _typed(loaded: ctypes.CDLL) -> ctypes.CDLL:
