@@ -33,7 +33,7 @@ defmodule VLLM.Streaming do
   defp begin(_prepare, _inbox, {:halt, acc}, _fun), do: {:halted, acc}
 
   defp read(reader, {:cont, acc}, fun) do
-    case Reader.next(reader) do
+    case next(reader) do
       {{:delta, delta}, reader} -> read(reader, give(reader, {:ok, delta}, acc, fun), fun)
       {{:done, _output}, _reader} -> {:done, acc}
       {{:error, error}, _reader} -> ended(fun.({:error, error}, acc))
@@ -47,12 +47,22 @@ defmodule VLLM.Streaming do
     {:halted, acc}
   end
 
+  # Whatever raises, here or in whom it is for, closes the stream.
+  defp next(reader) do
+    Reader.next(reader)
+  catch
+    kind, reason -> close(reader, kind, reason, __STACKTRACE__)
+  end
+
   defp give(reader, element, acc, fun) do
     fun.(element, acc)
   catch
-    kind, reason ->
-      Reader.close(reader)
-      :erlang.raise(kind, reason, __STACKTRACE__)
+    kind, reason -> close(reader, kind, reason, __STACKTRACE__)
+  end
+
+  defp close(reader, kind, reason, stacktrace) do
+    Reader.close(reader)
+    :erlang.raise(kind, reason, stacktrace)
   end
 
   defp ended({:cont, acc}), do: {:done, acc}

@@ -21,6 +21,7 @@ from typing import Any, cast
 
 import msgpack
 
+from vllm_bridge import PROTOCOL_VERSION
 from vllm_bridge.engine.engine import Engine
 from vllm_bridge.engine_methods import Slot, table
 from vllm_bridge.rpc.protocol import HEADER, FrameParser, ProtocolError, Request, decode
@@ -165,7 +166,7 @@ class Target:
         self.counts = Counter[str]()
 
     async def start(self) -> None:
-        hello = msgpack.packb([0, 0, "hello", {"protocol": 1}])
+        hello = msgpack.packb([0, 0, "hello", {"protocol": PROTOCOL_VERSION}])
         await self.feed([len(hello).to_bytes(4) + hello])
 
     async def feed(self, pieces: Iterable[bytes]) -> None:

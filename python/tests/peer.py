@@ -7,7 +7,9 @@ from typing import Any
 
 import msgpack
 
-HELLO: dict[str, Any] = {"protocol": 1, "max_frame": 64 * 1024 * 1024}
+from vllm_bridge import PROTOCOL_VERSION
+
+HELLO: dict[str, Any] = {"protocol": PROTOCOL_VERSION, "max_frame": 64 * 1024 * 1024}
 
 
 def pack(message: Any) -> bytes:

@@ -8,7 +8,7 @@ from typing import Any, cast
 import pytest
 
 from peer import HELLO, Peer
-from vllm_bridge import __version__
+from vllm_bridge import PROTOCOL_VERSION, __version__
 from vllm_bridge.beam_search import SearchParams
 from vllm_bridge.chat import ChatParams, ChatTemplateParams
 from vllm_bridge.engine.engine import Engine, GenerateParams
@@ -191,7 +191,7 @@ def run(pipes: Pipes, scenario: Scenario, *, hello: bool = True) -> None:
 def test_hello(pipes: Pipes) -> None:
     async def scenario(setting: Setting) -> None:
         answer = await setting.peer.call("hello", HELLO)
-        assert answer["protocol"] == 1
+        assert answer["protocol"] == PROTOCOL_VERSION
         assert answer["bridge"] == __version__
         assert answer["packages"]["msgspec"]
         methods = {"hello", "load", "engine_info", "generate", "chat", "apply_chat_template"}
@@ -213,9 +213,9 @@ def test_nothing_is_answered_before_hello(pipes: Pipes) -> None:
 
 def test_another_protocol_version_is_refused(pipes: Pipes) -> None:
     async def scenario(setting: Setting) -> None:
-        error = await setting.peer.call("hello", {"protocol": 2})
+        error = await setting.peer.call("hello", {"protocol": 1})
         assert error["reason"] == "protocol"
-        assert error["details"]["protocol"] == 1
+        assert error["details"]["protocol"] == PROTOCOL_VERSION
         assert (await setting.peer.call("engine_info"))["reason"] == "protocol"
 
     run(pipes, scenario, hello=False)
@@ -489,7 +489,7 @@ def test_wrong_names_and_types_are_refused(
 
 def test_an_answer_above_max_frame_becomes_an_error(pipes: Pipes) -> None:
     async def scenario(setting: Setting) -> None:
-        await setting.peer.call("hello", {"protocol": 1, "max_frame": 4096})
+        await setting.peer.call("hello", HELLO | {"max_frame": 4096})
         error = await setting.peer.call("generate", {"prompt": "long"})
         assert error["reason"] == "unsupported"
         assert error["details"]["max_frame"] == 4096
@@ -644,15 +644,84 @@ def test_the_deltas_of_a_turn_leave_in_columns_and_their_ends_in_rows_after_them
     run(pipes, scenario)
 
 
-def test_columns_that_are_too_long_for_a_frame_leave_as_rows(pipes: Pipes) -> None:
+def test_columns_that_are_too_long_for_a_frame_leave_in_several(pipes: Pipes) -> None:
     async def scenario(setting: Setting) -> None:
         await setting.peer.call("hello", HELLO | {"max_frame": 4096})
         texts = [character * 500 for character in "abc"]
         told = await deltas(setting, [*texts, ""])
-        rows = [row for method, params in told for row in params["deltas"]]
-        assert {method for method, _ in told} == {"deltas"}
-        assert [row[2] for row in rows] == [*texts, ""]
-        assert [row[3] for row in rows] == [u32(*text.encode()) for text in (*texts, "")]
+        packed = [params for method, params in told if method == "packed_deltas"]
+        assert len(packed) == 3
+        assert [text for params in packed for text in params["texts"]] == texts
+        assert b"".join(params["token_ids"] for params in packed) == u32(*"".join(texts).encode())
+        assert {params["counts"] for params in packed} == {u32(500)}
+        assert told[-1] == ["deltas", {"deltas": [[3, 0, "", b"", None, "stop", None]]}]
+
+    run(pipes, scenario)
+
+
+@pytest.mark.parametrize(("text", "token_id"), [("\ud800", 1), ("b", -1), ("b", 2**32)])
+def test_a_delta_that_cannot_be_sent_ends_its_own_request_only(
+    pipes: Pipes, text: str, token_id: int
+) -> None:
+    async def scenario(setting: Setting) -> None:
+        whole, broken = (setting.peer.request("generate", {"prompt": "wait"}) for _ in range(2))
+        while len(setting.engine.started) < 2:
+            await asyncio.sleep(0)
+        setting.server.pack(whole, "a", [0])
+        setting.server.pack(broken, text, [token_id])
+        setting.server.pack(whole, "c", [2])
+        id, error, _ = await setting.peer.response()
+        assert error is not None
+        assert (id, error["reason"]) == (broken, "internal")
+        assert setting.engine.aborted == [str(broken)]
+        told = [(params["ids"], params["texts"]) for _, params in setting.peer.notifications]
+        assert told == [(struct.pack("<Q", whole), [text]) for text in "ac"]
+        setting.engine.go.set()
+        assert (await setting.peer.response())[:2] == (whole, None)
+
+    run(pipes, scenario)
+
+
+def test_a_row_that_cannot_be_sent_ends_its_own_request_only(pipes: Pipes) -> None:
+    async def scenario(setting: Setting) -> None:
+        whole, broken = (setting.peer.request("generate", {"prompt": "wait"}) for _ in range(2))
+        while len(setting.engine.started) < 2:
+            await asyncio.sleep(0)
+        good = [whole, 0, "a", b"", None, None, None]
+        setting.server.emit([broken, 0, object(), b"", None, None, None])
+        setting.server.emit(good)
+        id, error, _ = await setting.peer.response()
+        assert error is not None
+        assert (id, error["reason"]) == (broken, "internal")
+        assert setting.peer.notifications == [["deltas", {"deltas": [good]}]]
+
+    run(pipes, scenario)
+
+
+def test_a_fault_in_sending_what_had_to_wait_ends_its_request_only(pipes: Pipes) -> None:
+    def fault(_count: int) -> None:
+        raise OverflowError
+
+    async def scenario(setting: Setting) -> None:
+        id = setting.peer.request("generate", {"prompt": "wait", "credit": 1})
+        while not setting.engine.started:
+            await asyncio.sleep(0)
+        setting.server._calls[id].on_credit = fault
+        setting.peer.send(2, "credit", {"id": id, "count": 1})
+        answered, error, _ = await setting.peer.response()
+        assert error is not None
+        assert (answered, error["reason"]) == (id, "internal")
+        assert setting.exits == []
+
+    run(pipes, scenario)
+
+
+def test_a_stream_whose_last_delta_cannot_be_sent_does_not_end_well(pipes: Pipes) -> None:
+    async def scenario(setting: Setting) -> None:
+        await setting.peer.call("hello", HELLO | {"max_frame": 4096})
+        setting.engine.go.set()
+        params = {"prompt": {"deltas": ["a", "b" * 1500]}, "credit": 8}
+        assert (await setting.peer.call("generate", params))["reason"] == "unsupported"
 
     run(pipes, scenario)
 

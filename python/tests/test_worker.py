@@ -18,6 +18,7 @@ import pytest
 from conftest import MODELS, ROOT
 from peer import HELLO, Peer, pack
 from test_guard import Run
+from vllm_bridge import PROTOCOL_VERSION
 from vllm_bridge.__main__ import NOT_INSTALLED
 from vllm_bridge.rpc.server import EXIT_ENGINE_DEAD, EXIT_OK, EXIT_PROTOCOL
 
@@ -108,7 +109,7 @@ def run(
         try:
             await worker.peer.start_reading()
             answer = await worker.peer.call("hello", HELLO)
-            assert answer["protocol"] == 1
+            assert answer["protocol"] == PROTOCOL_VERSION
             await asyncio.wait_for(scenario(worker), 240)
         finally:
             worker.peer.close()

@@ -6,7 +6,7 @@
 
 __version__ = "0.1.0"
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 
 # The vLLM releases that this version works with: prefixes of the version number.
 VLLM_VERSIONS = ("0.32.",)

@@ -221,7 +221,7 @@ def main() -> None:
     while True:
         match receive():
             case [0, request, "hello", _]:
-                hello = {"protocol": 1, "bridge": "0", "python": "3", "pid": os.getpid()}
+                hello = {"protocol": 2, "bridge": "0", "python": "3", "pid": os.getpid()}
                 send([1, request, None, hello | {"packages": {}, "methods": list(methods)}])
             case [0, request, method, params]:
                 try:

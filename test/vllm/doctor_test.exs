@@ -45,7 +45,7 @@ defmodule VLLM.DoctorTest do
         _ -> {:error, :enoent}
       end,
       free: fn _ -> {:ok, 50 * @gib} end,
-      handshake: fn -> {:ok, %{"protocol" => 1, "python" => "3.12.4"}} end
+      handshake: fn -> {:ok, %{"protocol" => 2, "python" => "3.12.4"}} end
     }
 
     %{system: system}
@@ -63,7 +63,7 @@ defmodule VLLM.DoctorTest do
     assert texts["vLLM"] == Python.vllm_version(:cpu)
     assert texts["Memory"] == "16.0 GiB available"
     assert texts["Quantization"] == "quantized checkpoints: awq; while loading: fp8"
-    assert texts["Worker"] == "answers (protocol 1, Python 3.12.4)"
+    assert texts["Worker"] == "answers (protocol 2, Python 3.12.4)"
   end
 
   test "old versions of Elixir and OTP are problems", %{system: system} do
@@ -258,7 +258,7 @@ defmodule VLLM.DoctorTest do
   end
 
   test "a real worker answers" do
-    assert {:ok, %{"protocol" => 1, "packages" => packages}} =
+    assert {:ok, %{"protocol" => 2, "packages" => packages}} =
              VLLM.Bridge.handshake(timeout: 60_000)
 
     assert packages["vllm"] == Python.vllm_version()

@@ -461,6 +461,18 @@ defmodule VLLM.FaultTest do
       refute_received _
     end
 
+    test "are aborted when their own reading raises" do
+      llm = start!()
+      {:ok, table, _pid} = VLLM.Engine.Table.lookup(llm)
+      # No time can be waited for that is below 0.
+      call = %{VLLM.Engine.Call.new(%{timeout: 5_000}) | inter_token_timeout: -1}
+      prepare = fn -> {:ok, {table, "generate", %{"prompt" => "delta:a;hold"}, call}} end
+      assert_raise ErlangError, fn -> Enum.to_list(VLLM.Streaming.deltas(prepare)) end
+      await_held(llm, 0)
+      assert in_flight(llm) == 0
+      refute_received _
+    end
+
     test "are lazy" do
       llm = start!()
       stream = VLLM.stream(llm, "delta:a;reply:a")

@@ -39,6 +39,9 @@ defmodule VLLM.Bridge.Connection do
           span: Telemetry.span() | nil
         }
 
+  # Of guides/protocol.md. It goes up with whatever the other side must understand.
+  @protocol 2
+
   # Bytes that may wait for a worker that does not read.
   @max_unsent 256 * 1024 * 1024
 
@@ -60,6 +63,10 @@ defmodule VLLM.Bridge.Connection do
   end
 
   ## The caller's side
+
+  @doc "The params of `hello`, by which the two sides find out that they understand each other."
+  @spec hello(pos_integer()) :: map()
+  def hello(max_frame), do: %{"protocol" => @protocol, "max_frame" => max_frame}
 
   @doc "How many requests are under way; none in a run that is over."
   @spec in_flight(t()) :: non_neg_integer()

@@ -71,9 +71,7 @@ defmodule VLLM.Bridge.Session do
   @doc "Shakes hands with a worker that has been started, or ends it."
   @spec greet(t(), timeout()) :: {:ok, t()} | {:error, Error.t()}
   def greet(session, timeout \\ @start_timeout) do
-    params = %{"protocol" => 1, "max_frame" => @max_frame}
-
-    with {:error, error} <- call(session, "hello", params, timeout) do
+    with {:error, error} <- call(session, "hello", Connection.hello(@max_frame), timeout) do
       close(session)
       {:error, error}
     else

@@ -86,7 +86,7 @@ defmodule VLLM.Engine.Run do
     Connection.request(run.conn, Inbox.new(), Atom.to_string(step), params)
   end
 
-  defp params(run, :hello, _config), do: %{"protocol" => 1, "max_frame" => run.conn.max_frame}
+  defp params(run, :hello, _config), do: Connection.hello(run.conn.max_frame)
 
   defp params(run, :load, config) do
     options = Map.merge(config.engine_options, config.secrets.().engine_options)

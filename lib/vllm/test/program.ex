@@ -351,7 +351,7 @@ defmodule VLLM.Test.Program do
     )
   end
 
-  defp unscripted("hello", _params, _state), do: {:ok, %{"protocol" => 1}}
+  defp unscripted("hello", params, _state), do: {:ok, %{"protocol" => params["protocol"]}}
   defp unscripted("engine_info", _params, state), do: {:ok, state.info}
   defp unscripted("list_loras", _params, state), do: {:ok, Map.values(state.loras)}
 

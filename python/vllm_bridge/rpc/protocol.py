@@ -160,22 +160,46 @@ class Columns:
         self.counts: list[int] = []
         self.token_ids: list[int] = []
 
-    def to_wire(self) -> dict[str, Any]:
-        return {
+    def to_message(self) -> Notification:
+        columns = {
             "ids": _little_endian(array("Q", self.ids)),
             "counts": pack_u32(self.counts),
             "token_ids": pack_u32(self.token_ids),
             "texts": self.texts,
         }
+        return Notification("packed_deltas", columns)
 
-    def rows(self) -> list[list[Any]]:
-        """The same as rows of ``deltas``."""
-        rows, at = [], 0
-        for id, text, count in zip(self.ids, self.texts, self.counts, strict=True):
-            token_ids = pack_u32(self.token_ids[at : at + count])
-            rows.append([id, 0, text, token_ids, None, None, None])
-            at += count
-        return rows
+    def halves(self) -> "tuple[Columns, Columns]":
+        middle = len(self.ids) // 2
+        tokens = sum(self.counts[:middle])
+        cuts = (slice(middle), slice(tokens)), (slice(middle, None), slice(tokens, None))
+        return self._part(*cuts[0]), self._part(*cuts[1])
+
+    def _part(self, deltas: slice, tokens: slice) -> "Columns":
+        part = Columns()
+        part.ids, part.texts = self.ids[deltas], self.texts[deltas]
+        part.counts, part.token_ids = self.counts[deltas], self.token_ids[tokens]
+        return part
+
+
+class Rows:
+    """Any deltas, each with the id of its request first: ``deltas``."""
+
+    __slots__ = ("rows",)
+
+    def __init__(self, rows: list[list[Any]]) -> None:
+        self.rows = rows
+
+    @property
+    def ids(self) -> list[int]:
+        return [row[0] for row in self.rows]
+
+    def to_message(self) -> Notification:
+        return Notification("deltas", {"deltas": self.rows})
+
+    def halves(self) -> "tuple[Rows, Rows]":
+        middle = len(self.rows) // 2
+        return Rows(self.rows[:middle]), Rows(self.rows[middle:])
 
 
 def pack_logprobs(positions: Any) -> dict[str, Any] | None:

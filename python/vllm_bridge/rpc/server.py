@@ -21,6 +21,7 @@ from vllm_bridge.rpc.protocol import (
     ProtocolError,
     Request,
     Response,
+    Rows,
     decode,
     encode,
 )
@@ -163,7 +164,10 @@ class Server:
             raise ProtocolError(f"a credit that is none: {error}") from error
         call = self._calls.get(credit.id)
         if call is not None and call.on_credit is not None:
-            call.on_credit(credit.count)
+            try:
+                call.on_credit(credit.count)
+            except Exception as fault:  # it sends what had to wait
+                call.end(internal_error(fault))
 
     def _on_ping(self, params: dict[str, Any]) -> None:
         try:
@@ -185,34 +189,38 @@ class Server:
         columns = self._columns
         if not (columns.texts or self._rows):
             self._loop.call_soon(self._send_rows)
+        # First what may fail, so that the columns stay as long as each other.
+        columns.token_ids += token_ids
+        columns.counts.append(len(token_ids))
         columns.ids.append(id)
         columns.texts.append(text)
-        columns.counts.append(len(token_ids))
-        columns.token_ids += token_ids
 
     def _send_rows(self) -> None:
+        columns, self._columns = self._columns, Columns()
+        rows, self._rows = self._rows, []
         # The row that ends a stream comes after what is packed of it.
-        if self._columns.texts:
-            columns, self._columns = self._columns, Columns()
-            payload = encode(Notification("packed_deltas", columns.to_wire()))
+        if columns.texts:
+            self._send_deltas(columns)
+        if rows:
+            self._send_deltas(Rows(rows))
+
+    def _send_deltas(self, deltas: Columns | Rows) -> None:
+        """Sends them in as few frames as they fit in. A request ends by a delta of its that cannot
+        be sent; the others of its turn are sent."""
+        try:
+            payload = encode(deltas.to_message())
+        except Exception as fault:
+            error = internal_error(fault)
+        else:
             if len(payload) <= self._connection.max_frame:
                 self._connection.send(payload)
-            else:
-                self._send_deltas(columns.rows())
-        rows, self._rows = self._rows, []
-        if rows:
-            self._send_deltas(rows)
-
-    def _send_deltas(self, rows: list[Row]) -> None:
-        payload = encode(Notification("deltas", {"deltas": rows}))
-        if len(payload) <= self._connection.max_frame:
-            self._connection.send(payload)
-        elif len(rows) > 1:
-            half = len(rows) // 2
-            self._send_deltas(rows[:half])
-            self._send_deltas(rows[half:])
-        elif (call := self._calls.get(rows[0][0])) is not None:
-            call.end(self._too_long(len(payload)))
+                return
+            error = self._too_long(len(payload))
+        if len(deltas.ids) > 1:
+            for half in deltas.halves():
+                self._send_deltas(half)
+        elif (call := self._calls.get(deltas.ids[0])) is not None:
+            call.end(error)
 
     async def _serve(self, request: Request, call: Call) -> None:
         call.started = True
@@ -232,8 +240,9 @@ class Server:
         except Exception as fault:
             logger.exception("a fault while serving %s", request.method)
             error = internal_error(fault)
-        # Deltas come before the response that ends them.
+        # Deltas come before the response that ends them, which tells if one could not be sent.
         self._send_rows()
+        error = error or call.ended_by
         del self._calls[request.id]
         if error is not None and error.reason == "engine_dead":
             if "outputs" in error.details:

@@ -22,7 +22,7 @@ defmodule Mix.Tasks.Vllm.DoctorTest do
 
   @tag timeout: 180_000
   test "ends well where there is no problem" do
-    handshake = fn -> {:ok, %{"protocol" => 1, "python" => "3.12.4"}} end
+    handshake = fn -> {:ok, %{"protocol" => 2, "python" => "3.12.4"}} end
     assert Doctor.report(%{VLLM.Doctor.system() | handshake: handshake}) == :ok
     lines = lines()
     assert List.last(lines) == "vLLM can work here."

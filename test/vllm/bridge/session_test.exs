@@ -27,7 +27,7 @@ defmodule VLLM.Bridge.SessionTest do
 
   test "a worker is greeted, asked and ended" do
     session = open!()
-    assert %{"protocol" => 1} = session.hello
+    assert %{"protocol" => 2} = session.hello
     program = program(session)
     assert {:ok, %{"model" => _}} = load(session, "ready")
     assert Session.close(session) == :ok
@@ -49,7 +49,7 @@ defmodule VLLM.Bridge.SessionTest do
     session = open!()
     tasks = for _ <- 1..20, do: Task.async(fn -> Session.call(session, "hello", %{}, 60_000) end)
     answers = Task.await_many(tasks, 60_000)
-    assert Enum.all?(answers, &match?({:ok, %{"protocol" => 1}}, &1))
+    assert Enum.all?(answers, &match?({:ok, %{"protocol" => 2}}, &1))
     Session.close(session)
   end
 
