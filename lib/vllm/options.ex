@@ -18,6 +18,9 @@ defmodule VLLM.Options do
           :name
           | :pos_integer
           | :non_neg_integer
+          | :pos_number
+          | :non_neg_number
+          | :counts
           | :timeout
           | :grace
           | :boolean
@@ -271,6 +274,42 @@ defmodule VLLM.Options do
      "of how many tokens of the texts the probabilities are measured at most. Figures of a quarter as " <>
        "many are half as sure"},
     {:timeout, :timeout, :infinity, "milliseconds until all is measured"},
+    {:progress, :boolean, nil,
+     "show a line with the progress; by default in iex and in mix tasks that have a terminal"}
+  ]
+
+  # By the names of `vllm bench serve`, where that has them.
+  @bench [
+    {:against, :term, nil,
+     "what an engine is compared with: other options, over those that were given, with a `:model` of their " <>
+       "own if that is other, too (`[kv_cache_dtype: \"fp8\"]`, `[replicas: 2]`); or another model alone"},
+    {:prompts, :term, nil,
+     "your own prompts: a list of strings, of tokens (`%{prompt_token_ids: ids}`) and of conversations, or " <>
+       "the path of a `.jsonl`, `.json` or `.txt` file in the forms of guides/finetuning.md. By default " <>
+       "random tokens"},
+    {:num_prompts, :pos_integer, nil,
+     "how many requests a round has; by default 100, or each of `prompts` once. Where there are fewer of " <>
+       "these they are asked again"},
+    {:random_input_len, :pos_integer, 1024, "tokens of a random prompt"},
+    {:random_output_len, :pos_integer, 128, "tokens of the answer to a random prompt"},
+    {:random_range_ratio, :non_neg_number, 0,
+     "how far both lengths vary, below 1: with 0.5 they are 50 % to 150 % of what was given"},
+    {:output_len, :pos_integer, 256, "tokens that the answer to one of `prompts` has at most"},
+    {:ignore_eos, :boolean, nil,
+     "have answers go on until they have all of these tokens; by default with random prompts only"},
+    {:temperature, :non_neg_number, 0, "of sampling"},
+    {:max_concurrency, :counts, nil,
+     "how many requests are under way at most, or a list of such numbers, each of which is measured. " <>
+       "By default there is no limit"},
+    {:request_rate, :pos_number, nil,
+     "how many requests come in a second, at random times (a Poisson process). By default all come at once"},
+    {:burstiness, :pos_number, 1,
+     "with a `request_rate`: below 1 requests come in bursts, above 1 at more equal distances"},
+    {:seed, :non_neg_integer, 0, "of random prompts, lengths and times"},
+    {:rounds, :pos_integer, 3, "how often each is measured, in turns"},
+    {:num_warmups, :non_neg_integer, 4,
+     "requests to each engine before the first round, which do not count"},
+    {:timeout, :timeout, :infinity, "milliseconds until each request must have its answer"},
     {:progress, :boolean, nil,
      "show a line with the progress; by default in iex and in mix tasks that have a terminal"}
   ]
@@ -539,6 +578,10 @@ defmodule VLLM.Options do
   @spec compare() :: [spec()]
   def compare, do: @compare
 
+  @doc "What `VLLM.Bench.run/2` takes beside options of an engine."
+  @spec bench() :: [spec()]
+  def bench, do: @bench
+
   @doc "What `VLLM.Quantization.recommend/2` takes beside options of an engine."
   @spec recommend() :: [spec()]
   def recommend, do: @recommend
@@ -791,6 +834,12 @@ defmodule VLLM.Options do
   defp valid?(:name, name), do: is_atom(name) and name not in [true, false, :undefined]
   defp valid?(:pos_integer, value), do: is_integer(value) and value > 0
   defp valid?(:non_neg_integer, value), do: is_integer(value) and value >= 0
+  defp valid?(:pos_number, value), do: is_number(value) and value > 0
+  defp valid?(:non_neg_number, value), do: is_number(value) and value >= 0
+
+  defp valid?(:counts, [_ | _] = counts), do: all?(counts, &valid?(:pos_integer, &1))
+  defp valid?(:counts, count), do: valid?(:pos_integer, count)
+
   defp valid?(:timeout, value), do: value == :infinity or (valid?(:grace, value) and value > 0)
   defp valid?(:grace, value), do: is_integer(value) and value in 0..@longest
   defp valid?(:boolean, value), do: is_boolean(value)
@@ -861,6 +910,10 @@ defmodule VLLM.Options do
 
   defp expected(:pos_integer), do: "a positive integer"
   defp expected(:non_neg_integer), do: "an integer of at least 0"
+
+  defp expected(:pos_number), do: "a number greater than 0"
+  defp expected(:non_neg_number), do: "a number of at least 0"
+  defp expected(:counts), do: "a positive integer or a list of such"
 
   defp expected(:timeout),
     do: "a positive number of milliseconds, up to #{@longest}, or `:infinity`"

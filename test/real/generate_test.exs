@@ -54,6 +54,27 @@ defmodule VLLM.Real.GenerateTest do
     assert answers == Enum.map(facts, &elem(&1, 1))
   end
 
+  test "how fast it is can be measured", %{llm: llm} do
+    options = [
+      num_prompts: 6,
+      random_input_len: 12,
+      random_output_len: 5,
+      max_concurrency: [1, 3]
+    ]
+
+    assert {:ok, bench} = VLLM.Bench.run(llm, options ++ [rounds: 1, num_warmups: 1])
+    assert [%{max_concurrency: 1}, %{max_concurrency: 3}] = bench.runs
+
+    for %{figures: figures} = run <- bench.runs do
+      # Random tokens are counted as they are, and an end token ends no answer.
+      assert %{completed: 6, total_input_tokens: 72, total_output_tokens: 30} = figures
+      assert figures.median_ttft_ms > 0 and figures.median_ttft_ms < figures.median_e2el_ms
+      assert figures.cpu_ms_per_1k_tokens > 0
+      # The model alone has eight megabytes.
+      assert run.memory > 8_000_000
+    end
+  end
+
   test "n completions with a seed can be repeated", %{llm: llm} do
     params = VLLM.sampling_params!(temperature: 1.5, top_p: 0.95, seed: 7, n: 2, max_tokens: 12)
     assert [first] = VLLM.generate!(llm, "The", sampling_params: params)

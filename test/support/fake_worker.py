@@ -14,7 +14,7 @@ answer to an id that was never used), `print:TEXT`, `garbage`, `shapeless`, `mal
 `env:NAME`, `devices`, `pid`, `param:NAME` (answer with a param of the request), `dying` (answer as a dead
 engine does, and end soon after), `once:FILE:STEP`, `stall` (hold, and make no progress any more), `slow` (hold, and take
 one long step), `sleep:SECONDS`, `delta:TEXT` (a delta; other steps follow), `packed:TEXT,TEXT` (the same in columns, with as many tokens as bytes), `misshapen` (a delta
-that is none), `credit` (answer with the credit granted so far).
+that is none), `credit` (answer with the credit granted so far). To `tokenize`, a character is a token.
 """
 
 import os
@@ -256,6 +256,10 @@ def main() -> None:
             case [0, request, "generate", {"prompt": prompt, **rest}]:
                 params = rest
                 generate(prompt, request)
+            case [0, request, "tokenize", {"text": text}]:
+                send([1, request, None, {"token_ids": bytes(4 * len(text))}])
+            case [0, request, "reset_prefix_cache", _]:
+                send([1, request, None, None])
             case [2, "credit", {"count": count}]:
                 granted += count
             case [2, "cancel", {"id": request}]:

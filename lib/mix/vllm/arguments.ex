@@ -45,6 +45,22 @@ defmodule Mix.Vllm.Arguments do
     {models, Enum.reduce(options, %{}, &put!(&1, &2, task)), for({name, true} <- flags, do: name)}
   end
 
+  @doc """
+  Options in the value of one: names and values with `=` between, parted by commas.
+
+      iex> Mix.Vllm.Arguments.pairs!("model=/m/awq,max-num-seqs=16", "against")
+      %{"model" => "/m/awq", "max_num_seqs" => 16}
+  """
+  @spec pairs!(String.t(), String.t()) :: %{String.t() => term()}
+  def pairs!(text, option) do
+    for pair <- String.split(text, ",", trim: true), into: %{} do
+      case String.split(pair, "=", parts: 2) do
+        [name, value] -> {underscored(name), value(underscored(name), value)}
+        [word] -> Mix.raise("--#{option} takes NAME=VALUE,…; got #{inspect(word)}")
+      end
+    end
+  end
+
   defp put!({name, _value}, options, task) when is_map_key(options, name),
     do: Mix.raise("mix #{task} takes --#{String.replace(name, "_", "-")} once")
 
@@ -86,6 +102,7 @@ defmodule Mix.Vllm.Arguments do
     cond do
       name in named(:string) -> text
       name in named(:machine) -> String.split(text, ",", trim: true)
+      name in named(:counts) -> counts(value(text))
       true -> value(text)
     end
   end
@@ -94,7 +111,8 @@ defmodule Mix.Vllm.Arguments do
   defp named(type) do
     questions =
       Options.tools() ++
-        Options.estimate() ++ Options.recommend() ++ Options.pull() ++ Options.compare()
+        Options.estimate() ++
+        Options.recommend() ++ Options.pull() ++ Options.compare() ++ Options.bench()
 
     specs = questions ++ Options.quantize() ++ Options.finetune() ++ Options.engine()
     ours = for {name, ^type, _default, _doc} <- specs, do: name
@@ -106,6 +124,9 @@ defmodule Mix.Vllm.Arguments do
 
     Enum.map(ours ++ theirs, &Atom.to_string/1)
   end
+
+  defp counts(text) when is_binary(text), do: text |> String.split(",") |> Enum.map(&value/1)
+  defp counts(count), do: count
 
   defp value("true"), do: true
   defp value("false"), do: false

@@ -86,6 +86,7 @@ defmodule VLLM.Bridge.Shape do
     "taken" =>
       {:list, {:record, %{"name" => :binary, "by" => :binary, "delete" => {:maybe, :binary}}}},
     "push" => {:record, %{"url" => :binary}},
+    "prompts" => {:list, :map},
     "unregister" => {:record, %{"freed" => :natural, "names" => {:list, :binary}}},
     "quantize_formats" =>
       {:list, {:record, %{"label" => :label, "format" => :binary, "options" => :map}}},
