@@ -482,6 +482,9 @@ defmodule VLLM.Options do
      "tokens that prompt and completion may have together"},
     {:tensor_parallel_size, "integer", "1", "devices that each layer is split over"},
     {:pipeline_parallel_size, "integer", "1", "devices that the layers are dealt out to"},
+    {:distributed_executor_backend, "string", "`\"uni\"` on up to 4 CPU cores, else vLLM's",
+     "what runs the model: `\"uni\"` the process of the engine core, `\"mp\"` a process for each device, which wait for each other by spinning; " <>
+       "fewer are faster where cores are few"},
     {:gpu_memory_utilization, "float, 0 to 1", "vLLM's",
      "share of the device's memory that the engine takes"},
     {:kv_cache_memory_bytes, "integer", "what is left",

@@ -70,6 +70,14 @@ def test_the_users_executor_stays(machine: Callable[..., None]) -> None:
     assert chosen(distributed_executor_backend="mp") == ({}, {})
 
 
+def test_a_user_gets_one_process_on_many_cores_too(machine: Callable[..., None]) -> None:
+    machine(cores=16)
+    assert chosen(distributed_executor_backend="uni") == (
+        {},
+        {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "OMP_NUM_THREADS": "15"},
+    )
+
+
 def test_more_ranks_than_numa_nodes_share_the_cores(machine: Callable[..., None]) -> None:
     machine(cores=4)
     assert chosen(tensor_parallel_size=2) == (

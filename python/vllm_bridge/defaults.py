@@ -53,11 +53,14 @@ def before_config(arguments: dict[str, Any]) -> None:
 
     ranks = _ranks(arguments)
     if ranks == 1:
-        # A Worker process of its own costs its start and a hand-over per step. vLLM has it to
-        # bind OpenMP threads to cores, which gains nothing where there are few.
+        # A Worker process of its own costs its start, a hand-over per step, and the core that
+        # either side of the hand-over waits on by spinning. vLLM has it to bind OpenMP threads
+        # to cores, which gains nothing where there are few.
         if few_cores() and not _any_set(arguments, "distributed_executor_backend"):
-            os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
             arguments["distributed_executor_backend"] = "uni"
+        if arguments.get("distributed_executor_backend") == "uni":
+            # Else vLLM takes "mp" for it on CPUs.
+            os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
             # vLLM leaves one thread to an engine core that computes itself. One core stays
             # free for the event loop and the BEAM, as vLLM reserves one for its own.
             os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores() - 1)))

@@ -188,6 +188,8 @@ defmodule VLLM.Real.GenerateTest do
     assert info.quantization == nil
     assert info.max_model_len == 1024
     assert info.tensor_parallel_size == 1
+    cores = System.schedulers_online()
+    assert info.distributed_executor_backend == if(cores <= 4, do: "uni", else: "mp")
     assert info.vllm_version == VLLM.Python.vllm_version()
     assert info.kv_cache_tokens > info.max_model_len
     assert "generate" in info.tasks

@@ -20,6 +20,9 @@ defmodule VLLM.EngineInfo do
     tensor_parallel_size: "devices that each layer is split over",
     pipeline_parallel_size: "devices that the layers are dealt out to",
     data_parallel_size: "copies of the model inside the engine",
+    distributed_executor_backend:
+      "how vLLM runs the model: `\"uni\"` in the process of its engine core, which is the default on " <>
+        "up to 4 CPU cores, `\"mp\"` in a process for each device, `\"ray\"`",
     vllm_version: "the installed vLLM",
     device: "`\"cuda\"`, `\"cpu\"`, …",
     device_name: "the device's own name",

@@ -340,6 +340,7 @@ defmodule VLLM.Test.Program do
         "max_num_seqs" => 256,
         "tensor_parallel_size" => 1,
         "pipeline_parallel_size" => 1,
+        "distributed_executor_backend" => "uni",
         "data_parallel_size" => 1,
         "vllm_version" => VLLM.Python.vllm_version(),
         "device" => "script",

@@ -73,6 +73,7 @@ def of_config(config: Config) -> dict[str, Any]:
         "tensor_parallel_size": parallel.tensor_parallel_size,
         "pipeline_parallel_size": parallel.pipeline_parallel_size,
         "data_parallel_size": parallel.data_parallel_size,
+        "distributed_executor_backend": _name(parallel.distributed_executor_backend),
         "vllm_version": vllm_version,
         "device": current_platform.device_type,
         "runner": model.runner_type,
@@ -87,6 +88,10 @@ def _finding(finding: Finding) -> dict[str, Any]:
         "remedy": redact(finding.remedy),
         "details": redact_all(dict(finding.details)),
     }
+
+
+def _name(executor: str | type | None) -> str | None:
+    return executor.__qualname__ if isinstance(executor, type) else executor
 
 
 def _quantization_config(hf_config: Any) -> dict[str, Any] | None:
