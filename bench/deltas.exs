@@ -1,8 +1,9 @@
 # What a delta costs on its way: CPU microseconds on the BEAM and in the worker's Python.
 #
-#     MIX_ENV=prod elixir --erl "+sbwt none +sbwtdcpu none +sbwtdio none" -S mix run bench/deltas.exs [firehose|engine]
+#     MIX_ENV=prod elixir --erl "+sbwt none +sbwtdcpu none +sbwtdio none" -S mix run bench/deltas.exs [firehose|paced|engine]
 #
-# `firehose` streams from a worker whose engine computes nothing (bench/deltas/firehose.py). `engine`
+# `firehose` streams from a worker whose engine computes nothing (bench/deltas/firehose.py). `paced`
+# has a step of it each 10 ms, so that every delta wakes a process that has slept. `engine`
 # streams from the demo model, and beside it, in turns, AsyncLLM's deltas are read in its own
 # process (bench/deltas/in_process.py): what Python's front end takes above that is the bridge's.
 # CPU time is that of the process, so that a busy machine makes little of a difference; each figure is
@@ -20,32 +21,17 @@ defmodule Bench.Deltas do
   @options [enforce_eager: true, kv_cache_memory_bytes: 268_435_456, max_model_len: 1024]
   @prompt "The capital of France is"
 
-  def run([]), do: run(["firehose", "engine"])
+  def run([]), do: run(["firehose", "paced", "engine"])
   def run(parts), do: for(part <- parts, do: run_one(part))
 
-  defp run_one("firehose") do
-    {:ok, python} = VLLM.Python.executable()
-    System.put_env("EX_VLLM_BENCH_PYTHON", python)
-    program = Path.expand("deltas/python", __DIR__)
-    llm = VLLM.llm!("firehose", python: program, nursery: false, max_in_flight: 1024)
-    worker = worker(llm)
-    heading("firehose", ["BEAM µs", "Python µs", "deltas/s"])
-
-    for streams <- @streams do
-      tokens = max(div(100_000, streams), 500)
-
-      figures =
-        for _ <- 0..@rounds do
-          one = ours(llm, worker, streams, tokens)
-          [per(one.beam, one), per(one.python, one), one.deltas / one.seconds]
-        end
-
-      # The first warms up.
-      row(streams, medians(tl(figures)))
-    end
-
-    VLLM.stop(llm)
+  # A step takes as long as one of the demo model's with 256 streams.
+  defp run_one("paced") do
+    System.put_env("EX_VLLM_BENCH_STEP", "0.01")
+    without_engine("paced", 100)
+    System.delete_env("EX_VLLM_BENCH_STEP")
   end
+
+  defp run_one("firehose"), do: without_engine("firehose", 500)
 
   defp run_one("engine") do
     llm = VLLM.llm!(@model, [nursery: false] ++ @options)
@@ -70,6 +56,30 @@ defmodule Bench.Deltas do
     end
 
     Port.close(beside)
+    VLLM.stop(llm)
+  end
+
+  defp without_engine(name, steps) do
+    {:ok, python} = VLLM.Python.executable()
+    System.put_env("EX_VLLM_BENCH_PYTHON", python)
+    program = Path.expand("deltas/python", __DIR__)
+    llm = VLLM.llm!("firehose", python: program, nursery: false, max_in_flight: 1024)
+    worker = worker(llm)
+    heading(name, ["BEAM µs", "Python µs", "deltas/s"])
+
+    for streams <- @streams do
+      tokens = max(div(200 * steps, streams), steps)
+
+      figures =
+        for _ <- 0..@rounds do
+          one = ours(llm, worker, streams, tokens)
+          [per(one.beam, one), per(one.python, one), one.deltas / one.seconds]
+        end
+
+      # The first warms up.
+      row(streams, medians(tl(figures)))
+    end
+
     VLLM.stop(llm)
   end
 

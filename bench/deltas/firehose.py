@@ -1,7 +1,9 @@
 """A worker whose engine computes nothing: every request gets its deltas as fast as its reader
-takes them. Server, streams, frames and credit are the real ones."""
+takes them, or one each ``EX_VLLM_BENCH_STEP`` seconds. Server, streams, frames and credit are the
+real ones."""
 
 import asyncio
+import os
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,6 +11,7 @@ from vllm_bridge import __main__ as worker
 from vllm_bridge import engine_methods
 from vllm_bridge.stream import DeltaStream
 
+STEP_SECONDS = float(os.environ.get("EX_VLLM_BENCH_STEP", "0"))
 INFO = {"model": "firehose", "max_num_seqs": 1024, "max_model_len": 2**20, "device": "none"}
 
 
@@ -97,7 +100,7 @@ class Engine:
             for one in ended:
                 self._under_way.remove(one)
                 one[2].set_result(None)
-            await (Stream.granted.wait() if idle else asyncio.sleep(0))
+            await (Stream.granted.wait() if idle else asyncio.sleep(STEP_SECONDS))
         self._steps = None
 
 

@@ -5,7 +5,9 @@ defmodule VLLM.FaultTest do
   import VLLM.FakeEngine
   import VLLM.OSProcess
 
+  alias VLLM.Bridge.Inbox
   alias VLLM.Error
+  alias VLLM.Streaming.Reader
 
   @moduletag :tmp_dir
   @long String.duplicate("x", 1_000)
@@ -471,6 +473,37 @@ defmodule VLLM.FaultTest do
       await_held(llm, 0)
       assert in_flight(llm) == 0
       refute_received _
+    end
+
+    test "wait by one timer for their deadline, which ends with them" do
+      llm = start!()
+      {:ok, table, _pid} = VLLM.Engine.Table.lookup(llm)
+
+      open = fn prompt, options ->
+        call = VLLM.Engine.Call.begin(VLLM.Engine.Call.new(options))
+        {:ok, reader} = Reader.open(table, "generate", %{"prompt" => prompt}, call, Inbox.new())
+        assert {{:delta, %VLLM.Delta{text: "a"}}, reader} = Reader.next(reader)
+        reader
+      end
+
+      for how <- [&Reader.next/1, &Reader.close/1] do
+        reader = open.("packed:a;reply:a", %{timeout: 60_000})
+        assert :erlang.read_timer(reader.alarm) > 0
+        how.(reader)
+        refute :erlang.read_timer(reader.alarm)
+      end
+
+      # An alarm that has gone off by then ends them as a wait would.
+      reader = open.("packed:a;hold", %{timeout: 2_000})
+      assert {{:error, %Error{reason: :timeout}}, _reader} = Reader.next(reader)
+      await_held(llm, 0)
+
+      # Where each wait has its own limit there is none.
+      options = %{timeout: 60_000, inter_token_timeout: 50}
+      reader = open.("packed:a;hold", options)
+      assert reader.alarm == nil
+      assert {{:error, %Error{message: message}}, _reader} = Reader.next(reader)
+      assert message =~ "inter_token_timeout"
     end
 
     test "are lazy" do

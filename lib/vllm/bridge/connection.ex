@@ -42,6 +42,9 @@ defmodule VLLM.Bridge.Connection do
   # Of guides/protocol.md. It goes up with whatever the other side must understand.
   @protocol 2
 
+  @typedoc "What a stream tells before its last message: a row without its id, or what came in columns."
+  @type delta :: {:delta, list()} | {:delta, String.t(), [non_neg_integer()] | binary()}
+
   # Bytes that may wait for a worker that does not read.
   @max_unsent 256 * 1024 * 1024
 
@@ -98,7 +101,7 @@ defmodule VLLM.Bridge.Connection do
   `cancel/1`. With an error nothing was sent.
 
   A stream is a request with `:many` answers: before the last come deltas, as
-  `{:delta, row}` or `{:delta, {text, token_ids}}`. After the last one its reader calls `finish/1`.
+  `{:delta, row}` or `{:delta, text, token_ids}`. After the last one its reader calls `finish/1`.
   """
   @spec request(t(), Inbox.t(), String.t(), map(), pos_integer() | :infinity, :once | :many) ::
           {:ok, request()} | {:error, Error.t()}
@@ -512,8 +515,8 @@ defmodule VLLM.Bridge.Connection do
   @max_steps 8
 
   @doc """
-  Hands on deltas that came in columns: each as `{:delta, {text, token_ids}}`, with the ids as they
-  came. They are no more than that, and of the first completion.
+  Hands on deltas that came in columns: each as `{:delta, text, token_ids}`, with the ids as they
+  came, or of one token, as most are, in a list. They are no more than that, and of the first completion.
   """
   @spec deliver_packed(routed, map(), steps()) :: {:ok, steps()} | {:malformed, String.t()}
         when routed: %{:routes => :ets.table(), optional(atom()) => term()}
@@ -554,6 +557,18 @@ defmodule VLLM.Bridge.Connection do
     end
   end
 
+  # Copies, which cost no more than references do: one delta that is kept keeps no others.
+  defp deliver_packed(
+         [address | addresses],
+         <<1::32-little, counts::binary>>,
+         <<token_id::32-little, bytes::binary>>,
+         [text | texts]
+       )
+       when is_binary(text) do
+    if address, do: Inbox.send(address, {:delta, :binary.copy(text), [token_id]})
+    deliver_packed(addresses, counts, bytes, texts)
+  end
+
   defp deliver_packed(
          [address | addresses],
          <<count::32-little, counts::binary>>,
@@ -563,8 +578,7 @@ defmodule VLLM.Bridge.Connection do
        when is_binary(text) and count * 4 <= byte_size(bytes) do
     size = count * 4
     <<token_ids::binary-size(size), bytes::binary>> = bytes
-    # Copies, which cost no more than references do: one delta that is kept keeps no others.
-    if address, do: Inbox.send(address, {:delta, {:binary.copy(text), :binary.copy(token_ids)}})
+    if address, do: Inbox.send(address, {:delta, :binary.copy(text), :binary.copy(token_ids)})
     deliver_packed(addresses, counts, bytes, texts)
   end
 

@@ -16,7 +16,7 @@ defmodule VLLM.Bridge.Inbox do
   @type address :: {t(), reference()}
 
   @typedoc "What came, and from whom: `{:down, reason}` is the end of a process that was monitored."
-  @type message :: {reference(), term() | {:down, term()}}
+  @type message :: {reference(), term() | {:down, term()}} | {:alarm, :over}
 
   @doc "An inbox for a process that takes its messages from elsewhere, such as a GenServer."
   @spec new() :: t()
@@ -61,6 +61,21 @@ defmodule VLLM.Bridge.Inbox do
 
   defp monitor(inbox, pid, closing),
     do: :erlang.monitor(:process, pid, alias: closing, tag: inbox)
+
+  @doc """
+  Has `{:alarm, :over}` come to `inbox` at a deadline, unless `cancel_alarm/1` is called before. One such
+  timer costs less than those of many receives.
+  """
+  @spec alarm(t(), integer()) :: reference()
+  def alarm(inbox, deadline),
+    do: :erlang.send_after(deadline, self(), {inbox, :alarm, :over}, abs: true)
+
+  @doc "The alarm does not come any more; one that has come is still there."
+  @spec cancel_alarm(reference()) :: :ok
+  def cancel_alarm(alarm) do
+    :erlang.cancel_timer(alarm)
+    :ok
+  end
 
   @doc "Nothing comes by this address any more; what has come is still there."
   @spec close(address()) :: :ok

@@ -40,7 +40,7 @@ defmodule VLLM.Engine.InFlight do
   @type key :: term()
 
   @typedoc "What has become of a request: a delta, or its end."
-  @type event :: {:delta, list() | {String.t(), binary()}} | {:ok, term()} | {:error, Error.t()}
+  @type event :: Connection.delta() | {:ok, term()} | {:error, Error.t()}
 
   @spec new(Table.t(), String.t(), Inbox.t()) :: t()
   def new(table, method, inbox), do: %__MODULE__{table: table, method: method, inbox: inbox}
@@ -92,8 +92,8 @@ defmodule VLLM.Engine.InFlight do
 
   @doc "Takes in what has come to the inbox."
   @spec handle(t(), Inbox.message()) :: {key(), event(), t()} | {:none, t()}
-  def handle(%{keys: keys} = in_flight, {ref, {:delta, _row} = delta})
-      when is_map_key(keys, ref) do
+  def handle(%{keys: keys} = in_flight, {ref, delta})
+      when is_map_key(keys, ref) and elem(delta, 0) == :delta do
     %{^ref => key} = keys
 
     case in_flight.requests do

@@ -42,9 +42,11 @@ defmodule VLLM.Delta do
   end
 
   @doc false
-  @spec of_text(String.t(), binary()) :: t()
-  def of_text(text, token_ids),
-    do: %__MODULE__{index: 0, text: text, token_ids: VLLM.TokenIds.unpack(token_ids)}
+  @spec of_text(String.t(), [non_neg_integer()] | binary()) :: t()
+  def of_text(text, token_ids) when is_list(token_ids),
+    do: %__MODULE__{index: 0, text: text, token_ids: token_ids}
+
+  def of_text(text, token_ids), do: of_text(text, VLLM.TokenIds.unpack(token_ids))
 
   defp message([]), do: nil
   defp message([message]), do: VLLM.MessageDelta.from_wire(message)

@@ -8,8 +8,8 @@ defmodule VLLM.Streaming.Reader do
   alias VLLM.Engine.{Call, Dispatch, InFlight, Table}
   alias VLLM.{Delta, Error, RequestOutput}
 
-  @enforce_keys [:in_flight, :call]
-  defstruct [:in_flight, :call, taken: 0, begun?: false]
+  @enforce_keys [:in_flight, :call, :inbox]
+  defstruct @enforce_keys ++ [patience: nil, alarm: nil, taken: 0, begun?: false]
 
   @type t :: %__MODULE__{}
   @type event :: {:delta, Delta.t()} | {:done, RequestOutput.t()} | {:error, Error.t()}
@@ -31,7 +31,7 @@ defmodule VLLM.Streaming.Reader do
   defp submit(in_flight, params, call) do
     case InFlight.submit(in_flight, @stream, params, call, :many) do
       {:ok, in_flight} ->
-        {:ok, %__MODULE__{in_flight: in_flight, call: call}}
+        {:ok, %__MODULE__{in_flight: in_flight, call: call, inbox: in_flight.inbox}}
 
       :none_ready ->
         with :ok <- Dispatch.await_ready(in_flight.table, call),
@@ -44,12 +44,39 @@ defmodule VLLM.Streaming.Reader do
 
   @doc "The next event; the last one is `:done` or `:error`, and closes the stream."
   @spec next(t()) :: {event(), t()}
-  def next(reader) do
+  def next(%{begun?: false} = reader) do
     case InFlight.next(reader.in_flight, stall(reader)) do
-      {@stream, event, in_flight} -> read(event, %{reader | in_flight: in_flight})
+      {@stream, event, in_flight} -> begin(read(event, %{reader | in_flight: in_flight}))
       :stalled -> {expire(reader), reader}
     end
   end
+
+  # What every delta goes through but the first of a stream, which is not run again after it: nothing
+  # comes but more of them, and the end.
+  def next(%{inbox: inbox, patience: patience} = reader) do
+    case Inbox.next(inbox, patience || patience(reader)) do
+      {_ref, {:delta, text, token_ids}} ->
+        {{:delta, Delta.of_text(text, token_ids)}, acknowledge(reader)}
+
+      at_the_end when at_the_end in [:timeout, {:alarm, :over}] ->
+        {expire(reader), reader}
+
+      message ->
+        with {:none, reader} <- handle(reader, message), do: next(reader)
+    end
+  end
+
+  # From the first delta on one timer stands for the deadline, where nothing else limits a wait.
+  defp begin({{:delta, _delta}, %{call: %{inter_token_timeout: :infinity} = call}} = begun) do
+    {event, reader} = begun
+    alarm = if call.deadline != :infinity, do: Inbox.alarm(reader.inbox, call.deadline)
+    {event, %{reader | patience: :infinity, alarm: alarm}}
+  end
+
+  defp begin(other), do: other
+
+  defp cancel_alarm(%{alarm: nil}), do: :ok
+  defp cancel_alarm(%{alarm: alarm}), do: Inbox.cancel_alarm(alarm)
 
   @doc "The event that has come with a message to the inbox; `:none` where it is for nobody outside."
   @spec handle(t(), Inbox.message()) :: {event() | :none, t()}
@@ -65,7 +92,7 @@ defmodule VLLM.Streaming.Reader do
   def waits_for_turn?(reader), do: InFlight.waits_for_turn?(reader.in_flight)
 
   # In columns, whose shape the owner of the port has seen.
-  defp read({:delta, {text, token_ids}}, reader),
+  defp read({:delta, text, token_ids}, reader),
     do: {{:delta, Delta.of_text(text, token_ids)}, acknowledge(reader)}
 
   defp read({:delta, row}, reader) do
@@ -77,8 +104,15 @@ defmodule VLLM.Streaming.Reader do
     end
   end
 
-  defp read({:ok, output}, reader), do: {{:done, RequestOutput.from_wire(output)}, reader}
-  defp read({:error, error}, reader), do: {{:error, error}, reader}
+  defp read({:ok, output}, reader) do
+    cancel_alarm(reader)
+    {{:done, RequestOutput.from_wire(output)}, reader}
+  end
+
+  defp read({:error, error}, reader) do
+    cancel_alarm(reader)
+    {{:error, error}, reader}
+  end
 
   @doc "For how many milliseconds a message may be waited for."
   @spec patience(t()) :: timeout()
@@ -97,9 +131,13 @@ defmodule VLLM.Streaming.Reader do
 
   @doc "Leaves the stream; vLLM aborts what it still computes for it."
   @spec close(t()) :: :ok
-  def close(reader), do: InFlight.cancel(reader.in_flight)
+  def close(reader) do
+    cancel_alarm(reader)
+    InFlight.cancel(reader.in_flight)
+  end
 
   defp leave(reader, error) do
+    cancel_alarm(reader)
     InFlight.cancel(reader.in_flight, error)
     {:error, error}
   end

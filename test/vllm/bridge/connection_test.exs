@@ -127,7 +127,7 @@ defmodule VLLM.Bridge.ConnectionTest do
 
     defp told(%{inbox: inbox, ref: ref}) do
       receive do
-        {^inbox, ^ref, {:delta, {text, ids}}} -> {text, VLLM.TokenIds.unpack(ids)}
+        {^inbox, ^ref, {:delta, text, ids}} -> {text, VLLM.Delta.of_text(text, ids).token_ids}
       after
         0 -> nil
       end
