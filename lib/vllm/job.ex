@@ -563,14 +563,18 @@ defmodule VLLM.Job do
     end
   end
 
-  # What has its place or its name by now may be another's.
+  # What has its place or its name by now may be another's. A folder that somebody has removed has
+  # left its name behind.
   defp delete_output(record, output) do
-    if Steps.published?(record, output), do: delete_published(record, output), else: :ok
+    place = Data.model(record.name, output.label)
+
+    if Steps.published?(record, output) or (output.state == :done and not File.exists?(place)),
+      do: delete_published(record, output, place),
+      else: :ok
   end
 
   # It may have its name before the record says so.
-  defp delete_published(record, output) do
-    place = Data.model(record.name, output.label)
+  defp delete_published(record, output, place) do
     name = Queue.kind(record).name(record, output)
     params = %{"name" => name, "path" => place, "in_use" => Table.models()}
 

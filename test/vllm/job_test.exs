@@ -232,6 +232,7 @@ defmodule VLLM.JobTest do
 
       environment = "/proc/#{worker}/environ" |> File.read!() |> String.split("\0")
       assert "OMP_NUM_THREADS=3" in environment and "EX_VLLM_NICE=7" in environment
+      assert "OMP_WAIT_POLICY=passive" in environment
       File.touch!(go)
       assert {:ok, [_]} = Job.await(job)
     end
@@ -351,6 +352,19 @@ defmodule VLLM.JobTest do
     Models.register!(DemoModel.path(), "tickets", label: "a", replace: true)
     assert Job.delete(now, outputs: true) == :ok
     assert Models.get!("tickets:a").path == DemoModel.path()
+  end
+
+  test "an output whose folder was removed by hand loses its name with its job",
+       %{model: model} do
+    job = tickets(model)
+    :ok = Models.alias("tickets:a", "prod")
+    File.rm_rf!(Data.model("tickets", "a"))
+    assert %{missing?: true} = Models.get!("tickets:a")
+
+    assert Job.delete(job, outputs: true) == :ok
+
+    for name <- ["tickets:a", "prod"],
+        do: assert({:error, %Error{reason: :model_not_found}} = Models.get(name))
   end
 
   test "what a job has named, and has not noted yet, loses its name with its files",

@@ -4,20 +4,26 @@ defmodule VLLM.Job.Machine do
 
   alias VLLM.{Disk, Error}
 
-  @cgroup "/sys/fs/cgroup"
+  # Where the two versions of control groups have theirs, and what they call the limit, what is
+  # used, and what of that is page cache. A container sees its own group there.
+  @cgroups [
+    {"", "memory.max", "memory.current", "file"},
+    {"memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_cache"}
+  ]
 
   @doc """
   Bytes of memory that a process can still get without swapping, and how many there are in all: of
   the system, or of what the control group allows, whichever is less.
+
+  `cgroups` is the folder that control groups are mounted in.
   """
-  @spec memory() :: {available :: non_neg_integer(), total :: non_neg_integer()}
-  def memory do
+  @spec memory(Path.t()) :: {available :: non_neg_integer(), total :: non_neg_integer()}
+  def memory(cgroups \\ "/sys/fs/cgroup") do
     meminfo = File.read!("/proc/meminfo")
     system = {meminfo(meminfo, "MemAvailable"), meminfo(meminfo, "MemTotal")}
 
-    case cgroup() do
-      nil -> system
-      {available, total} -> {min(available, elem(system, 0)), min(total, elem(system, 1))}
+    for cgroup <- @cgroups, {available, total} <- allowed(cgroups, cgroup), reduce: system do
+      {least, least_total} -> {min(available, least), min(total, least_total)}
     end
   end
 
@@ -26,24 +32,25 @@ defmodule VLLM.Job.Machine do
     String.to_integer(kilobytes) * 1024
   end
 
-  defp cgroup do
-    with {:ok, limit} <- number("memory.max"), {:ok, usage} <- number("memory.current") do
-      # The page cache counts as used and is given back under pressure.
-      {max(limit - usage + cached(), 0), limit}
+  # Nothing where there is no limit. The page cache counts as used and is given back under pressure.
+  defp allowed(cgroups, {folder, limit, usage, cached}) do
+    folder = Path.join(cgroups, folder)
+
+    with {:ok, limit} <- number(Path.join(folder, limit)),
+         {:ok, usage} <- number(Path.join(folder, usage)) do
+      [{max(limit - usage + cached(folder, cached), 0), limit}]
     else
-      _no_limit -> nil
+      _no_limit -> []
     end
   end
 
-  defp number(name) do
-    with {:ok, text} <- File.read(Path.join(@cgroup, name)),
-         {number, _} <- Integer.parse(text),
-         do: {:ok, number}
+  defp number(file) do
+    with {:ok, text} <- File.read(file), {number, _} <- Integer.parse(text), do: {:ok, number}
   end
 
-  defp cached do
-    with {:ok, text} <- File.read(Path.join(@cgroup, "memory.stat")),
-         [_, bytes] <- Regex.run(~r/^file (\d+)$/m, text) do
+  defp cached(folder, name) do
+    with {:ok, text} <- File.read(Path.join(folder, "memory.stat")),
+         [_, bytes] <- Regex.run(~r/^#{name} (\d+)$/m, text) do
       String.to_integer(bytes)
     else
       _unknown -> 0

@@ -35,6 +35,8 @@ defmodule VLLM.Job.Settings do
     @threads
     |> Map.new(&{&1, settings.threads})
     |> Map.put("EX_VLLM_NICE", settings.nice)
+    # Threads that wait for each other by turning round take time from engines, and from each other.
+    |> Map.put("OMP_WAIT_POLICY", "passive")
     |> Map.merge(token)
     |> Map.merge(settings.env)
   end

@@ -1,0 +1,44 @@
+defmodule VLLM.Job.MachineTest do
+  use ExUnit.Case, async: true
+
+  alias VLLM.Job.Machine
+
+  @moduletag :tmp_dir
+  @gib 1024 * 1024 * 1024
+
+  defp write!(folder, files) do
+    File.mkdir_p!(folder)
+    for {name, text} <- files, do: File.write!(Path.join(folder, name), text)
+  end
+
+  test "memory is that of the system, where no control group has less", %{tmp_dir: folder} do
+    {available, total} = Machine.memory(folder)
+    assert 0 < available and available < total
+
+    write!(folder, [{"memory.max", "max\n"}, {"memory.current", "4096\n"}])
+
+    write!(Path.join(folder, "memory"), [
+      {"memory.limit_in_bytes", "9223372036854771712\n"},
+      {"memory.usage_in_bytes", "4096\n"}
+    ])
+
+    assert {_available, ^total} = Machine.memory(folder)
+  end
+
+  # Smaller than any machine has that these tests run on.
+  for {version, below, limit, usage, cached} <- [
+        {1, "memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_cache"},
+        {2, "", "memory.max", "memory.current", "file"}
+      ] do
+    test "a control group of version #{version} allows what it has left, with its page cache",
+         %{tmp_dir: folder} do
+      write!(Path.join(folder, unquote(below)), [
+        {unquote(limit), "#{div(@gib, 8)}\n"},
+        {unquote(usage), "#{div(@gib, 8) - 1_000}\n"},
+        {"memory.stat", "rss 5\n#{unquote(cached)} 700\nanon 7\n"}
+      ])
+
+      assert Machine.memory(folder) == {1_700, div(@gib, 8)}
+    end
+  end
+end
