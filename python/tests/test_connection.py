@@ -1,5 +1,6 @@
 import asyncio
 import os
+import tracemalloc
 from collections.abc import Callable
 from typing import Any
 
@@ -58,6 +59,27 @@ def test_frames_come_in(pipes: Pipes) -> None:
         await ends.until(lambda: ends.received == [b"one", b"two"])
         ends.write(b"three")
         await ends.until(lambda: ends.received[2:] == [b"three"])
+        ends.connection.close()
+
+    asyncio.run(scenario())
+
+
+def test_a_read_takes_memory_for_what_came_and_not_for_what_might_have(pipes: Pipes) -> None:
+    async def scenario() -> None:
+        ends = Ends(pipes)
+        kept: list[bytes | memoryview] = []
+        ends.connection._on_frame = kept.append
+        tracemalloc.start()
+        try:
+            ends.write(b"first")
+            await ends.until(lambda: len(kept) == 1)
+            assert tracemalloc.get_traced_memory()[1] < PIPE_SIZE // 2
+        finally:
+            tracemalloc.stop()
+        # What was read before stays what it is.
+        ends.write(b"other")
+        await ends.until(lambda: len(kept) == 2)
+        assert [bytes(payload) for payload in kept] == [b"first", b"other"]
         ends.connection.close()
 
     asyncio.run(scenario())

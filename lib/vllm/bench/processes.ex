@@ -12,17 +12,19 @@ defmodule VLLM.Bench.Processes do
   @spec of(VLLM.engine()) :: [pos_integer()]
   def of(engine) do
     with {:ok, table, _pid} <- Table.lookup(engine) do
-      parents = parents()
-
       for replica <- 1..Table.replicas(table),
           {%{run_dir: folder}, _conn} <- [Table.run(table, replica)],
           {:ok, "vllm_bridge " <> guard} <- [File.read(Path.join(folder, "lock"))],
-          pid <- below([guard |> String.trim() |> String.to_integer()], parents),
+          pid <- guard |> String.trim() |> String.to_integer() |> below(),
           do: pid
     else
       {:error, _gone} -> []
     end
   end
+
+  @doc "A process and all below it."
+  @spec below(pos_integer()) :: [pos_integer()]
+  def below(pid), do: below([pid], parents())
 
   defp below([], _parents), do: []
 

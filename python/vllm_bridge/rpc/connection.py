@@ -54,6 +54,8 @@ class Connection:
         self._on_frame = on_frame
         self._on_close = on_close
         self._parser = FrameParser(max_frame)
+        # One for all reads: of a new one the system maps, and unmaps, every time.
+        self._input = memoryview(bytearray(PIPE_SIZE))
         self._pending: deque[bytes | memoryview] = deque()
         self._pending_bytes = 0
         self._flush_scheduled = False
@@ -154,7 +156,7 @@ class Connection:
 
     def _readable(self) -> None:
         try:
-            data = os.read(self._read_fd, PIPE_SIZE)
+            data = bytes(self._input[: os.readv(self._read_fd, [self._input])])
         except BlockingIOError:
             return
         except OSError as error:

@@ -1,0 +1,173 @@
+# `generate`, `stream` and a list of prompts beside vLLM in its own process: the same engine twice, with the
+# same options, asked in turns.
+#
+#     MIX_ENV=prod elixir --erl "+sbwt none +sbwtdcpu none +sbwtdio none" -S mix run bench/generate.exs \
+#       [final|stream|list]
+#
+# `final` and `stream` have callers at once (`CALLERS="1 16 64 256"`) that each ask one request after
+# another, beside AsyncLLM; `list` is one `generate` of many prompts (`PROMPTS="256 1024 4096"`) beside
+# `LLM.generate`. Each ratio (tokens/s, and CPU) is the median over the rounds (`ROUNDS=15`) of what both had in
+# the same round, with its 95 % interval by bootstrap. CPU is that of all processes of a side: BEAM,
+# worker and vLLM's own of ours.
+
+Logger.configure(level: :error)
+
+defmodule Bench.Generate do
+  alias VLLM.Bench.{Processes, Statistics}
+
+  @rounds String.to_integer(System.get_env("ROUNDS", "15"))
+  @model Application.app_dir(:ex_vllm, "priv/models/demo")
+  @options [
+    enforce_eager: true,
+    kv_cache_memory_bytes: 268_435_456,
+    max_model_len: 1024,
+    max_num_seqs: 256,
+    max_num_batched_tokens: 4096,
+    enable_prefix_caching: false
+  ]
+  @prompt "The capital of France is"
+  @tokens 32
+
+  # vLLM's readers of shared memory spin for a second after what they read last.
+  @settle 1_200
+
+  def run([]), do: run(~w(final stream list))
+
+  def run(kinds) do
+    llm = VLLM.llm!(@model, [nursery: false] ++ @options)
+
+    for {program, own} <- [{"AsyncLLM", ~w(final stream)}, {"LLM", ~w(list)}],
+        mine = Enum.filter(kinds, &(&1 in own)),
+        mine != [] do
+      beside = start(program)
+      for kind <- mine, count <- counts(kind), do: row(kind, count, llm, beside)
+      Port.close(beside)
+    end
+
+    VLLM.stop(llm)
+  end
+
+  defp counts("list"), do: numbers("PROMPTS", "256 1024 4096")
+  defp counts(_callers), do: numbers("CALLERS", "1 16 64 256")
+
+  defp numbers(name, default),
+    do: for(word <- String.split(System.get_env(name, default)), do: String.to_integer(word))
+
+  # About as many tokens in each row, but for one caller, who is slow.
+  defp requests("list", _count), do: 1
+  defp requests(_kind, 1), do: 32
+  defp requests(_kind, callers), do: max(div(512, callers), 1)
+
+  defp row(kind, count, llm, beside) do
+    requests = requests(kind, count)
+    {:os_pid, pid} = Port.info(beside, :os_pid)
+
+    [_ | rounds] =
+      for round <- 0..@rounds do
+        sides = [
+          ours: fn ->
+            measured(Processes.of(llm), true, fn -> ours(kind, count, requests, llm) end)
+          end,
+          theirs: fn ->
+            measured(Processes.below(pid), false, fn -> theirs(kind, count, requests, beside) end)
+          end
+        ]
+
+        # Nobody is always the first.
+        sides = if rem(round, 2) == 0, do: sides, else: Enum.reverse(sides)
+
+        for {side, measure} <- sides, into: %{} do
+          Process.sleep(@settle)
+          {side, measure.()}
+        end
+      end
+
+    what = if kind == "list", do: "prompts in a list", else: "callers, #{requests} requests each"
+    IO.puts("\n#{kind}: #{count} #{what}, #{@tokens} tokens; #{@rounds} rounds")
+
+    for {name, value} <- [
+          {"tokens/s, ours", &(&1.ours.tokens / &1.ours.seconds)},
+          {"tokens/s, in process", &(&1.theirs.tokens / &1.theirs.seconds)},
+          {"ratio", &(&1.theirs.seconds / &1.ours.seconds)},
+          {"CPU ms of 1,000 tokens, ours", &(1.0e6 * &1.ours.cpu / &1.ours.tokens)},
+          {"CPU ms of 1,000 tokens, in process", &(1.0e6 * &1.theirs.cpu / &1.theirs.tokens)},
+          {"of ours the BEAM's", &(1.0e6 * &1.ours.beam / &1.ours.tokens)},
+          {"CPU ratio", &(&1.ours.cpu / &1.theirs.cpu)}
+        ] do
+      {median, low, high} = rounds |> Enum.map(value) |> Statistics.interval()
+      IO.puts("  #{String.pad_trailing(name, 36)} #{show(median)} (#{show(low)} - #{show(high)})")
+    end
+  end
+
+  defp measured(pids, beam?, fun) do
+    [cpu, beam] = [Processes.cpu_seconds(pids), Processes.own_cpu_seconds()]
+    {seconds, tokens} = fun.()
+    beam = if beam?, do: Processes.own_cpu_seconds() - beam, else: 0.0
+    %{seconds: seconds, tokens: tokens, beam: beam, cpu: Processes.cpu_seconds(pids) - cpu + beam}
+  end
+
+  defp ours("list", count, _requests, llm) do
+    timed(fn ->
+      prompts = for number <- 0..(count - 1), do: "#{@prompt} #{number}"
+      outputs = VLLM.generate!(llm, prompts, options())
+      Enum.sum(for output <- outputs, do: length(hd(output.outputs).token_ids))
+    end)
+  end
+
+  defp ours(kind, callers, requests, llm) do
+    timed(fn ->
+      1..callers
+      |> Enum.map(fn _ ->
+        Task.async(fn -> Enum.sum(for _ <- 1..requests, do: ask(kind, llm)) end)
+      end)
+      |> Task.await_many(:infinity)
+      |> Enum.sum()
+    end)
+  end
+
+  defp ask("final", llm) do
+    [output] = VLLM.generate!(llm, @prompt, options())
+    length(hd(output.outputs).token_ids)
+  end
+
+  defp ask("stream", llm) do
+    llm
+    |> VLLM.stream!(@prompt, options())
+    |> Enum.reduce(0, fn delta, count -> count + length(delta.token_ids) end)
+  end
+
+  defp options, do: [temperature: 0.0, max_tokens: @tokens, ignore_eos: true, timeout: :infinity]
+
+  defp timed(fun) do
+    {microseconds, tokens} = :timer.tc(fun)
+    {microseconds / 1.0e6, tokens}
+  end
+
+  defp start(program) do
+    {:ok, python} = VLLM.Python.executable()
+    script = Path.expand("generate/in_process.py", __DIR__)
+    values = for {name, value} <- @options, do: ~s("#{name}": #{value})
+    args = [script, program, @model, "{#{Enum.join(values, ", ")}}"]
+    port = Port.open({:spawn_executable, python}, [:binary, line: 1000, args: args])
+    "ready" = line(port)
+    port
+  end
+
+  defp theirs(kind, count, requests, port) do
+    Port.command(port, "#{kind} #{count} #{requests} #{@tokens} #{@prompt}\n")
+    [seconds, tokens] = String.split(line(port))
+    {String.to_float(seconds), String.to_integer(tokens)}
+  end
+
+  defp line(port) do
+    receive do
+      {^port, {:data, {:eol, line}}} -> line
+      {^port, {:data, {:noeol, _part}}} -> line(port)
+    end
+  end
+
+  defp show(number) when number >= 100, do: Integer.to_string(round(number))
+  defp show(number), do: :erlang.float_to_binary(number / 1, decimals: 3)
+end
+
+Bench.Generate.run(System.argv())
