@@ -1,5 +1,6 @@
-"""What vLLM's attention takes for one decoded token on a CPU, and how much of it goes into views of
-the KV cache: by turns on one thread, for the layers of the model of ``gguf_speed.py``.
+"""What attention takes for one decoded token on a CPU: vLLM's own, and with the views of the KV
+cache kept (``patches/cpu/attention.py``), by turns on one thread, for the layers of the model of
+``gguf_speed.py``.
 
     OMP_NUM_THREADS=1 PYTHON bench/attention_calls.py
 
@@ -8,7 +9,10 @@ processor. The CPU time of the thread counts, so that other programs matter less
 """
 
 import statistics
+import sys
 import time
+from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,33 +20,37 @@ import torch
 from vllm import _custom_ops as ops
 from vllm.v1.attention.backends import cpu_attn
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "python"))
+
+from vllm_bridge.patches.cpu import attention as patch
+
 LAYERS, HEADS, KV_HEADS, SIZE, BLOCK, CONTEXT = 28, 20, 4, 64, 128, 64
 WEIGHTS = 10_000_000
 ROUNDS = 25
 
 
 class Attention:
-    """The same of each layer, with vLLM's own calls and with views that are kept."""
+    """That of each layer."""
 
     def __init__(self) -> None:
         dtype = torch.bfloat16
         isa = cpu_attn._get_attn_isa(dtype, BLOCK, SIZE, "auto")
         self.layer = SimpleNamespace(isa=isa, _k_scale_float=1.0, _v_scale_float=1.0)
-        self.vllm = cpu_attn.CPUAttentionBackendImpl.__new__(cpu_attn.CPUAttentionBackendImpl)
-        self.vllm.__dict__.update(
-            attn_type="decoder",
-            scale=SIZE**-0.5,
-            alibi_slopes=None,
-            sliding_window=-1,
-            logits_soft_cap=0,
-            sinks=None,
-            kv_cache_dtype="auto",
-        )
+        self.layers = []
+        for _ in range(LAYERS):
+            layer = cpu_attn.CPUAttentionBackendImpl.__new__(cpu_attn.CPUAttentionBackendImpl)
+            layer.__dict__.update(
+                attn_type="decoder",
+                scale=SIZE**-0.5,
+                alibi_slopes=None,
+                sliding_window=-1,
+                logits_soft_cap=0,
+                sinks=None,
+                kv_cache_dtype="auto",
+            )
+            self.layers.append(layer)
         self.caches = [
             torch.zeros(8, KV_HEADS, BLOCK, 2 * SIZE, dtype=dtype) for _ in range(LAYERS)
-        ]
-        self.views = [
-            cache.view(8, KV_HEADS, 2 * BLOCK, -1).chunk(2, dim=2) for cache in self.caches
         ]
         starts, lengths = (torch.tensor(of, dtype=torch.int32) for of in ([0, 1], [CONTEXT]))
         self.slots = torch.tensor([CONTEXT - 1])
@@ -71,38 +79,16 @@ class Attention:
         self.query, self.output = (torch.randn(1, HEADS, SIZE, dtype=dtype) for _ in range(2))
         self.key, self.value = (torch.randn(1, KV_HEADS, SIZE, dtype=dtype) for _ in range(2))
 
-    def write(self, layer: int) -> None:
-        self.vllm.do_kv_cache_update(
-            self.layer, self.key, self.value, self.caches[layer], self.slots
+    def write(self, by: Callable[..., None], index: int) -> None:
+        by(
+            *(self.layers[index], self.layer, self.key, self.value),
+            *(self.caches[index], self.slots),
         )
 
-    def write_to_views(self, layer: int) -> None:
-        ops.cpu_attn_reshape_and_cache(
-            self.key, self.value, *self.views[layer], self.slots, self.layer.isa
-        )
-
-    def attend(self, layer: int) -> None:
-        cache = self.caches[layer]
-        self.vllm.forward(
-            self.layer, self.query, self.key, self.value, cache, self.metadata, self.output
-        )
-
-    def attend_to_views(self, layer: int) -> None:
-        of: Any = self.metadata
-        ops.cpu_attention_with_kv_cache(
-            self.query,
-            *self.views[layer],
-            self.output,
-            of.query_start_loc,
-            of.seq_lens,
-            self.vllm.scale,
-            True,
-            None,
-            -1,
-            of.block_table,
-            0,
-            of.scheduler_metadata,
-            None,
+    def attend(self, by: Callable[..., torch.Tensor], index: int) -> None:
+        by(
+            *(self.layers[index], self.layer, self.query, self.key, self.value),
+            *(self.caches[index], self.metadata, self.output),
         )
 
 
@@ -110,21 +96,23 @@ def main() -> None:
     torch.set_num_threads(1)
     attention = Attention()
     weights = torch.zeros(LAYERS, WEIGHTS, dtype=torch.uint8).view(torch.int64)
-    ways = {
-        "vLLM's write to the KV cache": attention.write,
-        "the same, views kept": attention.write_to_views,
-        "vLLM's attention": attention.attend,
-        "the same, views and slices kept": attention.attend_to_views,
+    write = cpu_attn.CPUAttentionBackendImpl.do_kv_cache_update
+    attend = cpu_attn.CPUAttentionBackendImpl.forward
+    ways: dict[str, tuple[Callable[..., None], Callable[..., Any]]] = {
+        "vLLM's write to the KV cache": (attention.write, write),
+        "the same, views kept": (attention.write, patch.writing(write)),
+        "vLLM's attention": (attention.attend, attend),
+        "the same, with them": (attention.attend, patch.attending(attend)),
     }
     taken: dict[str, list[float]] = {name: [] for name in ways}
     with torch.inference_mode():
         for _ in range(ROUNDS):
             spent = dict.fromkeys(ways, 0.0)
             for layer in range(LAYERS):
-                for name, way in ways.items():
+                for name, (call, by) in ways.items():
                     weights[layer].sum()
                     began = time.thread_time()
-                    way(layer)
+                    call(by, layer)
                     spent[name] += 1000 * (time.thread_time() - began)
             for name, milliseconds in spent.items():
                 taken[name].append(milliseconds)

@@ -1,0 +1,153 @@
+"""Attention on CPUs keeps its views of the KV cache.
+
+vLLM makes them anew in every layer of every step, once to write to the cache and once to read it,
+and looks each operation up by its name, which takes longer than all else that the attention of one
+decoded token takes. Here a layer makes them once for the cache that it has, and calls the same
+operations with the same arguments. What is rare stays vLLM's: encoders, quantized caches, sinks,
+outputs that are scaled. So does everything where the operations take other arguments than these.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from vllm_bridge.patches import replace
+
+SEEN = ("0.31.", "0.32.")
+TOUCHES = {
+    "vllm.v1.attention.backends.cpu_attn": (
+        "CPUAttentionBackendImpl.forward",
+        "CPUAttentionBackendImpl.do_kv_cache_update",
+    ),
+}
+
+# Of a cache: blocks, heads, tokens of a block, and numbers of a key and of a value.
+DIMENSIONS = 4
+
+# What the operations take, in this order.
+WRITE = (
+    *("key", "value", "key_cache", "value_cache", "slot_mapping", "isa"),
+    *("k_scale", "v_scale", "kv_cache_dtype"),
+)
+ATTEND = (
+    *("query", "key_cache", "value_cache", "output", "query_start_loc", "seq_lens", "scale"),
+    *("causal", "alibi_slopes", "sliding_window_size", "block_table", "softcap"),
+    *("scheduler_metadata", "s_aux", "dynamic_causal", "k_scale", "v_scale", "kv_cache_dtype"),
+)
+
+# Where a layer's attention keeps the cache and the views of it.
+KEPT = "vllm_bridge_views"
+
+
+def apply() -> None:
+    from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackendImpl
+
+    if is_known():
+        replace(CPUAttentionBackendImpl, "do_kv_cache_update", writing)
+        replace(CPUAttentionBackendImpl, "forward", attending)
+
+
+def is_known() -> bool:
+    """Whether vLLM's operations take what they are given here."""
+    operations = torch.ops._C
+    return all(
+        hasattr(operations, name)
+        and tuple(argument.name for argument in getattr(operations, name).default._schema.arguments)
+        == arguments
+        for name, arguments in (
+            ("cpu_attn_reshape_and_cache", WRITE),
+            ("cpu_attention_with_kv_cache", ATTEND),
+        )
+    )
+
+
+def writing(original: Callable[..., None]) -> Callable[..., None]:
+    write = torch.ops._C.cpu_attn_reshape_and_cache.default
+
+    @functools.wraps(original)
+    def do_kv_cache_update(
+        self: Any,
+        layer: Any,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        kv_cache: torch.Tensor,
+        slot_mapping: torch.Tensor,
+    ) -> None:
+        views = _views(self, kv_cache)
+        if views is None:
+            original(self, layer, key, value, kv_cache, slot_mapping)
+        else:
+            write(key, value, *views, slot_mapping, layer.isa)
+
+    return do_kv_cache_update
+
+
+def attending(original: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    attend = torch.ops._C.cpu_attention_with_kv_cache.default
+
+    @functools.wraps(original)
+    def forward(
+        self: Any,
+        layer: Any,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        kv_cache: torch.Tensor,
+        attn_metadata: Any,
+        output: torch.Tensor,
+        output_scale: torch.Tensor | None = None,
+        output_block_scale: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        views = _views(self, kv_cache)
+        is_scaled = output_scale is not None or output_block_scale is not None
+        if views is None or attn_metadata is None or is_scaled:
+            return original(
+                *(self, layer, query, key, value, kv_cache, attn_metadata, output),
+                output_scale=output_scale,
+                output_block_scale=output_block_scale,
+            )
+        count = attn_metadata.num_actual_tokens
+        is_padded = count != query.shape[0]
+        attend(
+            query[:count] if is_padded else query,
+            *views,
+            output[:count] if is_padded else output,
+            attn_metadata.query_start_loc,
+            attn_metadata.seq_lens,
+            self.scale,
+            attn_metadata.causal,
+            self.alibi_slopes,
+            self.sliding_window,
+            attn_metadata.block_table,
+            self.logits_soft_cap,
+            attn_metadata.scheduler_metadata,
+            None,
+            attn_metadata.dynamic_causal,
+        )
+        return output
+
+    return forward
+
+
+def _views(attention: Any, cache: torch.Tensor) -> list[torch.Tensor] | None:
+    """The keys and the values of a layer's cache; None where its attention is left to vLLM."""
+    kept = attention.__dict__.get(KEPT)
+    if kept is None or kept[0] is not cache:
+        kept = (cache, _made_views(attention, cache))
+        setattr(attention, KEPT, kept)
+    views: list[torch.Tensor] | None = kept[1]
+    return views
+
+
+def _made_views(attention: Any, cache: torch.Tensor) -> list[torch.Tensor] | None:
+    if (
+        attention.attn_type != "decoder"
+        or attention.kv_cache_dtype != "auto"
+        or attention.sinks is not None
+        or cache.dim() != DIMENSIONS
+    ):
+        return None
+    blocks, heads, size, _ = cache.shape
+    return list(cache.view(blocks, heads, 2 * size, -1).chunk(2, dim=2))
