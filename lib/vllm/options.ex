@@ -99,6 +99,11 @@ defmodule VLLM.Options do
      "milliseconds until the whole call must have its answer, waiting for a starting engine included; or `:infinity`"}
   ]
 
+  @metrics [
+    {:timeout, :timeout, 5_000,
+     "milliseconds that replicas may take to answer; those that have not are left out"}
+  ]
+
   @tools [
     {:timeout, :timeout, 120_000,
      "milliseconds until the answer must be there, the start of a Python process and what it asks of " <>
@@ -524,6 +529,10 @@ defmodule VLLM.Options do
 
   @spec call() :: [spec()]
   def call, do: @call
+
+  @doc "What `VLLM.Metrics.text/1` takes."
+  @spec metrics() :: [spec()]
+  def metrics, do: @metrics
 
   @doc "What all questions take that are answered without an engine."
   @spec tools() :: [spec()]

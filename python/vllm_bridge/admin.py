@@ -80,6 +80,28 @@ async def metrics(_llm: Any, _params: NoParams) -> dict[str, Any]:
     return figures
 
 
+async def metric_families(_llm: Any, _params: NoParams) -> list[dict[str, Any]]:
+    """vLLM's Prometheus metrics with their labels, and those of this process, as they are."""
+    from prometheus_client import REGISTRY
+
+    return [
+        {
+            # In the text format the name of a counter is that of its samples.
+            "name": f"{family.name}_total" if family.type == "counter" else family.name,
+            "type": family.type,
+            "help": family.documentation,
+            "samples": [
+                [sample.name, sample.labels, sample.value]
+                for sample in family.samples
+                # When a series began, which the text format has no place for.
+                if not sample.name.endswith("_created")
+            ],
+        }
+        for family in REGISTRY.collect()
+        if family.name.startswith(("vllm:", "process_"))
+    ]
+
+
 # Each is given the ``AsyncLLM``.
 METHODS = {
     "reset_prefix_cache": (NoParams, reset_prefix_cache),
@@ -89,4 +111,5 @@ METHODS = {
     "wake_up": (WakeUpParams, wake_up),
     "health": (NoParams, health),
     "metrics": (NoParams, metrics),
+    "metric_families": (NoParams, metric_families),
 }

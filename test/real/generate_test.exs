@@ -2,7 +2,7 @@ defmodule VLLM.Real.GenerateTest do
   # The real vLLM engine on the demo model, one engine for the whole module.
   use ExUnit.Case
 
-  alias VLLM.{DemoModel, DocExamples, Error}
+  alias VLLM.{DemoModel, DocExamples, Error, Prometheus}
 
   @moduletag timeout: 300_000
 
@@ -444,6 +444,40 @@ defmodule VLLM.Real.GenerateTest do
       assert %{"count" => count, "sum" => sum} = now["time_to_first_token_seconds"]
       assert count == before["time_to_first_token_seconds"]["count"] + 1
       assert sum > 0
+    end
+
+    test "Prometheus' metrics are vLLM's own, and those that the dashboard, the alerts and the guide name",
+         %{llm: llm} do
+      before = of_vllm(llm)
+      VLLM.generate!(llm, "The", max_tokens: 7, ignore_eos: true)
+      now = of_vllm(llm)
+
+      assert now["vllm:generation_tokens_total"] - before["vllm:generation_tokens_total"] == 7
+      assert now["vllm:num_requests_running"] == 0
+      assert now["process_resident_memory_bytes"] > 10_000_000
+
+      queries = Prometheus.dashboard_queries() ++ Prometheus.alert_queries()
+      guide = File.read!("guides/observability.md")
+      named = for [_, name] <- Regex.scan(~r/`((?:vllm:|process_)\w+)`/, guide), do: name
+      assert length(named) > 15
+
+      for name <- Enum.flat_map(queries, &Prometheus.metrics/1) ++ named,
+          not String.starts_with?(name, "vllm_bridge_"),
+          do: assert(is_map_key(now, name) or is_map_key(now, name <> "_count"), name)
+
+      refute VLLM.Metrics.text!() =~ DemoModel.path()
+    end
+
+    # One series of each metric of an engine.
+    defp of_vllm(llm) do
+      text = VLLM.Metrics.text!(timeout: 300_000)
+
+      for {{name, %{"engine" => engine} = labels}, value} <- Prometheus.series(text),
+          engine == inspect(llm.id),
+          into: %{} do
+        if model = labels["model_name"], do: assert(model == "demo")
+        {name, value}
+      end
     end
 
     test "an engine that is well says so", %{llm: llm} do

@@ -115,8 +115,18 @@ defmodule VLLM.JobTest do
       assert error.message =~ job.id
       assert {:ok, %{state: state}} = Job.get(job)
       assert state not in [:failed, :cancelled, :done]
+      cancelled = {"vllm_bridge_jobs_ended_total", "cancelled"}
+      before = metrics()
       assert Job.cancel(job) == :ok
+      assert metrics()[cancelled] == before[cancelled] + 1
       assert {:error, %Error{reason: :aborted}} = Job.await(job)
+    end
+
+    defp metrics do
+      for {{name, %{"kind" => "quantize", "state" => state}}, value} <-
+            VLLM.Prometheus.series(VLLM.Metrics.text!()),
+          into: %{},
+          do: {{name, state}, value}
     end
 
     test "that waits for others says so, and runs after them", %{model: model, folder: folder} do
@@ -125,9 +135,15 @@ defmodule VLLM.JobTest do
       second = quantize!(model, [:a], name: "second", verify: false)
       assert %{state: :queued, waiting_for: "other jobs" <> _} = Job.get!(second)
       assert [%{name: "second"}, %{name: "first"}] = Job.list()
+      before = metrics()
+      assert before[{"vllm_bridge_jobs", "queued"}] in [1.0, 2.0]
       File.touch!(go)
       assert {:ok, [_]} = Job.await(first)
       assert {:ok, [_]} = Job.await(second)
+      now = metrics()
+      assert now[{"vllm_bridge_jobs", "queued"}] == 0
+      ended = {"vllm_bridge_jobs_ended_total", "done"}
+      assert now[ended] == before[ended] + 2
     end
 
     test "waits for memory that others hold, and says so", %{model: model} do

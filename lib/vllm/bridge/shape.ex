@@ -54,6 +54,10 @@ defmodule VLLM.Bridge.Shape do
     "detokenize" => {:record, %{"text" => :binary}},
     "list_loras" => {:list, :map},
     "metrics" => :map,
+    "metric_families" =>
+      {:list,
+       {:record,
+        %{"name" => :binary, "type" => :binary, "help" => :binary, "samples" => {:list, :sample}}}},
     "methods" => {:list, {:record, %{"formats" => {:list, :map}, "in_flight" => {:maybe, :map}}}},
     "detect" => {:record, %{"ignored" => {:list, :any}, "adapter" => {:maybe, :map}}},
     "check" => {:record, %{"findings" => {:list, :finding}}},
@@ -152,6 +156,14 @@ defmodule VLLM.Bridge.Shape do
   defp fits?(value, :figures) do
     fits?(value, :map) and Enum.all?(@figures, &figure?(Map.get(value, &1, 0)))
   end
+
+  # Erlang has atoms for the numbers that are none.
+  defp fits?([name, labels, value], :sample) do
+    is_binary(name) and fits?(labels, :map) and (is_number(value) or is_atom(value)) and
+      Enum.all?(labels, fn {name, value} -> is_binary(name) and is_binary(value) end)
+  end
+
+  defp fits?(_value, :sample), do: false
 
   defp fits?(value, :tensor) do
     fits?(value, @pooled) and byte_size(value["data"]) == 4 * Enum.product(value["shape"])

@@ -82,6 +82,11 @@ defmodule VLLM.Engine.Dispatch do
       {:error, %Error{reason: :engine_dead}} ->
         workers |> List.delete(worker) |> send_to_one(target, params, call, opts)
 
+      # A caller with others under way waits for one of them to end; the rest are told.
+      {:error, %Error{reason: :overloaded}} = refused ->
+        if Keyword.get(opts, :own, 0) == 0, do: Table.count(table, :refused, {worker.index})
+        refused
+
       error ->
         error
     end

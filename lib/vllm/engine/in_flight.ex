@@ -163,6 +163,7 @@ defmodule VLLM.Engine.InFlight do
   def cancel(in_flight, error \\ Connection.aborted()) do
     for {_key, %{request: request}} <- in_flight.requests do
       Connection.cancel(request)
+      count_end(in_flight, {:error, error})
       Telemetry.request_end(request.span, {:error, error})
     end
 
@@ -208,12 +209,23 @@ defmodule VLLM.Engine.InFlight do
   defp ended(in_flight, key, result) do
     {%{request: request}, rest} = Map.pop!(in_flight.requests, key)
     %{address: {_inbox, ref}} = request
+    count_end(in_flight, result)
     Telemetry.request_end(request.span, result)
     in_flight = %{in_flight | requests: rest, keys: Map.delete(in_flight.keys, ref)}
 
     if in_flight.running == key,
       do: {key, result, ask_for_turn(give_turn_back(in_flight))},
       else: {key, result, in_flight}
+  end
+
+  defp count_end(%{table: table, method: method}, result) do
+    outcome =
+      case result do
+        {:ok, _result} -> :ok
+        {:error, error} -> error.reason
+      end
+
+    Table.count(table, :requests, {method, outcome})
   end
 
   ## Running lost requests again, one at a time

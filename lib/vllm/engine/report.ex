@@ -34,7 +34,11 @@ defmodule VLLM.Engine.Report do
   def load_start(worker), do: Telemetry.load_start(metadata(worker))
 
   @spec load_stop(worker()) :: :ok
-  def load_stop(worker), do: Telemetry.load_stop(worker.started_at, metadata(worker))
+  def load_stop(worker) do
+    Table.put_load_time(worker.table, worker.slot, System.monotonic_time() - worker.started_at)
+    count(worker, :loads, :ok)
+    Telemetry.load_stop(worker.started_at, metadata(worker))
+  end
 
   @spec failed(worker(), Error.t()) :: :ok
   def failed(worker, error) do
@@ -50,6 +54,23 @@ defmodule VLLM.Engine.Report do
     log(worker, level, fn -> Progress.describe(progress) end)
     %{worker | progress: progress}
   end
+
+  @doc "Counts a load that has ended with an error."
+  @spec not_loaded(worker(), Error.t()) :: :ok
+  def not_loaded(worker, error), do: count(worker, :loads, error.reason)
+
+  @doc "Counts a death of the program."
+  @spec died(worker(), Error.t()) :: :ok
+  def died(worker, %Error{details: %{"hung" => _who}}), do: count(worker, :deaths, :hung)
+  def died(worker, error), do: count(worker, :deaths, error.reason)
+
+  @doc "Counts that the program is started again after its death."
+  @spec restarts(worker()) :: :ok
+  def restarts(worker),
+    do: Table.count(worker.table, :restarts, {Table.index(worker.slot)})
+
+  defp count(worker, name, outcome),
+    do: Table.count(worker.table, name, {Table.index(worker.slot), outcome})
 
   @doc "Passes on what the program has logged since the last time."
   @spec follow_log(worker()) :: worker()

@@ -19,7 +19,7 @@ defmodule VLLM.Engine.Table do
   @type slot :: pos_integer() | {:beside, pos_integer()}
 
   # What is noted of each worker.
-  @noted [:worker, :status, :config, :process, :run, :child]
+  @noted [:worker, :status, :config, :process, :run, :child, :load_time]
 
   @typedoc "A ready worker; `window` requests run at once, `limit` may be under way."
   @type worker :: %{
@@ -167,11 +167,33 @@ defmodule VLLM.Engine.Table do
   @spec workers_supervisor(t()) :: pid()
   def workers_supervisor(table), do: :ets.lookup_element(table, :workers_supervisor, 2)
 
+  @doc "Counts one more of what `VLLM.Metrics` tells by that name and those labels' values."
+  @spec count(t(), atom(), tuple()) :: :ok
+  def count(table, name, values) do
+    _ = :ets.update_counter(table, {:count, name, values}, 1, {nil, 0})
+    :ok
+  rescue
+    # The table ended with its engine.
+    ArgumentError -> :ok
+  end
+
+  @doc "What was counted by that name, for each of the labels' values."
+  @spec counts(t(), atom()) :: %{tuple() => pos_integer()}
+  def counts(table, name),
+    do:
+      table
+      |> :ets.select([{{{:count, name, :"$1"}, :"$2"}, [], [{{:"$1", :"$2"}}]}])
+      |> Map.new()
+
   ## Each of its workers
 
   @doc "Makes a worker known to callers."
   @spec put_worker(t(), slot(), worker()) :: true
   def put_worker(table, slot, worker), do: :ets.insert(table, {{:worker, slot}, worker})
+
+  @doc "What callers know of a worker; nil while it takes no requests."
+  @spec worker(t(), slot()) :: worker() | nil
+  def worker(table, slot), do: get(table, {:worker, slot})
 
   @spec delete_worker(t(), slot()) :: true
   def delete_worker(table, slot), do: :ets.delete(table, {:worker, slot})
@@ -222,6 +244,13 @@ defmodule VLLM.Engine.Table do
 
   @spec run(t(), slot()) :: {Program.t(), Connection.t()} | nil
   def run(table, slot), do: get(table, {:run, slot})
+
+  @doc "Notes how long the last load of a worker took, in native units."
+  @spec put_load_time(t(), slot(), integer()) :: true
+  def put_load_time(table, slot, duration), do: :ets.insert(table, {{:load_time, slot}, duration})
+
+  @spec load_time(t(), slot()) :: integer() | nil
+  def load_time(table, slot), do: get(table, {:load_time, slot})
 
   @doc "Forgets a worker that the engine has no more."
   @spec forget(t(), slot()) :: :ok

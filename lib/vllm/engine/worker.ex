@@ -257,7 +257,10 @@ defmodule VLLM.Engine.Worker do
     refused(kill(data, error), error)
   end
 
-  def handle_event(:state_timeout, :restart, :dead, data), do: {:next_state, :starting, data}
+  def handle_event(:state_timeout, :restart, :dead, data) do
+    Report.restarts(data)
+    {:next_state, :starting, data}
+  end
 
   ## Draining and beginning anew
 
@@ -508,20 +511,26 @@ defmodule VLLM.Engine.Worker do
 
   ## What comes after
 
+  defp died(state, data, error) do
+    Report.died(data, error)
+    after_death(state, data, error)
+  end
+
   # The program has ended: drained, refused, dead or failed?
-  defp died(:draining, data, error) do
+  defp after_death(:draining, data, error) do
     Report.log(data, :warning, fn -> error.message end)
     drained(close(data, error))
   end
 
   # The replica that serves is not affected; only the reload has failed.
-  defp died(:starting, %{slot: {:beside, _}} = data, error),
+  defp after_death(:starting, %{slot: {:beside, _}} = data, error),
     do: refused(close(data, error), error)
 
-  defp died(:starting, %{fallback: %Config{}} = data, error),
+  defp after_death(:starting, %{fallback: %Config{}} = data, error),
     do: refused(close(data, error), error)
 
-  defp died(_state, data, error) do
+  defp after_death(state, data, error) do
+    if state == :starting, do: Report.not_loaded(data, error)
     data = close(data, error)
     now = System.monotonic_time(:second)
     deaths = [now | Enum.filter(data.deaths, &(now - &1 < option(data, :max_seconds)))]
@@ -543,9 +552,15 @@ defmodule VLLM.Engine.Worker do
   end
 
   # Not tried again. After a reload, the config before it is.
-  defp refused(%{fallback: nil} = data, error), do: {:next_state, :failed, %{data | error: error}}
-
   defp refused(data, error) do
+    Report.not_loaded(data, error)
+    after_refusal(data, error)
+  end
+
+  defp after_refusal(%{fallback: nil} = data, error),
+    do: {:next_state, :failed, %{data | error: error}}
+
+  defp after_refusal(data, error) do
     Report.log(data, :error, fn -> "not reloaded. #{error.message}" end)
     {:repeat_state, %{back_to_fallback(data) | reload_error: error}}
   end

@@ -338,7 +338,9 @@ defmodule VLLM.Job.Queue do
   # Nothing runs of it any more; its end is told, and noted where its runner could not.
   defp cut_off(id, state) do
     record = Tally.record(id)
-    state = tell(state, if(Record.ended?(record), do: record, else: interrupt(record)))
+    record = if Record.ended?(record), do: record, else: interrupt(record)
+    Tally.count_end(record)
+    state = tell(state, record)
     forget(id)
     {callers, state} = pop_in(state.cancellers[id])
     for from <- callers || [], do: GenServer.reply(from, :ok)
@@ -370,6 +372,7 @@ defmodule VLLM.Job.Queue do
   defp cancel_waiting(id, state) do
     Store.clean(id)
     record = keep(Record.cancelled(Tally.record(id)))
+    Tally.count_end(record)
     forget(id)
     tell(%{state | waiting: :queue.delete(id, state.waiting)}, record)
   end

@@ -66,6 +66,14 @@ defmodule VLLM.Job.Record do
   @output_plain Map.keys(Output.__struct__()) -- @structured
   @progress_plain Map.keys(Progress.__struct__()) -- @structured
 
+  @doc "The kinds of jobs."
+  @spec kinds() :: [atom()]
+  def kinds, do: @kinds
+
+  @doc "The states of jobs: those that have not ended, and those that have."
+  @spec states() :: {[atom()], [atom()]}
+  def states, do: {@states -- @ends, @ends}
+
   @doc "A new id; later ones sort after earlier ones."
   @spec new_id() :: String.t()
   def new_id do

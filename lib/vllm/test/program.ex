@@ -17,7 +17,8 @@ defmodule VLLM.Test.Program do
 
   # What is not answered by the script.
   @unscripted ~w(hello load engine_info apply_chat_template tokenize detokenize reset_prefix_cache
-             reset_mm_cache reset_encoder_cache sleep wake_up health metrics list_loras)
+             reset_mm_cache reset_encoder_cache sleep wake_up health metrics metric_families
+             list_loras)
 
   @doc "Starts a program for the calling process, which is its owner."
   @spec start(Table.t(), Test.script()) :: {:ok, Program.t()}
@@ -373,6 +374,18 @@ defmodule VLLM.Test.Program do
 
   defp unscripted("metrics", _params, state) do
     {:ok, %{"num_requests_running" => map_size(state.jobs), "num_requests_waiting" => 0}}
+  end
+
+  defp unscripted("metric_families", params, state) do
+    {:ok, figures} = unscripted("metrics", params, state)
+    labels = %{"model_name" => state.info["model"], "engine" => "0"}
+
+    {:ok,
+     for {name, value} <- Enum.sort(figures) do
+       name = "vllm:" <> name
+       help = "As vLLM counts it."
+       %{"name" => name, "type" => "gauge", "help" => help, "samples" => [[name, labels, value]]}
+     end}
   end
 
   defp unscripted(_nothing_to_say, _params, _state), do: {:ok, nil}
