@@ -7,13 +7,14 @@
 # `final` and `stream` have callers at once (`CALLERS="1 16 64 256"`) that each ask one request after
 # another, beside AsyncLLM; `list` is one `generate` of many prompts (`PROMPTS="256 1024 4096"`) beside
 # `LLM.generate`. Each ratio (tokens/s, and CPU) is the median over the rounds (`ROUNDS=15`) of what both had in
-# the same round, with its 95 % interval by bootstrap. CPU is that of all processes of a side: BEAM,
+# the same round, with its 95 % interval by bootstrap; of streams also how long the first delta and the next
+# ones take (p50). `CALLERS=10000 TOKENS=4` has 10,000 requests in flight. CPU is that of all processes of a side: BEAM,
 # worker and vLLM's own of ours.
 
 Logger.configure(level: :error)
 
 defmodule Bench.Generate do
-  alias VLLM.Bench.{Processes, Statistics}
+  alias VLLM.Bench.{Dataset, Load, Processes, Statistics}
 
   @rounds String.to_integer(System.get_env("ROUNDS", "15"))
   @model Application.app_dir(:ex_vllm, "priv/models/demo")
@@ -26,7 +27,7 @@ defmodule Bench.Generate do
     enable_prefix_caching: false
   ]
   @prompt "The capital of France is"
-  @tokens 32
+  @tokens String.to_integer(System.get_env("TOKENS", "32"))
 
   # vLLM's readers of shared memory spin for a second after what they read last.
   @settle 1_200
@@ -34,7 +35,7 @@ defmodule Bench.Generate do
   def run([]), do: run(~w(final stream list))
 
   def run(kinds) do
-    llm = VLLM.llm!(@model, [nursery: false] ++ @options)
+    llm = VLLM.llm!(@model, [nursery: false, max_queue: 20_000] ++ @options)
 
     for {program, own} <- [{"AsyncLLM", ~w(final stream)}, {"LLM", ~w(list)}],
         mine = Enum.filter(kinds, &(&1 in own)),
@@ -85,62 +86,76 @@ defmodule Bench.Generate do
     what = if kind == "list", do: "prompts in a list", else: "callers, #{requests} requests each"
     IO.puts("\n#{kind}: #{count} #{what}, #{@tokens} tokens; #{@rounds} rounds")
 
-    for {name, value} <- [
-          {"tokens/s, ours", &(&1.ours.tokens / &1.ours.seconds)},
-          {"tokens/s, in process", &(&1.theirs.tokens / &1.theirs.seconds)},
-          {"ratio", &(&1.theirs.seconds / &1.ours.seconds)},
-          {"CPU ms of 1,000 tokens, ours", &(1.0e6 * &1.ours.cpu / &1.ours.tokens)},
-          {"CPU ms of 1,000 tokens, in process", &(1.0e6 * &1.theirs.cpu / &1.theirs.tokens)},
-          {"of ours the BEAM's", &(1.0e6 * &1.ours.beam / &1.ours.tokens)},
-          {"CPU ratio", &(&1.ours.cpu / &1.theirs.cpu)}
-        ] do
+    for {name, value} <-
+          latencies(kind) ++
+            [
+              {"tokens/s, ours", &(&1.ours.tokens / &1.ours.seconds)},
+              {"tokens/s, in process", &(&1.theirs.tokens / &1.theirs.seconds)},
+              {"ratio", &(&1.theirs.seconds / &1.ours.seconds)},
+              {"CPU ms of 1,000 tokens, ours", &(1.0e6 * &1.ours.cpu / &1.ours.tokens)},
+              {"CPU ms of 1,000 tokens, in process", &(1.0e6 * &1.theirs.cpu / &1.theirs.tokens)},
+              {"of ours the BEAM's", &(1.0e6 * &1.ours.beam / &1.ours.tokens)},
+              {"CPU ratio", &(&1.ours.cpu / &1.theirs.cpu)}
+            ] do
       {median, low, high} = rounds |> Enum.map(value) |> Statistics.interval()
       IO.puts("  #{String.pad_trailing(name, 36)} #{show(median)} (#{show(low)} - #{show(high)})")
     end
   end
 
+  defp latencies("stream") do
+    [
+      {"p50 until the first delta, ms more", &(&1.ours.first - &1.theirs.first)},
+      {"p50 between deltas, ratio", &(&1.ours.gap / &1.theirs.gap)}
+    ]
+  end
+
+  defp latencies(_whole), do: []
+
   defp measured(pids, beam?, fun) do
     [cpu, beam] = [Processes.cpu_seconds(pids), Processes.own_cpu_seconds()]
-    {seconds, tokens} = fun.()
+    figures = fun.()
     beam = if beam?, do: Processes.own_cpu_seconds() - beam, else: 0.0
-    %{seconds: seconds, tokens: tokens, beam: beam, cpu: Processes.cpu_seconds(pids) - cpu + beam}
+    Map.merge(figures, %{beam: beam, cpu: Processes.cpu_seconds(pids) - cpu + beam})
   end
 
   defp ours("list", count, _requests, llm) do
     timed(fn ->
       prompts = for number <- 0..(count - 1), do: "#{@prompt} #{number}"
-      outputs = VLLM.generate!(llm, prompts, options())
-      Enum.sum(for output <- outputs, do: length(hd(output.outputs).token_ids))
+      Enum.map(VLLM.generate!(llm, prompts, options()), &whole/1)
     end)
   end
 
   defp ours(kind, callers, requests, llm) do
     timed(fn ->
       1..callers
-      |> Enum.map(fn _ ->
-        Task.async(fn -> Enum.sum(for _ <- 1..requests, do: ask(kind, llm)) end)
-      end)
+      |> Enum.map(fn _ -> Task.async(fn -> for _ <- 1..requests, do: ask(kind, llm) end) end)
       |> Task.await_many(:infinity)
-      |> Enum.sum()
+      |> Enum.concat()
     end)
   end
 
-  defp ask("final", llm) do
-    [output] = VLLM.generate!(llm, @prompt, options())
-    length(hd(output.outputs).token_ids)
-  end
+  defp ask("final", llm), do: llm |> VLLM.generate!(@prompt, options()) |> hd() |> whole()
 
   defp ask("stream", llm) do
-    llm
-    |> VLLM.stream!(@prompt, options())
-    |> Enum.reduce(0, fn delta, count -> count + length(delta.token_ids) end)
+    request = %Dataset{input: {:prompt, @prompt}, input_len: 1, options: options()}
+    {:ok, noted} = Load.ask(llm, request)
+    noted
   end
+
+  defp whole(output), do: %{output_len: length(hd(output.outputs).token_ids), ttft: 0.0, itls: []}
 
   defp options, do: [temperature: 0.0, max_tokens: @tokens, ignore_eos: true, timeout: :infinity]
 
   defp timed(fun) do
-    {microseconds, tokens} = :timer.tc(fun)
-    {microseconds / 1.0e6, tokens}
+    {microseconds, noted} = :timer.tc(fun)
+    gaps = Enum.flat_map(noted, & &1.itls)
+
+    %{
+      seconds: microseconds / 1.0e6,
+      tokens: noted |> Enum.map(& &1.output_len) |> Enum.sum(),
+      first: 1000 * Statistics.median(Enum.map(noted, & &1.ttft)),
+      gap: if(gaps != [], do: 1000 * Statistics.median(gaps))
+    }
   end
 
   defp start(program) do
@@ -155,8 +170,9 @@ defmodule Bench.Generate do
 
   defp theirs(kind, count, requests, port) do
     Port.command(port, "#{kind} #{count} #{requests} #{@tokens} #{@prompt}\n")
-    [seconds, tokens] = String.split(line(port))
-    {String.to_float(seconds), String.to_integer(tokens)}
+    [seconds, tokens, first, gap] = String.split(line(port))
+    [seconds, first, gap] = Enum.map([seconds, first, gap], &elem(Float.parse(&1), 0))
+    %{seconds: seconds, tokens: String.to_integer(tokens), first: first, gap: gap}
   end
 
   defp line(port) do
