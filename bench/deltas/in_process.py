@@ -1,8 +1,8 @@
 """vLLM's own AsyncLLM with its deltas read in the same process: what a bridge is measured against.
 
 ``python in_process.py MODEL OPTIONS``, where OPTIONS are JSON. It says ``ready``, then answers each
-line ``STREAMS TOKENS PROMPT`` with a line of JSON: deltas, CPU seconds of this process, seconds, and
-the median and the 99th percentile of the milliseconds from one delta of a stream to its next.
+line ``STREAMS TOKENS PROMPT`` with a line of JSON: deltas, CPU seconds of this process, seconds,
+and the median and the 99th percentile of the milliseconds from one delta of a stream to its next.
 """
 
 import asyncio
