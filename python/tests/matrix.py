@@ -566,7 +566,7 @@ ADAPTED = tuple(
     if one.name
     in (
         *("demo-awq", "demo-gptq", "gptq-w3", "gptq-w4-asym-act", "w4a16", "bnb-nf4"),
-        *("hqq", "hqq-qmodel", "squeezellm", "squeezellm-sparse"),
+        *("bnb-int8", "hqq", "hqq-qmodel", "squeezellm", "squeezellm-sparse"),
     )
 )
 
