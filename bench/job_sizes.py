@@ -1,13 +1,14 @@
 """Holds what `VLLM.Job.estimate` foresees against what jobs took: disk, memory and time.
 
-    PYTHON bench/job_sizes.py [--measure MODEL ...]
+    PYTHON bench/job_sizes.py [--measure MODEL ...] [--formats FORMAT ...]
 
 with the Python of the library's environment (`mix vllm.doctor` names it). Prints a table of the
 runs that bench/job_sizes.json has. With `--measure`, and in an environment that quantizes as well
 (`mix vllm.setup --with quantize`), it first makes these of its models (all where none is named)
-with random weights, and outputs of them, each in a process of its own with one thread, and puts
-what they took into that file: seconds of a processor, which other processes do not change, and
-seconds on the clock with how busy the machine was. All takes half an hour on two idle cores.
+with random weights, and outputs of them (of these formats only, where some are named), each in a
+process of its own with one thread, and puts what they took into that file: seconds of a processor,
+which other processes do not change, and seconds on the clock with how busy the machine was. All
+takes an hour on two idle cores.
 """
 
 import argparse
@@ -42,7 +43,7 @@ OUTPUTS: list[tuple[str, Any]] = [
     ("compressed-tensors", "W4A16"), ("gptq", "4bit"), ("awq", "4bit"),
 ]  # fmt: skip
 
-# These read texts, with which it takes minutes for each of the larger models.
+# These read texts, with which it takes minutes for each of the larger models, which read fewer.
 CALIBRATED: list[tuple[str, Any]] = OUTPUTS[-3:]
 LARGE = ("522 M", "494 M")
 
@@ -76,7 +77,7 @@ def seen(recorded: dict[str, Any], run: dict[str, Any], here: Machine) -> forese
     return estimate.of(checkpoint, run["model"], asked, here)[0]
 
 
-def measure(names: list[str], recorded: dict[str, Any]) -> None:
+def measure(names: list[str], wanted: list[str], recorded: dict[str, Any]) -> None:
     os.environ |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     for name in names or recorded["models"]:
         with tempfile.TemporaryDirectory() as folder:
@@ -86,10 +87,11 @@ def measure(names: list[str], recorded: dict[str, Any]) -> None:
                 command = [interpreter(), "-c", MAKE, DEMO, path, json.dumps(sizes)]
                 subprocess.run(command, check=True, capture_output=True)
             for form, options in OUTPUTS:
-                is_read = (form, options) in CALIBRATED
-                if is_read and name in LARGE:
+                if wanted and form not in wanted:
                     continue
-                texts = {"calibration": {"texts": TEXTS}} if is_read else {}
+                is_read = (form, options) in CALIBRATED
+                few = TEXTS[:4] if name in LARGE else TEXTS
+                texts = {"calibration": {"texts": few}} if is_read else {}
                 run = {"model": name, **_made(form, options, Path(folder), path, texts)}
                 _replace(recorded["runs"], run)
                 RECORDED.write_text(_text(recorded), encoding="utf-8")
@@ -151,10 +153,11 @@ def table(recorded: dict[str, Any]) -> str:
 def main() -> None:
     arguments = argparse.ArgumentParser()
     arguments.add_argument("--measure", nargs="*", metavar="MODEL")
-    asked = arguments.parse_args().measure
+    arguments.add_argument("--formats", nargs="*", metavar="FORMAT", default=[])
+    asked = arguments.parse_args()
     recorded = json.loads(RECORDED.read_text(encoding="utf-8"))
-    if asked is not None:
-        measure(asked, recorded)
+    if asked.measure is not None:
+        measure(asked.measure, asked.formats, recorded)
     print(table(recorded))
 
 
