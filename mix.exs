@@ -29,6 +29,7 @@ defmodule VLLM.MixProject do
     if Code.ensure_loaded?(Hex) do
       [
         {:telemetry, "~> 1.0", optional: true},
+        {:telemetry_metrics, "~> 1.0", optional: true},
         {:nx, "~> 0.9", optional: true},
         {:ex_doc, "~> 0.34", only: :dev, runtime: false}
       ]

@@ -16,6 +16,10 @@ unless Code.ensure_loaded?(:telemetry) do
     end
   end
 
+  defmodule :telemetry_handler_table do
+    def list_for_event(_event), do: Application.get_env(:ex_vllm, :telemetry_listeners, [])
+  end
+
   {:ok, _} = Agent.start(fn -> nil end, name: :telemetry_handler_table)
 end
 

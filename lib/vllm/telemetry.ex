@@ -65,7 +65,18 @@ defmodule VLLM.Telemetry do
   | `[:vllm, :stream, :first_token]` | `duration` since the start, in the reader's eyes | as below |
 
   Metadata of all: `engine` and `model` as above, `method` (`"generate"`, `"chat"`, `"pool"`, `"score"`, `"tokenize"`, …: the
-  names of the wire protocol), `stream?`. `finish_reason` is that of the first completion, or nil.
+  names of the wire protocol), `stream?`, `telemetry_span_context`, a reference that the events of one request share, and
+  `gen_ai`. `finish_reason` is that of the first completion, or nil.
+
+  `gen_ai` has what the event knows by the names of OpenTelemetry's
+  [semantic conventions for generative AI](https://opentelemetry.io/docs/specs/semconv/gen-ai/gen-ai-spans/), a map that can be the
+  attributes of a span as it is: `:"gen_ai.operation.name"` (`"chat"`, `"text_completion"`, `"embeddings"`; else the task or the
+  method), `:"gen_ai.provider.name"` (`"vllm"`), `:"gen_ai.request.model"`, `…request.stream` where it is one, of the sampling
+  parameters those that were given (`…request.max_tokens`, `temperature`, `top_p`, `top_k`, `frequency_penalty`,
+  `presence_penalty`, `seed`, `choice.count`); on first token `:"gen_ai.response.time_to_first_chunk"` (seconds); on stop
+  `:"gen_ai.usage.input_tokens"`, `…usage.output_tokens`, `…usage.cache_read.input_tokens`, `:"gen_ai.response.id"`,
+  `…response.finish_reasons`; on exception `:"error.type"`, the error's reason. Where nobody listens to an event, none of this
+  is made. [guides/observability.md](guides/observability.md#opentelemetry) makes spans of it.
 
   | measurement of a stop | meaning |
   | --- | --- |
@@ -82,19 +93,120 @@ defmodule VLLM.Telemetry do
   """
 
   alias VLLM.Engine.Table
-  alias VLLM.Error
+  alias VLLM.{Error, Secrets}
+  alias VLLM.Telemetry.GenAI
 
   @typedoc false
   @type about :: %{engine: term(), model: String.t(), payloads: boolean()}
 
   @typedoc false
-  @type span :: %{started_at: integer(), metadata: map()}
+  @type span :: %{started_at: integer(), metadata: map(), params: map()}
+
+  @doc """
+  Metrics of these events as definitions of the package
+  [`telemetry_metrics`](https://hexdocs.pm/telemetry_metrics), for any of its reporters: LiveDashboard,
+  `telemetry_metrics_prometheus`, StatsD, …
+
+      def metrics, do: VLLM.Telemetry.metrics() ++ my_own_metrics()
+
+  Durations of requests, times to the first token, between tokens and in the queue, and tokens, by
+  `engine` and `method`; errors by `reason`; loads and jobs with their failures. Times are in
+  milliseconds, and distributions have buckets for them. What vLLM itself counts is not among them:
+  that is in `VLLM.Metrics.text/1`.
+
+  Raises a `VLLM.Error` (`:unsupported`) where the package is not there.
+  """
+  @spec metrics() :: [struct()]
+  def metrics do
+    unless Code.ensure_loaded?(Telemetry.Metrics) do
+      raise Error.new(
+              :unsupported,
+              "The package `telemetry_metrics` is not loaded. Add `{:telemetry_metrics, \"~> 1.0\"}` " <>
+                "to the dependencies of your application.",
+              %{"package" => "telemetry_metrics"}
+            )
+    end
+
+    # With apply, because the package may be missing when this is compiled.
+    for {kind, name, options} <- definitions(),
+        do: apply(Telemetry.Metrics, kind, [name, options])
+  end
+
+  @seconds [5, 10, 25, 50, 100, 250, 500, 1_000, 2_500, 5_000, 10_000, 30_000, 60_000, 300_000]
+  @tokens [1, 2, 5, 10, 15, 20, 30, 50, 75, 100, 150, 250, 500, 1_000]
+
+  defp definitions do
+    of_requests = [tags: [:engine, :method], tag_values: &named/1]
+    of_engines = [tags: [:engine], tag_values: &named/1]
+    failed = [tags: [:engine, :method, :reason], tag_values: &reasoned/1]
+
+    [
+      time(
+        "vllm.request.stop.duration",
+        @seconds,
+        "Times of requests, from the call to the answer",
+        of_requests
+      ),
+      time(
+        "vllm.request.stop.time_to_first_token",
+        @seconds,
+        "Times to the first token, in vLLM",
+        of_requests
+      ),
+      time(
+        "vllm.request.stop.inter_token_latency",
+        @tokens,
+        "Mean times between two tokens",
+        of_requests
+      ),
+      time("vllm.request.stop.queue_time", @seconds, "Times in vLLM's queue", of_requests),
+      {:sum, "vllm.request.stop.prompt_tokens",
+       [description: "Tokens of prompts"] ++ of_requests},
+      {:sum, "vllm.request.stop.completion_tokens",
+       [description: "Tokens of completions"] ++ of_requests},
+      {:counter, "vllm.request.exception.count",
+       [description: "Requests that ended with an error"] ++ failed},
+      time(
+        "vllm.stream.first_token.duration",
+        @seconds,
+        "Times to a stream's first token, for its reader",
+        of_requests
+      ),
+      {:last_value, "vllm.load.stop.duration",
+       [unit: {:native, :millisecond}, description: "Time of the last load"] ++ of_engines},
+      {:counter, "vllm.load.exception.count",
+       [description: "Loads that failed", tags: [:engine, :reason], tag_values: &reasoned/1]},
+      {:counter, "vllm.job.stop.count", [description: "Jobs that are done", tags: [:kind]]},
+      {:counter, "vllm.job.exception.count",
+       [description: "Jobs that are not", tags: [:kind, :state]]}
+    ]
+  end
+
+  defp time(name, buckets, description, options) do
+    options =
+      [
+        unit: {:native, :millisecond},
+        description: description,
+        reporter_options: [buckets: buckets]
+      ] ++ options
+
+    {:distribution, name, options}
+  end
+
+  # The name of an engine may be any term.
+  defp named(%{engine: nil, model: model} = metadata),
+    do: %{metadata | engine: Path.basename(model)}
+
+  defp named(%{engine: engine} = metadata), do: %{metadata | engine: Secrets.inspect(engine)}
+
+  defp reasoned(%{error: error} = metadata),
+    do: metadata |> named() |> Map.put(:reason, error.reason)
 
   # Looking for a missing module is slow, so it is done once.
   @doc false
   @spec load() :: :ok
   def load do
-    _ = Code.ensure_loaded(:telemetry)
+    for module <- [:telemetry, :telemetry_handler_table], do: Code.ensure_loaded(module)
     :ok
   end
 
@@ -171,12 +283,18 @@ defmodule VLLM.Telemetry do
         engine: about.engine,
         model: about.model,
         method: method,
-        stream?: is_map_key(params, "credit")
+        stream?: is_map_key(params, "credit"),
+        telemetry_span_context: make_ref()
       }
 
       metadata = if payloads, do: Map.put(metadata, :params, params), else: metadata
-      execute([:vllm, :request, :start], %{system_time: System.system_time()}, metadata)
-      %{started_at: started_at, metadata: metadata}
+      span = %{started_at: started_at, metadata: metadata, params: params}
+
+      tell([:vllm, :request, :start], fn ->
+        {%{system_time: System.system_time()}, with_gen_ai(span, %{})}
+      end)
+
+      span
     end
   rescue
     # The table went with its engine.
@@ -188,23 +306,42 @@ defmodule VLLM.Telemetry do
   def first_token(nil), do: :ok
 
   def first_token(span) do
-    execute([:vllm, :stream, :first_token], duration(span.started_at), span.metadata)
+    tell([:vllm, :stream, :first_token], fn ->
+      %{duration: duration} = measurements = duration(span.started_at)
+      {measurements, with_gen_ai(span, GenAI.first_token(duration))}
+    end)
   end
 
   @doc false
   @spec request_end(span() | nil, {:ok, term()} | {:error, Error.t()}) :: :ok
   def request_end(nil, _result), do: :ok
 
-  def request_end(%{metadata: metadata} = span, {:ok, result}) do
-    measurements = Map.merge(measurements(result), duration(span.started_at))
-    stop = Map.put(metadata, :finish_reason, finish_reason(result))
-    stop = if is_map_key(metadata, :params), do: Map.put(stop, :result, result), else: stop
-    execute([:vllm, :request, :stop], measurements, stop)
+  def request_end(span, {:ok, result}) do
+    tell([:vllm, :request, :stop], fn ->
+      figures = measurements(result)
+
+      metadata =
+        span
+        |> with_gen_ai(GenAI.response(result, figures))
+        |> Map.put(:finish_reason, finish_reason(result))
+
+      payloads? = is_map_key(metadata, :params)
+
+      {Map.merge(figures, duration(span.started_at)),
+       if(payloads?, do: Map.put(metadata, :result, result), else: metadata)}
+    end)
   end
 
-  def request_end(%{metadata: metadata} = span, {:error, error}) do
-    metadata = Map.put(metadata, :error, error)
-    execute([:vllm, :request, :exception], duration(span.started_at), metadata)
+  def request_end(span, {:error, error}) do
+    tell([:vllm, :request, :exception], fn ->
+      metadata = span |> with_gen_ai(GenAI.error(error)) |> Map.put(:error, error)
+      {duration(span.started_at), metadata}
+    end)
+  end
+
+  defp with_gen_ai(%{metadata: metadata, params: params}, more) do
+    request = GenAI.request(metadata.method, metadata.model, params)
+    Map.put(metadata, :gen_ai, Map.merge(request, more))
   end
 
   # A score's result is a list.
@@ -257,6 +394,24 @@ defmodule VLLM.Telemetry do
     # With apply, because the package may be missing when this is compiled.
     if running?(), do: apply(:telemetry, :execute, [event, measurements, metadata])
     :ok
+  end
+
+  # Of what happens often: nothing is made that nobody listens to.
+  defp tell(event, made) do
+    if running?() and listened?(event) do
+      {measurements, metadata} = made.()
+      apply(:telemetry, :execute, [event, measurements, metadata])
+    end
+
+    :ok
+  end
+
+  # What telemetry itself asks before it calls anybody. The module is not part of its API: where it
+  # has changed, every event is told.
+  defp listened?(event) do
+    if function_exported?(:telemetry_handler_table, :list_for_event, 1),
+      do: apply(:telemetry_handler_table, :list_for_event, [event]) != [],
+      else: true
   end
 
   # If telemetry is loaded but not started, it logs a warning at each event.

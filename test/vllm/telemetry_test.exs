@@ -2,6 +2,8 @@ defmodule VLLM.TelemetryTest do
   # What is told of requests; of loading, see VLLM.LoadTest.
   use ExUnit.Case
 
+  doctest VLLM.Telemetry.GenAI
+
   alias VLLM.{Error, FakeEngine, Telemetry}
   alias VLLM.Engine.{Config, Table}
 
@@ -19,15 +21,117 @@ defmodule VLLM.TelemetryTest do
     about = Map.merge(about, %{method: "generate", stream?: false})
 
     for prompt_tokens <- [2, 3] do
-      assert_receive {[:vllm, :request, :start], %{system_time: _}, ^about}
+      assert_receive {[:vllm, :request, :start], %{system_time: _}, start}
+      assert Map.drop(start, [:gen_ai, :telemetry_span_context]) == about
+      assert %{telemetry_span_context: context} = start
 
-      assert_receive {[:vllm, :request, :stop], %{prompt_tokens: ^prompt_tokens} = figures, stop}
-      assert stop == Map.put(about, :finish_reason, "stop")
+      assert_receive {[:vllm, :request, :stop], %{prompt_tokens: ^prompt_tokens} = figures,
+                      %{telemetry_span_context: ^context} = stop}
+
+      assert Map.drop(stop, [:gen_ai, :telemetry_span_context]) ==
+               Map.put(about, :finish_reason, "stop")
+
       assert %{completion_tokens: 10, duration: duration} = figures
       assert duration > 0
     end
 
     refute_received {[:vllm, :request, _], _, _}
+  end
+
+  test "its parts have OpenTelemetry's names" do
+    llm =
+      start!(%{"Capital?" => {:deltas, ["Par", "is"]}, "no" => {:error, :prompt_too_long, "No."}},
+        model: "org/llama"
+      )
+
+    options = [temperature: 0.5, max_tokens: 9, stop: ["secret"]]
+    Stream.run(VLLM.stream!(llm, "Capital?", options))
+
+    request = %{
+      "gen_ai.operation.name": "text_completion",
+      "gen_ai.provider.name": "vllm",
+      "gen_ai.request.model": "org/llama",
+      "gen_ai.request.stream": true,
+      "gen_ai.request.temperature": 0.5,
+      "gen_ai.request.max_tokens": 9
+    }
+
+    assert [{_, _, start}, {_, %{duration: duration}, first}, {_, _, stop}] = of_requests()
+    assert start.gen_ai == request
+    chunk = :"gen_ai.response.time_to_first_chunk"
+    assert {seconds, ^request} = Map.pop!(first.gen_ai, chunk)
+    assert_in_delta seconds, seconds(duration), 1.0e-6
+
+    assert Map.drop(stop.gen_ai, Map.keys(request)) == %{
+             "gen_ai.usage.input_tokens": 8,
+             "gen_ai.usage.output_tokens": 5,
+             "gen_ai.usage.cache_read.input_tokens": 0,
+             "gen_ai.response.finish_reasons": ["stop"],
+             "gen_ai.response.id": stop.gen_ai[:"gen_ai.response.id"]
+           }
+
+    {:error, _} = VLLM.chat(llm, [%{role: "user", content: "no"}])
+    assert [_start, {_, _, exception}] = of_requests()
+    assert %{"gen_ai.operation.name": "chat", "error.type": "prompt_too_long"} = exception.gen_ai
+  end
+
+  test "where nobody listens, nothing is made" do
+    table = Table.new()
+    {:ok, config} = Config.new(model: "m")
+    Table.put_config(table, config)
+    span = Telemetry.request_start(table, "generate", %{}, System.monotonic_time())
+    # What no measurement can be made of.
+    result = %{"outputs" => nil}
+    assert_raise ArgumentError, fn -> Telemetry.request_end(span, {:ok, result}) end
+    Application.put_env(:ex_vllm, :telemetry_listeners, [])
+    assert Telemetry.request_end(span, {:ok, result}) == :ok
+  end
+
+  # Of a script there are none.
+  @of_vllm [:queue_time, :time_to_first_token, :inter_token_latency]
+
+  test "its metrics are definitions of Telemetry.Metrics, whose tags and measurements are there" do
+    assert_raise Error, ~r/telemetry_metrics.*Add/, fn -> Telemetry.metrics() end
+
+    # As the package's functions check and keep them.
+    defmodule Elixir.Telemetry.Metrics do
+      @options [:unit, :description, :tags, :tag_values, :reporter_options]
+
+      def counter(name, options), do: metric(:counter, name, options)
+      def sum(name, options), do: metric(:sum, name, options)
+      def last_value(name, options), do: metric(:last_value, name, options)
+      def distribution(name, options), do: metric(:distribution, name, options)
+
+      defp metric(kind, name, options) do
+        options = Keyword.validate!(options, @options)
+        words = name |> String.split(".") |> Enum.map(&String.to_existing_atom/1)
+        {event, [measurement]} = Enum.split(words, -1)
+        Map.merge(Map.new(options), %{kind: kind, event: event, measurement: measurement})
+      end
+    end
+
+    metrics = Telemetry.metrics()
+    :code.delete(Elixir.Telemetry.Metrics)
+    :code.purge(Elixir.Telemetry.Metrics)
+    names = for metric <- metrics, do: {metric.event, metric.measurement}
+    assert names == Enum.uniq(names)
+    assert {[:vllm, :request, :stop], :time_to_first_token} in names
+    for metric <- metrics, do: assert(metric.description)
+
+    llm =
+      start!(%{"f" => {:error, :prompt_too_long, "Too long."}, "x" => "y"}, name: {:global, "e"})
+
+    Stream.run(VLLM.stream!(llm, "x"))
+    {:error, _} = VLLM.generate(llm, "f")
+
+    for {event, measurements, metadata} <- events(), metric <- metrics, metric.event == event do
+      values = Map.get(metric, :tag_values, & &1).(metadata)
+      assert Map.keys(Map.take(values, metric.tags)) == Enum.sort(metric.tags)
+      if values[:engine], do: assert(values.engine == ~s({:global, "e"}))
+
+      assert metric.kind == :counter or is_map_key(measurements, metric.measurement) or
+               metric.measurement in @of_vllm
+    end
   end
 
   test "nothing is told, and nothing warned of, where telemetry was not started" do
@@ -167,6 +271,15 @@ defmodule VLLM.TelemetryTest do
   end
 
   defp seconds(native), do: System.convert_time_unit(native, :native, :microsecond) / 1.0e6
+
+  # All events that have come, in order.
+  defp events do
+    receive do
+      {[:vllm | _], _, _} = event -> [event | events()]
+    after
+      0 -> []
+    end
+  end
 
   # The events of requests that have come, in order.
   defp of_requests do
