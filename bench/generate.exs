@@ -2,11 +2,11 @@
 # same options, asked in turns.
 #
 #     MIX_ENV=prod elixir --erl "+sbwt none +sbwtdcpu none +sbwtdio none" -S mix run bench/generate.exs \
-#       [final|stream|list]
+#       [final|stream|list|serve-final|serve-stream]
 #
 # `final` and `stream` have callers at once (`CALLERS="1 16 64 256"`) that each ask one request after
-# another, beside AsyncLLM; `list` is one `generate` of many prompts (`PROMPTS="256 1024 4096"`) beside
-# `LLM.generate`. Each ratio (tokens/s, and CPU) is the median over the rounds (`ROUNDS=15`) of what both had in
+# another, beside AsyncLLM in a Python program, and with `serve-` beside `vllm serve`, asked over HTTP by
+# Python's aiohttp; `list` is one `generate` of many prompts (`PROMPTS="256 1024 4096"`) beside `LLM.generate`. Each ratio (tokens/s, and CPU) is the median over the rounds (`ROUNDS=15`) of what both had in
 # the same round, with its 95 % interval by bootstrap; of streams also how long the first delta and the next
 # ones take (p50). `CALLERS=10000 TOKENS=4` has 10,000 requests in flight. CPU is that of all processes of a side: BEAM,
 # worker and vLLM's own of ours.
@@ -32,12 +32,18 @@ defmodule Bench.Generate do
   # vLLM's readers of shared memory spin for a second after what they read last.
   @settle 1_200
 
-  def run([]), do: run(~w(final stream list))
+  @peers [
+    {"AsyncLLM", ~w(final stream)},
+    {"LLM", ~w(list)},
+    {"serve", ~w(serve-final serve-stream)}
+  ]
+
+  def run([]), do: @peers |> Enum.flat_map(&elem(&1, 1)) |> run()
 
   def run(kinds) do
     llm = VLLM.llm!(@model, [nursery: false, max_queue: 20_000] ++ @options)
 
-    for {program, own} <- [{"AsyncLLM", ~w(final stream)}, {"LLM", ~w(list)}],
+    for {program, own} <- @peers,
         mine = Enum.filter(kinds, &(&1 in own)),
         mine != [] do
       beside = start(program)
@@ -59,7 +65,8 @@ defmodule Bench.Generate do
   defp requests(_kind, 1), do: 32
   defp requests(_kind, callers), do: max(div(512, callers), 1)
 
-  defp row(kind, count, llm, beside) do
+  defp row(part, count, llm, beside) do
+    kind = String.replace_prefix(part, "serve-", "")
     requests = requests(kind, count)
     {:os_pid, pid} = Port.info(beside, :os_pid)
 
@@ -84,16 +91,16 @@ defmodule Bench.Generate do
       end
 
     what = if kind == "list", do: "prompts in a list", else: "callers, #{requests} requests each"
-    IO.puts("\n#{kind}: #{count} #{what}, #{@tokens} tokens; #{@rounds} rounds")
+    IO.puts("\n#{part}: #{count} #{what}, #{@tokens} tokens; #{@rounds} rounds")
 
     for {name, value} <-
           latencies(kind) ++
             [
               {"tokens/s, ours", &(&1.ours.tokens / &1.ours.seconds)},
-              {"tokens/s, in process", &(&1.theirs.tokens / &1.theirs.seconds)},
+              {"tokens/s, theirs", &(&1.theirs.tokens / &1.theirs.seconds)},
               {"ratio", &(&1.theirs.seconds / &1.ours.seconds)},
               {"CPU ms of 1,000 tokens, ours", &(1.0e6 * &1.ours.cpu / &1.ours.tokens)},
-              {"CPU ms of 1,000 tokens, in process", &(1.0e6 * &1.theirs.cpu / &1.theirs.tokens)},
+              {"CPU ms of 1,000 tokens, theirs", &(1.0e6 * &1.theirs.cpu / &1.theirs.tokens)},
               {"of ours the BEAM's", &(1.0e6 * &1.ours.beam / &1.ours.tokens)},
               {"CPU ratio", &(&1.ours.cpu / &1.theirs.cpu)}
             ] do
@@ -160,7 +167,7 @@ defmodule Bench.Generate do
 
   defp start(program) do
     {:ok, python} = VLLM.Python.executable()
-    script = Path.expand("generate/in_process.py", __DIR__)
+    script = Path.expand("generate/peers.py", __DIR__)
     values = for {name, value} <- @options, do: ~s("#{name}": #{value})
     args = [script, program, @model, "{#{Enum.join(values, ", ")}}"]
     port = Port.open({:spawn_executable, python}, [:binary, line: 1000, args: args])

@@ -152,6 +152,15 @@ defmodule VLLM.BenchTest do
       assert Enum.max(counts) <= 3
     end
 
+    test "is asked at the rate that was said" do
+      options = Keyword.merge(@quick, num_prompts: 10, request_rate: 100)
+      assert {:ok, %{runs: [run]} = bench} = Bench.run(engine(fn _ -> "a" end), options)
+      # The last of ten comes after a tenth of a second.
+      assert run.figures.duration >= 0.1
+      assert run.figures.request_throughput <= 100
+      assert to_string(bench) =~ "; 100 requests a second (burstiness 1); one round"
+    end
+
     test "is given one's own prompts, and each again where there are too few" do
       llm = engine(fn _ -> "yes" end)
       chat = [%{role: "user", content: "Hello!"}]
