@@ -35,6 +35,12 @@ defmodule VLLM do
 
   #{VLLM.Options.engine_argument_docs()}
 
+  ## Engines on other nodes
+
+  A node without a device calls the engine on one that has it, over Erlang's distribution:
+  `VLLM.generate({MyApp.LLM, :"gpu@box"}, "…")`. All functions of this module take such an engine and
+  mean the same; see guides/clusters.md.
+
   ## Errors
 
   Functions return `{:ok, result}` or `{:error, %VLLM.Error{}}`; those with `!` return the result
@@ -49,7 +55,7 @@ defmodule VLLM do
 
   import VLLM.Error, only: [bang!: 1]
 
-  alias VLLM.Engine.{Lifecycle, Replicas}
+  alias VLLM.Engine.Lifecycle
 
   alias VLLM.{
     Admin,
@@ -70,6 +76,7 @@ defmodule VLLM do
     PoolingOutput,
     PoolingParams,
     Prompt,
+    Remote,
     Replica,
     RequestOutput,
     SamplingParams,
@@ -80,7 +87,10 @@ defmodule VLLM do
     Usage
   }
 
-  @typedoc "An engine: its handle, its name, or the pid of its supervisor."
+  @typedoc """
+  An engine: its handle, its name, or the pid of its supervisor. Of one on another node its handle or
+  pid, its name as `{MyApp.LLM, :"gpu@box"}`, or a `:global` name.
+  """
   @type engine :: LLM.t() | GenServer.name() | pid()
 
   @typedoc """
@@ -154,7 +164,7 @@ defmodule VLLM do
       :ok = VLLM.await_ready(MyApp.LLM, 60_000)
   """
   @spec await_ready(engine(), timeout()) :: :ok | {:error, Error.t()}
-  def await_ready(engine, timeout \\ :infinity), do: Lifecycle.await_ready(engine, timeout)
+  def await_ready(engine, timeout \\ :infinity), do: Admin.await_ready(engine, timeout)
 
   @doc "Like `await_ready/2`, but raises `VLLM.Error`."
   @spec await_ready!(engine(), timeout()) :: :ok
@@ -167,12 +177,10 @@ defmodule VLLM do
   `shutdown_timeout:` says, then they end with `:shutdown`. The same happens when the engine's owner
   or its supervisor ends. An engine that has ended already is no error.
 
-  An engine is stopped on its own node: that of another one is `:unsupported`, and runs on.
-
       :ok = VLLM.stop(llm)
   """
   @spec stop(engine()) :: :ok | {:error, Error.t()}
-  def stop(engine), do: Lifecycle.stop(engine)
+  def stop(engine), do: Remote.run(engine, :stop)
 
   @doc "Like `stop/1`, but raises `VLLM.Error`."
   @spec stop!(engine()) :: :ok
@@ -184,7 +192,7 @@ defmodule VLLM do
       {:ok, [%VLLM.Replica{index: 1, state: :ready, in_flight: 0}]} = VLLM.replicas(llm)
   """
   @spec replicas(engine()) :: {:ok, [Replica.t()]} | {:error, Error.t()}
-  def replicas(engine), do: Replicas.list(engine)
+  def replicas(engine), do: Remote.run(engine, :replicas)
 
   @doc "Like `replicas/1`, but returns the list or raises `VLLM.Error`."
   @spec replicas!(engine()) :: [Replica.t()]
@@ -202,7 +210,7 @@ defmodule VLLM do
       :ok = VLLM.scale(llm, 2)
   """
   @spec scale(engine(), pos_integer(), keyword() | map()) :: :ok | {:error, Error.t()}
-  def scale(engine, count, options \\ []), do: Replicas.scale(engine, count, options)
+  def scale(engine, count, options \\ []), do: Remote.run(engine, {:scale, count, options})
 
   @doc "Like `scale/3`, but raises `VLLM.Error`."
   @spec scale!(engine(), pos_integer(), keyword() | map()) :: :ok
@@ -219,7 +227,7 @@ defmodule VLLM do
       :ok = VLLM.drain(llm, 2)
   """
   @spec drain(engine(), pos_integer(), keyword() | map()) :: :ok | {:error, Error.t()}
-  def drain(engine, replica, options \\ []), do: Replicas.drain(engine, replica, options)
+  def drain(engine, replica, options \\ []), do: Remote.run(engine, {:drain, replica, options})
 
   @doc "Like `drain/3`, but raises `VLLM.Error`."
   @spec drain!(engine(), pos_integer(), keyword() | map()) :: :ok
@@ -239,7 +247,7 @@ defmodule VLLM do
   """
   @spec restart(engine(), pos_integer() | :all, keyword() | map()) :: :ok | {:error, Error.t()}
   def restart(engine, replica \\ :all, options \\ []),
-    do: Replicas.restart(engine, replica, options)
+    do: Remote.run(engine, {:restart, replica, options})
 
   @doc "Like `restart/3`, but raises `VLLM.Error`."
   @spec restart!(engine(), pos_integer() | :all, keyword() | map()) :: :ok
@@ -263,7 +271,7 @@ defmodule VLLM do
   """
   @spec reload(engine(), keyword() | map(), keyword() | map()) :: :ok | {:error, Error.t()}
   def reload(engine, new_options, options \\ []),
-    do: Replicas.reload(engine, new_options, options)
+    do: Remote.run(engine, {:reload, new_options, options})
 
   @doc "Like `reload/3`, but raises `VLLM.Error`."
   @spec reload!(engine(), keyword() | map(), keyword() | map()) :: :ok
@@ -971,7 +979,7 @@ defmodule VLLM do
       {info.quantization, info.kv_cache_tokens}
   """
   @spec engine_info(engine(), timeout()) :: {:ok, VLLM.EngineInfo.t()} | {:error, Error.t()}
-  def engine_info(engine, timeout \\ 300_000), do: Lifecycle.info(engine, timeout)
+  def engine_info(engine, timeout \\ 300_000), do: Admin.info(engine, timeout)
 
   @doc "Like `engine_info/2`, but returns the information or raises `VLLM.Error`."
   @spec engine_info!(engine(), timeout()) :: VLLM.EngineInfo.t()

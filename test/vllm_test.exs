@@ -72,26 +72,26 @@ defmodule VLLMTest do
     assert twins -- VLLM.__info__(:functions) == []
   end
 
-  test "an engine of another node is no dead one: each call says where it is" do
+  test "an engine of another node is no dead one: each call says that it cannot be reached" do
     # A pid as it comes from there.
     remote = :erlang.binary_to_term(<<131, 88, 119, 6, "a@host", 9::32, 0::32, 1::32>>)
     handle = %VLLM.LLM{id: VLLMTest.Elsewhere, model: "m", node: :a@host}
 
-    for engine <- [remote, %{handle | id: remote}, handle],
+    for engine <- [remote, %{handle | id: remote}, handle, {VLLMTest.Elsewhere, :a@host}],
         call <- [&VLLM.stop/1, &VLLM.generate(&1, "x"), &VLLM.await_ready/1, &VLLM.replicas/1] do
-      assert {:error, %Error{reason: :unsupported} = error} = call.(engine)
-      assert error.message =~ "`:erpc.call(:a@host, VLLM, function, arguments)`"
+      assert {:error, %Error{reason: :node_down} = error} = call.(engine)
       assert error.details == %{"node" => "a@host"}
     end
 
     assert_raise Error, fn -> VLLM.stop!(remote) end
 
-    assert {:error, %Error{details: %{"node" => _}}} =
-             VLLM.generate_stream(remote, ["x"]) |> Enum.at(0) |> elem(1)
+    # What is for tests of one node says so.
+    assert_raise Error, ~r/runs on the node a@host/, fn -> VLLM.Test.requests(handle) end
 
     # One that has ended on this node is just that.
     assert :ok = VLLM.stop(VLLMTest.Elsewhere)
     assert :ok = VLLM.stop(%{handle | node: node()})
+    assert :ok = VLLM.stop({VLLMTest.Elsewhere, node()})
     assert :ok = VLLM.stop({:global, VLLMTest.Elsewhere})
     assert :ok = VLLM.stop({:via, NoSuchModule, :name})
   end

@@ -1,10 +1,25 @@
 defmodule VLLM.Admin do
   @moduledoc false
-  # What every worker of an engine is asked or told besides its work: health,
-  # metrics, caches, sleep.
+  # What an engine is asked or told besides its work: whether it is ready, what it is, its replicas,
+  # its end; and every worker of it: health, metrics, caches, sleep.
 
-  alias VLLM.Engine.{Call, Router, Table}
-  alias VLLM.{Error, Options}
+  alias VLLM.Engine.Call
+  alias VLLM.{EngineInfo, Error, Options, Remote}
+
+  @doc "See `VLLM.await_ready/2`."
+  @spec await_ready(VLLM.engine(), timeout()) :: :ok | {:error, Error.t()}
+  def await_ready(engine, timeout) do
+    with :ok <- Options.check_timeout(timeout),
+         do: Remote.run(engine, :await_ready, Call.new(%{timeout: timeout}))
+  end
+
+  @doc "See `VLLM.engine_info/2`."
+  @spec info(VLLM.engine(), timeout()) :: {:ok, EngineInfo.t()} | {:error, Error.t()}
+  def info(engine, timeout) do
+    with :ok <- Options.check_timeout(timeout),
+         {:ok, info} <- Remote.run(engine, :info, Call.new(%{timeout: timeout})),
+         do: {:ok, EngineInfo.from_wire(info)}
+  end
 
   @doc "Tells every worker of the engine something; `specs` are the options that go along."
   @spec tell(VLLM.engine(), String.t(), keyword() | map(), [Options.spec()]) ::
@@ -22,12 +37,11 @@ defmodule VLLM.Admin do
   end
 
   defp each(engine, method, options, specs) do
-    with {:ok, opts} <- Options.only(options, specs),
-         {:ok, table, _pid} <- Table.lookup(engine) do
+    with {:ok, opts} <- Options.only(options, specs) do
       params =
         Map.new(Map.delete(opts, :timeout), fn {name, value} -> {Atom.to_string(name), value} end)
 
-      Router.each(table, method, params, Call.new(opts))
+      Remote.run(engine, {:each, method, params}, Call.new(opts))
     end
   end
 

@@ -3,8 +3,8 @@ defmodule VLLM.LoRA do
   # The adapters of an engine; see the functions of VLLM that delegate here, and
   # vllm_bridge/lora.py.
 
-  alias VLLM.Engine.{Call, Router, Table}
-  alias VLLM.{Error, LoRARequest, Options}
+  alias VLLM.Engine.Call
+  alias VLLM.{Error, LoRARequest, Options, Remote}
 
   @doc "See `VLLM.lora_request/4`."
   @spec request(String.t(), pos_integer(), String.t(), keyword() | map()) ::
@@ -68,7 +68,6 @@ defmodule VLLM.LoRA do
 
   defp each(engine, method, params, options) do
     with {:ok, opts} <- Options.only(options, Options.call()),
-         {:ok, table, _pid} <- Table.lookup(engine),
-         do: Router.each(table, method, params, Call.new(opts))
+         do: Remote.run(engine, {:each, method, params}, Call.new(opts))
   end
 end

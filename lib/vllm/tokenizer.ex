@@ -3,8 +3,8 @@ defmodule VLLM.Tokenizer do
   # Texts and tokens, by the tokenizer of an engine's model.
 
   alias VLLM.Bridge.MessagePack
-  alias VLLM.Engine.{Call, Router, Table}
-  alias VLLM.{Error, Options, Prompt, TokenIds}
+  alias VLLM.Engine.Call
+  alias VLLM.{Error, Options, Prompt, Remote, TokenIds}
 
   @doc "See `VLLM.tokenize/3`."
   def tokenize(engine, text, options) when is_binary(text) do
@@ -14,11 +14,9 @@ defmodule VLLM.Tokenizer do
   def tokenize(engine, texts, options) do
     with {:ok, opts} <- Options.only(options, Options.tokenize()),
          {:ok, texts} <- texts(texts),
-         {:ok, table, _pid} <- Table.lookup(engine),
          requests =
            Enum.map(texts, &%{"text" => &1, "add_special_tokens" => opts.add_special_tokens}),
-         {:ok, results} <-
-           Router.map(table, "tokenize", requests, Call.new(opts)) do
+         {:ok, results} <- Remote.run(engine, {:map, "tokenize", requests}, Call.new(opts)) do
       {:ok, Enum.map(results, &TokenIds.unpack(&1["token_ids"]))}
     end
   end
@@ -39,13 +37,11 @@ defmodule VLLM.Tokenizer do
   def detokenize(engine, token_ids, options) do
     with {:ok, opts} <- Options.only(options, Options.detokenize()),
          {:ok, bytes} <- Prompt.pack_token_ids(token_ids),
-         {:ok, table, _pid} <- Table.lookup(engine),
          params = %{
            "token_ids" => MessagePack.bin(bytes),
            "skip_special_tokens" => opts.skip_special_tokens
          },
-         {:ok, result} <-
-           Router.call(table, "detokenize", params, Call.new(opts)) do
+         {:ok, [result]} <- Remote.run(engine, {:map, "detokenize", [params]}, Call.new(opts)) do
       {:ok, result["text"]}
     end
   end

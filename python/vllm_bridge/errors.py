@@ -42,6 +42,8 @@ REASONS: Final = frozenset(
         "engine_dead",
         "failed",
         "not_running",
+        "node_down",
+        "node_incompatible",
         "shutdown",
         # Requests
         "timeout",

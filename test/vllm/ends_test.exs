@@ -11,23 +11,7 @@ defmodule VLLM.EndsTest do
 
   @moduletag :tmp_dir
 
-  # What a call comes to, in a process that does nothing else.
-  @ends [
-    result: {"reply:x", []},
-    error: {"error:internal", []},
-    deadline: {"hold", [timeout: 100]},
-    late: {"late:x", [timeout: 100]},
-    unknown_id: {"unknown:x", []},
-    second_answer: {"duplicate:x", []},
-    malformed_answer: {"malformed", []},
-    garbage: {"garbage", []},
-    half_a_frame: {"truncated", []},
-    too_long: {"oversized", []},
-    death: {"kill", []},
-    death_and_retry: {"kill", [retry: true]},
-    not_sendable: {"x", [sampling_params: [extra_args: %{"n" => 2 ** 70}]]},
-    unknown_option: {"x", [no_such_option: 1]}
-  ]
+  @ends VLLM.Ends.all()
 
   for {name, _how} <- @ends do
     test "a call that ends with: #{name}" do

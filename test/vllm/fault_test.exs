@@ -465,10 +465,9 @@ defmodule VLLM.FaultTest do
 
     test "are aborted when their own reading raises" do
       llm = start!()
-      {:ok, table, _pid} = VLLM.Engine.Table.lookup(llm)
       # No time can be waited for that is below 0.
       call = %{VLLM.Engine.Call.new(%{timeout: 5_000}) | inter_token_timeout: -1}
-      prepare = fn -> {:ok, {table, "generate", %{"prompt" => "delta:a;hold"}, call}} end
+      prepare = fn -> {:ok, {llm, "generate", %{"prompt" => "delta:a;hold"}, call}} end
       assert_raise ErlangError, fn -> Enum.to_list(VLLM.Streaming.deltas(prepare)) end
       await_held(llm, 0)
       assert in_flight(llm) == 0
@@ -477,11 +476,10 @@ defmodule VLLM.FaultTest do
 
     test "wait by one timer for their deadline, which ends with them" do
       llm = start!()
-      {:ok, table, _pid} = VLLM.Engine.Table.lookup(llm)
 
       open = fn prompt, options ->
         call = VLLM.Engine.Call.begin(VLLM.Engine.Call.new(options))
-        {:ok, reader} = Reader.open(table, "generate", %{"prompt" => prompt}, call, Inbox.new())
+        {:ok, reader} = Reader.open(llm, "generate", %{"prompt" => prompt}, call, Inbox.new())
         assert {{:delta, %VLLM.Delta{text: "a"}}, reader} = Reader.next(reader)
         reader
       end

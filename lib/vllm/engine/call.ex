@@ -43,6 +43,19 @@ defmodule VLLM.Engine.Call do
   @spec queue(t()) :: t()
   def queue(call), do: %{call | queue_deadline: Deadline.new(call.queue_timeout)}
 
+  @doc "The same call on its way to another node, where the clock shows something else: with times left."
+  @spec depart(t()) :: t()
+  def depart(call), do: deadlines(call, &Deadline.remaining/1)
+
+  @doc "The same call where it has come to."
+  @spec arrive(t()) :: t()
+  def arrive(call), do: deadlines(call, &Deadline.new/1)
+
+  defp deadlines(call, convert) do
+    deadline = convert.(call.deadline)
+    %{call | deadline: deadline, queue_deadline: convert.(call.queue_deadline)}
+  end
+
   @doc "The error of a request that waited for a starting engine for too long."
   @spec queue_timeout(t()) :: Error.t()
   def queue_timeout(call) do

@@ -12,7 +12,7 @@ defmodule VLLM.Engine.InFlight do
   # Deadlines must come in the order in which requests are submitted, as those
   # of one call, or of calls of one timeout, do.
 
-  alias VLLM.Bridge.{Connection, Deadline, Inbox}
+  alias VLLM.Bridge.{Connection, Deadline, Inbox, Shape}
   alias VLLM.Engine.{Call, Dispatch, Table, Turns}
   alias VLLM.{Error, Telemetry}
 
@@ -68,6 +68,14 @@ defmodule VLLM.Engine.InFlight do
     end
   end
 
+  @doc "Like `submit/5`, with nothing else under way: waits for a starting engine."
+  @spec open(t(), key(), map(), Call.t(), :once | :many) :: {:ok, t()} | {:error, Error.t()}
+  def open(in_flight, key, params, call, answers) do
+    with :none_ready <- submit(in_flight, key, params, call, answers),
+         :ok <- Dispatch.await_ready(in_flight.table, call),
+         do: open(in_flight, key, params, call, answers)
+  end
+
   @doc """
   Waits for the next event of one of them, of which there must be one; `:stalled` after `patience`
   milliseconds in which nothing came.
@@ -96,13 +104,12 @@ defmodule VLLM.Engine.InFlight do
       when is_map_key(keys, ref) and elem(delta, 0) == :delta do
     %{^ref => key} = keys
 
-    case in_flight.requests do
-      %{^key => %{begun?: true}} ->
-        {key, delta, in_flight}
-
-      %{^key => one} ->
-        Telemetry.first_token(one.request.span)
-        {key, delta, put_in(in_flight.requests[key], %{one | begun?: true})}
+    if delta?(delta) do
+      delta(in_flight, key, delta)
+    else
+      request = fetch!(in_flight, key)
+      Connection.cancel(request)
+      ended(in_flight, key, {:error, Connection.malformed(request, "a delta that is none")})
     end
   end
 
@@ -150,9 +157,29 @@ defmodule VLLM.Engine.InFlight do
   # Of a request that has ended meanwhile, or a turn that was given back.
   def handle(in_flight, _message), do: {:none, in_flight}
 
-  @doc "The request of that key, as long as it has not ended."
-  @spec fetch!(t(), key()) :: Connection.request()
-  def fetch!(in_flight, key), do: Map.fetch!(in_flight.requests, key).request
+  # Of columns the owner of the port has seen the shape.
+  defp delta?({:delta, _text, _token_ids}), do: true
+  defp delta?({:delta, row}), do: Shape.delta?(row)
+
+  defp delta(in_flight, key, delta) do
+    case in_flight.requests do
+      %{^key => %{begun?: true}} ->
+        {key, delta, in_flight}
+
+      %{^key => one} ->
+        Telemetry.first_token(one.request.span)
+        {key, delta, put_in(in_flight.requests[key], %{one | begun?: true})}
+    end
+  end
+
+  @doc "Allows the worker so many more deltas of a stream."
+  @spec grant(t(), key(), pos_integer()) :: :ok
+  def grant(in_flight, key, count) do
+    %{conn: conn, id: id} = fetch!(in_flight, key)
+    Connection.notify(conn, "credit", %{"id" => id, "count" => count})
+  end
+
+  defp fetch!(in_flight, key), do: Map.fetch!(in_flight.requests, key).request
 
   @doc "Whether nothing can come but the turn of a lost request."
   @spec waits_for_turn?(t()) :: boolean()

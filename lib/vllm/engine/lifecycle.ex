@@ -4,7 +4,7 @@ defmodule VLLM.Engine.Lifecycle do
 
   alias VLLM.Bridge.Deadline
   alias VLLM.Engine.{Config, Control, Progress, Table}
-  alias VLLM.{EngineInfo, Error, LLM, Options, Terminal}
+  alias VLLM.{Error, LLM, Options, Terminal}
 
   @doc "See `VLLM.llm/2`."
   @spec llm(String.t(), keyword() | map()) :: {:ok, LLM.t()} | {:error, Error.t()}
@@ -57,24 +57,20 @@ defmodule VLLM.Engine.Lifecycle do
     end
   end
 
-  @doc "See `VLLM.await_ready/2`."
-  @spec await_ready(VLLM.engine(), timeout()) :: :ok | {:error, Error.t()}
-  def await_ready(engine, timeout) do
-    with :ok <- Options.check_timeout(timeout),
-         do: await(engine, :any, Deadline.new(timeout), fn _ -> :ok end)
-  end
-
-  defp await(engine, how_many, deadline, on_progress) do
+  @doc "Waits for the engine; see `Control.await/4`."
+  @spec await(VLLM.engine(), :any | :all, Deadline.t(), (map() -> term())) ::
+          :ok | {:error, Error.t()}
+  def await(engine, how_many, deadline, on_progress \\ fn _ -> :ok end) do
     with {:ok, table, _pid} <- Table.lookup(engine),
          do: Control.await(table, how_many, deadline, on_progress)
   end
 
-  @doc "See `VLLM.engine_info/2`."
-  @spec info(VLLM.engine(), timeout()) :: {:ok, EngineInfo.t()} | {:error, Error.t()}
-  def info(engine, timeout) do
-    with :ok <- await_ready(engine, timeout),
+  @doc "What `VLLM.EngineInfo` is made of, when the engine is ready."
+  @spec info(VLLM.engine(), Deadline.t()) :: {:ok, map()} | {:error, Error.t()}
+  def info(engine, deadline) do
+    with :ok <- await(engine, :any, deadline),
          {:ok, table, _pid} <- Table.lookup(engine),
-         do: {:ok, EngineInfo.from_wire(Table.info(table))}
+         do: {:ok, Table.info(table)}
   rescue
     # The table ended with its engine.
     ArgumentError -> {:error, Control.not_running()}

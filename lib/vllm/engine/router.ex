@@ -1,7 +1,7 @@
 defmodule VLLM.Engine.Router do
   @moduledoc false
-  # What a call asks of an engine: one request, one for each of a list, or the
-  # same of each worker. Sends them from the calling process and collects the
+  # What a call asks of an engine: a request for each of a list, or the same of
+  # each worker. Sends them from the calling process and collects the
   # answers there.
 
   alias VLLM.Bridge.{Connection, Inbox}
@@ -9,16 +9,8 @@ defmodule VLLM.Engine.Router do
   alias VLLM.Error
 
   @doc """
-  One request to one worker. Waits for a starting engine.
-  """
-  @spec call(Table.t(), String.t(), map(), Call.t()) :: {:ok, term()} | {:error, Error.t()}
-  def call(table, method, params, call) do
-    with {:ok, [result]} <- map(table, method, [params], call), do: {:ok, result}
-  end
-
-  @doc """
   A request for each of `params`; the results in their order, or the first
-  error, upon which the others are cancelled.
+  error, upon which the others are cancelled. Waits for a starting engine.
 
   As many are under way at once as the workers compute together, so that a long
   list leaves the queue to other callers.

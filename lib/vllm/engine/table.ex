@@ -35,17 +35,24 @@ defmodule VLLM.Engine.Table do
 
   @doc "The engine's table and supervisor, by the name, pid or handle that a user has."
   @spec lookup(term()) :: {:ok, t(), pid()} | {:error, Error.t()}
-  def lookup(%VLLM.LLM{id: id, node: node}) do
-    # Before a node has a name, it has this one.
-    if node in [node(), :nonode@nohost], do: lookup(id), else: {:error, elsewhere(id, node)}
-  end
-
-  def lookup(id) do
-    case where(id) do
-      node when node == node() -> find(id)
-      node -> {:error, elsewhere(id, node)}
+  def lookup(engine) do
+    case locate(engine) do
+      {node, id} when node == node() -> find(id)
+      {node, id} -> {:error, elsewhere(id, node)}
     end
   end
+
+  @doc "The node that an engine is on or was on last, and what it is called there."
+  @spec locate(term()) :: {node(), term()}
+  def locate(%VLLM.LLM{id: id, node: node}) do
+    # Before a node has a name, it has this one.
+    if node in [node(), :nonode@nohost], do: locate(id), else: {node, id}
+  end
+
+  def locate({name, node}) when is_atom(name) and is_atom(node) and name != :global,
+    do: {node, name}
+
+  def locate(id), do: {where(id), id}
 
   # The node of an engine; this one where it is not known.
   defp where(pid) when is_pid(pid), do: node(pid)
@@ -62,8 +69,8 @@ defmodule VLLM.Engine.Table do
   defp elsewhere(id, node) do
     Error.new(
       :unsupported,
-      "The engine #{Secrets.inspect(id)} runs on another node, and calls do not go from one node to " <>
-        "another. Call it there: `:erpc.call(#{inspect(node)}, VLLM, function, arguments)`.",
+      "The engine #{Secrets.inspect(id)} runs on the node #{node}, and what it was asked it answers " <>
+        "on its own node only. Ask it there.",
       %{"node" => Atom.to_string(node)}
     )
   end

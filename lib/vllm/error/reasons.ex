@@ -41,6 +41,10 @@ defmodule VLLM.Error.Reasons do
     engine_dead: "the worker or vLLM's engine ended while the request was in flight",
     failed: "the engine gave up after too many failures; the message has the last one",
     not_running: "there is no engine of this name, or it was stopped",
+    node_down:
+      "the engine's node cannot be reached, or was lost with the call; see guides/clusters.md",
+    node_incompatible:
+      "the engine's node has no version of this library that understands this one's",
     shutdown: "the engine was stopped while the request was in flight",
     # Requests
     timeout:

@@ -17,7 +17,7 @@ defmodule VLLM.BeamSearch do
            ),
          {:ok, prompts} <- Prompt.to_wire(prompts),
          inputs = {"prompt", prompts},
-         {:ok, outputs, _} <- Inference.map(engine, "beam_search", params, inputs, call),
+         {:ok, outputs} <- Inference.map(engine, "beam_search", params, inputs, call),
          do: {:ok, Enum.map(outputs, &BeamSearchOutput.from_wire/1)}
   end
 end

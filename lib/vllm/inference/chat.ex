@@ -3,7 +3,7 @@ defmodule VLLM.Chat do
   # Answers to conversations, at once and as streams, and the prompts that
   # conversations become.
 
-  alias VLLM.Engine.{Call, Table}
+  alias VLLM.Engine.Call
 
   alias VLLM.{
     Completions,
@@ -11,6 +11,7 @@ defmodule VLLM.Chat do
     Error,
     Inference,
     Options,
+    Remote,
     RequestOutput,
     Streaming,
     TokenIds
@@ -27,15 +28,17 @@ defmodule VLLM.Chat do
   def chat(engine, messages, options) do
     with {:ok, call, params} <- Completions.prepare(options, Options.chat()),
          {:ok, _, conversations} <- Conversation.to_wire(messages),
-         {:ok, outputs, _} <-
+         {:ok, outputs} <-
            Inference.map(engine, "chat", params, {"messages", conversations}, call),
          do: {:ok, Enum.map(outputs, &RequestOutput.from_wire/1)}
   end
 
   @doc "See `VLLM.chat_stream/3`."
   @spec stream(VLLM.engine(), VLLM.conversation(), keyword() | map()) :: Enumerable.t()
-  def stream(engine, messages, options),
-    do: Streaming.deltas(fn -> open(engine, messages, options) end)
+  def stream(engine, messages, options) do
+    engine = Remote.pin(engine)
+    Streaming.deltas(fn -> open(engine, messages, options) end)
+  end
 
   @doc "See `VLLM.chat_stream_to/4`."
   @spec stream_to(VLLM.engine(), VLLM.conversation(), pid(), keyword() | map()) :: reference()
@@ -45,8 +48,7 @@ defmodule VLLM.Chat do
   defp open(engine, messages, options) do
     with {:ok, call, params} <- Completions.prepare(options, Options.chat() ++ Options.stream()),
          {:ok, conversation} <- one(messages),
-         {:ok, table, _pid} <- Table.lookup(engine),
-         do: {:ok, {table, "chat", Map.put(params, "messages", conversation), Call.begin(call)}}
+         do: {:ok, {engine, "chat", Map.put(params, "messages", conversation), Call.begin(call)}}
   end
 
   defp one(messages) do
@@ -77,7 +79,7 @@ defmodule VLLM.Chat do
     with {:ok, call, params, _known} <- Inference.prepare(options, Options.apply_chat_template()),
          {:ok, shape, conversations} <- Conversation.to_wire(messages),
          inputs = {"messages", conversations},
-         {:ok, prompts, _} <- Inference.map(engine, "apply_chat_template", params, inputs, call) do
+         {:ok, prompts} <- Inference.map(engine, "apply_chat_template", params, inputs, call) do
       prompts =
         for prompt <- prompts do
           %{

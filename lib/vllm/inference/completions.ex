@@ -3,8 +3,20 @@ defmodule VLLM.Completions do
   # Completions of prompts: at once, as streams, and of many prompts.
 
   alias VLLM.Engine.{Call, Table}
-  alias VLLM.{Delta, Error, Inference, Options, Prompt, RequestOutput, SamplingParams, Streaming}
-  alias VLLM.Streaming.Forwarder
+
+  alias VLLM.{
+    Delta,
+    Error,
+    Inference,
+    Options,
+    Prompt,
+    Remote,
+    RequestOutput,
+    SamplingParams,
+    Streaming
+  }
+
+  alias VLLM.Streaming.{Forwarder, Pipeline}
 
   @doc "See `VLLM.generate/3`."
   @spec generate(VLLM.engine(), VLLM.prompt() | [VLLM.prompt()], keyword() | map()) ::
@@ -12,15 +24,17 @@ defmodule VLLM.Completions do
   def generate(engine, prompts, options) do
     with {:ok, call, params} <- prepare(options, Options.generate()),
          {:ok, prompts} <- Prompt.to_wire(prompts),
-         {:ok, outputs, _} <-
+         {:ok, outputs} <-
            Inference.map(engine, "generate", params, {"prompt", prompts}, call),
          do: {:ok, Enum.map(outputs, &RequestOutput.from_wire/1)}
   end
 
   @doc "See `VLLM.stream/3`."
   @spec stream(VLLM.engine(), VLLM.prompt(), keyword() | map()) :: Enumerable.t()
-  def stream(engine, prompt, options),
-    do: Streaming.deltas(fn -> open(engine, prompt, options) end)
+  def stream(engine, prompt, options) do
+    engine = Remote.pin(engine)
+    Streaming.deltas(fn -> open(engine, prompt, options) end)
+  end
 
   @doc "The text of the first completion as it grows, of a stream of deltas."
   @spec texts(Enumerable.t()) :: Enumerable.t()
@@ -39,31 +53,43 @@ defmodule VLLM.Completions do
   defp open(engine, prompt, options) do
     with {:ok, call, params} <- prepare(options, Options.generate() ++ Options.stream()),
          {:ok, prompt} <- one(prompt),
-         {:ok, table, _pid} <- Table.lookup(engine),
-         do: {:ok, {table, "generate", Map.put(params, "prompt", prompt), Call.begin(call)}}
+         do: {:ok, {engine, "generate", Map.put(params, "prompt", prompt), Call.begin(call)}}
   end
 
   @doc "See `VLLM.generate_stream/3`."
   @spec generate_stream(VLLM.engine(), Enumerable.t(), keyword() | map()) :: Enumerable.t()
   def generate_stream(engine, prompts, options) do
-    # Nothing is looked at before it is enumerated.
+    engine = Remote.pin(engine)
+    # Nothing else is looked at before it is enumerated.
     &Enumerable.reduce(answers(engine, prompts, options), &1, &2)
   end
 
   defp answers(engine, prompts, options) do
     with {:ok, call, params} <- prepare(options, Options.generate()),
-         {:ok, table, _pid} <- Table.lookup(engine) do
-      request = fn prompt ->
-        with {:ok, prompt} <- one(prompt), do: {:ok, Map.put(params, "prompt", prompt)}
-      end
-
-      Streaming.pipeline(table, prompts, request, &RequestOutput.from_wire/1, call)
+         {:ok, answers} <- pipeline(engine, prompts, params, call) do
+      answers
     else
       # No prompt can be completed, and each is told so.
       {:error, error} ->
         prompts
         |> Stream.with_index()
         |> Stream.map(fn {_, index} -> {index, {:error, error}} end)
+    end
+  end
+
+  defp pipeline(engine, prompts, params, call) do
+    request = fn prompt ->
+      with {:ok, prompt} <- one(prompt), do: {:ok, Map.put(params, "prompt", prompt)}
+    end
+
+    job = %{method: "generate", request: request, result: &RequestOutput.from_wire/1, call: call}
+
+    case Table.locate(engine) do
+      {node, id} when node == node() ->
+        with {:ok, table, _pid} <- Table.lookup(id), do: {:ok, Pipeline.run(table, prompts, job)}
+
+      {node, id} ->
+        {:ok, Remote.Pipeline.run(node, id, prompts, job)}
     end
   end
 

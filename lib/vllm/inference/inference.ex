@@ -3,8 +3,8 @@ defmodule VLLM.Inference do
   # What all calls have in common that vLLM computes something for: their options
   # become the params of requests, one for each prompt or conversation.
 
-  alias VLLM.Engine.{Call, Router, Table}
-  alias VLLM.{Error, Options, Params}
+  alias VLLM.Engine.Call
+  alias VLLM.{Error, Options, Params, Remote}
 
   # The options that go along with a request.
   @sent [:tokenization_kwargs, :lora_request, :priority] ++
@@ -46,11 +46,7 @@ defmodule VLLM.Inference do
 
   @doc "What the engine answers to each of `inputs`, which go as the param `name`."
   @spec map(VLLM.engine(), String.t(), map(), {String.t(), [term()]}, Call.t()) ::
-          {:ok, [map()], Table.t()} | {:error, Error.t()}
-  def map(engine, method, params, {name, inputs}, call) do
-    with {:ok, table, _pid} <- Table.lookup(engine),
-         requests = Enum.map(inputs, &Map.put(params, name, &1)),
-         {:ok, answers} <- Router.map(table, method, requests, call),
-         do: {:ok, answers, table}
-  end
+          {:ok, [map()]} | {:error, Error.t()}
+  def map(engine, method, params, {name, inputs}, call),
+    do: Remote.run(engine, {:map, method, Enum.map(inputs, &Map.put(params, name, &1))}, call)
 end

@@ -2,8 +2,6 @@ defmodule VLLM.Pooling do
   @moduledoc false
   # What engines with vLLM's pooling runner do: vectors, classes and scores.
 
-  alias VLLM.Engine.{Router, Table}
-
   alias VLLM.{
     Classification,
     Embedding,
@@ -13,6 +11,7 @@ defmodule VLLM.Pooling do
     PoolingOutput,
     PoolingParams,
     Prompt,
+    Remote,
     Score,
     Secrets
   }
@@ -22,7 +21,7 @@ defmodule VLLM.Pooling do
           {:ok, [Embedding.t()]} | {:error, Error.t()}
   def embed(engine, prompts, options) do
     with {:ok, call, params, _known} <- prepare(options, Options.pool()),
-         {:ok, outputs, _table} <- pool(engine, prompts, "embed", call, params) do
+         {:ok, outputs} <- pool(engine, prompts, "embed", call, params) do
       {:ok, Enum.map(outputs, &Embedding.from_wire/1)}
     end
   end
@@ -32,8 +31,8 @@ defmodule VLLM.Pooling do
           {:ok, [Classification.t()]} | {:error, Error.t()}
   def classify(engine, prompts, options) do
     with {:ok, call, params, _known} <- prepare(options, Options.pool()),
-         {:ok, outputs, table} <- pool(engine, prompts, "classify", call, params) do
-      labels = if outputs != [], do: labels(table)
+         {:ok, outputs} <- pool(engine, prompts, "classify", call, params) do
+      labels = if outputs != [], do: labels(engine, call)
       {:ok, Enum.map(outputs, &Classification.from_wire(&1, labels))}
     end
   end
@@ -43,7 +42,7 @@ defmodule VLLM.Pooling do
           {:ok, [PoolingOutput.t()]} | {:error, Error.t()}
   def encode(engine, prompts, options) do
     with {:ok, call, params, known} <- prepare(options, Options.encode()),
-         {:ok, outputs, _table} <- pool(engine, prompts, known.pooling_task, call, params) do
+         {:ok, outputs} <- pool(engine, prompts, known.pooling_task, call, params) do
       {:ok, Enum.map(outputs, &PoolingOutput.from_wire/1)}
     end
   end
@@ -86,16 +85,19 @@ defmodule VLLM.Pooling do
     with :ok <- check_texts(data_1),
          :ok <- check_texts(data_2),
          :ok <- check_pairs(length(data_1), length(data_2)),
-         {:ok, table, _pid} <- Table.lookup(engine),
-         {:ok, outputs} <- if(data_2 == [], do: {:ok, []}, else: one(table, params, call)) do
+         {:ok, outputs} <- if(data_2 == [], do: {:ok, []}, else: one(engine, params, call)) do
       {:ok, outputs |> Enum.with_index() |> Enum.map(fn {o, i} -> Score.from_wire(o, i) end)}
     end
   end
 
-  defp one(table, params, call) do
-    with {:error, error} <- Router.call(table, "score", params, call) do
-      # The index would be the request's, and there is only one.
-      {:error, %{error | details: Map.delete(error.details, "prompt_index")}}
+  defp one(engine, params, call) do
+    case Remote.run(engine, {:map, "score", [params]}, call) do
+      {:ok, [outputs]} ->
+        {:ok, outputs}
+
+      {:error, error} ->
+        # The index would be the request's, and there is only one.
+        {:error, %{error | details: Map.delete(error.details, "prompt_index")}}
     end
   end
 
@@ -119,10 +121,11 @@ defmodule VLLM.Pooling do
 
   defp invalid(message), do: {:error, Error.new(:invalid_prompt, message)}
 
-  defp labels(table) do
-    Table.info(table)["labels"]
-  rescue
-    # The engine was stopped after it had answered.
-    ArgumentError -> nil
+  # None where the engine was stopped after it had answered.
+  defp labels(engine, call) do
+    case Remote.run(engine, :labels, call) do
+      {:ok, labels} -> labels
+      {:error, _gone} -> nil
+    end
   end
 end

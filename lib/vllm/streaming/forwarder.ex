@@ -8,14 +8,13 @@ defmodule VLLM.Streaming.Forwarder do
 
   use GenServer, restart: :temporary
 
-  alias VLLM.Bridge.{Connection, Deadline, Inbox}
-  alias VLLM.Error
-  alias VLLM.Streaming.Reader
+  alias VLLM.Bridge.{Deadline, Inbox}
+  alias VLLM.Engine.Call
+  alias VLLM.{Error, Remote}
+  alias VLLM.Streaming.{Forwarded, Mailbox, Reader}
 
-  # A receiver with this many messages in its mailbox is busy; how often a busy one
-  # is checked again, in ms.
-  @busy 64
-  @look_again 10
+  # How long another node may take to cancel a stream, in ms.
+  @patience 5_000
 
   @doc "Starts forwarding to `pid` and returns the stream's reference."
   @spec start(pid(), (() -> term())) :: reference()
@@ -36,20 +35,14 @@ defmodule VLLM.Streaming.Forwarder do
   """
   @spec cancel(reference()) :: :ok
   def cancel(ref) do
-    for {pid, receiver} <- Registry.lookup(VLLM.Registry, {:stream, ref}) do
-      monitor = Process.monitor(pid)
-      # If several processes cancel at once, only the one whose reason it was tells the receiver.
-      reason = {:shutdown, {:cancelled, monitor}}
-      # The engine's worker monitors readers and aborts the request.
-      Process.exit(pid, reason)
+    case node(ref) do
+      node when node == node() ->
+        Forwarded.cancel(ref, self())
 
-      receive do
-        {:DOWN, ^monitor, :process, _, ^reason} ->
-          send(receiver, {:vllm, ref, {:error, Connection.aborted()}})
-
-        {:DOWN, ^monitor, :process, _, _} ->
-          :ok
-      end
+      # With the node that forwarded it, the stream has ended.
+      node ->
+        call = Call.new(%{timeout: @patience})
+        _ = Remote.Call.run(node, self(), {:cancel, ref}, call)
     end
 
     flush(ref)
@@ -65,13 +58,14 @@ defmodule VLLM.Streaming.Forwarder do
 
   @impl true
   def init({ref, pid, prepare}) do
-    {:ok, _} = Registry.register(VLLM.Registry, {:stream, ref}, pid)
+    :ok = Forwarded.note(ref, pid)
     monitor = Process.monitor(pid)
 
     state = %{
       ref: ref,
       pid: pid,
       monitor: monitor,
+      gauge: if(node(pid) != node(), do: Remote.Gauge.open(pid)),
       inbox: Inbox.new(),
       reader: nil,
       # Messages of the stream that are held back from a busy receiver.
@@ -85,8 +79,8 @@ defmodule VLLM.Streaming.Forwarder do
 
   @impl true
   def handle_continue(prepare, state) do
-    with {:ok, {table, method, params, call}} <- prepare.(),
-         {:ok, reader} <- Reader.open(table, method, params, call, state.inbox) do
+    with {:ok, {engine, method, params, call}} <- prepare.(),
+         {:ok, reader} <- Reader.open(engine, method, params, call, state.inbox) do
       {:noreply, wait(%{state | reader: reader})}
     else
       {:error, error} -> forward({:error, error}, state)
@@ -109,6 +103,14 @@ defmodule VLLM.Streaming.Forwarder do
 
   def handle_info(message, %{inbox: inbox} = state) when elem(message, 0) == inbox do
     drain(%{state | held: :queue.in(Inbox.read(message), state.held)})
+  end
+
+  def handle_info(message, %{gauge: %{inbox: inbox} = gauge} = state)
+      when elem(message, 0) == inbox do
+    case Remote.Gauge.handle(gauge, Inbox.read(message)) do
+      {:ok, gauge} -> drain(%{state | gauge: gauge})
+      {:error, error} -> forward({:error, error}, state)
+    end
   end
 
   def handle_info(_message, state), do: {:noreply, state}
@@ -151,15 +153,17 @@ defmodule VLLM.Streaming.Forwarder do
   end
 
   # A turn is for the request and not for the receiver, and others wait for it.
-  defp hold_back?(%{pid: pid, reader: reader}) do
-    busy?(pid) and not Reader.waits_for_turn?(reader) and
+  defp hold_back?(%{reader: reader} = state) do
+    busy?(state) and not Reader.waits_for_turn?(reader) and
       not Deadline.passed?(reader.call.deadline)
   end
 
+  # A gauge tells of itself when there is room.
+  defp look_again(%{gauge: %{}} = state), do: wait(state)
   defp look_again(%{looking?: true} = state), do: state
 
   defp look_again(state) do
-    Process.send_after(self(), :look_again, @look_again)
+    Process.send_after(self(), :look_again, Mailbox.look_again())
     %{state | looking?: true}
   end
 
@@ -168,7 +172,7 @@ defmodule VLLM.Streaming.Forwarder do
 
   defp forward({:delta, delta}, state) do
     send(state.pid, {:vllm, state.ref, delta})
-    drain(state)
+    drain(%{state | gauge: state.gauge && Remote.Gauge.sent(state.gauge)})
   end
 
   defp forward(last, state) do
@@ -176,15 +180,8 @@ defmodule VLLM.Streaming.Forwarder do
     {:stop, :normal, state}
   end
 
-  # The mailbox of a process on another node cannot be seen.
-  defp busy?(pid) when node(pid) != node(), do: false
-
-  defp busy?(pid) do
-    case Process.info(pid, :message_queue_len) do
-      {:message_queue_len, length} -> length >= @busy
-      nil -> false
-    end
-  end
+  defp busy?(%{gauge: nil, pid: pid}), do: Mailbox.busy?(pid)
+  defp busy?(%{gauge: gauge}), do: Remote.Gauge.full?(gauge)
 
   # Restarts the timer for the reader's patience. Without an inter-token timeout
   # only the deadline counts, and one timer is enough.

@@ -4,11 +4,12 @@ defmodule VLLM.Streaming.Reader do
   # inbox into events and acknowledges deltas as they are taken, which is what
   # keeps the mailbox of a slow reader short (see `credit` in guides/protocol.md).
 
-  alias VLLM.Bridge.{Connection, Deadline, Inbox, Shape}
-  alias VLLM.Engine.{Call, Dispatch, InFlight, Table}
-  alias VLLM.{Delta, Error, RequestOutput}
+  alias VLLM.Bridge.{Connection, Deadline, Inbox}
+  alias VLLM.Engine.{Call, InFlight, Table}
+  alias VLLM.{Delta, Error, Remote, RequestOutput}
 
-  @enforce_keys [:in_flight, :call, :inbox]
+  # `source` is an InFlight or a Remote.Stream, as `via` says.
+  @enforce_keys [:via, :source, :call, :inbox]
   defstruct @enforce_keys ++ [patience: nil, alarm: nil, taken: 0, begun?: false]
 
   @type t :: %__MODULE__{}
@@ -22,31 +23,29 @@ defmodule VLLM.Streaming.Reader do
   @stream :stream
 
   @doc "Opens a stream whose messages come to `inbox`. Waits for a starting engine."
-  @spec open(Table.t(), String.t(), map(), Call.t(), Inbox.t()) ::
+  @spec open(VLLM.engine(), String.t(), map(), Call.t(), Inbox.t()) ::
           {:ok, t()} | {:error, Error.t()}
-  def open(table, method, params, call, inbox) do
-    submit(InFlight.new(table, method, inbox), Map.put(params, "credit", @credit), call)
-  end
+  def open(engine, method, params, call, inbox) do
+    params = Map.put(params, "credit", @credit)
 
-  defp submit(in_flight, params, call) do
-    case InFlight.submit(in_flight, @stream, params, call, :many) do
-      {:ok, in_flight} ->
-        {:ok, %__MODULE__{in_flight: in_flight, call: call, inbox: in_flight.inbox}}
+    case Table.locate(engine) do
+      {node, id} when node == node() ->
+        with {:ok, table, _pid} <- Table.lookup(id),
+             in_flight = InFlight.new(table, method, inbox),
+             {:ok, in_flight} <- InFlight.open(in_flight, @stream, params, call, :many),
+             do: {:ok, %__MODULE__{via: InFlight, source: in_flight, call: call, inbox: inbox}}
 
-      :none_ready ->
-        with :ok <- Dispatch.await_ready(in_flight.table, call),
-             do: submit(in_flight, params, call)
-
-      {:error, error} ->
-        {:error, error}
+      {node, id} ->
+        source = Remote.Stream.open(node, id, method, params, call, inbox)
+        {:ok, %__MODULE__{via: Remote.Stream, source: source, call: call, inbox: inbox}}
     end
   end
 
   @doc "The next event; the last one is `:done` or `:error`, and closes the stream."
   @spec next(t()) :: {event(), t()}
   def next(%{begun?: false} = reader) do
-    case InFlight.next(reader.in_flight, stall(reader)) do
-      {@stream, event, in_flight} -> begin(read(event, %{reader | in_flight: in_flight}))
+    case reader.via.next(reader.source, stall(reader)) do
+      {@stream, event, source} -> begin(read(event, %{reader | source: source}))
       :stalled -> {expire(reader), reader}
     end
   end
@@ -81,28 +80,21 @@ defmodule VLLM.Streaming.Reader do
   @doc "The event that has come with a message to the inbox; `:none` where it is for nobody outside."
   @spec handle(t(), Inbox.message()) :: {event() | :none, t()}
   def handle(reader, message) do
-    case InFlight.handle(reader.in_flight, message) do
-      {@stream, event, in_flight} -> read(event, %{reader | in_flight: in_flight})
-      {:none, in_flight} -> {:none, %{reader | in_flight: in_flight}}
+    case reader.via.handle(reader.source, message) do
+      {@stream, event, source} -> read(event, %{reader | source: source})
+      {:none, source} -> {:none, %{reader | source: source}}
     end
   end
 
   @doc "Whether the request was lost and waits for its turn to run again."
   @spec waits_for_turn?(t()) :: boolean()
-  def waits_for_turn?(reader), do: InFlight.waits_for_turn?(reader.in_flight)
+  def waits_for_turn?(reader), do: reader.via.waits_for_turn?(reader.source)
 
   # In columns, whose shape the owner of the port has seen.
   defp read({:delta, text, token_ids}, reader),
     do: {{:delta, Delta.of_text(text, token_ids)}, acknowledge(reader)}
 
-  defp read({:delta, row}, reader) do
-    if Shape.delta?(row) do
-      {{:delta, Delta.from_wire(row)}, acknowledge(reader)}
-    else
-      request = InFlight.fetch!(reader.in_flight, @stream)
-      {leave(reader, Connection.malformed(request, "a delta that is none")), reader}
-    end
-  end
+  defp read({:delta, row}, reader), do: {{:delta, Delta.from_wire(row)}, acknowledge(reader)}
 
   defp read({:ok, output}, reader) do
     cancel_alarm(reader)
@@ -133,12 +125,12 @@ defmodule VLLM.Streaming.Reader do
   @spec close(t()) :: :ok
   def close(reader) do
     cancel_alarm(reader)
-    InFlight.cancel(reader.in_flight)
+    reader.via.cancel(reader.source)
   end
 
   defp leave(reader, error) do
     cancel_alarm(reader)
-    InFlight.cancel(reader.in_flight, error)
+    reader.via.cancel(reader.source, error)
     {:error, error}
   end
 
@@ -147,8 +139,7 @@ defmodule VLLM.Streaming.Reader do
   end
 
   defp acknowledge(reader) do
-    %{conn: conn, id: id} = InFlight.fetch!(reader.in_flight, @stream)
-    Connection.notify(conn, "credit", %{"id" => id, "count" => @grant})
+    reader.via.grant(reader.source, @stream, @grant)
     %{reader | taken: 0, begun?: true}
   end
 end

@@ -1,0 +1,128 @@
+defmodule VLLM.Remote.Proxy do
+  @moduledoc false
+  # Stands for a caller of another node on the engine's: one process for each call, which asks the
+  # engine as any process of this node does. It ends with the call (see VLLM.Remote.Courier), and
+  # what it has in flight then is aborted, as at the death of any caller.
+  #
+  # All that comes from the caller is data, and of the library's own making: messages for the inbox
+  # whose reference both sides use, from `:caller`.
+
+  alias VLLM.Bridge.{Deadline, Inbox}
+  alias VLLM.Engine.{Call, InFlight, Operations, Table}
+  alias VLLM.Streaming.{Forwarded, Mailbox, Pipeline}
+
+  # Of what the two sides say to each other. It changes where an older side would not understand.
+  @protocol 1
+
+  @typedoc "What a caller says of itself, in every version: how it speaks, and where answers come to."
+  @type hello :: %{protocol: pos_integer(), version: String.t(), address: Inbox.address()}
+
+  @doc "The hello of a caller of this version."
+  @spec hello(Inbox.address()) :: hello()
+  def hello(address), do: Map.put(versions(), :address, address)
+
+  @doc "What this version of the library is, and how it speaks with other nodes."
+  @spec versions() :: %{protocol: pos_integer(), version: String.t()}
+  def versions,
+    do: %{protocol: @protocol, version: to_string(Application.spec(:ex_vllm, :vsn))}
+
+  @doc "What the courier of a caller starts on this node."
+  @spec serve(hello()) :: no_return()
+  def serve(%{protocol: @protocol, address: {inbox, _} = address}) do
+    # What is logged on the way is of this node.
+    Process.group_leader(self(), Process.whereis(:init))
+    {:caller, {engine, request, call}} = Inbox.next(inbox, :infinity)
+    serve(request, engine, Call.arrive(call), address)
+    # No normal end: it takes the courier along.
+    exit(:shutdown)
+  end
+
+  def serve(%{address: address}) do
+    Inbox.send(address, {:incompatible, versions()})
+    exit(:shutdown)
+  end
+
+  defp serve({:run, operation}, engine, call, address),
+    do: answer(address, Operations.run(engine, operation, call))
+
+  defp serve({:stream, method, params}, engine, call, {inbox, _} = address) do
+    with {:ok, table, _pid} <- Table.lookup(engine),
+         in_flight = InFlight.new(table, method, inbox),
+         {:ok, in_flight} <- InFlight.open(in_flight, :stream, params, call, :many) do
+      relay(in_flight, call, address)
+    else
+      {:error, error} -> answer(address, {:error, error})
+    end
+  end
+
+  # Prompts are fetched and results given one by one, when the caller asks for the next.
+  defp serve({:pipeline, method}, engine, call, {inbox, _} = address) do
+    with {:ok, table, _pid} <- Table.lookup(engine) do
+      prompts =
+        Stream.repeatedly(fn ->
+          Inbox.send(address, :want)
+          Inbox.next(inbox, :infinity)
+        end)
+        |> Stream.take_while(&(&1 != {:caller, :end}))
+        |> Stream.map(fn {:caller, {:prompt, prompt}} -> prompt end)
+
+      # The caller makes the params and reads the answers.
+      job = %{method: method, request: & &1, result: & &1, call: call}
+
+      for answered <- Pipeline.run(table, prompts, job) do
+        Inbox.send(address, {:element, answered})
+        {:caller, :next} = Inbox.next(inbox, :infinity)
+      end
+
+      answer(address, :ok)
+    else
+      {:error, error} -> answer(address, {:error, error})
+    end
+  end
+
+  # For a VLLM.Remote.Gauge: the receiver of a stream is a process of this node.
+  defp serve(:gauge, receiver, call, {inbox, _} = address) do
+    {:caller, :look} = Inbox.next(inbox, :infinity)
+    await_room(receiver)
+    Inbox.send(address, :room)
+    serve(:gauge, receiver, call, address)
+  end
+
+  defp serve({:cancel, ref}, caller, _call, address),
+    do: answer(address, Forwarded.cancel(ref, caller))
+
+  defp await_room(receiver) do
+    if Mailbox.busy?(receiver) do
+      Process.sleep(Mailbox.look_again())
+      await_room(receiver)
+    end
+  end
+
+  # Deltas go on as they come, as many as the caller has granted.
+  defp relay(in_flight, call, {inbox, _} = address) do
+    case Inbox.next(inbox, Deadline.remaining(call.deadline)) do
+      {:caller, {:grant, count}} ->
+        InFlight.grant(in_flight, :stream, count)
+        relay(in_flight, call, address)
+
+      # The caller has seen that as well.
+      :timeout ->
+        InFlight.cancel(in_flight)
+
+      message ->
+        case InFlight.handle(in_flight, message) do
+          {:none, in_flight} ->
+            relay(in_flight, call, address)
+
+          {:stream, delta, in_flight} when elem(delta, 0) == :delta ->
+            Inbox.send(address, delta)
+            relay(in_flight, call, address)
+
+          {:stream, last, _in_flight} ->
+            answer(address, last)
+        end
+    end
+  end
+
+  defp answer(address, answer), do: Inbox.send(address, {:answer, answer})
+end

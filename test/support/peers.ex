@@ -1,0 +1,92 @@
+defmodule VLLM.Peers do
+  @moduledoc """
+  Nodes of Erlang's distribution with the library in them, each a BEAM of its own on an address of
+  the loopback interface, so that none needs epmd or this BEAM to have a name. They are told what
+  to do over their standard input, and end with it.
+  """
+
+  import VLLM.OSProcess
+
+  @enforce_keys [:node, :peer, :os_pid, :net]
+  defstruct @enforce_keys
+
+  @doc """
+  Starts one of each of `names`; all are gone at the end of the test or of the test file. They can
+  reach each other, and those of `beside`. A node that is `bare` has nothing of the library.
+  """
+  def start(names, options \\ []) do
+    net =
+      if beside = options[:beside], do: %{beside.net | first: beside.net.first + 16}, else: net()
+
+    paths = if options[:bare], do: [], else: Enum.flat_map(:code.get_path(), &["-pa", "#{&1}"])
+
+    peers =
+      names
+      |> Enum.with_index(net.first)
+      |> Enum.map(fn {name, n} -> Task.async(fn -> start_one(name, n, net, paths) end) end)
+      |> Task.await_many(60_000)
+
+    for peer <- peers do
+      ExUnit.Callbacks.on_exit({__MODULE__, peer.node}, fn -> kill(peer) end)
+
+      unless options[:bare],
+        do: {:ok, _} = call(peer, :application, :ensure_all_started, [:ex_vllm])
+    end
+
+    peers
+  end
+
+  # Addresses, a port and a cookie of their own: others on this machine test, too.
+  defp net do
+    <<a, b, port::16>> = :rand.bytes(4)
+    cookie = Base.encode16(:rand.bytes(16))
+    %{a: a, b: b, first: 1, port: 20_000 + rem(port, 12_000), cookie: cookie}
+  end
+
+  defp start_one(name, n, %{a: a, b: b, port: port} = net, paths) do
+    args =
+      ~w(-setcookie #{net.cookie} -start_epmd false -erl_epmd_port #{port}) ++
+        ~w(-kernel inet_dist_use_interface {127,#{a},#{b},#{n}} logger_level none) ++
+        ~w(inet_dist_listen_min #{port} inet_dist_listen_max #{port}) ++
+        ~w(+sbwt none +sbwtdcpu none +sbwtdio none) ++ paths
+
+    {:ok, peer, node} =
+      :peer.start(%{
+        name: name,
+        host: '127.#{a}.#{b}.#{n}',
+        longnames: true,
+        connection: :standard_io,
+        # Stopped or not, it does not outlive this BEAM.
+        exec: {:os.find_executable('setpriv'), ['--pdeathsig', 'KILL', 'erl']},
+        args: Enum.map(args, &to_charlist/1)
+      })
+
+    os_pid = :peer.call(peer, :os, :getpid, [], 60_000)
+    %__MODULE__{node: node, peer: peer, os_pid: List.to_integer(os_pid), net: net}
+  end
+
+  @doc "Has it serve an engine of the fake worker, or of a script, that has a name."
+  def serve(peer, module \\ VLLM.FakeEngine, options) do
+    spec = call(peer, module, :child_spec, [options])
+    {:ok, pid} = call(peer, DynamicSupervisor, :start_child, [VLLM.EngineSupervisor, spec])
+    :ok = call(peer, VLLM, :await_ready, [options[:name] || pid])
+    pid
+  end
+
+  @doc "Calls a function there, as a process of that node."
+  def call(peer, module, function, args),
+    do: :peer.call(peer.peer, module, function, args, 60_000)
+
+  @doc "Evaluates code there, with `bindings`."
+  def eval(peer, code, bindings \\ []) do
+    {result, _} = call(peer, Code, :eval_string, [code, bindings])
+    result
+  end
+
+  @doc "Stops it as Ctrl-Z does; `resume/1` has it go on."
+  def pause(peer), do: signal("STOP", peer.os_pid)
+  def resume(peer), do: signal("CONT", peer.os_pid)
+
+  @doc "Kills it."
+  def kill(peer), do: signal("KILL", peer.os_pid)
+end
