@@ -229,6 +229,25 @@ defmodule VLLM.BenchTest do
     assert VLLM.Engine.Table.models() |> Enum.filter(&(&1 == "ready")) == []
   end
 
+  test "engines have the options of the first, and what is other" do
+    options = %{"max_model_len" => 64, "replicas" => 1}
+    plan = fn targets, against -> Bench.Engines.plan(targets, against, options) end
+    given = fn {:start, label, config} -> {label, config.model, config.secrets.().given} end
+
+    # With nothing that is other it is the same engine once more.
+    assert {:ok, [one, one]} =
+             plan.("/m/llama", []) |> then(fn {:ok, all} -> {:ok, Enum.map(all, given)} end)
+
+    assert {"/m/llama", "/m/llama", %{"max_model_len" => 64}} = one
+
+    assert {:ok, [_, other]} = plan.("a", model: "b", kv_cache_dtype: :fp8, hf_token: "hf_secret")
+    assert {label, "b", %{"kv_cache_dtype" => :fp8, "max_model_len" => 64}} = given.(other)
+    assert label == "b hf_token=… kv_cache_dtype=:fp8"
+
+    assert {:ok, [_, b, c]} = plan.(["a", "b"], "c")
+    assert [{"b", "b", _}, {"c", "c", _}] = Enum.map([b, c], given)
+  end
+
   test "where one of the engines does not start, none is left" do
     options = [against: "refuse:out_of_memory", progress: false, prompts: ["a"]] ++ @fake
     assert {:error, %Error{reason: :out_of_memory}} = Bench.run("touch:/dev/null;ready", options)
