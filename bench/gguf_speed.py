@@ -5,11 +5,17 @@ parameters with random weights.
 
 with the Python of the library's environment (`mix vllm.doctor` names it), and one that has
 llama-cpp-python (`scripts/quantized_models/build` makes it). Both have the file loaded at once and
-are asked by turns. The files, some hundred megabytes each, are kept in the folder BENCH_GGUF where
-that is set.
+are asked by turns, with OMP_NUM_THREADS threads each. The files, some hundred megabytes each, are
+kept in the folder BENCH_GGUF where that is set.
+
+Ratios are medians of those of each round, with the least and the greatest: of tokens per second;
+per CPU second of all processes; and per CPU second of the process that computes, which is what the
+first one is where nothing else runs on the machine. Each side runs under the library's guard, which
+leaves no process behind, however this one ends.
 """
 
 import asyncio
+import contextlib
 import json
 import os
 import statistics
@@ -19,14 +25,15 @@ import tempfile
 import time
 from array import array
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
+GUARD = ROOT / "python" / "vllm_bridge" / "guard.py"
 TYPES = ("Q4_K_M", "Q8_0", "Q4_0")
 ROUNDS = 5
-PROMPT, ANSWER, LONG = 8, 64, 512
-# What is asked: how many sequences are decoded, and None for a long prompt.
-ASKED: dict[str, int | None] = {"one sequence": 1, "16 sequences": 16, f"prompt of {LONG}": None}
+# What is asked: of how many sequences, with prompts and answers of how many tokens. What counts is
+# the longer one.
+ASKED = {"one sequence": (1, 8, 64), "16 sequences": (16, 8, 32), "prompt of 512": (1, 512, 1)}
 SIZES = {
     "hidden_size": 1280,
     "intermediate_size": 3584,
@@ -134,7 +141,8 @@ class LlamaCpp:
         )
         params = llama_cpp.llama_context_default_params()
         params.n_ctx, params.n_batch, params.n_ubatch, params.n_seq_max = 4096, 1024, 512, 16
-        params.n_threads = params.n_threads_batch = len(os.sched_getaffinity(0))
+        threads = int(os.environ.get("OMP_NUM_THREADS", len(os.sched_getaffinity(0))))
+        params.n_threads = params.n_threads_batch = threads
         params.kv_unified = True
         made._context = llama_cpp.llama_init_from_model(model, params)
         made._vocabulary = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(model))
@@ -169,64 +177,100 @@ class LlamaCpp:
 
 
 async def serve(kind: str, file: str) -> None:
-    """Loads a file and answers each line, which says what is asked, with tokens per second."""
-    # What is logged must not go where the answers go.
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
+    """Loads a file and answers each line, which says what is asked, with the number of tokens and
+    the seconds that they took, on the descriptors that a guard gives."""
+    questions, answers = os.fdopen(3), os.fdopen(4, "w")
     engine: Any = await {"ours": Ours, "llama.cpp": LlamaCpp}[kind].load(file)
-    while line := await asyncio.get_running_loop().run_in_executor(None, sys.stdin.readline):
-        sequences = ASKED[line.strip()]
-        long = sequences is None
+    while line := await asyncio.to_thread(questions.readline):
+        sequences, length, answer = ASKED[line.strip()]
         prompts = [
-            [100 + (7 * index + 13 * place) % 800 for place in range(LONG if long else PROMPT)]
-            for index in range(sequences or 1)
+            [100 + (7 * index + 13 * place) % 800 for place in range(length)]
+            for index in range(sequences)
         ]
         began = time.perf_counter()
-        await engine.run(prompts, 1 if long else ANSWER)
+        await engine.run(prompts, answer)
         seconds = time.perf_counter() - began
-        tokens = LONG if long else ANSWER * len(prompts)
-        print(json.dumps(tokens / seconds), file=answers, flush=True)
+        tokens = sequences * max(length, answer)
+        print(json.dumps([tokens, seconds]), file=answers, flush=True)
 
 
-def ask(process: "subprocess.Popen[str]", what: str) -> float:
-    if not (process.stdin and process.stdout):
-        raise TypeError
-    process.stdin.write(what + "\n")
-    process.stdin.flush()
-    return float(json.loads(process.stdout.readline()))
+class Rates(NamedTuple):
+    """Tokens per second, per CPU second of all processes, and of the one that computes."""
+
+    second: float
+    cpu: float
+    computing: float
 
 
-def compare(llama_python: str, type: str, file: Path) -> None:
-    environment = os.environ | {"PYTHONPATH": str(ROOT / "python")}
-    pythons = {"ours": sys.executable, "llama.cpp": llama_python}
-    processes = {
-        kind: subprocess.Popen(
-            [python, __file__, "--serve", kind, str(file)],
-            env=environment if kind == "ours" else None,
+class Side:
+    """A process that serves, and what it starts, under a guard of its own."""
+
+    def __init__(self, kind: str, python: str, file: Path, folder: Path) -> None:
+        self._run = folder / kind
+        guard = [sys.executable, "-I", "-S", str(GUARD), str(self._run), "--"]
+        # Who is under a guard is asked on 3, and answers on 4.
+        descriptors = ["sh", "-c", 'exec "$@" 3<&0 4>&1 0</dev/null 1>&2', "sh"]
+        self._process = subprocess.Popen(
+            [*descriptors, *guard, python, __file__, "--serve", kind, str(file)],
+            env=os.environ | ({"PYTHONPATH": str(ROOT / "python")} if kind == "ours" else {}),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
         )
-        for kind, python in pythons.items()
-    }
+
+    def ask(self, what: str) -> Rates:
+        stdin, stdout = self._process.stdin, self._process.stdout
+        assert stdin
+        assert stdout
+        before = self._cpu_seconds()
+        stdin.write(what + "\n")
+        stdin.flush()
+        answer = stdout.readline()
+        if not answer:
+            raise SystemExit(f"it ended: {(self._run / 'log').read_text()[-4000:]}")
+        tokens, seconds = json.loads(answer)
+        spent = [now - before.get(pid, 0) for pid, now in self._cpu_seconds().items()]
+        return Rates(tokens / seconds, tokens / sum(spent), tokens / max(spent))
+
+    def _cpu_seconds(self) -> dict[int, float]:
+        """Of each process that the guard watches over."""
+        import psutil
+
+        spent = {}
+        for process in psutil.Process(self._process.pid).children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                spent[process.pid] = sum(process.cpu_times()[:2])
+        return spent
+
+    def end(self) -> None:
+        assert self._process.stdin
+        self._process.stdin.close()
+        self._process.wait()
+
+
+def compare(llama_python: str, type: str, file: Path, folder: Path) -> None:
+    sides: list[Side] = []
     try:
+        for kind, python in {"ours": sys.executable, "llama.cpp": llama_python}.items():
+            sides.append(Side(kind, python, file, folder))
         for what in ASKED:
-            for process in processes.values():
-                ask(process, what)
-            speeds: dict[str, list[float]] = {kind: [] for kind in processes}
-            for _ in range(ROUNDS):
-                for kind, process in processes.items():
-                    speeds[kind].append(ask(process, what))
-            ours, theirs = (statistics.median(speeds[kind]) for kind in processes)
-            ratio = statistics.median(
-                one / other for one, other in zip(*speeds.values(), strict=True)
+            for side in sides:
+                side.ask(what)
+            rounds = [[side.ask(what) for side in sides] for _ in range(ROUNDS)]
+            speeds = [
+                statistics.median(rates.second for rates in of) for of in zip(*rounds, strict=True)
+            ]
+            ratios = zip(
+                *([one / other for one, other in zip(*both, strict=True)] for both in rounds),
+                strict=True,
             )
-            print(f"| {type} | {what} | {ours:.1f} | {theirs:.1f} | {ratio:.2f} |", flush=True)
+            figures = [f"{speed:.1f}" for speed in speeds] + [
+                f"{statistics.median(of):.2f} ({min(of):.2f} to {max(of):.2f})" for of in ratios
+            ]
+            print(f"| {type} | {what} | {' | '.join(figures)} |", flush=True)
     finally:
-        for process in processes.values():
-            process.stdin.close()  # type: ignore[union-attr]
-            process.terminate()
-            process.wait()
+        for side in sides:
+            side.end()
 
 
 def main() -> None:
@@ -234,10 +278,14 @@ def main() -> None:
         asyncio.run(serve(*sys.argv[2:]))
         return
     with tempfile.TemporaryDirectory() as folder:
-        print("| file | asked | tokens/s | llama.cpp | ratio |\n| --- | --- | --- | --- | --- |")
+        print(
+            "| file | asked | tokens/s | llama.cpp | ratio | of all CPU time | computing |\n"
+            "| --- | --- | --- | --- | --- | --- | --- |"
+        )
         for type in sys.argv[2:] or TYPES:
             file = make(type, Path(os.environ.get("BENCH_GGUF", folder)))
-            compare(sys.argv[1], type, file)
+            with tempfile.TemporaryDirectory(dir=folder) as runs:
+                compare(sys.argv[1], type, file, Path(runs))
 
 
 if __name__ == "__main__":
