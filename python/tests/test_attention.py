@@ -30,7 +30,7 @@ class Layer:
     def __init__(self, **settings: Any) -> None:
         dtype = torch.bfloat16
         isa = cpu_attn._get_attn_isa(dtype, BLOCK, SIZE, "auto")
-        self.layer = SimpleNamespace(isa=isa, _k_scale_float=1.0, _v_scale_float=1.0)
+        self.layer = SimpleNamespace(isa=isa, _k_scale_float=2.0, _v_scale_float=0.5)
         self.impl = cpu_attn.CPUAttentionBackendImpl.__new__(cpu_attn.CPUAttentionBackendImpl)
         self.impl.__dict__.update(
             attn_type="decoder",

@@ -79,7 +79,8 @@ def writing(original: Callable[..., None]) -> Callable[..., None]:
         if views is None:
             original(self, layer, key, value, kv_cache, slot_mapping)
         else:
-            write(key, value, *views, slot_mapping, layer.isa)
+            scales = (layer._k_scale_float, layer._v_scale_float)
+            write(key, value, *views, slot_mapping, layer.isa, *scales, self.kv_cache_dtype)
 
     return do_kv_cache_update
 
@@ -125,6 +126,9 @@ def attending(original: Callable[..., torch.Tensor]) -> Callable[..., torch.Tens
             attn_metadata.scheduler_metadata,
             None,
             attn_metadata.dynamic_causal,
+            layer._k_scale_float,
+            layer._v_scale_float,
+            self.kv_cache_dtype,
         )
         return output
 
