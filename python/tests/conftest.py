@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+import inheriting
 import refusals
 from hub_server import Hub
 from vllm_bridge import forking, preload
@@ -31,9 +32,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     any test has run an operator or left a thread behind."""
     if any(item.get_closest_marker("engine") for item in session.items):
         os.environ.update(preload.environment())
-        import vllm_bridge.nursery
-
-        vllm_bridge.nursery.load()
+        inheriting.prepare()
         assert forking.start()
 
 

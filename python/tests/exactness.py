@@ -17,6 +17,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import inheriting
+
 PYTHON = Path(__file__).resolve().parents[1]
 MODELS = PYTHON.parent / "priv" / "models"
 FACTS = MODELS / "facts.tsv"
@@ -56,6 +58,8 @@ def measure(specs: dict[str, dict[str, Any]], folder: Path) -> dict[str, Measure
     environment = os.environ | {
         "PYTHONPATH": str(PYTHON),
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+        # Several would wait for each other where others work too.
+        "OMP_NUM_THREADS": "1",
         # What vLLM compiles for log probabilities takes longer than all else.
         "TORCH_COMPILE_DISABLE": "1",
         "HF_HUB_OFFLINE": "1",
@@ -109,6 +113,7 @@ def _measure_one(arguments: dict[str, Any]) -> Measured:
 
 
 def main(given: str, results: str) -> None:
+    inheriting.prepare()
     specs = json.loads(Path(given).read_text())
     Path(results).write_text(
         json.dumps({name: _measure_one(arguments) for name, arguments in specs.items()})

@@ -191,7 +191,7 @@ def test_a_hub_that_sends_more_than_there_is(hub: Hub, monkeypatch: pytest.Monke
 def test_a_connection_that_falls_silent_is_made_anew(
     hub: Hub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(constants, "HF_HUB_DOWNLOAD_TIMEOUT", 0.2)
+    monkeypatch.setattr(constants, "HF_HUB_DOWNLOAD_TIMEOUT", 1.0)
     hub.faults.append(cut("stall", times=1))
     assert fetched().is_dir()
     asked = hub.for_weights
