@@ -30,8 +30,13 @@ defmodule VLLM.Engine.Table do
         }
 
   @spec new() :: t()
-  # Ordered, so that the workers are found without a look at all the rest.
-  def new, do: :ets.new(__MODULE__, [:ordered_set, :public, read_concurrency: true])
+  def new do
+    # Ordered, so that the workers are found without a look at all the rest.
+    table = :ets.new(__MODULE__, [:ordered_set, :public, read_concurrency: true])
+    # Apart, because every request writes to it.
+    :ets.insert(table, {:counts, :ets.new(:counts, [:public, write_concurrency: true])})
+    table
+  end
 
   @doc "The engine's table and supervisor, by the name, pid or handle that a user has."
   @spec lookup(term()) :: {:ok, t(), pid()} | {:error, Error.t()}
@@ -177,7 +182,7 @@ defmodule VLLM.Engine.Table do
   @doc "Counts one more of what `VLLM.Metrics` tells by that name and those labels' values."
   @spec count(t(), atom(), tuple()) :: :ok
   def count(table, name, values) do
-    _ = :ets.update_counter(table, {:count, name, values}, 1, {nil, 0})
+    _ = :ets.update_counter(counts(table), {name, values}, 1, {nil, 0})
     :ok
   rescue
     # The table ended with its engine.
@@ -186,11 +191,11 @@ defmodule VLLM.Engine.Table do
 
   @doc "What was counted by that name, for each of the labels' values."
   @spec counts(t(), atom()) :: %{tuple() => pos_integer()}
-  def counts(table, name),
-    do:
-      table
-      |> :ets.select([{{{:count, name, :"$1"}, :"$2"}, [], [{{:"$1", :"$2"}}]}])
-      |> Map.new()
+  def counts(table, name) do
+    Map.new(:ets.select(counts(table), [{{{name, :"$1"}, :"$2"}, [], [{{:"$1", :"$2"}}]}]))
+  end
+
+  defp counts(table), do: :ets.lookup_element(table, :counts, 2)
 
   ## Each of its workers
 

@@ -35,7 +35,8 @@ defmodule VLLM.Metrics.Engines do
   def now(deadline) do
     engines =
       VLLM.Registry
-      |> Registry.select([{{:"$1", :"$2", :"$3"}, [], [{{:"$1", :"$2", :"$3"}}]}])
+      # Nurseries and streams are registered there, too, without a table.
+      |> Registry.select([{{:"$1", :_, :"$2"}, [{:is_reference, :"$2"}], [{{:"$1", :"$2"}}]}])
       |> Enum.sort()
       |> Enum.flat_map(&read/1)
 
@@ -49,7 +50,7 @@ defmodule VLLM.Metrics.Engines do
     end
   end
 
-  defp read({key, _pid, table}) do
+  defp read({key, table}) do
     [
       %{
         # That of an engine without a name is its supervisor.
