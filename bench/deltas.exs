@@ -3,7 +3,8 @@
 #     MIX_ENV=prod elixir --erl "+sbwt none +sbwtdcpu none +sbwtdio none" -S mix run bench/deltas.exs [firehose|paced|engine]
 #
 # `firehose` streams from a worker whose engine computes nothing (bench/deltas/firehose.py). `paced`
-# has a step of it each 10 ms, so that every delta wakes a process that has slept. `engine`
+# has a step of it each 10 ms, so that every delta wakes a process that has slept; beside it is what
+# such a message alone costs, from one process of the BEAM to as many others (`floor`). `engine`
 # streams from the demo model, and beside it, in turns, AsyncLLM's deltas are read in its own
 # process (bench/deltas/in_process.py): what Python's front end takes above that is the bridge's.
 # CPU time is that of the process, so that a busy machine makes little of a difference; each figure is
@@ -27,11 +28,11 @@ defmodule Bench.Deltas do
   # A step takes as long as one of the demo model's with 256 streams.
   defp run_one("paced") do
     System.put_env("EX_VLLM_BENCH_STEP", "0.01")
-    without_engine("paced", 100)
+    without_engine("paced", 100, fn streams -> [floor(streams, 100)] end)
     System.delete_env("EX_VLLM_BENCH_STEP")
   end
 
-  defp run_one("firehose"), do: without_engine("firehose", 500)
+  defp run_one("firehose"), do: without_engine("firehose", 500, fn _streams -> [] end)
 
   defp run_one("engine") do
     llm = VLLM.llm!(@model, [nursery: false] ++ @options)
@@ -59,13 +60,17 @@ defmodule Bench.Deltas do
     VLLM.stop(llm)
   end
 
-  defp without_engine(name, steps) do
+  defp without_engine(name, steps, beside) do
     {:ok, python} = VLLM.Python.executable()
     System.put_env("EX_VLLM_BENCH_PYTHON", python)
     program = Path.expand("deltas/python", __DIR__)
     llm = VLLM.llm!("firehose", python: program, nursery: false, max_in_flight: 1024)
     worker = worker(llm)
-    heading(name, ["BEAM µs", "Python µs", "deltas/s"])
+
+    heading(
+      name,
+      ["BEAM µs", "Python µs", "deltas/s"] ++ if(name == "paced", do: ["floor"], else: [])
+    )
 
     for streams <- @streams do
       tokens = max(div(200 * steps, streams), steps)
@@ -73,7 +78,7 @@ defmodule Bench.Deltas do
       figures =
         for _ <- 0..@rounds do
           one = ours(llm, worker, streams, tokens)
-          [per(one.beam, one), per(one.python, one), one.deltas / one.seconds]
+          [per(one.beam, one), per(one.python, one), one.deltas / one.seconds | beside.(streams)]
         end
 
       # The first warms up.
@@ -81,6 +86,40 @@ defmodule Bench.Deltas do
     end
 
     VLLM.stop(llm)
+  end
+
+  # Each process has an address that ends with its stream, as a reader has.
+  defp floor(streams, steps) do
+    owner = self()
+
+    addresses =
+      for _ <- 1..streams do
+        spawn_link(fn -> receive_all(owner, steps) end)
+        receive do: ({:address, address} -> address)
+      end
+
+    message = {:delta, " token", [1234]}
+    beam = beam_cpu()
+
+    for _ <- 1..steps do
+      for {inbox, ref} <- addresses, do: send(ref, {inbox, ref, message})
+      Process.sleep(10)
+    end
+
+    1.0e6 * (beam_cpu() - beam) / (streams * steps)
+  end
+
+  defp receive_all(owner, messages) do
+    inbox = make_ref()
+    ref = :erlang.monitor(:process, owner, alias: :demonitor, tag: inbox)
+    send(owner, {:address, {inbox, ref}})
+    receive_all_of(inbox, messages)
+  end
+
+  defp receive_all_of(_inbox, 0), do: :ok
+
+  defp receive_all_of(inbox, messages) do
+    receive do: ({^inbox, _ref, _message} -> receive_all_of(inbox, messages - 1))
   end
 
   defp ours(llm, worker, streams, tokens) do
@@ -99,7 +138,7 @@ defmodule Bench.Deltas do
   end
 
   defp count(llm, tokens) do
-    options = [temperature: 0.0, max_tokens: tokens, ignore_eos: true, timeout: :infinity]
+    options = [temperature: 0.0, max_tokens: tokens, ignore_eos: true]
     Enum.reduce(VLLM.stream!(llm, @prompt, options), 0, fn %VLLM.Delta{}, count -> count + 1 end)
   end
 

@@ -81,7 +81,6 @@ defmodule VLLM do
     RequestOutput,
     SamplingParams,
     Score,
-    Streaming,
     StructuredOutputsParams,
     Tokenizer,
     Usage
@@ -440,9 +439,8 @@ defmodule VLLM do
       for delta <- VLLM.chat_stream!(llm, [%{role: "user", content: "Hello!"}]), do: delta.message
   """
   @spec chat_stream!(engine(), conversation(), keyword() | map()) :: Enumerable.t()
-  def chat_stream!(engine, messages, options \\ []) do
-    engine |> chat_stream(messages, options) |> Streaming.map(&bang!/1)
-  end
+  def chat_stream!(engine, messages, options \\ []),
+    do: Chat.stream!(engine, messages, options)
 
   @doc """
   Streams the answer to one conversation to a process, as `stream_to/4` does for a prompt; the
@@ -507,9 +505,7 @@ defmodule VLLM do
 
   @doc "Like `stream/3`, but yields the deltas themselves and raises `VLLM.Error`."
   @spec stream!(engine(), prompt(), keyword() | map()) :: Enumerable.t()
-  def stream!(engine, prompt, options \\ []) do
-    engine |> stream(prompt, options) |> Streaming.map(&bang!/1)
-  end
+  def stream!(engine, prompt, options \\ []), do: Completions.stream!(engine, prompt, options)
 
   @doc """
   Like `stream!/3`, but yields the text of the first completion as it grows.

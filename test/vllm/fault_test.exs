@@ -512,6 +512,15 @@ defmodule VLLM.FaultTest do
       assert length(Enum.to_list(stream)) == 1
     end
 
+    test "are enumerated a step at a time, too, as deltas and as texts" do
+      llm = start!()
+      prompt = "packed:ab,,c;reply:abc"
+      assert [{%{text: "ab"}, 1}, {%{text: ""}, 2}] = Enum.zip(VLLM.stream!(llm, prompt), [1, 2])
+      assert Enum.zip(VLLM.stream_text!(llm, prompt), [1, 2]) == [{"ab", 1}, {"c", 2}]
+      await_held(llm, 0)
+      refute_received _
+    end
+
     for way <- ["delta", "packed"] do
       test "acknowledge what their reader has taken (#{way})" do
         llm = start!()

@@ -35,9 +35,17 @@ defmodule VLLM.Chat do
 
   @doc "See `VLLM.chat_stream/3`."
   @spec stream(VLLM.engine(), VLLM.conversation(), keyword() | map()) :: Enumerable.t()
-  def stream(engine, messages, options) do
+  def stream(engine, messages, options),
+    do: Streaming.deltas(opener(engine, messages, options))
+
+  @doc "See `VLLM.chat_stream!/3`."
+  @spec stream!(VLLM.engine(), VLLM.conversation(), keyword() | map()) :: Enumerable.t()
+  def stream!(engine, messages, options),
+    do: Streaming.deltas!(opener(engine, messages, options))
+
+  defp opener(engine, messages, options) do
     engine = Remote.pin(engine)
-    Streaming.deltas(fn -> open(engine, messages, options) end)
+    fn -> open(engine, messages, options) end
   end
 
   @doc "See `VLLM.chat_stream_to/4`."

@@ -31,17 +31,23 @@ defmodule VLLM.Completions do
 
   @doc "See `VLLM.stream/3`."
   @spec stream(VLLM.engine(), VLLM.prompt(), keyword() | map()) :: Enumerable.t()
-  def stream(engine, prompt, options) do
+  def stream(engine, prompt, options), do: Streaming.deltas(opener(engine, prompt, options))
+
+  @doc "See `VLLM.stream!/3`."
+  @spec stream!(VLLM.engine(), VLLM.prompt(), keyword() | map()) :: Enumerable.t()
+  def stream!(engine, prompt, options), do: Streaming.deltas!(opener(engine, prompt, options))
+
+  defp opener(engine, prompt, options) do
     engine = Remote.pin(engine)
-    Streaming.deltas(fn -> open(engine, prompt, options) end)
+    fn -> open(engine, prompt, options) end
   end
 
   @doc "The text of the first completion as it grows, of a stream of deltas."
   @spec texts(Enumerable.t()) :: Enumerable.t()
   def texts(deltas) do
-    Stream.flat_map(deltas, fn
-      %Delta{index: 0, text: text} when text != "" -> [text]
-      _ -> []
+    &Enumerable.reduce(deltas, &1, fn
+      %Delta{index: 0, text: text}, acc when text != "" -> &2.(text, acc)
+      _other, acc -> {:cont, acc}
     end)
   end
 
