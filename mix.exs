@@ -17,7 +17,8 @@ defmodule VLLM.MixProject do
   end
 
   def application do
-    [mod: {VLLM.Application, []}, extra_applications: [:logger, :crypto]]
+    # The httpd of inets is needed by VLLM.Server only.
+    [mod: {VLLM.Application, []}, extra_applications: [:logger, :crypto, inets: :optional]]
   end
 
   defp elixirc_paths(:test), do: ["lib", "test/support"]

@@ -14,7 +14,7 @@ defmodule VLLM.AllowedModels do
   def check(model, patterns) do
     with {:ok, configured} <- configured(),
          names = [patterns, configured] |> Enum.reject(&is_nil/1),
-         true <- names == [] or Enum.all?(names, &any?(&1, full(model))) do
+         true <- names == [] or Enum.all?(names, &fits_any?(full(model), &1)) do
       :ok
     else
       false -> {:error, refusal(model)}
@@ -36,7 +36,9 @@ defmodule VLLM.AllowedModels do
       else: Options.expand(model)
   end
 
-  defp any?(patterns, model), do: Enum.any?(patterns, &fits?(&1, model))
+  @doc "Whether a name fits one of the patterns."
+  @spec fits_any?(String.t(), [pattern()]) :: boolean()
+  def fits_any?(model, patterns), do: Enum.any?(patterns, &fits?(&1, model))
 
   defp fits?(%Regex{} = pattern, model), do: Regex.match?(pattern, model)
 

@@ -8,6 +8,8 @@ defmodule VLLM.Application do
 
     children = [
       {Registry, keys: :unique, name: VLLM.Registry},
+      # The places of requests over HTTP that have a limit.
+      {Registry, keys: :unique, name: VLLM.Places},
       # Before the engines, whose workers use it until their end.
       {DynamicSupervisor, name: VLLM.NurserySupervisor, strategy: :one_for_one},
       {DynamicSupervisor, name: VLLM.EngineSupervisor, strategy: :one_for_one},

@@ -1,7 +1,7 @@
 defmodule VLLM.Bench do
   import VLLM.Error, only: [bang!: 1]
 
-  alias Mix.Vllm.JSON
+  alias VLLM.JSON
   alias VLLM.Bench.{Dataset, Engines, Figures, Load, Plot, Processes, Report, Run, Statistics}
   alias VLLM.{Error, Options, Terminal}
 

@@ -23,6 +23,8 @@ defmodule VLLM.Options do
           | :counts
           | :timeout
           | :grace
+          | :port
+          | :ip
           | :boolean
           | :string
           | :machine
@@ -318,6 +320,41 @@ defmodule VLLM.Options do
     {:progress, :boolean, nil,
      "show a line with the progress; by default in iex and in mix tasks that have a terminal"}
   ]
+
+  # What is served over HTTP, whatever stands before it.
+  @openai [
+    {:models, :term, nil,
+     "the engines that are served, as a list: their names or handles, by which clients name the model as " <>
+       "the engine was given it (or by its `served_model_name`); `{\"chat\", MyApp.LLM}` for a name of " <>
+       "one's own; or a keyword list with `engine:`, `name:`, `tool_call_parser:` (vLLM's name of a parser, " <>
+       "which tool calls need unless the client requires one) and `chat_template:` (a template, or the path " <>
+       "of one, instead of the model's)"},
+    {:api_keys, :term, nil,
+     "the keys of which a request must have one (`Authorization: Bearer …` or `x-api-key`), as a list of " <>
+       "strings, or of `{key, options}` with `allowed_models:` and `max_concurrent_requests:` of its own. " <>
+       "By default none is asked for"},
+    {:allowed_models, :patterns, nil,
+     "the only names that clients may give, as a list of names, patterns and regular expressions; by " <>
+       "default those of all `models:` and of their adapters"},
+    {:max_concurrent_requests, :pos_integer, nil,
+     "requests that may be under way at once; others are answered with 429. The engines' own limits " <>
+       "(`max_in_flight:` and `max_queue:`) hold as well"},
+    {:timeout, :timeout, 300_000,
+     "milliseconds until a request must be answered, a stream to its end; or `:infinity`"},
+    {:queue_timeout, :timeout, :infinity,
+     "milliseconds until vLLM must have begun with a request"},
+    {:tokenize, :boolean, false, "serve `/tokenize` and `/detokenize`, too"}
+  ]
+
+  @server [
+            {:port, :port, 8000, "where to listen; 0 takes one that is free"},
+            {:ip, :ip, {127, 0, 0, 1},
+             "the address to listen on, as a tuple or a string; `{0, 0, 0, 0}` is every one of IPv4"},
+            {:max_connections, :pos_integer, 4096,
+             "clients that may be connected at once; others are answered with 503"},
+            {:max_body_bytes, :pos_integer, 32 * 1024 * 1024,
+             "bytes that a request may have; larger ones are answered with 413"}
+          ] ++ @openai
 
   @drain [
     {:timeout, :timeout, :infinity,
@@ -622,6 +659,14 @@ defmodule VLLM.Options do
   @spec delete_job() :: [spec()]
   def delete_job, do: @delete_job
 
+  @doc "What `VLLM.Plug` takes."
+  @spec openai() :: [spec()]
+  def openai, do: @openai
+
+  @doc "What `VLLM.Server` takes."
+  @spec server() :: [spec()]
+  def server, do: @server
+
   @doc "How long replicas that are to end or begin anew are given."
   @spec drain() :: [spec()]
   def drain, do: @drain
@@ -823,6 +868,13 @@ defmodule VLLM.Options do
     end
   end
 
+  def check(:ip, name, value) when is_binary(value) do
+    case :inet.parse_address(to_charlist(value)) do
+      {:ok, address} -> {:ok, address}
+      {:error, :einval} -> wrong(name, :ip, value)
+    end
+  end
+
   def check(type, name, value) do
     if valid?(type, value), do: {:ok, value}, else: wrong(name, type, value)
   end
@@ -854,6 +906,8 @@ defmodule VLLM.Options do
 
   defp valid?(:timeout, value), do: value == :infinity or (valid?(:grace, value) and value > 0)
   defp valid?(:grace, value), do: is_integer(value) and value in 0..@longest
+  defp valid?(:port, value), do: is_integer(value) and value in 0..65_535
+  defp valid?(:ip, value), do: :inet.ntoa(value) != {:error, :einval}
   defp valid?(:boolean, value), do: is_boolean(value)
   defp valid?(:string, value), do: is_binary(value) and value != "" and MessagePack.text?(value)
 
@@ -931,6 +985,8 @@ defmodule VLLM.Options do
     do: "a positive number of milliseconds, up to #{@longest}, or `:infinity`"
 
   defp expected(:grace), do: "a number of milliseconds from 0 to #{@longest}"
+  defp expected(:port), do: "a number from 0 to 65535"
+  defp expected(:ip), do: "an address, such as `{127, 0, 0, 1}` or `\"127.0.0.1\"`"
   defp expected(:boolean), do: "true or false"
   defp expected(:string), do: "a string of valid UTF-8 that is not empty"
   defp expected(:machine), do: "a list of names of devices, or one of lists as an engine takes it"

@@ -1,8 +1,9 @@
-"""Beams, prompts of embeddings, and what is measured, on the real engine: one for all tests of this
-file."""
+"""Beams, prompts of embeddings, requests of vLLM's HTTP API, and what is measured, on the real
+engine: one for all tests of this file."""
 
 import asyncio
 import itertools
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -18,6 +19,7 @@ from vllm_bridge.engine.engine import GenerateParams
 from vllm_bridge.errors import BridgeError
 from vllm_bridge.jobs import distributions, measure
 from vllm_bridge.rpc.protocol import pack_u32, unpack_u32
+from vllm_bridge.serving.exchange import Exchange, HttpParams, Settings
 
 pytestmark = pytest.mark.engine
 
@@ -314,3 +316,67 @@ def test_a_model_is_measured_by_what_it_expects_of_texts(
     assert found.mean == pytest.approx(0, abs=1e-5)
     assert found.same_top == 1.0
     assert 0 < found.rest < 0.1
+
+
+async def post(
+    running: Running, path: str, rows: list[Any] | None = None, settings: Any = None, **body: Any
+) -> dict[str, Any]:
+    """What vLLM's own API answers to a request of a client that calls the model ``it``."""
+    params = HttpParams(
+        "POST",
+        path,
+        "it",
+        credit=128,
+        headers=[("content-type", "application/json")],
+        body=json.dumps({"model": "it", "temperature": 0} | body).encode(),
+        settings=settings or Settings(),
+    )
+    emit = ([] if rows is None else rows).append
+    return await running.engine.http_request(next(IDS), params, Exchange(1, params, emit))
+
+
+def test_vllms_api_answers_in_this_process(running: Running) -> None:
+    answer = running.run(post(running, "/v1/completions", prompt=PROMPT, max_tokens=8))
+    assert answer["status"] == 200
+    said = json.loads(answer["body"])
+    assert (said["model"], said["choices"][0]["text"]) == ("it", " Paris.")
+    rows: list[Any] = []
+    answer = running.run(post(running, "/v1/completions", rows, prompt=PROMPT, stream=True))
+    assert (answer["status"], answer["body"]) == (200, b"")
+    (_id, status, headers), *pieces = rows
+    assert status == 200
+    assert dict(headers)["content-type"].startswith("text/event-stream")
+    events = [piece.removeprefix(b"data: ").strip() for _id, piece in pieces]
+    assert events.pop() == b"[DONE]"
+    assert "".join(json.loads(event)["choices"][0]["text"] for event in events) == " Paris."
+    for status, wrong in ((400, {"prompt": 5.5}), (404, {"prompt": PROMPT, "model": "another"})):
+        refused = running.run(post(running, "/v1/completions", None, None, **wrong))
+        assert (refused["status"], json.loads(refused["body"])["error"]["code"]) == (status, status)
+
+
+def test_a_parser_of_tool_calls_that_vllm_does_not_have(running: Running) -> None:
+    with pytest.raises(BridgeError, match="no parser of tool calls called `hremes`"):
+        running.run(post(running, "/v1/completions", settings=Settings("hremes"), prompt=PROMPT))
+
+
+@pytest.mark.parametrize("streams", [True, False])
+def test_what_a_client_leaves_is_aborted_in_vllm(running: Running, streams: bool) -> None:
+    endless: dict[str, Any] = {
+        "prompt": "Count:",
+        "max_tokens": 500,
+        "ignore_eos": True,
+        "stream": streams,
+    }
+
+    async def leaves() -> None:
+        before = running.engine.progress()["steps"]
+        task = asyncio.ensure_future(post(running, "/v1/completions", stream=streams, **endless))
+        while running.engine.progress()["steps"] < before + 3:
+            await asyncio.sleep(0.001)
+        assert running.engine.progress()["unfinished"] == 1
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert running.engine.progress()["unfinished"] == 0
+
+    running.run(leaves())

@@ -14,6 +14,7 @@ from vllm_bridge.errors import BridgeError
 from vllm_bridge.outputs import add_parsed
 from vllm_bridge.rpc.call import Call, Limits
 from vllm_bridge.rpc.table import Method, NoParams, Table
+from vllm_bridge.serving.exchange import Exchange, HttpParams
 from vllm_bridge.stream import DeltaStream
 
 # What a ``pong`` tells before there is an engine.
@@ -104,6 +105,12 @@ def table(slot: Slot) -> Table:
 
         return served
 
+    async def http_request(call: Call, params: HttpParams) -> dict[str, Any]:
+        loaded, exchange = slot.loaded, Exchange(call.id, params, call.emit)
+        call.on_credit = exchange.grant
+        with call.limited(params, functools.partial(loaded.waits, call.name)):
+            return await loaded.http_request(call.name, params, exchange)
+
     def asked(serve: Any) -> Callable[[Call, Any], Awaitable[Any]]:
         return lambda _call, params: slot.loaded.asked(serve, params)
 
@@ -113,6 +120,7 @@ def table(slot: Slot) -> Table:
     methods: dict[str, Method[Any]] = {
         "load": Method(LoadParams, slot.load),
         "engine_info": Method(NoParams, engine_info),
+        "http_request": Method(HttpParams, http_request),
     }
     for exported, serving in (
         (engine.METHODS, plain),

@@ -4,7 +4,7 @@ defmodule VLLM.Real.LoRATest do
 
   import VLLM.OSProcess
 
-  alias VLLM.{DemoModel, DocExamples, Error, LoRARequest, Models}
+  alias VLLM.{DemoModel, DocExamples, Error, LoRARequest, Models, Server}
   alias VLLM.Job.Progress
 
   @moduletag :slow
@@ -58,6 +58,37 @@ defmodule VLLM.Real.LoRATest do
   test "the examples of the docs run", %{llm: llm} do
     DocExamples.run(:adapters, llm, %{"/adapters/sql" => @adapter})
   end
+
+  test "OpenAI's own client, by the names of the model and of the adapter",
+       %{llm: llm} = context do
+    :ok = VLLM.load_lora(llm, context.adapter)
+    options = [models: [llm], port: 0, api_keys: ["sk-real"]]
+    url = Server.url(start_supervised!({Server, options}))
+    {:ok, python} = VLLM.Python.executable()
+    script = Path.expand("../support/openai_client.py", __DIR__)
+    {said, 0} = System.cmd(python, [script, url, "sk-real", "lora-prod", "demo"])
+
+    assert String.split(said, "\n", trim: true) == [
+             ~s(["models", ["lora-prod", "demo"]]),
+             ~s(["model", "lora-prod"]),
+             ~s(["completion", ["lora-prod", " Paris.", 3]]),
+             ~s(["completion", ["demo", "#{adapted("The capital of France is")}", 3]]),
+             ~s(["stream", " Paris."]),
+             ~s(["usage", 3]),
+             ~s(["chat", ["assistant", true]]),
+             ~s(["same", true]),
+             ~s(["response", true]),
+             ~s(["refused", [404, "NotFoundError"]]),
+             ~s(["refused", [400, "BadRequestError"]]),
+             ~s(["refused", [400, "BadRequestError"]]),
+             ~s(["refused", [400, "BadRequestError"]]),
+             ~s(["refused", [401, "AuthenticationError"]])
+           ]
+
+    :ok = VLLM.unload_lora(llm, "demo")
+  end
+
+  defp adapted(prompt), do: Map.new(DemoModel.adapter_facts())[prompt]
 
   # However the base was held while they were trained, adapters are served over the plain one.
   for {base, options} <- [

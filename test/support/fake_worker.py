@@ -15,8 +15,11 @@ answer to an id that was never used), `print:TEXT`, `garbage`, `shapeless`, `mal
 engine does, and end soon after), `once:FILE:STEP`, `stall` (hold, and make no progress any more), `slow` (hold, and take
 one long step), `sleep:SECONDS`, `delta:TEXT` (a delta; other steps follow), `packed:TEXT,TEXT` (the same in columns, with as many tokens as bytes), `misshapen` (a delta
 that is none), `credit` (answer with the credit granted so far). To `tokenize`, a character is a token.
+Over HTTP the prompt is the one in the body: `answer:STATUS:TEXT`, or `head:STATUS`, `chunk:TEXT` and `end` for an answer that comes
+bit by bit; `asked` (answer with the params of the request, as Python writes them).
 """
 
+import json
 import os
 import signal
 import socket
@@ -51,6 +54,11 @@ def output(request: int, text: str) -> dict[str, object]:
         "num_cached_tokens": 0,
         "metrics": None,
     }
+
+
+def http_answer(status: int, text: str) -> dict[str, object]:
+    headers = [["content-type", "application/json"], ["content-length", str(len(text.encode()))]]
+    return {"status": status, "headers": headers, "body": text.encode()}
 
 
 def error(reason: str) -> dict[str, object]:
@@ -198,6 +206,18 @@ def prompt_step(name: str, argument: str, request: int) -> None:
         send([2, "deltas", {"deltas": [[request, 0, None]]}])
     elif name == "credit":
         send([1, request, None, output(request, str(granted))])
+    elif name == "answer":
+        status, _, text = argument.partition(":")
+        send([1, request, None, http_answer(int(status), text)])
+    elif name == "asked":
+        send([1, request, None, http_answer(200, repr(params))])
+    elif name == "head":
+        head = [request, int(argument), [["content-type", "text/event-stream"]]]
+        send([2, "deltas", {"deltas": [head]}])
+    elif name == "chunk":
+        send([2, "deltas", {"deltas": [[request, argument.encode()]]}])
+    elif name == "end":
+        send([1, request, None, http_answer(200, "")])
     elif name == "devices":
         send([1, request, None, output(request, ",".join(devices))])
     elif name == "pid":
@@ -260,6 +280,9 @@ def main() -> None:
                 send([1, request, None, {"token_ids": bytes(4 * len(text))}])
             case [0, request, "reset_prefix_cache", _]:
                 send([1, request, None, None])
+            case [0, request, "http_request", given]:
+                params = given
+                generate(json.loads(given["body"])["prompt"], request)
             case [2, "credit", {"count": count}]:
                 granted += count
             case [2, "cancel", {"id": request}]:

@@ -48,7 +48,7 @@ defmodule VLLM.HubServer do
     folder = Path.join(server.folder, name)
     File.mkdir_p!(folder)
 
-    for {file, content} <- Map.put(files, ".hub.json", Mix.Vllm.JSON.encode(about)) do
+    for {file, content} <- Map.put(files, ".hub.json", VLLM.JSON.encode(about)) do
       path = Path.join(folder, file)
       File.mkdir_p!(Path.dirname(path))
 
@@ -63,7 +63,7 @@ defmodule VLLM.HubServer do
 
   @doc "Sets what goes wrong from now on: a list of maps with the fields of `hub_server.py`'s `Fault`."
   def set_faults(server, faults) do
-    request(server, "POST", "/faults", Mix.Vllm.JSON.encode(faults))
+    request(server, "POST", "/faults", VLLM.JSON.encode(faults))
     :ok
   end
 

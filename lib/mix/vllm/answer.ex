@@ -2,8 +2,7 @@ defmodule Mix.Vllm.Answer do
   @moduledoc false
   # What a task does with the answer to its question.
 
-  alias Mix.Vllm.JSON
-  alias VLLM.{Error, Terminal}
+  alias VLLM.{Error, JSON, Terminal}
 
   @doc "What was answered; an error is printed, and the task ends with status 1."
   @spec ok!({:ok, answer} | {:error, Error.t()}) :: answer when answer: term()

@@ -114,7 +114,10 @@ defmodule Mix.Vllm.Arguments do
         Options.estimate() ++
         Options.recommend() ++ Options.pull() ++ Options.compare() ++ Options.bench()
 
-    specs = questions ++ Options.quantize() ++ Options.finetune() ++ Options.engine()
+    specs =
+      questions ++
+        Options.server() ++ Options.quantize() ++ Options.finetune() ++ Options.engine()
+
     ours = for {name, ^type, _default, _doc} <- specs, do: name
 
     theirs =

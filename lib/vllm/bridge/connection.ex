@@ -488,7 +488,20 @@ defmodule VLLM.Bridge.Connection do
 
   def deliver_deltas(conn, [[id | [index, text, token_ids, logprobs, _, _ | _] = row] | rows])
       when is_integer(index) and is_binary(text) and rem(byte_size(token_ids), 4) == 0 and
-             (is_map(logprobs) or logprobs == nil) do
+             (is_map(logprobs) or logprobs == nil),
+      do: deliver_delta(conn, id, row, rows)
+
+  # Of an answer over HTTP: the head, or a piece of its body.
+  def deliver_deltas(conn, [[id, status, headers] | rows])
+      when is_integer(status) and is_list(headers),
+      do: deliver_delta(conn, id, [status, headers], rows)
+
+  def deliver_deltas(conn, [[id, piece] | rows]) when is_binary(piece),
+    do: deliver_delta(conn, id, [:binary.copy(piece)], rows)
+
+  def deliver_deltas(_conn, _rows), do: misshapen()
+
+  defp deliver_delta(conn, id, row, rows) do
     case :ets.lookup(conn.routes, id) do
       [{^id, address, _pid, _monitor, :many}] ->
         Inbox.send(address, {:delta, row})
@@ -501,8 +514,6 @@ defmodule VLLM.Bridge.Connection do
         no_stream()
     end
   end
-
-  def deliver_deltas(_conn, _rows), do: misshapen()
 
   @typedoc """
   Where the deltas of a step go, by its column of ids: from one step to the next the streams are mostly

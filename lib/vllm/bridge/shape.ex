@@ -49,6 +49,7 @@ defmodule VLLM.Bridge.Shape do
     "beam_search" => @output,
     "pool" => :tensor,
     "score" => {:list, :score},
+    "http_request" => :http_answer,
     "apply_chat_template" => {:record, %{"prompt_token_ids" => :binary}},
     "tokenize" => {:record, %{"token_ids" => :binary}},
     "detokenize" => {:record, %{"text" => :binary}},
@@ -125,6 +126,17 @@ defmodule VLLM.Bridge.Shape do
 
   def delta?(_row), do: false
 
+  @doc "Whether `row`, without its id, can be a delta of an answer over HTTP: its head, or a piece of its body."
+  @spec http_delta?(term()) :: boolean()
+  def http_delta?([piece]), do: is_binary(piece)
+  def http_delta?([status, headers]), do: head?(status, headers)
+  def http_delta?(_row), do: false
+
+  defp head?(status, headers) do
+    status in 200..599 and is_list(headers) and
+      Enum.all?(headers, &match?([name, value] when is_binary(name) and is_binary(value), &1))
+  end
+
   defp fits?(_value, :any), do: true
   defp fits?(value, :absent), do: is_nil(value)
   defp fits?(value, {:maybe, shape}), do: is_nil(value) or fits?(value, shape)
@@ -148,6 +160,10 @@ defmodule VLLM.Bridge.Shape do
   defp fits?(value, :finding) do
     fits?(value, :map) and value["severity"] in ~w(error warning info) and
       Enum.all?(@texts, &is_binary(value[&1]))
+  end
+
+  defp fits?(value, :http_answer) do
+    fits?(value, {:record, %{"body" => :binary}}) and head?(value["status"], value["headers"])
   end
 
   # The figures that telemetry calculates with: seconds and counts.

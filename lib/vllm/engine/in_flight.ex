@@ -104,7 +104,7 @@ defmodule VLLM.Engine.InFlight do
       when is_map_key(keys, ref) and elem(delta, 0) == :delta do
     %{^ref => key} = keys
 
-    if delta?(delta) do
+    if delta?(in_flight.method, delta) do
       delta(in_flight, key, delta)
     else
       request = fetch!(in_flight, key)
@@ -158,8 +158,11 @@ defmodule VLLM.Engine.InFlight do
   def handle(in_flight, _message), do: {:none, in_flight}
 
   # Of columns the owner of the port has seen the shape.
-  defp delta?({:delta, _text, _token_ids}), do: true
-  defp delta?({:delta, row}), do: Shape.delta?(row)
+  defp delta?("http_request", delta),
+    do: match?({:delta, _row}, delta) and Shape.http_delta?(elem(delta, 1))
+
+  defp delta?(_method, {:delta, _text, _token_ids}), do: true
+  defp delta?(_method, {:delta, row}), do: Shape.delta?(row)
 
   defp delta(in_flight, key, delta) do
     case in_flight.requests do

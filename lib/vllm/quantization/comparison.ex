@@ -10,7 +10,8 @@ defmodule VLLM.Quantization.Comparison do
   figures, and `to_svg/1` draws quality over size.
   """
 
-  alias Mix.Vllm.{JSON, Table}
+  alias Mix.Vllm.Table
+  alias VLLM.JSON
   alias VLLM.Bytes
   alias VLLM.Quantization.Comparison.{Plot, Row}
 

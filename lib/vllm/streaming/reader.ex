@@ -9,11 +9,17 @@ defmodule VLLM.Streaming.Reader do
   alias VLLM.{Delta, Error, Remote, RequestOutput}
 
   # `source` is an InFlight or a Remote.Stream, as `via` says.
-  @enforce_keys [:via, :source, :call, :inbox]
+  @enforce_keys [:via, :source, :method, :call, :inbox]
   defstruct @enforce_keys ++ [patience: nil, alarm: nil, taken: 0, begun?: false]
 
   @type t :: %__MODULE__{}
-  @type event :: {:delta, Delta.t()} | {:done, RequestOutput.t()} | {:error, Error.t()}
+
+  @typedoc """
+  What came. Of an answer over HTTP a delta is `[status, headers]`, once, or `[piece]` of the body, and
+  the end is the map of the wire.
+  """
+  @type event ::
+          {:delta, Delta.t() | list()} | {:done, RequestOutput.t() | map()} | {:error, Error.t()}
 
   # Deltas that may be on the way, and after how many of them more are granted.
   @credit 128
@@ -33,13 +39,16 @@ defmodule VLLM.Streaming.Reader do
         with {:ok, table, _pid} <- Table.lookup(id),
              in_flight = InFlight.new(table, method, inbox),
              {:ok, in_flight} <- InFlight.open(in_flight, @stream, params, call, :many),
-             do: {:ok, %__MODULE__{via: InFlight, source: in_flight, call: call, inbox: inbox}}
+             do: {:ok, new(InFlight, in_flight, method, call, inbox)}
 
       {node, id} ->
         source = Remote.Stream.open(node, id, method, params, call, inbox)
-        {:ok, %__MODULE__{via: Remote.Stream, source: source, call: call, inbox: inbox}}
+        {:ok, new(Remote.Stream, source, method, call, inbox)}
     end
   end
+
+  defp new(via, source, method, call, inbox),
+    do: %__MODULE__{via: via, source: source, method: method, call: call, inbox: inbox}
 
   @doc "The next event; the last one is `:done` or `:error`, and closes the stream."
   @spec next(t()) :: {event(), t()}
@@ -89,6 +98,15 @@ defmodule VLLM.Streaming.Reader do
   @doc "Whether the request was lost and waits for its turn to run again."
   @spec waits_for_turn?(t()) :: boolean()
   def waits_for_turn?(reader), do: reader.via.waits_for_turn?(reader.source)
+
+  # As it travels.
+  defp read({:delta, row}, %{method: "http_request"} = reader),
+    do: {{:delta, row}, acknowledge(reader)}
+
+  defp read({:ok, answer}, %{method: "http_request"} = reader) do
+    cancel_alarm(reader)
+    {{:done, answer}, reader}
+  end
 
   # In columns, whose shape the owner of the port has seen.
   defp read({:delta, text, token_ids}, reader),

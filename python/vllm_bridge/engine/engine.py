@@ -29,6 +29,8 @@ from vllm_bridge.pooling import Pooler, PoolParams, ScoreParams, wrong_runner, w
 from vllm_bridge.prompt_embeds import embeds_prompt
 from vllm_bridge.queueing import Queue, Submit
 from vllm_bridge.rpc.protocol import unpack_u32
+from vllm_bridge.serving.app import Apps
+from vllm_bridge.serving.exchange import Exchange, HttpParams
 from vllm_bridge.stream import Put
 
 logger = logging.getLogger(__name__)
@@ -77,6 +79,7 @@ class Engine:
         self._stopped = asyncio.Event()
         pools = llm.model_config.runner_type == "pooling"
         self._pooler = Pooler(llm, tasks, self._early_end) if pools else None
+        self._apps = Apps(llm, tasks)
         self._info = info | {
             "pooling_task": self._pooler and self._pooler.task,
             "labels": self._pooler and self._pooler.labels,
@@ -199,6 +202,25 @@ class Engine:
         for wire, completion in zip(result["outputs"], output.outputs, strict=True):
             wire["message"] = conversation.message(completion)
         return result
+
+    async def http_request(
+        self, request_id: str, params: HttpParams, exchange: Exchange
+    ) -> dict[str, Any]:
+        """What vLLM's own API app answers. Cancelling it aborts in vLLM what the app has asked.
+
+        Raises:
+            BridgeError: where the engine has no answer: it is dead, or the adapter does not load
+        """
+        with map_exceptions(self._request_error), self._submitting(request_id) as submit:
+            lora = await self._loras.request(params.lora_request)
+            answer, asked = await self._apps.serve(
+                exchange, params.settings, params.model, lora, submit
+            )
+            if asked.fault is not None:
+                raise asked.fault
+            if asked.cut_off is not None:
+                raise await self._early_end(finish.Meaning.CUT_OFF, request_id, asked.cut_off)
+        return answer
 
     async def apply_chat_template(self, params: ChatTemplateParams) -> dict[str, Any]:
         """The prompt that a conversation becomes."""

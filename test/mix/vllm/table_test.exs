@@ -1,7 +1,8 @@
 defmodule Mix.Vllm.TableTest do
   use ExUnit.Case, async: true
 
-  alias Mix.Vllm.{JSON, Table}
+  alias Mix.Vllm.Table
+  alias VLLM.JSON
 
   doctest Table
   doctest JSON

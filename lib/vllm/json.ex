@@ -1,12 +1,12 @@
-defmodule Mix.Vllm.JSON do
+defmodule VLLM.JSON do
   @moduledoc false
-  # What `--json` prints. Elixir has an encoder since 1.18, Erlang/OTP since 27,
+  # Terms as JSON text. Elixir has an encoder since 1.18, Erlang/OTP since 27,
   # and both are newer than what this library asks for.
 
   @doc ~S"""
   A term as JSON text, indented, with names in order. Structs are their fields, and times are texts.
 
-      iex> Mix.Vllm.JSON.encode(%{fits?: true, bits: [4, nil]})
+      iex> VLLM.JSON.encode(%{fits?: true, bits: [4, nil]})
       ~s({\n  "bits": [\n    4,\n    null\n  ],\n  "fits?": true\n})
   """
   @spec encode(term()) :: String.t()

@@ -1,0 +1,106 @@
+defmodule Mix.Tasks.Vllm.Serve do
+  @shortdoc "Serves models over HTTP, as OpenAI's API"
+
+  @moduledoc """
+  Serves models over HTTP, as OpenAI's API.
+
+      mix vllm.serve MODEL… [--port 8000] [--ip 127.0.0.1] [OPTIONS]
+
+      mix vllm.serve /models/Llama-3.1-8B-AWQ --max-model-len 8192 --tool-call-parser llama3_json
+
+  Starts an engine for each model, then a `VLLM.Server`, and runs until `Ctrl-C`. Ends with status 1 where
+  an engine cannot start. Clients give the models the names that they have here, or that of
+  `--served-model-name`.
+
+  ## Options
+
+  Those of `VLLM.Server` (`--port`, `--ip`, `--max-concurrent-requests`, `--timeout`, …) and of an engine, for
+  each of the models, by their names with `-` for `_`; `--tool-call-parser` and `--chat-template` of
+  a model in `VLLM.Server`.
+
+  ## Environment
+
+    * `LLM_API_KEYS` - the keys of which a request must have one, with commas between them
+    * `LLM_ALLOWED_MODELS` - the only models that may be served, with commas between them; `*` in a name
+      stands for anything
+    * `LLM_MAX_CONCURRENT_REQUESTS` - as `--max-concurrent-requests`
+    * `LLM_ENABLE_ISQ`, `LLM_ISQ_TYPE` - with `true`, plain models are quantized in place at their first
+      start, as `--isq` has it; to `Q4_K` unless a type is given
+    * `HF_HOME`, `HF_TOKEN` - where downloaded models are, and the token for them
+
+  What is on the command line counts before what is in the environment.
+  """
+
+  use Mix.Task
+
+  alias Mix.Vllm.{Answer, Arguments}
+  alias VLLM.{Options, Server}
+
+  @requirements ["app.start"]
+
+  @of_models ~w(tool_call_parser chat_template)
+
+  # Where no type is given.
+  @isq "Q4_K"
+
+  @impl Mix.Task
+  def run(argv) do
+    {models, engine, server} = options(argv, System.get_env())
+    {settings, server} = Map.split(server, @of_models)
+
+    served =
+      for model <- models do
+        llm = model |> VLLM.llm(engine) |> Answer.ok!()
+        [{:engine, llm} | Enum.map(settings, fn {name, value} -> {setting(name), value} end)]
+      end
+
+    server = server |> Map.put("models", served) |> Server.start_link() |> Answer.ok!()
+    Mix.shell().info("Serving #{Enum.join(models, ", ")} at #{Server.url(server)}")
+    Process.sleep(:infinity)
+  end
+
+  defp setting("tool_call_parser"), do: :tool_call_parser
+  defp setting("chat_template"), do: :chat_template
+
+  @doc "The models, the options of their engines, and those of the server."
+  @spec options([String.t()], %{String.t() => String.t()}) ::
+          {[String.t(), ...], %{String.t() => term()}, %{String.t() => term()}}
+  def options(argv, env) do
+    {models, given, []} = Arguments.parse_all!(argv, "vllm.serve", [])
+    names = Enum.map(Options.names(Options.server()), &Atom.to_string/1) -- ["allowed_models"]
+    {server, engine} = given |> Map.delete("models") |> Map.split(names ++ @of_models)
+    {models, Map.merge(engine_env(env), engine), Map.merge(server_env(env), server)}
+  end
+
+  defp server_env(env) do
+    from(env, %{
+      "LLM_API_KEYS" => {"api_keys", &list/1},
+      "LLM_MAX_CONCURRENT_REQUESTS" => {"max_concurrent_requests", &number/1}
+    })
+  end
+
+  defp engine_env(env) do
+    isq =
+      if String.downcase(env["LLM_ENABLE_ISQ"] || "") in ["true", "1", "yes"],
+        do: %{"isq" => env["LLM_ISQ_TYPE"] || @isq},
+        else: %{}
+
+    Map.merge(isq, from(env, %{"LLM_ALLOWED_MODELS" => {"allowed_models", &list/1}}))
+  end
+
+  defp from(env, names) do
+    for {variable, {name, read}} <- names, value = env[variable], value != "", into: %{} do
+      {name, read.(value)}
+    end
+  end
+
+  defp list(text), do: text |> String.split(",", trim: true) |> Enum.map(&String.trim/1)
+
+  # What is no number is refused by its option's name.
+  defp number(text) do
+    case Integer.parse(text) do
+      {number, ""} -> number
+      _other -> text
+    end
+  end
+end

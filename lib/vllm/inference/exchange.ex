@@ -1,0 +1,65 @@
+defmodule VLLM.Exchange do
+  @moduledoc false
+  # One HTTP request that vLLM's own API app answers, in the worker: a request
+  # like others, so that admission, deadlines, the choice of a replica, draining,
+  # hangs and what happens when a worker dies are those of every call.
+
+  alias VLLM.Bridge.Inbox
+  alias VLLM.Engine.Call
+  alias VLLM.Error
+  alias VLLM.Streaming.Reader
+
+  @typedoc """
+  What the app answers. The body is whole, or it comes bit by bit: then it is an enumerable of
+  `{:ok, piece}`, with `{:error, error}` at last where it breaks off. It must be read once, by the
+  process that asked; leaving it early cancels the request.
+  """
+  @type answer :: {100..599, [{String.t(), String.t()}], binary() | Enumerable.t()}
+
+  @doc "Has the engine answer a request, of which `params` are those of `http_request` (see guides/protocol.md)."
+  @spec request(VLLM.engine(), map(), Call.t()) :: {:ok, answer()} | {:error, Error.t()}
+  def request(engine, params, call) do
+    with {:ok, reader} <-
+           Reader.open(engine, "http_request", timed(params, call), call, Inbox.new()),
+         do: head(Reader.next(reader))
+  end
+
+  # The worker gives up what its caller waits for no more.
+  defp timed(params, %{timeout: :infinity}), do: params
+  defp timed(params, call), do: Map.put(params, "timeout", call.timeout / 1000)
+
+  defp head({{:done, answer}, _reader}),
+    do: {:ok, {answer["status"], pairs(answer["headers"]), answer["body"]}}
+
+  defp head({{:delta, [status, headers]}, reader}) do
+    body =
+      Stream.resource(
+        fn -> reader end,
+        &next/1,
+        fn reader -> if reader != :ended, do: Reader.close(reader) end
+      )
+
+    {:ok, {status, pairs(headers), body}}
+  end
+
+  defp head({{:delta, _piece}, reader}) do
+    Reader.close(reader)
+    {:error, Error.new(:protocol, "The worker sent a piece of an answer before its head.")}
+  end
+
+  defp head({{:error, error}, _reader}), do: {:error, error}
+
+  defp next(:ended), do: {:halt, :ended}
+
+  defp next(reader) do
+    case Reader.next(reader) do
+      {{:delta, [piece]}, reader} -> {[{:ok, piece}], reader}
+      {{:delta, _head}, reader} -> {[], reader}
+      {{:done, %{"body" => ""}}, _reader} -> {:halt, :ended}
+      {{:done, %{"body" => rest}}, _reader} -> {[{:ok, rest}], :ended}
+      {{:error, error}, _reader} -> {[{:error, error}], :ended}
+    end
+  end
+
+  defp pairs(headers), do: Enum.map(headers, &List.to_tuple/1)
+end

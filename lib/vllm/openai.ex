@@ -1,0 +1,358 @@
+defmodule VLLM.OpenAI do
+  @moduledoc false
+  # What is served over HTTP, without a server: who may ask, for which model,
+  # what is passed on to vLLM's own API app and what is answered here. A front
+  # (VLLM.Server, VLLM.Plug) hands over a request and sends what it gets.
+
+  alias VLLM.{AllowedModels, Error, Exchange, JSON, Options}
+  alias VLLM.Bridge.MessagePack
+  alias VLLM.Engine.Call
+  alias VLLM.OpenAI.{Body, Models, Refusal}
+
+  # Keys are known by their digests only; these too are shown to nobody.
+  @derive {Inspect, except: [:keys]}
+  @enforce_keys [:id, :models, :keys, :everybody, :timeout, :queue_timeout, :tokenize]
+  defstruct @enforce_keys
+
+  @typep client :: %{
+           id: term(),
+           allowed_models: [AllowedModels.pattern()] | nil,
+           max_concurrent_requests: pos_integer() | nil
+         }
+
+  @type t :: %__MODULE__{
+          id: term(),
+          models: [Models.entry()],
+          keys: [{digest :: binary(), client()}] | nil,
+          everybody: client(),
+          timeout: timeout(),
+          queue_timeout: timeout(),
+          tokenize: boolean()
+        }
+
+  @type request :: %{
+          method: String.t(),
+          path: String.t(),
+          query: String.t(),
+          headers: [{String.t(), String.t()}],
+          body: binary()
+        }
+
+  @typedoc """
+  An answer. The body is whole, or an enumerable of pieces, which must be read once, by the process
+  that asked; leaving it early cancels the request, and it raises where it breaks off.
+  """
+  @type answer :: {100..599, [{String.t(), String.t()}], binary() | Enumerable.t()}
+
+  # What is passed on, and which runner of vLLM's has it. Whatever else the app
+  # would answer is none of a client's business.
+  @paths %{
+    "/v1/completions" => "generate",
+    "/v1/chat/completions" => "generate",
+    "/v1/responses" => "generate",
+    "/v1/messages" => "generate",
+    "/v1/messages/count_tokens" => "generate",
+    "/v1/embeddings" => "pooling",
+    "/v1/score" => "pooling",
+    "/v1/rerank" => "pooling"
+  }
+  @tokenize %{"/tokenize" => :any, "/detokenize" => :any}
+
+  # Of the request's headers; the client's key stays here.
+  @passed_on ~w(content-type traceparent tracestate)
+
+  # Where a prompt begins, and how many bytes of it tell which replica has it in its cache.
+  @prompts ~w(messages prompt input query)
+  @beginning 256
+
+  @doc "All paths that are served."
+  @spec paths(t()) :: [String.t()]
+  def paths(core), do: ["/health", "/v1/models" | Map.keys(passed_on(core))]
+
+  defp passed_on(%{tokenize: true}), do: Map.merge(@paths, @tokenize)
+  defp passed_on(_core), do: @paths
+
+  @doc "What is to be served, of options that are checked; `id` tells it from others."
+  @spec new(%{atom() => term()}, term()) :: {:ok, t()} | {:error, Error.t()}
+  def new(options, id) do
+    with {:ok, models} <- Models.entries(options.models),
+         {:ok, keys} <- keys(options.api_keys, id) do
+      {:ok,
+       %__MODULE__{
+         id: id,
+         models: models,
+         keys: keys,
+         everybody: client({id, :everybody}, options),
+         timeout: options.timeout,
+         queue_timeout: options.queue_timeout,
+         tokenize: options.tokenize
+       }}
+    end
+  end
+
+  defp client(id, options),
+    do: options |> Map.take([:allowed_models, :max_concurrent_requests]) |> Map.put(:id, id)
+
+  defp keys(nil, _id), do: {:ok, nil}
+
+  defp keys(given, id) when is_list(given) or is_map(given) do
+    given
+    |> Enum.reduce_while({:ok, []}, fn given, {:ok, keys} ->
+      with {key, options} <- with_options(given),
+           {:ok, _key} <- Options.check(:string, :api_keys, key),
+           {:ok, options} <- Options.only(options, key_options()) do
+        digest = :crypto.hash(:sha256, key)
+        {:cont, {:ok, [{digest, client({id, digest}, options)} | keys]}}
+      else
+        # What was given is not shown.
+        _wrong -> {:halt, no_keys()}
+      end
+    end)
+  end
+
+  defp keys(_given, _id), do: no_keys()
+
+  defp with_options({key, options}), do: {key, options}
+  defp with_options(key), do: {key, []}
+
+  defp key_options do
+    for spec <- Options.openai(),
+        elem(spec, 0) in [:allowed_models, :max_concurrent_requests],
+        do: spec
+  end
+
+  defp no_keys do
+    {:error,
+     Error.new(
+       :invalid_option,
+       "`api_keys` must be a list of strings that are not empty, or of `{key, options}` with the options " <>
+         "`allowed_models:` and `max_concurrent_requests:`.",
+       %{"option" => "api_keys"}
+     )}
+  end
+
+  @doc "The answer to a request."
+  @spec answer(t(), request()) :: answer()
+  # For those who look whether this server is there, and have no key.
+  def answer(_core, %{method: "GET", path: "/health"}),
+    do: {200, [{"content-type", "text/plain"}], "ok\n"}
+
+  def answer(core, request) do
+    with {:ok, client} <- who(core, request.headers),
+         {:ok, answer} <- route(core, client, request) do
+      answer
+    else
+      {:error, refusal} -> Refusal.answer(refusal)
+    end
+  end
+
+  defp who(%{keys: nil} = core, _headers), do: {:ok, core.everybody}
+
+  defp who(%{keys: keys}, headers) do
+    digest = :crypto.hash(:sha256, given_key(headers))
+
+    # All of them are compared, so that the time tells nothing.
+    case for {known, client} <- keys, :crypto.hash_equals(known, digest), do: client do
+      [client | _] -> {:ok, client}
+      [] -> {:error, Refusal.no_key()}
+    end
+  end
+
+  defp given_key(headers) do
+    case List.keyfind(headers, "authorization", 0) || List.keyfind(headers, "x-api-key", 0) do
+      {"authorization", value} -> String.replace(value, ~r/\ABearer +/i, "")
+      {"x-api-key", value} -> value
+      nil -> ""
+    end
+  end
+
+  defp route(core, client, %{method: "GET", path: "/v1/models"}) do
+    models = for {name, about} <- Models.all(core.models), allowed?(core, client, name), do: about
+    {:ok, json(%{object: "list", data: models})}
+  end
+
+  defp route(core, client, %{method: "GET", path: "/v1/models/" <> name}) do
+    name = URI.decode(name)
+
+    case List.keyfind(Models.all(core.models), name, 0) do
+      {name, about} ->
+        if allowed?(core, client, name),
+          do: {:ok, json(about)},
+          else: {:error, Refusal.no_model(name)}
+
+      nil ->
+        {:error, Refusal.no_model(name)}
+    end
+  end
+
+  defp route(core, client, %{path: path} = request) do
+    case {passed_on(core), request.method} do
+      {%{^path => runner}, "POST"} ->
+        pass_on(core, client, request, runner)
+
+      {%{^path => _runner}, _method} ->
+        {:error, Refusal.no_method("POST")}
+
+      {_paths, _method} when path in ["/health", "/v1/models"] ->
+        {:error, Refusal.no_method("GET")}
+
+      {_paths, _method} ->
+        {:error, Refusal.no_path(path)}
+    end
+  end
+
+  defp json(term), do: {200, [{"content-type", "application/json"}], JSON.encode(term)}
+
+  defp allowed?(core, client, name) do
+    Enum.all?([core.everybody, client], fn %{allowed_models: patterns} ->
+      patterns == nil or AllowedModels.fits_any?(name, patterns)
+    end)
+  end
+
+  defp pass_on(core, client, request, runner) do
+    with {:ok, members} <- members(request.body),
+         {:ok, name} <- name(core, members),
+         {:ok, entry, lora} <- find(core, client, name),
+         :ok <- check_runner(entry, name, runner),
+         {:ok, places} <- take_places(core, client) do
+      request |> asked(name, entry, lora, call(core, members)) |> leaving(places)
+    end
+  end
+
+  defp asked(request, name, entry, lora, call) do
+    case Exchange.request(entry.engine, params(request, name, entry, lora), call) do
+      {:ok, {status, headers, body}} -> {:ok, answered(status, headers, body, name, request)}
+      {:error, error} -> {:error, Refusal.of_error(error)}
+    end
+  end
+
+  defp members(body) do
+    with :error <- Body.members(body, ["model" | @prompts]), do: {:error, Refusal.no_object()}
+  end
+
+  defp name(_core, %{"model" => "\"" <> _ = written}) do
+    with :error <- Body.text(written), do: {:error, Refusal.no_object()}
+  end
+
+  # The only one there is may stay unnamed.
+  defp name(core, _unnamed) do
+    case Models.all(core.models) do
+      [{name, _about}] -> {:ok, name}
+      _more -> {:error, Refusal.unnamed()}
+    end
+  end
+
+  defp find(core, client, name) do
+    with true <- allowed?(core, client, name),
+         {:ok, entry, lora} <- Models.find(core.models, name, core.timeout) do
+      {:ok, entry, lora}
+    else
+      {:error, error} -> {:error, Refusal.of_error(error)}
+      _none -> {:error, Refusal.no_model(name)}
+    end
+  end
+
+  defp check_runner(_entry, _name, :any), do: :ok
+
+  defp check_runner(entry, name, runner) do
+    if Models.runner(entry) in [nil, runner],
+      do: :ok,
+      else: {:error, Refusal.wrong_runner(name, runner)}
+  end
+
+  defp params(request, name, entry, lora) do
+    headers = for {header, value} <- request.headers, header in @passed_on, do: [header, value]
+
+    params = %{
+      "method" => request.method,
+      "path" => request.path,
+      "query" => request.query,
+      "headers" => headers,
+      "body" => MessagePack.bin(request.body),
+      "model" => name,
+      "settings" => entry.settings
+    }
+
+    if lora, do: Map.put(params, "lora_request", Map.from_struct(lora)), else: params
+  end
+
+  defp call(core, members) do
+    beginning = Enum.find_value(@prompts, &members[&1])
+    session = beginning && binary_part(beginning, 0, min(byte_size(beginning), @beginning))
+
+    Call.new(%{
+      timeout: core.timeout,
+      queue_timeout: core.queue_timeout,
+      session: session,
+      # A client sees nothing of a run that was lost before it gave anything.
+      retry: true
+    })
+  end
+
+  ## Answers
+
+  # The app has no such route for what the engine does.
+  defp answered(404, _headers, ~s({"detail":"Not Found"}), name, request),
+    do: Refusal.answer(Refusal.not_done(name, request.path))
+
+  defp answered(status, headers, body, _name, request) do
+    headers = for {"content-type", _} = header <- headers, do: header
+
+    if is_binary(body),
+      do: {status, headers, body},
+      else: {status, headers, pieces(body, request)}
+  end
+
+  # A stream of events ends with one that says what happened; a client of any other sees
+  # that it is not whole.
+  defp pieces(body, request) do
+    Stream.map(body, fn
+      {:ok, piece} -> piece
+      {:error, error} -> error |> Refusal.of_error() |> Refusal.event(request.path)
+    end)
+  end
+
+  ## Limits
+
+  # A place is a name in a registry: whoever ends, however that is, gives it back.
+  defp take_places(core, client) do
+    Enum.reduce_while([core.everybody, client] |> Enum.uniq(), {:ok, []}, fn who, {:ok, taken} ->
+      case take_place(who) do
+        {:ok, place} ->
+          {:cont, {:ok, [place | taken]}}
+
+        :none ->
+          give_back(taken)
+          {:halt, {:error, Refusal.too_many(who.max_concurrent_requests)}}
+      end
+    end)
+  end
+
+  defp take_place(%{max_concurrent_requests: nil}), do: {:ok, nil}
+
+  defp take_place(%{id: id, max_concurrent_requests: count}) do
+    Enum.find_value(1..count, :none, fn number ->
+      place = {id, number}
+
+      case Registry.register(VLLM.Places, place, nil) do
+        {:ok, _registry} -> {:ok, place}
+        {:error, {:already_registered, _pid}} -> nil
+      end
+    end)
+  end
+
+  defp give_back(places) do
+    for place <- places, place != nil, do: Registry.unregister(VLLM.Places, place)
+    :ok
+  end
+
+  defp leaving({:ok, {status, headers, body}}, places) when not is_binary(body) do
+    body = Stream.transform(body, fn -> nil end, &{[&1], &2}, fn _ -> give_back(places) end)
+    {:ok, {status, headers, body}}
+  end
+
+  defp leaving(answer, places) do
+    give_back(places)
+    answer
+  end
+end

@@ -1,0 +1,149 @@
+defmodule VLLM.OpenAI.Body do
+  @moduledoc false
+  # The members of a JSON object that one has to know, without reading the rest:
+  # a body may have images in it, and vLLM reads it as a whole.
+
+  @doc ~S"""
+  The members of the JSON object `body` that have these names, as they are written there. Of several of
+  a name the last counts, as it does in Python.
+
+      iex> VLLM.OpenAI.Body.members(~s({"model": "m", "prompt": ["a", {"b": "}"}], "n": 1}), ~w(model prompt))
+      {:ok, %{"model" => ~s("m"), "prompt" => ~s(["a", {"b": "}"}])}}
+      iex> VLLM.OpenAI.Body.members("[1]", ~w(model))
+      :error
+  """
+  @spec members(binary(), [String.t()]) :: {:ok, %{String.t() => binary()}} | :error
+  def members(body, names) do
+    case skip(body) do
+      "{" <> rest -> rest |> skip() |> member(names, %{})
+      _other -> :error
+    end
+  catch
+    :malformed -> :error
+  end
+
+  @doc ~S"""
+  The text of a JSON string.
+
+      iex> VLLM.OpenAI.Body.text(~S("org\/m\u00e9"))
+      {:ok, "org/mé"}
+      iex> VLLM.OpenAI.Body.text("1")
+      :error
+  """
+  @spec text(binary()) :: {:ok, String.t()} | :error
+  def text("\"" <> rest) do
+    text = unescape(rest, [])
+    if String.valid?(text), do: {:ok, text}, else: :error
+  catch
+    :malformed -> :error
+  end
+
+  def text(_other), do: :error
+
+  defp member("}" <> _rest, _names, found), do: {:ok, found}
+
+  defp member("\"" <> _ = body, names, found) do
+    {key, rest} = value(body)
+
+    with {:ok, name} <- text(key),
+         ":" <> rest <- skip(rest) do
+      {value, rest} = rest |> skip() |> value()
+      found = if name in names, do: Map.put(found, name, value), else: found
+
+      case skip(rest) do
+        "," <> rest -> rest |> skip() |> member(names, found)
+        "}" <> _rest -> {:ok, found}
+        _other -> :error
+      end
+    else
+      _other -> :error
+    end
+  end
+
+  defp member(_body, _names, _found), do: :error
+
+  # A value as it is written, and what follows.
+  defp value(body) do
+    size = size(body, 0, 0)
+    if size == 0, do: throw(:malformed)
+    <<value::binary-size(size), rest::binary>> = body
+    {value, rest}
+  end
+
+  defp size(<<?", rest::binary>>, at, depth) do
+    at = at + 1 + string(rest, 0)
+    if depth == 0, do: at, else: size(drop(rest, string(rest, 0)), at, depth)
+  end
+
+  defp size(<<open, rest::binary>>, at, depth) when open in ~c"{[",
+    do: size(rest, at + 1, depth + 1)
+
+  # Of a number, or a word.
+  defp size(<<close, _::binary>>, at, 0) when close in ~c"]}, \t\r\n", do: at
+  defp size(<<close, _::binary>>, at, 1) when close in ~c"]}", do: at + 1
+
+  defp size(<<close, rest::binary>>, at, depth) when close in ~c"]}",
+    do: size(rest, at + 1, depth - 1)
+
+  defp size(<<_other, rest::binary>>, at, depth), do: size(rest, at + 1, depth)
+  defp size(<<>>, _at, _depth), do: throw(:malformed)
+
+  # The bytes until a string ends, its quote among them.
+  defp string(<<?", _::binary>>, at), do: at + 1
+  defp string(<<?\\, _, rest::binary>>, at), do: string(rest, at + 2)
+  defp string(<<_other, rest::binary>>, at), do: string(rest, at + 1)
+  defp string(<<>>, _at), do: throw(:malformed)
+
+  defp drop(binary, size), do: binary_part(binary, size, byte_size(binary) - size)
+
+  defp skip(<<space, rest::binary>>) when space in ~c" \t\r\n", do: skip(rest)
+  defp skip(rest), do: rest
+
+  @escapes %{
+    ?" => ?",
+    ?\\ => ?\\,
+    ?/ => ?/,
+    ?b => ?\b,
+    ?f => ?\f,
+    ?n => ?\n,
+    ?r => ?\r,
+    ?t => ?\t
+  }
+
+  defp unescape(<<?">>, text), do: text |> Enum.reverse() |> IO.iodata_to_binary()
+
+  # A character beyond the first 65,536 is written as two.
+  defp unescape(
+         <<?\\, ?u, d, high::binary-size(3), ?\\, ?u, low::binary-size(4), rest::binary>>,
+         text
+       )
+       when d in ~c"dD" and binary_part(high, 0, 1) in ["8", "9", "a", "b", "A", "B"] do
+    case {number(<<d, high::binary>>), number(low)} do
+      {high, low} when low in 0xDC00..0xDFFF ->
+        char = 0x10000 + (high - 0xD800) * 0x400 + low - 0xDC00
+        unescape(rest, [<<char::utf8>> | text])
+
+      _half ->
+        throw(:malformed)
+    end
+  end
+
+  defp unescape(<<?\\, ?u, digits::binary-size(4), rest::binary>>, text),
+    do: unescape(rest, [character(number(digits)) | text])
+
+  defp unescape(<<?\\, escape, rest::binary>>, text) when is_map_key(@escapes, escape),
+    do: unescape(rest, [@escapes[escape] | text])
+
+  defp unescape(<<byte, rest::binary>>, text) when byte != ?\\, do: unescape(rest, [byte | text])
+  defp unescape(_other, _text), do: throw(:malformed)
+
+  defp character(char) when char in 0xD800..0xDFFF, do: throw(:malformed)
+  defp character(char), do: <<char::utf8>>
+
+  defp number(digits) do
+    case Integer.parse(digits, 16) do
+      {number, ""} when number >= 0 -> number
+      _other -> throw(:malformed)
+    end
+  end
+end

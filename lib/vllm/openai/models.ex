@@ -1,0 +1,146 @@
+defmodule VLLM.OpenAI.Models do
+  @moduledoc false
+  # The names that clients may give, and which engine or adapter each stands for.
+  # The engines are asked each time: one may start, be reloaded or get an adapter
+  # at any moment.
+
+  alias VLLM.{Error, LoRA, Options}
+  alias VLLM.Engine.Table
+
+  @typedoc "An engine that is served: under a name of its own, or nil for those that it has."
+  @type entry :: %{name: String.t() | nil, engine: VLLM.engine(), settings: map()}
+
+  @entry [
+    {:engine, :term, nil, "the engine"},
+    {:name, :string, nil, "its name for clients"},
+    {:tool_call_parser, :string, nil, "vLLM's name of a parser of tool calls"},
+    {:chat_template, :string, nil, "a template instead of the model's"}
+  ]
+
+  @doc "What is given as `models:`, checked."
+  @spec entries(term()) :: {:ok, [entry(), ...]} | {:error, Error.t()}
+  def entries([_ | _] = given) do
+    Enum.reduce_while(given, {:ok, []}, fn one, {:ok, entries} ->
+      case entry(one) do
+        {:ok, entry} -> {:cont, {:ok, entries ++ [entry]}}
+        {:error, error} -> {:halt, {:error, error}}
+      end
+    end)
+  end
+
+  def entries(_other) do
+    {:error,
+     Error.new(
+       :invalid_option,
+       "`models` must be a list of engines to serve: `models: [MyApp.LLM]`.",
+       %{"option" => "models"}
+     )}
+  end
+
+  defp entry({name, engine}) when is_binary(name), do: entry(name: name, engine: engine)
+
+  defp entry([{_, _} | _] = options) do
+    with {:ok, options} <- Options.only(options, @entry) do
+      settings =
+        for name <- [:tool_call_parser, :chat_template], value = options[name], into: %{} do
+          {Atom.to_string(name), value}
+        end
+
+      {:ok, %{name: options.name, engine: options.engine, settings: settings}}
+    end
+  end
+
+  defp entry(engine), do: {:ok, %{name: nil, engine: engine, settings: %{}}}
+
+  @doc "All names there are now, each with what OpenAI's API tells of a model."
+  @spec all([entry()]) :: [{String.t(), map()}]
+  def all(entries), do: Enum.flat_map(entries, &(own(&1) ++ adapters(&1)))
+
+  defp own(entry) do
+    for name <- names(entry), do: {name, about(name, entry, nil)}
+  end
+
+  defp adapters(entry) do
+    case loras(entry, 5_000) do
+      {:ok, loras} ->
+        parent = entry |> names() |> List.first()
+        for lora <- loras, do: {lora.lora_name, about(lora.lora_name, entry, parent)}
+
+      {:error, _not_now} ->
+        []
+    end
+  end
+
+  defp about(name, entry, parent) do
+    %{
+      id: name,
+      object: "model",
+      created: 0,
+      owned_by: "vllm",
+      parent: parent,
+      max_model_len: info(entry)["max_model_len"]
+    }
+  end
+
+  @doc "What `name` stands for: an engine, or one with an adapter that it has loaded. Nil for none."
+  @spec find([entry()], String.t(), timeout()) ::
+          {:ok, entry(), VLLM.LoRARequest.t() | nil} | {:error, Error.t()} | nil
+  def find(entries, name, timeout) do
+    case Enum.find(entries, &(name in names(&1))) do
+      nil -> Enum.find_value(entries, &adapter(&1, name, timeout))
+      entry -> {:ok, entry, nil}
+    end
+  end
+
+  defp adapter(entry, name, timeout) do
+    with {:ok, loras} <- loras(entry, timeout),
+         %{} = lora <- Enum.find(loras, &(&1.lora_name == name)) do
+      {:ok, entry, lora}
+    else
+      {:error, error} -> {:error, error}
+      nil -> nil
+    end
+  end
+
+  # Those that its workers have. One that restarts is not waited for while another is there.
+  defp loras(entry, timeout) do
+    if engine_options(entry)["enable_lora"] == true,
+      do: LoRA.list(entry.engine, timeout: timeout),
+      else: {:ok, []}
+  end
+
+  @doc "Which runner of vLLM's the engine has, or nil while that is not known."
+  @spec runner(entry()) :: String.t() | nil
+  def runner(entry), do: info(entry)["runner"]
+
+  defp names(%{name: name}) when name != nil, do: [name]
+
+  defp names(entry) do
+    case engine_options(entry)["served_model_name"] do
+      nil -> entry |> config(& &1.model) |> List.wrap()
+      names -> List.wrap(names)
+    end
+  end
+
+  defp engine_options(entry), do: config(entry, & &1.engine_options) || %{}
+
+  defp config(entry, take) do
+    case Table.lookup(entry.engine) do
+      {:ok, table, _pid} -> table |> Table.config() |> take.()
+      {:error, _not_running} -> nil
+    end
+  rescue
+    # The table ended with its engine.
+    ArgumentError -> nil
+  end
+
+  defp info(entry) do
+    case Table.lookup(entry.engine) do
+      {:ok, table, _pid} -> Table.info(table)
+      {:error, _not_running} -> %{}
+    end
+  rescue
+    # Nothing is known before the first start is over, and nothing after the end.
+    ArgumentError -> %{}
+  end
+end

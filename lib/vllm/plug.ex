@@ -1,0 +1,82 @@
+if Code.ensure_loaded?(Plug.Conn) do
+  defmodule VLLM.Plug do
+    @moduledoc """
+    Serves engines as OpenAI's API in an application of yours that has Plug, behind its own authentication.
+
+        forward "/v1", VLLM.Plug, models: [MyApp.LLM]
+
+    It is what `VLLM.Server` serves, without its server: the same requests, limits and errors. A body that a
+    parser of your endpoint has read already is taken from `conn.body_params`. See guides/serving.md.
+
+    ## Options
+
+    #{VLLM.Options.docs(VLLM.Options.openai())}
+
+    Options that are known at run time only (keys) are given as a function without arguments that returns
+    them: `forward "/v1", VLLM.Plug, &MyApp.openai_options/0`.
+    """
+
+    @behaviour Plug
+
+    alias VLLM.{JSON, OpenAI, Options}
+
+    @max_body_bytes 32 * 1024 * 1024
+
+    @impl Plug
+    def init(options), do: options
+
+    @impl Plug
+    def call(conn, options) do
+      options = if is_function(options, 0), do: options.(), else: options
+      {:ok, known} = Options.only(options, Options.openai())
+      {:ok, core} = OpenAI.new(known, {__MODULE__, :erlang.phash2(options)})
+
+      case body(conn) do
+        {:ok, body, conn} ->
+          conn |> answer(OpenAI.answer(core, request(conn, body))) |> Plug.Conn.halt()
+
+        {:more, _part, conn} ->
+          conn |> Plug.Conn.send_resp(413, "") |> Plug.Conn.halt()
+      end
+    end
+
+    defp body(%{body_params: %{__struct__: Plug.Conn.Unfetched}} = conn),
+      do: Plug.Conn.read_body(conn, length: @max_body_bytes)
+
+    defp body(conn), do: {:ok, JSON.encode(conn.body_params), conn}
+
+    # Where it is forwarded to `/v1`, that is no more in the path.
+    defp request(conn, body) do
+      path = Enum.join(conn.path_info, "/")
+
+      path =
+        if path =~ ~r/\A(v1\/|health\z|(de)?tokenize\z)/, do: "/" <> path, else: "/v1/" <> path
+
+      %{
+        method: conn.method,
+        path: path,
+        query: conn.query_string,
+        headers: conn.req_headers,
+        body: body
+      }
+    end
+
+    defp answer(conn, {status, headers, body}) do
+      conn =
+        Enum.reduce(headers, conn, fn {name, value}, conn ->
+          Plug.Conn.put_resp_header(conn, name, value)
+        end)
+
+      if is_binary(body),
+        do: Plug.Conn.send_resp(conn, status, body),
+        else: Enum.reduce_while(body, Plug.Conn.send_chunked(conn, status), &chunk/2)
+    end
+
+    defp chunk(piece, conn) do
+      case Plug.Conn.chunk(conn, piece) do
+        {:ok, conn} -> {:cont, conn}
+        {:error, _closed} -> {:halt, conn}
+      end
+    end
+  end
+end

@@ -1,0 +1,168 @@
+defmodule VLLM.ServerTest do
+  use ExUnit.Case, async: true
+  doctest VLLM.Server, only: [child_spec: 1]
+
+  import VLLM.FakeEngine
+  import VLLM.OSProcess, only: [eventually: 1]
+
+  alias VLLM.{Error, Server}
+
+  @moduletag :tmp_dir
+
+  defp serve(options \\ []) do
+    llm = start!()
+    server = start_supervised!({Server, [models: [llm], port: 0] ++ options})
+    {llm, URI.parse(Server.url(server)).port}
+  end
+
+  defp connect(port) do
+    {:ok, socket} = :gen_tcp.connect({127, 0, 0, 1}, port, [:binary, active: false])
+    socket
+  end
+
+  defp post(socket, steps, headers \\ "") do
+    body = ~s({"model": "ready", "prompt": "#{steps}"})
+
+    :ok =
+      :gen_tcp.send(socket, """
+      POST /v1/completions HTTP/1.1\r
+      host: localhost\r
+      content-type: application/json\r
+      content-length: #{byte_size(body)}\r
+      #{headers}\r
+      #{body}\
+      """)
+
+    socket
+  end
+
+  # What has come when `ending` is there.
+  defp read_until(socket, ending, read \\ "") do
+    if String.ends_with?(read, ending) do
+      read
+    else
+      {:ok, more} = :gen_tcp.recv(socket, 0, 20_000)
+      read_until(socket, ending, read <> more)
+    end
+  end
+
+  test "an answer in one piece, and others on the same connection" do
+    {_llm, port} = serve()
+    socket = connect(port)
+
+    for word <- ["one", "two"] do
+      answer = socket |> post("answer:200:#{word}") |> read_until(word)
+      assert ["HTTP/1.1 200 OK", headers] = String.split(answer, "\r\n", parts: 2)
+      assert headers =~ "content-length: 3\r\n"
+      assert headers =~ "content-type: application/json\r\n"
+    end
+
+    # One after the other, whether the answer was awaited or not.
+    post(socket, "answer:200:three")
+    post(socket, "answer:200:four")
+    assert read_until(socket, "four") =~ "three"
+  end
+
+  test "a client that wants no more has its connection closed" do
+    {_llm, port} = serve()
+    socket = port |> connect() |> post("answer:200:one", "connection: close\r\n")
+    assert read_until(socket, "one") =~ "connection: close\r\n"
+    assert {:error, :closed} = :gen_tcp.recv(socket, 0, 20_000)
+  end
+
+  test "a stream comes as it is made" do
+    {llm, port} = serve()
+    socket = port |> connect() |> post("head:200;chunk:one;hold")
+    begun = read_until(socket, "one\r\n")
+    assert begun =~ "transfer-encoding: chunked\r\n"
+    assert begun =~ "content-type: text/event-stream\r\n"
+    # Nothing has ended it yet.
+    await_held(llm, 1)
+    socket = port |> connect() |> post("head:200;chunk:one;chunk:two;end")
+    assert read_until(socket, "0\r\n\r\n") =~ "\r\n\r\n3\r\none\r\n3\r\ntwo\r\n0\r\n\r\n"
+    assert socket |> post("answer:200:yes") |> read_until("yes")
+  end
+
+  for {what, steps} <- [{"an answer", "hold"}, {"a stream", "head:200;chunk:one;hold"}] do
+    test "a client that goes before #{what} has ended frees its place" do
+      {llm, port} = serve(max_concurrent_requests: 1)
+      socket = port |> connect() |> post(unquote(steps))
+      await_held(llm, 1)
+      refused = port |> connect() |> post("answer:200:yes") |> read_until("}\n}")
+      assert "HTTP/1.1 429 " <> _ = refused
+      assert refused =~ "retry-after: 1\r\n"
+      :ok = :gen_tcp.close(socket)
+      await_held(llm, 0)
+      assert eventually(fn -> in_flight(llm) == 0 end)
+      assert port |> connect() |> post("answer:200:yes") |> read_until("yes")
+    end
+  end
+
+  test "a worker that dies ends an open stream with an event, and the next request is served" do
+    {_llm, port} = serve()
+    socket = connect(port)
+    ended = socket |> post("head:200;chunk:one;kill") |> read_until("0\r\n\r\n")
+    assert ended =~ ~s(data: {"error": {"code": "engine_dead")
+    assert ended =~ "data: [DONE]\n\n"
+    assert socket |> post("answer:200:yes") |> read_until("yes")
+  end
+
+  test "what was queued in a worker that dies is served after the restart", %{tmp_dir: tmp_dir} do
+    {_llm, port} = serve()
+    steps = "once:#{tmp_dir}/died:kill;answer:200:yes"
+    assert "HTTP/1.1 200 OK" <> _ = port |> connect() |> post(steps) |> read_until("yes")
+  end
+
+  test "requests end with the server, and nothing of them is left" do
+    {llm, port} = serve()
+    socket = port |> connect() |> post("head:200;chunk:one;hold")
+    read_until(socket, "one\r\n")
+    :ok = stop_supervised({Server, 0})
+    assert {:error, :closed} = :gen_tcp.recv(socket, 0, 20_000)
+    await_held(llm, 0)
+    assert {:error, :econnrefused} = :gen_tcp.connect({127, 0, 0, 1}, port, [])
+  end
+
+  test "a body that is too large, and a method that there is not" do
+    {_llm, port} = serve(max_body_bytes: 100)
+    socket = port |> connect() |> post("answer:200:#{String.duplicate("x", 100)}")
+    assert {:ok, "HTTP/1.1 413 " <> _} = :gen_tcp.recv(socket, 0, 20_000)
+    socket = connect(port)
+    :ok = :gen_tcp.send(socket, "BREW /v1/models HTTP/1.1\r\nhost: localhost\r\n\r\n")
+    assert {:ok, "HTTP/1.1 501 " <> _} = :gen_tcp.recv(socket, 0, 20_000)
+    assert port |> connect() |> post("answer:200:yes") |> read_until("yes")
+  end
+
+  test "a port that is taken is an error, and so are wrong options" do
+    {_llm, port} = serve()
+    Process.flag(:trap_exit, true)
+
+    assert {:error, %Error{reason: :invalid_option} = error} =
+             Server.start_link(models: [:a], port: port)
+
+    assert error.message =~ "cannot listen on 127.0.0.1, port #{port}. Something else does"
+    assert {:error, %Error{} = error} = Server.start_link(models: [:a], prt: 1)
+    assert error.message =~ "Did you mean `port`?"
+
+    assert_raise Error, ~r/`ip` must be an address/, fn ->
+      Server.child_spec(models: [:a], ip: "all")
+    end
+  end
+
+  test "keys are in no report of the server's" do
+    {_llm, port} = serve(api_keys: ["sk-secret"])
+    {:ok, spec} = :supervisor.get_childspec(elem(hd(supervisors()), 1), {Server, 0})
+    refute inspect(spec) =~ "sk-secret"
+    answer = port |> connect() |> post("answer:200:yes", "authorization: Bearer sk-secret\r\n")
+    assert read_until(answer, "yes")
+
+    assert "HTTP/1.1 401 " <> _ =
+             port |> connect() |> post("answer:200:yes") |> read_until("}\n}")
+  end
+
+  # The supervisor of what this test has started.
+  defp supervisors do
+    {:ok, supervisor} = ExUnit.fetch_test_supervisor()
+    [{:test, supervisor}]
+  end
+end
