@@ -4,14 +4,15 @@ defmodule VLLM.OpenAI do
   # what is passed on to vLLM's own API app and what is answered here. A front
   # (VLLM.Server, VLLM.Plug) hands over a request and sends what it gets.
 
-  alias VLLM.{AllowedModels, Error, Exchange, JSON, Options}
+  alias VLLM.{AllowedModels, Error, Exchange, JSON, Metrics, Options}
   alias VLLM.Bridge.MessagePack
   alias VLLM.Engine.Call
   alias VLLM.OpenAI.{Body, Models, Refusal}
 
   # Keys are known by their digests only; these too are shown to nobody.
   @derive {Inspect, except: [:keys]}
-  @enforce_keys [:id, :models, :keys, :everybody, :timeout, :queue_timeout, :tokenize]
+  @enforce_keys [:id, :models, :keys, :everybody, :timeout, :queue_timeout, :tokenize] ++
+                  [:metrics, :metrics_without_key]
   defstruct @enforce_keys
 
   @typep client :: %{
@@ -27,7 +28,9 @@ defmodule VLLM.OpenAI do
           everybody: client(),
           timeout: timeout(),
           queue_timeout: timeout(),
-          tokenize: boolean()
+          tokenize: boolean(),
+          metrics: boolean(),
+          metrics_without_key: boolean()
         }
 
   @type request :: %{
@@ -67,7 +70,11 @@ defmodule VLLM.OpenAI do
 
   @doc "All paths that are served."
   @spec paths(t()) :: [String.t()]
-  def paths(core), do: ["/health", "/v1/models" | Map.keys(passed_on(core))]
+  def paths(core), do: own(core) ++ Map.keys(passed_on(core))
+
+  # What is answered here.
+  defp own(%{metrics: true}), do: ["/health", "/v1/models", "/metrics"]
+  defp own(_core), do: ["/health", "/v1/models"]
 
   defp passed_on(%{tokenize: true}), do: Map.merge(@paths, @tokenize)
   defp passed_on(_core), do: @paths
@@ -85,7 +92,9 @@ defmodule VLLM.OpenAI do
          everybody: client({id, :everybody}, options),
          timeout: options.timeout,
          queue_timeout: options.queue_timeout,
-         tokenize: options.tokenize
+         tokenize: options.tokenize,
+         metrics: options.metrics,
+         metrics_without_key: options.metrics_without_key
        }}
     end
   end
@@ -137,6 +146,9 @@ defmodule VLLM.OpenAI do
   def answer(_core, %{method: "GET", path: "/health"}),
     do: {200, [{"content-type", "text/plain"}], "ok\n"}
 
+  def answer(%{metrics: true, metrics_without_key: true}, %{method: "GET", path: "/metrics"}),
+    do: metrics()
+
   def answer(core, request) do
     with {:ok, client} <- who(core, request.headers),
          {:ok, answer} <- route(core, client, request) do
@@ -185,6 +197,11 @@ defmodule VLLM.OpenAI do
     end
   end
 
+  # They tell of every engine, also of those that a key of few models may not use.
+  defp route(%{metrics: true} = core, client, %{method: "GET", path: "/metrics"})
+       when client == core.everybody or client.allowed_models == nil,
+       do: {:ok, metrics()}
+
   defp route(core, client, %{path: path} = request) do
     case {passed_on(core), request.method} do
       {%{^path => runner}, "POST"} ->
@@ -193,13 +210,14 @@ defmodule VLLM.OpenAI do
       {%{^path => _runner}, _method} ->
         {:error, Refusal.no_method("POST")}
 
-      {_paths, _method} when path in ["/health", "/v1/models"] ->
-        {:error, Refusal.no_method("GET")}
-
-      {_paths, _method} ->
-        {:error, Refusal.no_path(path)}
+      {_paths, method} ->
+        if method != "GET" and path in own(core),
+          do: {:error, Refusal.no_method("GET")},
+          else: {:error, Refusal.no_path(path)}
     end
   end
+
+  defp metrics, do: {200, [{"content-type", "text/plain; version=0.0.4"}], Metrics.text!()}
 
   defp json(term), do: {200, [{"content-type", "application/json"}], JSON.encode(term)}
 

@@ -343,7 +343,11 @@ defmodule VLLM.Options do
      "milliseconds until a request must be answered, a stream to its end; or `:infinity`"},
     {:queue_timeout, :timeout, :infinity,
      "milliseconds until vLLM must have begun with a request"},
-    {:tokenize, :boolean, false, "serve `/tokenize` and `/detokenize`, too"}
+    {:tokenize, :boolean, false, "serve `/tokenize` and `/detokenize`, too"},
+    {:metrics, :boolean, true,
+     "serve `/metrics`: what `VLLM.Metrics.text/1` tells of all engines of this node, which Prometheus " <>
+       "reads. Not to keys that have `allowed_models:` of their own"},
+    {:metrics_without_key, :boolean, false, "ask for no key there"}
   ]
 
   @server [

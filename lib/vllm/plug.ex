@@ -50,7 +50,9 @@ if Code.ensure_loaded?(Plug.Conn) do
       path = Enum.join(conn.path_info, "/")
 
       path =
-        if path =~ ~r/\A(v1\/|health\z|(de)?tokenize\z)/, do: "/" <> path, else: "/v1/" <> path
+        if path =~ ~r/\A(v1\/|health\z|metrics\z|(de)?tokenize\z)/,
+          do: "/" <> path,
+          else: "/v1/" <> path
 
       %{
         method: conn.method,

@@ -283,6 +283,8 @@ def main() -> None:
             case [0, request, "http_request", given]:
                 params = given
                 generate(json.loads(given["body"])["prompt"], request)
+            case [0, request, "metric_families", _]:
+                send([1, request, None, []])
             case [2, "credit", {"count": count}]:
                 granted += count
             case [2, "cancel", {"id": request}]:

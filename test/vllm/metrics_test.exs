@@ -96,8 +96,12 @@ defmodule VLLM.MetricsTest do
   end
 
   test "a replica that does not answer in time is left out and said to be down, at the deadline" do
-    # The fake worker knows no metrics, and answers nothing.
-    FakeEngine.start!("ready", name: VLLM.MetricsTest.Silent)
+    silent = FakeEngine.start!("ready", name: VLLM.MetricsTest.Silent)
+    # It stops its own process, which then answers nothing.
+    FakeEngine.ask_in_background(silent, "stop")
+    [{_worker, program}] = FakeEngine.workers(silent)
+    stat = "/proc/#{FakeEngine.worker_pid(program)}/stat"
+    assert eventually(fn -> File.read!(stat) =~ ") T " end, 10_000)
     VLLM.Test.start!(script: "x", name: VLLM.MetricsTest.Well)
     series = series(timeout: 300)
 

@@ -45,6 +45,27 @@ defmodule VLLM.OpenAITest do
              post(core, "/v1/completions", ~s({"prompt": "answer:200:yes"}))
   end
 
+  test "what Prometheus reads is for those who have a key, unless it is few models' or the options say otherwise" do
+    keys = ["all", {"few", allowed_models: ["a"]}]
+    llm = start!()
+    core = core!(models: [llm], api_keys: keys)
+    assert {200, headers, text} = get(core, "/metrics", with_key("all"))
+    assert headers == [{"content-type", "text/plain; version=0.0.4"}]
+    assert text =~ "\n# TYPE vllm_bridge_up gauge\n"
+    assert text =~ ~s(engine="#{inspect(llm.id)}")
+    assert {401, _} = core |> get("/metrics") |> code()
+    assert {404, _} = core |> get("/metrics", with_key("few")) |> code()
+    assert {405, _} = core |> post("/metrics", "", with_key("all")) |> code()
+
+    open = core!(models: [llm], api_keys: keys, metrics_without_key: true)
+    assert {200, _headers, "# HELP" <> _} = get(open, "/metrics")
+    assert {401, _} = open |> get("/v1/models") |> code()
+    none = core!(models: [llm], metrics: false, metrics_without_key: true)
+    assert {404, _} = none |> get("/metrics") |> code()
+    refute "/metrics" in OpenAI.paths(none)
+    assert {200, _headers, _text} = get(core!(models: [llm], allowed_models: ["a"]), "/metrics")
+  end
+
   test "engines have names of one's own, and settings that go along" do
     models = [{"chat", start!()}, [engine: start!(), name: "tools", tool_call_parser: "hermes"]]
     core = core!(models: models)
@@ -67,7 +88,7 @@ defmodule VLLM.OpenAITest do
   test "each path is refused without a key, but for the probe" do
     core = core!(models: [start!()], api_keys: ["right"], tokenize: true)
 
-    for path <- OpenAI.paths(core) ++ ["/", "/metrics", "/invocations", "/v1/load_lora_adapter"],
+    for path <- OpenAI.paths(core) ++ ["/", "/invocations", "/v1/load_lora_adapter"],
         method <- ~w(GET POST PUT DELETE OPTIONS HEAD),
         headers <- [[], with_key(""), with_key("wrong"), with_key("right ")],
         {method, path} != {"GET", "/health"} do
@@ -86,7 +107,7 @@ defmodule VLLM.OpenAITest do
     core = core!(models: [start!()])
 
     for path <-
-          ~w(/ /metrics /openapi.json /invocations /ping /scale_elastic_ep /tokenize /detokenize
+          ~w(/ /openapi.json /invocations /ping /scale_elastic_ep /tokenize /detokenize
                    /v1/load_lora_adapter /v1/completions/render /v1/completions/ /v1//completions) do
       assert {404, "not_found"} = core |> post(path, "{}") |> code()
     end

@@ -32,6 +32,14 @@ defmodule VLLM.Telemetry.GenAI do
         "gen_ai.request.temperature": 0.0,
         "gen_ai.request.choice.count": 2
       }
+
+      iex> params = %{"path" => "/v1/chat/completions", "model" => "sql", "credit" => 8}
+      iex> VLLM.Telemetry.GenAI.request("http_request", "org/llama", params)
+      %{
+        "gen_ai.operation.name": "chat",
+        "gen_ai.provider.name": "vllm",
+        "gen_ai.request.model": "sql"
+      }
   """
   @spec request(String.t(), String.t(), map()) :: attributes()
   def request(method, model, params) do
@@ -49,10 +57,12 @@ defmodule VLLM.Telemetry.GenAI do
       Map.merge(parameters, %{
         "gen_ai.operation.name": operation(method, params),
         "gen_ai.provider.name": "vllm",
-        "gen_ai.request.model": model
+        # A client over HTTP may have named an adapter.
+        "gen_ai.request.model": params["model"] || model
       })
 
-    if is_map_key(params, "credit"),
+    # What a client over HTTP asked for, only vLLM's app has read.
+    if is_map_key(params, "credit") and method != "http_request",
       do: Map.put(attributes, :"gen_ai.request.stream", true),
       else: attributes
   end
@@ -62,6 +72,14 @@ defmodule VLLM.Telemetry.GenAI do
 
   defp operation(method, _params) when method in ["generate", "beam_search"],
     do: "text_completion"
+
+  defp operation("http_request", %{"path" => path}) do
+    case List.last(String.split(path, "/v1/")) do
+      chat when chat in ["chat/completions", "responses", "messages"] -> "chat"
+      "completions" -> "text_completion"
+      other -> other
+    end
+  end
 
   defp operation("pool", %{"task" => "embed"}), do: "embeddings"
   defp operation("pool", %{"task" => task}) when is_binary(task), do: task
