@@ -213,7 +213,7 @@ defmodule VLLM.OpenAI do
       {_paths, method} ->
         if method != "GET" and path in own(core),
           do: {:error, Refusal.no_method("GET")},
-          else: {:error, Refusal.no_path(path)}
+          else: {:error, Refusal.no_path()}
     end
   end
 

@@ -343,6 +343,8 @@ defmodule VLLM.Options do
      "milliseconds until a request must be answered, a stream to its end; or `:infinity`"},
     {:queue_timeout, :timeout, :infinity,
      "milliseconds until vLLM must have begun with a request"},
+    {:max_body_bytes, :pos_integer, 32 * 1024 * 1024,
+     "bytes that a request may have; larger ones are answered with 413"},
     {:tokenize, :boolean, false, "serve `/tokenize` and `/detokenize`, too"},
     {:metrics, :boolean, true,
      "serve `/metrics`: what `VLLM.Metrics.text/1` tells of all engines of this node, which Prometheus " <>
@@ -355,9 +357,7 @@ defmodule VLLM.Options do
             {:ip, :ip, {127, 0, 0, 1},
              "the address to listen on, as a tuple or a string; `{0, 0, 0, 0}` is every one of IPv4"},
             {:max_connections, :pos_integer, 4096,
-             "clients that may be connected at once; others are answered with 503"},
-            {:max_body_bytes, :pos_integer, 32 * 1024 * 1024,
-             "bytes that a request may have; larger ones are answered with 413"}
+             "clients that may be connected at once; others are answered with 503"}
           ] ++ @openai
 
   @drain [

@@ -18,9 +18,7 @@ if Code.ensure_loaded?(Plug.Conn) do
 
     @behaviour Plug
 
-    alias VLLM.{JSON, OpenAI, Options}
-
-    @max_body_bytes 32 * 1024 * 1024
+    alias VLLM.{Error, JSON, OpenAI, Options}
 
     @impl Plug
     def init(options), do: options
@@ -28,10 +26,10 @@ if Code.ensure_loaded?(Plug.Conn) do
     @impl Plug
     def call(conn, options) do
       options = if is_function(options, 0), do: options.(), else: options
-      {:ok, known} = Options.only(options, Options.openai())
-      {:ok, core} = OpenAI.new(known, {__MODULE__, :erlang.phash2(options)})
+      known = options |> Options.only(Options.openai()) |> Error.bang!()
+      core = known |> OpenAI.new({__MODULE__, :erlang.phash2(options)}) |> Error.bang!()
 
-      case body(conn) do
+      case body(conn, known.max_body_bytes) do
         {:ok, body, conn} ->
           conn |> answer(OpenAI.answer(core, request(conn, body))) |> Plug.Conn.halt()
 
@@ -40,10 +38,10 @@ if Code.ensure_loaded?(Plug.Conn) do
       end
     end
 
-    defp body(%{body_params: %{__struct__: Plug.Conn.Unfetched}} = conn),
-      do: Plug.Conn.read_body(conn, length: @max_body_bytes)
+    defp body(%{body_params: %{__struct__: Plug.Conn.Unfetched}} = conn, limit),
+      do: Plug.Conn.read_body(conn, length: limit)
 
-    defp body(conn), do: {:ok, JSON.encode(conn.body_params), conn}
+    defp body(conn, _limit), do: {:ok, JSON.encode(conn.body_params), conn}
 
     # Where it is forwarded to `/v1`, that is no more in the path.
     defp request(conn, body) do

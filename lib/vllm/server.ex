@@ -36,15 +36,12 @@ defmodule VLLM.Server do
   """
   @spec child_spec(keyword() | map()) :: Supervisor.child_spec()
   def child_spec(options) do
-    {:ok, known} = options |> Options.only(Options.server()) |> checked!()
-    {:ok, _core} = known |> OpenAI.new(nil) |> checked!()
+    known = options |> Options.only(Options.server()) |> Error.bang!()
+    _core = known |> OpenAI.new(nil) |> Error.bang!()
     # Not the options themselves: a supervisor's reports show what a child was started with.
     start = fn -> start_link(options) end
     %{id: {__MODULE__, known.port}, start: {__MODULE__, :start_child, [start]}, type: :supervisor}
   end
-
-  defp checked!({:error, error}), do: raise(error)
-  defp checked!(ok), do: ok
 
   @doc false
   def start_child(start), do: start.()

@@ -6,8 +6,6 @@ defmodule VLLM.OpenAITest do
 
   alias VLLM.{Error, OpenAI, Options}
 
-  doctest OpenAI.Body
-
   @moduletag :tmp_dir
 
   defp core!(options) do

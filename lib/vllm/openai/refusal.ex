@@ -82,8 +82,8 @@ defmodule VLLM.OpenAI.Refusal do
     %{refusal | headers: [{"www-authenticate", "Bearer"}]}
   end
 
-  @spec no_path(String.t()) :: t()
-  def no_path(_path), do: new(404, "not_found", "There is nothing at this path.")
+  @spec no_path() :: t()
+  def no_path, do: new(404, "not_found", "There is nothing at this path.")
 
   @spec no_method(String.t()) :: t()
   def no_method(allowed) do
@@ -100,7 +100,6 @@ defmodule VLLM.OpenAI.Refusal do
     do:
       new(400, "model_not_given", "The body must name a `model`; `/v1/models` has what there is.")
 
-  # Shown as JSON, whatever was in it.
   @spec no_model(String.t()) :: t()
   def no_model(name) do
     name = if String.valid?(name), do: String.slice(name, 0, 200), else: "?"

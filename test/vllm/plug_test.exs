@@ -1,0 +1,95 @@
+# What VLLM.Plug uses of Plug, in a few lines: the package is not here.
+defmodule Plug do
+  @callback init(term()) :: term()
+  @callback call(map(), term()) :: map()
+end
+
+defmodule Plug.Conn.Unfetched do
+  defstruct [:aspect]
+end
+
+defmodule Plug.Conn do
+  defstruct [
+    :body,
+    :status,
+    method: "POST",
+    path_info: [],
+    query_string: "",
+    req_headers: [],
+    resp_headers: [],
+    sent: [],
+    room: :infinity,
+    halted: false,
+    body_params: %Plug.Conn.Unfetched{}
+  ]
+
+  def read_body(conn, length: limit) when byte_size(conn.body) > limit, do: {:more, "", conn}
+  def read_body(conn, _options), do: {:ok, conn.body, conn}
+  def put_resp_header(conn, name, value), do: update_in(conn.resp_headers, &[{name, value} | &1])
+  def send_resp(conn, status, body), do: %{conn | status: status, sent: [body]}
+  def send_chunked(conn, status), do: %{conn | status: status}
+  def halt(conn), do: %{conn | halted: true}
+
+  # As a client that goes after so many pieces.
+  def chunk(%{room: 0}, _piece), do: {:error, :closed}
+  def chunk(%{room: :infinity} = conn, piece), do: {:ok, update_in(conn.sent, &(&1 ++ [piece]))}
+  def chunk(conn, piece), do: chunk(%{conn | room: :infinity}, piece) |> less(conn.room)
+  defp less({:ok, conn}, room), do: {:ok, %{conn | room: room - 1}}
+end
+
+Code.compile_file(Path.expand("../../lib/vllm/plug.ex", __DIR__))
+
+defmodule VLLM.PlugTest do
+  use ExUnit.Case, async: true
+
+  import VLLM.FakeEngine
+
+  defp through(llm, fields, options \\ []) do
+    conn = struct!(Plug.Conn, [req_headers: [{"content-type", "application/json"}]] ++ fields)
+    VLLM.Plug.call(conn, VLLM.Plug.init([models: [llm]] ++ options))
+  end
+
+  defp body(steps), do: ~s({"model": "ready", "prompt": "#{steps}"})
+
+  test "answers wherever it is mounted, whether the body was parsed before or not" do
+    llm = start!()
+    parsed = [body_params: %{"model" => "ready", "prompt" => "answer:200:yes"}]
+
+    for path <- [["v1", "completions"], ["completions"]],
+        given <- [[body: body("answer:200:yes")], parsed] do
+      conn = through(llm, [path_info: path] ++ given)
+      assert {200, ["yes"], true} = {conn.status, conn.sent, conn.halted}
+      assert conn.resp_headers == [{"content-type", "application/json"}]
+    end
+
+    assert through(llm, path_info: ["invocations"], body: "{}").status == 404
+    assert through(llm, path_info: ["health"], method: "GET", body: "").sent == ["ok\n"]
+  end
+
+  test "streams go out bit by bit, until the client goes" do
+    llm = start!()
+
+    conn =
+      through(llm, path_info: ["completions"], body: body("head:200;chunk:one;chunk:two;end"))
+
+    assert {200, ["one", "two"]} = {conn.status, conn.sent}
+    steps = "head:200;chunk:one;chunk:two;hold"
+    conn = through(llm, path_info: ["completions"], body: body(steps), room: 1)
+    assert conn.sent == ["one"]
+    await_held(llm, 0)
+  end
+
+  test "options may come from a function, when they are needed" do
+    llm = start!()
+    options = fn -> [models: [llm], api_keys: ["key"]] end
+    conn = %Plug.Conn{path_info: ["models"], method: "GET", body: ""}
+    assert VLLM.Plug.call(conn, VLLM.Plug.init(options)).status == 401
+    conn = %{conn | req_headers: [{"authorization", "Bearer key"}]}
+    assert VLLM.Plug.call(conn, VLLM.Plug.init(options)).status == 200
+  end
+
+  test "a body that is too large" do
+    conn = through(start!(), [path_info: ["completions"], body: "12345"], max_body_bytes: 4)
+    assert {conn.status, conn.halted} == {413, true}
+  end
+end
