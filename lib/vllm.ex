@@ -1040,7 +1040,8 @@ defmodule VLLM do
 
   Among them: `num_requests_running`, `num_requests_waiting`, `kv_cache_usage_perc`,
   `prefix_cache_queries` and `prefix_cache_hits` (tokens), `prompt_tokens`, `generation_tokens`,
-  `time_to_first_token_seconds`. They move with each step of the engine.
+  `time_to_first_token_seconds`. They move with each step of the engine. For Prometheus, with all
+  labels and buckets, there is `VLLM.Metrics.text/1`.
   """
   @spec metrics(engine(), keyword() | map()) ::
           {:ok, %{String.t() => number() | %{String.t() => number()}}} | {:error, Error.t()}
