@@ -64,6 +64,10 @@ defmodule VLLM.PlugTest do
 
     assert through(llm, path_info: ["invocations"], body: "{}").status == 404
     assert through(llm, path_info: ["health"], method: "GET", body: "").sent == ["ok\n"]
+    # Which counts what came this way, too.
+    [text] = through(llm, path_info: ["metrics"], method: "GET", body: "").sent
+    labels = %{"engine" => inspect(llm.id), "method" => "http_request", "outcome" => "ok"}
+    assert VLLM.Prometheus.series(text)[{"vllm_bridge_requests_total", labels}] == 4
   end
 
   test "streams go out bit by bit, until the client goes" do
