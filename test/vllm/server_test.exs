@@ -113,6 +113,49 @@ defmodule VLLM.ServerTest do
     assert "HTTP/1.1 200 OK" <> _ = port |> connect() |> post(steps) |> read_until("yes")
   end
 
+  test "of 256 streams at once those that are left are aborted, and a death ends the others with an event" do
+    {llm, port} = serve()
+    sockets = for _ <- 1..256, do: port |> connect() |> post("head:200;chunk:one;hold")
+    for socket <- sockets, do: read_until(socket, "one\r\n")
+    await_held(llm, 256)
+    {gone, stay} = Enum.split(sockets, 128)
+    Enum.each(gone, &:gen_tcp.close/1)
+    await_held(llm, 128)
+    killed = port |> connect() |> post("kill") |> read_until("}\n}")
+    assert "HTTP/1.1 500 " <> _ = killed
+    assert killed =~ ~s("code": "poison")
+    for socket <- stay, do: assert(read_until(socket, "0\r\n\r\n") =~ ~s("code": "engine_dead"))
+    assert port |> connect() |> post("answer:200:yes") |> read_until("yes")
+  end
+
+  test "whatever bytes come, the next request is served and no connection is left" do
+    {_llm, port} = serve()
+    :rand.seed(:exsss, {1, 2, 3})
+    ports = fn -> length(Port.list()) end
+    before = ports.()
+
+    whole =
+      "POST /v1/completions HTTP/1.1\r\nhost: a\r\ncontent-type: application/json\r\n" <>
+        ~s(content-length: 44\r\n\r\n{"model": "ready", "prompt": "answer:200:yes"})
+
+    for _ <- 1..200 do
+      at = :rand.uniform(byte_size(whole)) - 1
+      <<start::binary-size(at), _, rest::binary>> = whole
+      byte = :rand.uniform(256) - 1
+      socket = connect(port)
+      _ = :gen_tcp.send(socket, Enum.random([start, start <> rest, start <> <<byte>> <> rest]))
+      # What it is answered, if there is anything to answer.
+      with {:ok, answer} <- :gen_tcp.recv(socket, 0, 5),
+           do: assert(Regex.run(~r/\AHTTP\/1\.[01] [245]\d\d /, answer), inspect(answer))
+
+      :gen_tcp.close(socket)
+    end
+
+    assert port |> connect() |> post("answer:200:yes") |> read_until("yes")
+    # That one is still open.
+    assert eventually(fn -> ports.() <= before + 2 end)
+  end
+
   test "requests end with the server, and nothing of them is left" do
     {llm, port} = serve()
     socket = port |> connect() |> post("head:200;chunk:one;hold")

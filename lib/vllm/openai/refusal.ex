@@ -45,6 +45,9 @@ defmodule VLLM.OpenAI.Refusal do
       "The engine had too much to do to begin with the request in time. Try again later.",
     timeout:
       "The request was not done in the time that it may take. Ask for less, or try again later.",
+    poison:
+      "The engine ended with this request under way, and again when it was tried once more. Change the " <>
+        "request.",
     aborted: "The request was cancelled. Try again later."
   }
 

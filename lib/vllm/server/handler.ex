@@ -83,9 +83,16 @@ if Code.ensure_loaded?(:httpd) do
         {:DOWN, ^monitor, :process, ^pid, _fault} ->
           :broken
 
-        {closed, ^socket} when closed == :tcp_closed ->
+        {:tcp_closed, ^socket} ->
           Process.exit(pid, :kill)
           await(pid, monitor, socket)
+
+        # The server is being stopped.
+        {:EXIT, _from, reason} ->
+          Process.exit(pid, :kill)
+          # Or httpd would send an error of its own, into what has been sent.
+          :gen_tcp.close(socket)
+          exit(reason)
 
         {:tcp_error, ^socket, _reason} ->
           Process.exit(pid, :kill)
