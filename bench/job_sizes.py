@@ -9,6 +9,9 @@ with random weights, and outputs of them (of these formats only, where some are 
 process of its own with one thread, and puts what they took into that file: seconds of a processor,
 which other processes do not change, and seconds on the clock with how busy the machine was. All
 takes an hour on two idle cores.
+
+Its "jobs" are whole ones, with their verification: what all their processes and the BEAM took in a
+control group of their own (cpuacct), with `threads: 1`.
 """
 
 import argparse
@@ -77,6 +80,14 @@ def seen(recorded: dict[str, Any], run: dict[str, Any], here: Machine) -> forese
     return estimate.of(checkpoint, run["model"], asked, here)[0]
 
 
+def whole(recorded: dict[str, Any], job: dict[str, Any], here: Machine) -> foreseen.Foreseen:
+    """What is foreseen of a whole job."""
+    checkpoint = checkpoint_of(recorded["models"][job["model"]])
+    each = estimate.of(checkpoint, job["model"], job["outputs"], here)
+    measured = [estimate.verification(checkpoint, here)] * (len(each) + 1)
+    return foreseen.together(each, measured)
+
+
 def measure(names: list[str], wanted: list[str], recorded: dict[str, Any]) -> None:
     os.environ |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     for name in names or recorded["models"]:
@@ -128,9 +139,11 @@ def _replace(runs: list[dict[str, Any]], run: dict[str, Any]) -> None:
 
 def _text(recorded: dict[str, Any]) -> str:
     """JSON with a run on each line."""
-    runs = ",\n".join(f"    {json.dumps(run)}" for run in recorded["runs"])
     known = json.dumps(recorded["models"])
-    return f'{{\n  "models": {known},\n  "runs": [\n{runs}\n  ]\n}}\n'
+    runs, jobs = (
+        ",\n".join(f"    {json.dumps(one)}" for one in recorded[name]) for name in ("runs", "jobs")
+    )
+    return f'{{\n  "models": {known},\n  "runs": [\n{runs}\n  ],\n  "jobs": [\n{jobs}\n  ]\n}}\n'
 
 
 def table(recorded: dict[str, Any]) -> str:
@@ -146,6 +159,13 @@ def table(recorded: dict[str, Any]) -> str:
             f"| {found.bytes / run['bytes'] - 1:+.1%} | {run['memory'] / 2**20:.0f} MiB "
             f"| {found.memory / run['memory'] - 1:+.0%} "
             f"| {run['cpu_seconds']:.0f} | {fast:.0f} to {slow:.0f} |"
+        )
+    lines += ["", "| model | whole job | CPU seconds | foreseen |", "| --- | --- | ---: | ---: |"]
+    for job in recorded["jobs"]:
+        fast, slow = (60 * minutes for minutes in whole(recorded, job, Machine()).minutes)
+        labels = ", ".join(job["labels"])
+        lines.append(
+            f"| {job['model']} | {labels} | {job['cpu_seconds']:.0f} | {fast:.0f} to {slow:.0f} |"
         )
     return "\n".join(lines)
 

@@ -64,6 +64,14 @@ def test_what_was_foreseen_is_what_jobs_took() -> None:
             far.append((run["model"], run["label"], seen))
     assert far == []
     assert len(recorded["runs"]) > 30
+    # With the verification of the model and of each output.
+    for job in recorded["jobs"]:
+        checkpoint = known[job["model"]]
+        each = estimate.of(checkpoint, job["model"], job["outputs"], Machine())
+        measured = [estimate.verification(checkpoint, Machine())] * (len(each) + 1)
+        least, most = (60 * minutes for minutes in foreseen.together(each, measured).minutes)
+        assert least <= job["cpu_seconds"] <= most, (job["labels"], least, most)
+    assert len(recorded["jobs"]) > 1
 
 
 def test_a_gguf_file_is_made_of_one_in_16_bits_and_that_takes_room_too() -> None:
@@ -90,6 +98,29 @@ def test_to_measure_a_model_takes_an_engine_and_on_a_processor_its_weights(
     assert told["verification"] == pytest.approx(engine + files, abs=files / 50)
     monkeypatch.setattr(versions, "is_cpu_build", lambda: False)
     assert measure.memory(10**12) == engine
+
+
+def test_the_time_of_all_together_has_their_verification_where_there_is_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(foreseen, "here", Machine)
+    outputs: list[tuple[str, dict[str, Any], int]] = [
+        ("gguf", {"ftype": "Q4_K_M"}, 0),
+        ("gguf", {"ftype": "Q8_0"}, 0),
+    ]
+
+    def told(verify: bool) -> tuple[float, float]:
+        asked = tools.PlanQuantizeParams(DEMO, outputs, verify=verify)
+        plan = asyncio.run(tools.plan_quantize(None, asked))  # type: ignore[arg-type]
+        made = sum(one["minutes"][0] for one in plan["outputs"])
+        least: float = plan["together"]["minutes"][0]
+        return made, least
+
+    made, least = told(verify=False)
+    assert least == pytest.approx(made, abs=0.02)
+    made, least = told(verify=True)
+    # The model itself and two outputs: vLLM is imported three times.
+    assert least > made + 3 * 0.1
 
 
 def test_outputs_are_made_one_after_the_other() -> None:

@@ -110,7 +110,8 @@ def plan_quantize(_request: int, params: dict) -> object:
         {name: options.get(name, 0) for name in names} | {"minutes": [1, 2]}
         for _, options, _tokens in params["outputs"]
     ]
-    together = {name: sum(plan[name] for plan in plans) for name in names} | {"minutes": [2, 4]}
+    together = {name: sum(plan[name] for plan in plans) for name in names}
+    together["minutes"] = [2, 4] if params.get("verify") else [1, 2]
     source = options_of(params["model"]).get("verification", 0)
     return {"outputs": plans, "together": together, "verification": source}
 

@@ -420,6 +420,9 @@ defmodule VLLM.JobTest do
     assert %{label: "gguf", bytes: 5, disk: 7, memory: 9, minutes: {1, 2}} = gguf
     assert %{format: "awq", memory: 20} = awq
     assert {estimate.bytes, estimate.minutes} == {6, {2, 4}}
+    # With the verification, which there is unless it is not wanted.
+    unverified = VLLM.FakeJobs.options(to, verify: false)
+    assert VLLM.Job.estimate!(context.model, unverified).minutes == {1, 2}
     assert VLLM.Job.list() == []
     assert {:error, %{reason: :invalid_option}} = VLLM.Job.estimate(context.model, to: [])
   end

@@ -8,8 +8,8 @@ defmodule VLLM.Job.Estimate do
       "the most that a step takes: one output is made at a time. Not of the verification, which loads " <>
         "the source and each output as an engine does, and waits for memory of its own",
     minutes:
-      "`{least, most}`, without download and verification: where nothing else runs, and while all " <>
-        "that runs now goes on; a job stands back behind other processes"
+      "`{least, most}`, with the verification (unless `verify: false`) and without a download: where " <>
+        "nothing else runs, and while all that runs now goes on; a job stands back behind other processes"
   ]
 
   @output [
@@ -19,7 +19,7 @@ defmodule VLLM.Job.Estimate do
     bytes: "of its files",
     disk: "of these, and of what is there only while it is made",
     memory: "the most that making it takes",
-    minutes: "`{least, most}`"
+    minutes: "`{least, most}`, to make it"
   ]
 
   @moduledoc """

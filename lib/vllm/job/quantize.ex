@@ -218,6 +218,7 @@ defmodule VLLM.Job.Quantize do
          params = %{
            "model" => job.source,
            "options" => job.options["engine"],
+           "verify" => job.options["verify"],
            "outputs" => for(one <- asked, do: [one["format"], one["options"], one["tokens"] || 0])
          },
          where = [python: settings.python, env: Settings.environment(settings)],

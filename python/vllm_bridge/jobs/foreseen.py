@@ -41,19 +41,24 @@ class Foreseen:
         return dataclasses.asdict(self)
 
 
-def together(each: Sequence[Foreseen]) -> Foreseen:
+def together(each: Sequence[Foreseen], others: Sequence[tuple[float, float]] = ()) -> Foreseen:
     """Of a job: outputs are made one after the other, and what is between them is kept until all
-    are there."""
+    are there.
+
+    Args:
+        others: the minutes of steps that make nothing
+    """
     if not each:
         return Foreseen(0, 0, 0, (0.0, 0.0))
     size = sum(one.bytes for one in each)
+    minutes = [*(one.minutes for one in each), *others]
     return Foreseen(
         size,
         size + max(one.disk - one.bytes for one in each),
         max(one.memory for one in each),
         (
-            round(sum(one.minutes[0] for one in each), 2),
-            round(sum(one.minutes[1] for one in each), 2),
+            round(sum(least for least, _most in minutes), 2),
+            round(sum(most for _least, most in minutes), 2),
         ),
     )
 

@@ -15,11 +15,13 @@ class PlanQuantizeParams(msgspec.Struct, forbid_unknown_fields=True):
         outputs: formats, each with all of its options and the tokens of calibration texts that it
             reads, as ``quantize_formats`` tells them
         options: of an engine, which say where the model is
+        verify: whether the time of all together is with their verification
     """
 
     model: str
     outputs: list[tuple[str, dict[str, Any], int]]
     options: dict[str, Any] = {}
+    verify: bool = False
 
 
 async def plan_quantize(_call: Call, params: PlanQuantizeParams) -> dict[str, Any]:
@@ -34,10 +36,14 @@ def _plan(params: PlanQuantizeParams) -> dict[str, Any]:
     from vllm_bridge.jobs.quantize import estimate
 
     checkpoint = models.look_at(models.locate(params.model, params.options), params.options)
-    each = estimate.of(checkpoint, params.model, params.outputs, foreseen.here())
+    here = foreseen.here()
+    each = estimate.of(checkpoint, params.model, params.outputs, here)
+    # The source is measured once, and what was made of it each for itself.
+    measured = (len(each) + 1) if params.verify and each else 0
+    verification = [estimate.verification(checkpoint, here)] * measured
     return {
         "outputs": [one.to_wire() | {"verification": measure.memory(one.bytes)} for one in each],
-        "together": foreseen.together(each).to_wire(),
+        "together": foreseen.together(each, verification).to_wire(),
         "verification": measure.memory(detect.of(checkpoint).bytes or 0),
     }
 

@@ -83,6 +83,11 @@ _SCHEMES: Final[Mapping[str, tuple[int, int, int]]] = {
     "MXFP8A16": (8, 32, 8),
 }  # fmt: skip
 
+# To measure a model: seconds to import vLLM, to start an engine, and to compare, give a place and a
+# name; and for a billion weights, to load them and to read and say what is measured.
+_MEASURING: Final = 15.0
+_MEASURED: Final = 60.0
+
 # The options that name what is left as it is.
 _LEFT: Final = ("ignore", "llm_int8_skip_modules", "skip_modules", "modules_to_not_convert")
 
@@ -114,6 +119,13 @@ def of(
             remedy="Name the plain model that it was made of.",
         )
     return [_output(checkpoint, kept, *one, machine) for one in asked]
+
+
+def verification(checkpoint: Checkpoint, machine: Machine) -> tuple[float, float]:
+    """The minutes to measure a model, or what was made of it, and compare the two."""
+    kept = [part for part in parts.parts(checkpoint, {}) if part.kind != parts.NOT_KEPT]
+    weights = sum(part.elements * part.alike for part in kept) / 1e9
+    return machine.minutes(_MEASURING, weights * _MEASURED)
 
 
 def _output(
