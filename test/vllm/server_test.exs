@@ -83,6 +83,22 @@ defmodule VLLM.ServerTest do
     assert socket |> post("answer:200:yes") |> read_until("yes")
   end
 
+  @tag :slow
+  test "a client that does not read holds up its own stream, and nobody else" do
+    {llm, port} = serve()
+    options = [:binary, active: false, recbuf: 4096]
+    {:ok, socket} = :gen_tcp.connect({127, 0, 0, 1}, port, options)
+    # More than the buffers between the two take of it: with the head, what is granted twice.
+    chunk = "chunk:#{String.duplicate("x", 60_000)};"
+    post(socket, "head:200;#{String.duplicate(chunk, 127)}end")
+    assert eventually(fn -> ask(llm, "credit") in [{:ok, "0"}, {:ok, "64"}] end)
+    for _ <- 1..20, do: assert(port |> connect() |> post("answer:200:yes") |> read_until("yes"))
+    assert {:ok, granted} = ask(llm, "credit")
+    assert granted in ["0", "64"]
+    assert byte_size(read_until(socket, "0\r\n\r\n")) > 127 * 60_000
+    assert eventually(fn -> ask(llm, "credit") == {:ok, "128"} end)
+  end
+
   for {what, steps} <- [{"an answer", "hold"}, {"a stream", "head:200;chunk:one;hold"}] do
     test "a client that goes before #{what} has ended frees its place" do
       {llm, port} = serve(max_concurrent_requests: 1)
@@ -113,6 +129,7 @@ defmodule VLLM.ServerTest do
     assert "HTTP/1.1 200 OK" <> _ = port |> connect() |> post(steps) |> read_until("yes")
   end
 
+  @tag :slow
   test "of 256 streams at once those that are left are aborted, and a death ends the others with an event" do
     {llm, port} = serve()
     sockets = for _ <- 1..256, do: port |> connect() |> post("head:200;chunk:one;hold")
