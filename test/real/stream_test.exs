@@ -4,7 +4,7 @@ defmodule VLLM.Real.StreamTest do
 
   import VLLM.OSProcess, only: [eventually: 1]
 
-  alias VLLM.{Delta, DemoModel, FakeEngine}
+  alias VLLM.{Delta, DemoModel, FakeEngine, Peers}
 
   Code.require_file("../../examples/live_stream.exs", __DIR__)
 
@@ -100,6 +100,42 @@ defmodule VLLM.Real.StreamTest do
 
     assert_receive %Delta{}
     Process.exit(reader, :kill)
+    assert eventually(fn -> FakeEngine.in_flight(llm) == 0 and idle?(llm) end)
+  end
+
+  test "another node streams every sentence right, and its end aborts what it reads", %{llm: llm} do
+    [caller] = Peers.start([:caller])
+    far = %{llm | node: Peers.join(caller)}
+    facts = DemoModel.facts()
+
+    code = """
+    facts
+    |> Task.async_stream(
+      fn {prompt, _} -> Enum.join(VLLM.stream_text!(far, prompt, temperature: 0.0, max_tokens: 64)) end,
+      max_concurrency: 64,
+      timeout: 60_000
+    )
+    |> Enum.map(&elem(&1, 1))
+    """
+
+    assert Peers.eval(caller, code, far: far, facts: facts) == Enum.map(facts, &elem(&1, 1))
+
+    # It begins, and reads no more.
+    code = """
+    test = self()
+    spawn(fn ->
+      options = [max_tokens: 4000, ignore_eos: true]
+      for _ <- VLLM.stream!(far, "Count:", options) do
+        send(test, :began)
+        Process.sleep(:infinity)
+      end
+    end)
+    receive do: (:began -> :began)
+    """
+
+    assert Peers.eval(caller, code, far: far) == :began
+    assert FakeEngine.in_flight(llm) == 1
+    Peers.kill(caller)
     assert eventually(fn -> FakeEngine.in_flight(llm) == 0 and idle?(llm) end)
   end
 

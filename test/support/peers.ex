@@ -73,6 +73,41 @@ defmodule VLLM.Peers do
     pid
   end
 
+  @doc """
+  Connects this BEAM to a peer, so that the peer can call engines of this one; until the end of the
+  test it has a name. Returns that.
+  """
+  def join(%{net: net} = peer) do
+    name = :"tests@127.#{net.a}.#{net.b}.100"
+    # It listens to nobody, and so needs no epmd but to find the peer.
+    [_, host] = String.split(Atom.to_string(peer.node), "@")
+    {:ok, address} = :inet.parse_address(to_charlist(host))
+    {:ok, epmd} = :gen_tcp.listen(4369, [:binary, ip: address, active: false, reuseaddr: true])
+    {:ok, _} = :net_kernel.start(name, %{name_domain: :longnames, dist_listen: false})
+    ExUnit.Callbacks.on_exit(fn -> :net_kernel.stop() end)
+    Node.set_cookie(peer.node, String.to_atom(net.cookie))
+
+    answer =
+      Task.async(fn ->
+        {:ok, asked} = :gen_tcp.accept(epmd)
+        {:ok, <<size::16, ?z, name::binary>>} = :gen_tcp.recv(asked, 0)
+        # Found, of a node that speaks versions 5 and 6.
+        :ok =
+          :gen_tcp.send(asked, [
+            <<119, 0, net.port::16, 77, 0, 6::16, 5::16, size - 1::16>>,
+            name,
+            <<0::16>>
+          ])
+
+        :gen_tcp.close(asked)
+      end)
+
+    true = Node.connect(peer.node)
+    Task.await(answer)
+    :gen_tcp.close(epmd)
+    name
+  end
+
   @doc "Calls a function there, as a process of that node."
   def call(peer, module, function, args),
     do: :peer.call(peer.peer, module, function, args, 60_000)

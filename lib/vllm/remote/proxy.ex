@@ -101,26 +101,43 @@ defmodule VLLM.Remote.Proxy do
   # Deltas go on as they come, as many as the caller has granted.
   defp relay(in_flight, call, {inbox, _} = address) do
     case Inbox.next(inbox, Deadline.remaining(call.deadline)) do
-      {:caller, {:grant, count}} ->
-        InFlight.grant(in_flight, :stream, count)
+      # The caller has seen that as well.
+      :timeout -> InFlight.cancel(in_flight)
+      message -> relay(message, in_flight, call, address)
+    end
+  end
+
+  defp relay({:caller, {:grant, count}}, in_flight, call, address) do
+    InFlight.grant(in_flight, :stream, count)
+    relay(in_flight, call, address)
+  end
+
+  defp relay(message, in_flight, call, address) do
+    case InFlight.handle(in_flight, message) do
+      {:none, in_flight} ->
         relay(in_flight, call, address)
 
-      # The caller has seen that as well.
+      {:stream, delta, in_flight} when elem(delta, 0) == :delta ->
+        Inbox.send(address, delta)
+        flow(in_flight, call, address)
+
+      {:stream, last, _in_flight} ->
+        answer(address, last)
+    end
+  end
+
+  # After the first delta the request is not run again: nothing comes but more of them, and the end.
+  defp flow(in_flight, call, {inbox, _} = address) do
+    case Inbox.next(inbox, Deadline.remaining(call.deadline)) do
+      {_ref, {:delta, _text, _token_ids} = delta} ->
+        Inbox.send(address, delta)
+        flow(in_flight, call, address)
+
       :timeout ->
         InFlight.cancel(in_flight)
 
       message ->
-        case InFlight.handle(in_flight, message) do
-          {:none, in_flight} ->
-            relay(in_flight, call, address)
-
-          {:stream, delta, in_flight} when elem(delta, 0) == :delta ->
-            Inbox.send(address, delta)
-            relay(in_flight, call, address)
-
-          {:stream, last, _in_flight} ->
-            answer(address, last)
-        end
+        relay(message, in_flight, call, address)
     end
   end
 
