@@ -9,7 +9,7 @@ import pytest
 
 from vllm_bridge.rpc.call import Row
 from vllm_bridge.serving import exchange as exchanges
-from vllm_bridge.serving.app import Apps, Engine
+from vllm_bridge.serving.app import Adapters, Apps, Engine
 from vllm_bridge.serving.exchange import App, Exchange, HttpParams, Receive, Send, Settings
 
 START = {
@@ -193,3 +193,21 @@ def test_what_an_app_makes_of_the_end_of_its_engine_is_no_answer(is_cut_off: boo
     assert (became.cut_off is cut_off) == is_cut_off
     assert isinstance(became.fault, EngineDeadError) != is_cut_off
     assert submitted == ["cmpl-1"]
+
+
+@pytest.mark.parametrize(
+    ("lora", "there"), [(None, {}), ("the adapter's request", {"m": "the adapter's request"})]
+)
+def test_an_app_may_name_the_adapter_that_a_request_is_for(lora: Any, there: Any) -> None:
+    seen: list[Any] = []
+
+    async def app(_scope: dict[str, Any], _receive: Receive, send: Send) -> None:
+        seen.extend((dict(adapters), "m" in adapters, "another" in adapters, len(adapters)))
+        await send(START)
+        await send(body(b"", more=False))
+
+    adapters = Adapters()
+    apps = Apps(None, ())
+    apps._made[Settings()] = app
+    run(apps.serve(made()[0], Settings(), "m", lora, lambda _name: None))
+    assert seen == [there, bool(there), False, len(there)]

@@ -83,7 +83,7 @@ class Engine:
             await stream.aclose()
 
 
-class _Adapters(Mapping[str, Any]):
+class Adapters(Mapping[str, Any]):
     """The adapters that a request may name: that which it is for."""
 
     def __getitem__(self, name: str) -> Any:
@@ -189,7 +189,7 @@ async def _make(llm: Any, tasks: tuple[str, ...], settings: Settings) -> Any:
     # Whose name it is Elixir has found out before it asks, and the app takes no other.
     models.is_base_model = lambda name: name == _asked.get().model
     models.model_name = lambda _lora=None: _asked.get().model
-    models.lora_requests = _Adapters()
+    models.lora_requests = Adapters()
     return app
 
 
