@@ -154,7 +154,8 @@ defmodule VLLM.RemoteTest do
       assert error.message =~ "`--name`"
     end
 
-    test "by a version of this library that understands it", %{e: e, c: c} do
+    @tag :tmp_dir
+    test "by a version of this library that understands it", %{e: e, c: c, tmp_dir: dir} do
       code = """
       inbox = make_ref()
       ref = :erlang.alias()
@@ -171,10 +172,19 @@ defmodule VLLM.RemoteTest do
 
       assert error.message =~ "which do not understand each other (protocol 1 there, 1 here)"
 
-      # A node that has nothing of it, and prints nothing of what it is asked.
+      # A node that has nothing of it, which logs that, and nothing of what it was asked.
       [bare] = Peers.start([:bare], beside: e, bare: true)
-      assert {:error, %Error{reason: :node_incompatible} = error} = ask(c, {Far, bare.node}, "x")
+      log = %{level: :error, config: %{file: to_charlist(Path.join(dir, "log"))}}
+      :ok = Peers.call(bare, :logger, :add_handler, [:file, :logger_std_h, log])
+      :ok = Peers.call(bare, :logger, :set_primary_config, [:level, :error])
+
+      assert {:error, %Error{reason: :node_incompatible} = error} =
+               ask(c, {Far, bare.node}, "secret")
+
       assert error.message =~ "has not this library"
+      logged = fn -> File.read!(log.config.file) end
+      assert eventually(fn -> logged.() =~ "undef" end)
+      refute logged.() =~ "secret"
     end
   end
 
@@ -269,16 +279,28 @@ defmodule VLLM.RemoteTest do
       again = in_background(c, VLLM, :generate, [far, "hold", [retry: true]])
       stream = in_background(c, Enum, :to_list, [VLLM.stream(far, "hold", retry: true)])
       begun = in_background(c, Enum, :to_list, [VLLM.stream(far, "delta:a;hold", retry: true)])
-      await_held(e, far, 4)
+      many = ["reply:a", "hold", "error:internal", "hold"]
+      many = in_background(c, Enum, :to_list, [VLLM.generate_stream(far, many, retry: true)])
+      await_held(e, far, 6)
       Peers.call(c, Node, :disconnect, [e.node])
 
       assert %Error{reason: :node_down} = error_of(Task.await(once))
       assert [{:ok, %{text: "a"}}, {:error, %Error{reason: :node_down}}] = Task.await(begun)
-      await_held(e, far, 2)
+      await_held(e, far, 4)
       assert {:ok, "released"} = ask(e, Far, "release")
       assert {:ok, [output]} = Task.await(again)
       assert VLLM.text(output) == "released"
       assert [] = Task.await(stream)
+
+      texts =
+        for {index, result} <- Enum.sort(Task.await(many)) do
+          case result do
+            {:ok, output} -> {index, VLLM.text(output)}
+            {:error, error} -> {index, error.reason}
+          end
+        end
+
+      assert texts == [{0, "a"}, {1, "released"}, {2, :internal}, {3, "released"}]
     end
 
     test "at its deadline where the other node hangs", %{e: e, c: c, far: far} do
@@ -288,7 +310,7 @@ defmodule VLLM.RemoteTest do
       code = """
       calls = fn ->
         for call <- [
-              fn -> VLLM.generate(far, "reply:x", timeout: 300) end,
+              fn -> VLLM.generate(far, "reply:x", timeout: 100) end,
               fn -> Enum.to_list(VLLM.stream(far, "reply:x", timeout: 300)) end,
               fn -> Enum.to_list(VLLM.generate_stream(far, ["reply:x"], timeout: 300)) end
             ],
@@ -354,6 +376,21 @@ defmodule VLLM.RemoteTest do
       """
 
       assert {127, {:message_queue_len, 0}} = Peers.eval(c, code, scripted: scripted)
+    end
+
+    test "of many prompts takes no more of them than at home", %{e: e, c: c} do
+      Peers.serve(e, VLLM.Test, name: Narrow, script: "x", max_in_flight: 2)
+
+      code = """
+      taken = :counters.new(1, [])
+      prompts = Stream.repeatedly(fn -> :counters.add(taken, 1, 1); "x" end)
+      indexes = for {index, {:ok, _}} <- Enum.take(VLLM.generate_stream(narrow, prompts), 5), do: index
+      {Enum.sort(indexes), :counters.get(taken, 1)}
+      """
+
+      assert {[0, 1, 2, 3, 4], home} = Peers.eval(e, code, narrow: Narrow)
+      assert {[0, 1, 2, 3, 4], ^home} = Peers.eval(c, code, narrow: {Narrow, e.node})
+      assert home <= 8
     end
 
     test "to a process of another node waits until that reads", %{e: e, c: c} do
