@@ -1,5 +1,5 @@
-# `generate`, `stream` and a list of prompts beside vLLM in its own process: the same engine twice, with the
-# same options, asked in turns.
+# `generate`, `stream` and a list of prompts beside vLLM in its own process: the same model with the same
+# options, and what else each side takes by default, asked in turns.
 #
 #     MIX_ENV=prod elixir --erl "+sbwt none +sbwtdcpu none +sbwtdio none" -S mix run bench/generate.exs \
 #       [final|stream|list|serve-final|serve-stream]
