@@ -15,8 +15,11 @@ defmodule VLLM.Bridge.Inbox do
   @typedoc "Where messages are sent to: the inbox, and an alias or monitor of its process."
   @type address :: {t(), reference()}
 
-  @typedoc "What came, and from whom: `{:down, reason}` is the end of a process that was monitored."
-  @type message :: {reference(), term() | {:down, term()}} | {:alarm, :over}
+  @typedoc """
+  What came, and from whom: `{:down, reason}` is the end of a process that was monitored; `:caller` is one
+  on another node, whose messages a VLLM.Remote.Proxy gets.
+  """
+  @type message :: {reference(), term() | {:down, term()}} | {:alarm, :over} | {:caller, term()}
 
   @doc "An inbox for a process that takes its messages from elsewhere, such as a GenServer."
   @spec new() :: t()

@@ -69,10 +69,10 @@ defmodule VLLM.Remote.Proxy do
       # The caller makes the params and reads the answers.
       job = %{method: method, request: & &1, result: & &1, call: call}
 
-      for answered <- Pipeline.run(table, prompts, job) do
+      Enum.each(Pipeline.run(table, prompts, job), fn answered ->
         Inbox.send(address, {:element, answered})
         {:caller, :next} = Inbox.next(inbox, :infinity)
-      end
+      end)
 
       answer(address, :ok)
     else
@@ -80,16 +80,19 @@ defmodule VLLM.Remote.Proxy do
     end
   end
 
-  # For a VLLM.Remote.Gauge: the receiver of a stream is a process of this node.
-  defp serve(:gauge, receiver, call, {inbox, _} = address) do
-    {:caller, :look} = Inbox.next(inbox, :infinity)
-    await_room(receiver)
-    Inbox.send(address, :room)
-    serve(:gauge, receiver, call, address)
-  end
+  # For a VLLM.Remote.Gauge, which ends it.
+  defp serve(:gauge, receiver, _call, address), do: gauge(receiver, address)
 
   defp serve({:cancel, ref}, caller, _call, address),
     do: answer(address, Forwarded.cancel(ref, caller))
+
+  @spec gauge(pid(), Inbox.address()) :: no_return()
+  defp gauge(receiver, {inbox, _} = address) do
+    {:caller, :look} = Inbox.next(inbox, :infinity)
+    await_room(receiver)
+    Inbox.send(address, :room)
+    gauge(receiver, address)
+  end
 
   defp await_room(receiver) do
     if Mailbox.busy?(receiver) do
