@@ -43,8 +43,8 @@ defmodule Bench.Bridge do
     params = %{"text" => String.duplicate("x", 1024), "add_special_tokens" => true}
 
     call = fn ->
-      {:ok, %{"token_ids" => <<_::8192>>}} =
-        Router.call(table, "tokenize", params, Call.new(%{timeout: 60_000}))
+      {:ok, [%{"token_ids" => <<_::8192>>}]} =
+        Router.map(table, "tokenize", [params], Call.new(%{timeout: 60_000}))
     end
 
     measured =
