@@ -52,7 +52,8 @@ defmodule VLLM.Peers do
 
     {:ok, peer, node} =
       :peer.start(%{
-        name: name,
+        # Unique, for where an epmd of the machine is asked (see `join/1`).
+        name: :"#{name}_#{a}_#{b}",
         host: '127.#{a}.#{b}.#{n}',
         longnames: true,
         connection: :standard_io,
@@ -79,33 +80,48 @@ defmodule VLLM.Peers do
   """
   def join(%{net: net} = peer) do
     name = :"tests@127.#{net.a}.#{net.b}.100"
-    # It listens to nobody, and so needs no epmd but to find the peer.
-    [_, host] = String.split(Atom.to_string(peer.node), "@")
-    {:ok, address} = :inet.parse_address(to_charlist(host))
-    {:ok, epmd} = :gen_tcp.listen(4369, [:binary, ip: address, active: false, reuseaddr: true])
+    epmd = tell_of(peer)
+    # It listens to nobody, so that only the peer has to be found.
     {:ok, _} = :net_kernel.start(name, %{name_domain: :longnames, dist_listen: false})
     ExUnit.Callbacks.on_exit(fn -> :net_kernel.stop() end)
     Node.set_cookie(peer.node, String.to_atom(net.cookie))
-
-    answer =
-      Task.async(fn ->
-        {:ok, asked} = :gen_tcp.accept(epmd)
-        {:ok, <<size::16, ?z, name::binary>>} = :gen_tcp.recv(asked, 0)
-        # Found, of a node that speaks versions 5 and 6.
-        :ok =
-          :gen_tcp.send(asked, [
-            <<119, 0, net.port::16, 77, 0, 6::16, 5::16, size - 1::16>>,
-            name,
-            <<0::16>>
-          ])
-
-        :gen_tcp.close(asked)
-      end)
-
     true = Node.connect(peer.node)
-    Task.await(answer)
-    :gen_tcp.close(epmd)
+    epmd.()
     name
+  end
+
+  # An epmd of the machine knows the peer. Where there is none, a process answers for one, which knows nobody
+  # else. Returns what ends it.
+  defp tell_of(%{net: %{port: port}} = peer) do
+    [name, host] = String.split(Atom.to_string(peer.node), "@")
+    {:ok, address} = :inet.parse_address(to_charlist(host))
+    options = [:binary, ip: address, active: false, reuseaddr: true]
+
+    case :gen_tcp.listen(4369, options) do
+      {:ok, epmd} ->
+        answer =
+          Task.async(fn ->
+            {:ok, asked} = :gen_tcp.accept(epmd)
+            {:ok, <<_size::16, ?z, ^name::binary>>} = :gen_tcp.recv(asked, 0)
+            # Found, of a node that speaks versions 5 and 6.
+            :ok =
+              :gen_tcp.send(
+                asked,
+                <<119, 0, port::16, 77, 0, 6::16, 5::16, byte_size(name)::16, name::binary,
+                  0::16>>
+              )
+
+            :gen_tcp.close(asked)
+          end)
+
+        fn ->
+          Task.await(answer)
+          :gen_tcp.close(epmd)
+        end
+
+      {:error, :eaddrinuse} ->
+        fn -> :ok end
+    end
   end
 
   @doc "Calls a function there, as a process of that node."

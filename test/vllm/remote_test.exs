@@ -364,13 +364,12 @@ defmodule VLLM.RemoteTest do
       ref = make_ref()
       {:suspended, _, next} =
         Enumerable.reduce(VLLM.stream(scripted, "deltas"), {:cont, 0}, fn _, n -> {:suspend, n + 1} end)
-      # The rest of what may come has come when there is no more of it.
-      wait = fn wait, before ->
-        Process.sleep(50)
-        {:message_queue_len, now} = Process.info(self(), :message_queue_len)
-        if now == before and now > 0, do: now, else: wait.(wait, now)
-      end
-      on_the_way = wait.(wait, 0)
+      queue = fn -> self() |> Process.info(:message_queue_len) |> elem(1) end
+      wait = fn wait -> if queue.() < 127, do: wait.(wait) end
+      wait.(wait)
+      # No more come.
+      Process.sleep(50)
+      on_the_way = queue.()
       next.({:halt, 0})
       {on_the_way, Process.info(self(), :message_queue_len)}
       """
