@@ -361,12 +361,7 @@ def test_a_parser_of_tool_calls_that_vllm_does_not_have(running: Running) -> Non
 
 @pytest.mark.parametrize("streams", [True, False])
 def test_what_a_client_leaves_is_aborted_in_vllm(running: Running, streams: bool) -> None:
-    endless: dict[str, Any] = {
-        "prompt": "Count:",
-        "max_tokens": 500,
-        "ignore_eos": True,
-        "stream": streams,
-    }
+    endless: dict[str, Any] = {"prompt": "Count:", "max_tokens": 400, "ignore_eos": True}
 
     async def leaves() -> None:
         before = running.engine.progress()["steps"]
