@@ -333,6 +333,24 @@ defmodule VLLM.RemoteTest do
       await_no_proxies(e)
     end
 
+    # It takes the nodes a while to find together again.
+    @tag :slow
+    test "at its deadline where a node hangs that must be connected to first",
+         %{e: e, c: c, far: far} do
+      assert {:ok, "x"} = ask(c, far, "reply:x")
+      Peers.pause(e)
+      true = Peers.call(c, Node, :disconnect, [e.node])
+
+      assert {:error, %Error{reason: :timeout}} = ask(c, far, "reply:x", timeout: 100)
+      stream = VLLM.stream(far, "reply:x", timeout: 100)
+      assert [{:error, %Error{reason: :timeout}}] = Peers.call(c, Enum, :to_list, [stream])
+
+      Peers.resume(e)
+      assert {:ok, "again"} = ask(c, far, "reply:again", retry: true)
+      await_no_proxies(c)
+      await_no_proxies(e)
+    end
+
     test "where the engine is full, drains or stops", %{e: e, c: c} do
       Peers.serve(e,
         name: Small,
