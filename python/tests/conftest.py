@@ -1,5 +1,6 @@
 """What several test files share."""
 
+import contextlib
 import os
 import platform
 import sys
@@ -25,6 +26,34 @@ NEEDS_LIBGGUF = pytest.mark.skipif(
     platform.machine() != "x86_64" or sys.version_info >= (3, 14),
     reason="libgguf has no wheel for this machine",
 )
+
+
+# Which files this process runs, of those that it has come to.
+_taken: dict[str, bool] = {}
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--share",
+        type=Path,
+        metavar="FOLDER",
+        help="run each file unless another process with this folder has begun it",
+    )
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item) -> bool | None:
+    """Leaves out what another process runs. Processes side by side are no workers of xdist: those
+    have a thread that waits for the next order, and nothing could be forked from them."""
+    folder = item.config.getoption("share")
+    if folder is None:
+        return None
+    name = item.path.name
+    if name not in _taken:
+        with contextlib.suppress(FileExistsError):
+            (folder / name).touch(exist_ok=False)
+            _taken[name] = True
+    return None if _taken.setdefault(name, False) else True
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
