@@ -51,10 +51,11 @@ defmodule Mix.Tasks.Vllm.Bench do
     measured |> Answer.ok!() |> report(json, plot)
   end
 
-  # What engines log would stand between the figures.
+  # What engines log, vLLM's warnings among it, would stand between the figures. What matters of it
+  # is in their errors.
   defp quietly(fun) do
     level = Logger.level()
-    Logger.configure(level: :warning)
+    Logger.configure(level: :error)
 
     try do
       fun.()
