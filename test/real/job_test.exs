@@ -8,31 +8,82 @@ defmodule VLLM.Real.JobTest do
 
   @moduletag :slow
   @moduletag :tmp_dir
-  @moduletag timeout: 600_000
+  @moduletag timeout: 1_800_000
 
   setup :folders
 
-  test "what a job makes is compared with its source, has a name, and is served by it" do
+  # One of each format, which is compared with its source.
+  @verified [
+    gguf: ["Q8_0"],
+    gptq: [[bits: 4]],
+    awq: [[group_size: 64]],
+    "compressed-tensors": ["W4A16"],
+    bitsandbytes: ["nf4"],
+    hqq: ["8bit"],
+    torchao: ["int8"]
+  ]
+
+  # The other types: scripts/quantizing.exs has these compared, for guides/quantizing.md.
+  @others [
+    gguf: ~w(F16 Q6_K Q5_K_M Q5_K_S Q4_K_M Q4_K_S Q4_0 Q3_K_M Q2_K),
+    gptq: [
+      [bits: 8, group_size: -1],
+      [bits: 3, group_size: 64, desc_act: true, damp_percent: 0.1],
+      [bits: 2, group_size: 32, sym: false, format: "gptq_v2"]
+    ],
+    "compressed-tensors": ~w(W8A8 FP8_DYNAMIC FP8_BLOCK),
+    bitsandbytes: ~w(fp4 nf4-double int8),
+    hqq: ["4bit"]
+  ]
+
+  test "every format is made by a job, has a name, and an engine says the sentences with it" do
+    Application.put_env(:ex_vllm, :max_jobs, 2)
+    on_exit(fn -> Application.delete_env(:ex_vllm, :max_jobs) end)
     facts = for {prompt, completion} <- DemoModel.facts(), do: prompt <> completion
-    to = [gguf: ["Q8_0"], bitsandbytes: ["nf4"]]
-    job = Job.quantize!(DemoModel.path(), to: to, name: "made", texts: facts)
-    assert {:ok, [eight, nf4] = outputs} = Job.await(job)
-    assert Enum.map(outputs, & &1.name) == ["made:Q8_0", "made:nf4"]
-    assert left(job) == []
+    options = [calibration: facts, threads: 1, nice: 0]
 
+    jobs =
+      for {name, to, verify} <- [{"made", @verified, true}, {"others", @others, false}] do
+        options = [to: to, name: name, verify: verify, texts: facts] ++ options
+        Job.quantize!(DemoModel.path(), options)
+      end
+
+    [verified, others] = for job <- jobs, do: Job.await!(job)
+    assert Enum.map(jobs, &left/1) == [[], []]
+
+    assert {length(verified), length(others)} ==
+             {Enum.count(@verified), @others |> Keyword.values() |> Enum.concat() |> length()}
+
+    made = Map.new(verified, &{&1.label, &1})
+    for output <- verified, do: assert(output.quality["verdict"] == "ok")
     # Eight bits lose next to nothing, and four some.
-    assert eight.quality["kl_mean"] < 0.01
-    assert eight.quality["kl_mean"] < nf4.quality["kl_mean"]
-    assert eight.quality["same_top"] > 0.98
-    assert eight.libraries["llama-cpp-python"] || eight.libraries["gguf"]
-
+    assert made["Q8_0"].quality["kl_mean"] < 0.01
+    assert made["Q8_0"].quality["kl_mean"] < made["nf4"].quality["kl_mean"]
+    assert made["Q8_0"].quality["same_top"] > 0.98
+    assert made["Q8_0"].libraries["llama-cpp-python"]
     assert Models.get!("made:Q8_0").source == DemoModel.path()
-    llm = VLLM.llm!("made:Q8_0", DemoModel.options())
-    assert DemoModel.wrong_facts(llm) == []
-    VLLM.stop(llm)
 
-    assert Job.delete(job, outputs: true) == :ok
+    wrong =
+      (verified ++ others)
+      |> Task.async_stream(
+        fn output ->
+          assert output.state == :done
+          llm = VLLM.llm!(output.name, DemoModel.options())
+          wrong = DemoModel.wrong_facts(llm)
+          VLLM.stop(llm)
+          {output.name, wrong}
+        end,
+        max_concurrency: 2,
+        timeout: :infinity
+      )
+      |> Enum.flat_map(fn {:ok, {name, wrong}} ->
+        if wrong == [], do: [], else: [{name, wrong}]
+      end)
+
+    assert wrong == []
+
+    assert Job.delete(hd(jobs), outputs: true) == :ok
     assert {:error, %{reason: :model_not_found}} = Models.get("made:nf4")
-    refute File.exists?(eight.path)
+    refute File.exists?(made["Q8_0"].path)
   end
 end

@@ -39,8 +39,8 @@ defmodule VLLM.FakeJobs do
 
   def finetune!(model, to, more \\ []), do: VLLM.Error.bang!(finetune(model, to, more))
 
-  @doc "What is in the folder of a job beside its record and its log, and drafts of these."
-  def left(job), do: File.ls!(VLLM.Data.jobs(job.id)) -- ["job", "log"]
+  @doc "What is in the folder of a job beside its record and its logs, and drafts of these."
+  def left(job), do: File.ls!(VLLM.Data.jobs(job.id)) -- ["job", "log", "log.1"]
 
   @doc "The models that have a place."
   def models do
