@@ -184,7 +184,7 @@ defmodule VLLM.OpenAI do
   end
 
   defp route(core, client, %{method: "GET", path: "/v1/models/" <> name}) do
-    name = URI.decode(name)
+    name = decoded(name)
 
     case List.keyfind(Models.all(core.models), name, 0) do
       {name, about} ->
@@ -218,6 +218,13 @@ defmodule VLLM.OpenAI do
   end
 
   defp metrics, do: {200, [{"content-type", "text/plain; version=0.0.4"}], Metrics.text!()}
+
+  # What is no encoding is no name.
+  defp decoded(name) do
+    URI.decode(name)
+  rescue
+    ArgumentError -> name
+  end
 
   defp json(term), do: {200, [{"content-type", "application/json"}], JSON.encode(term)}
 

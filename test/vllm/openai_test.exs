@@ -81,6 +81,9 @@ defmodule VLLM.OpenAITest do
     assert Regex.scan(~r/"id": "(\w+)"/, list, capture: :all_but_first) == [["chat"], ["tools"]]
     assert {200, _headers, "{" <> _} = get(core, "/v1/models/tools")
     assert {404, "model_not_found"} = core |> get("/v1/models/ready") |> code()
+
+    for path <- ["/v1/models/%zz", "/v1/models/%", "/v1/models/%ff"],
+        do: assert({404, "model_not_found"} = core |> get(path) |> code())
   end
 
   test "each path is refused without a key, but for the probe" do
