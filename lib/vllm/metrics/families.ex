@@ -123,7 +123,7 @@ defmodule VLLM.Metrics.Families do
   defp of_replica(:last_load_seconds, %{load_time: nil}), do: []
 
   defp of_replica(:last_load_seconds, %{load_time: time}),
-    do: [{[], System.convert_time_unit(time, :native, :millisecond) / 1000}]
+    do: [{[], System.convert_time_unit(time, :native, :microsecond) / 1.0e6}]
 
   # One that drains gets no more, and all that it has may run.
   defp running(%{worker: nil, in_flight: in_flight}), do: in_flight
