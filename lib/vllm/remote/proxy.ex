@@ -7,7 +7,7 @@ defmodule VLLM.Remote.Proxy do
   # All that comes from the caller is data, and of the library's own making: messages for the inbox
   # whose reference both sides use, from `:caller`.
 
-  alias VLLM.Bridge.{Deadline, Inbox}
+  alias VLLM.Bridge.{Connection, Deadline, Inbox}
   alias VLLM.Engine.{Call, InFlight, Operations, Table}
   alias VLLM.Streaming.{Forwarded, Mailbox, Pipeline}
 
@@ -104,8 +104,7 @@ defmodule VLLM.Remote.Proxy do
   # Deltas go on as they come, as many as the caller has granted.
   defp relay(in_flight, call, {inbox, _} = address) do
     case Inbox.next(inbox, Deadline.remaining(call.deadline)) do
-      # The caller has seen that as well.
-      :timeout -> InFlight.cancel(in_flight)
+      :timeout -> leave(in_flight, Connection.timeout(), address)
       message -> relay(message, in_flight, call, address)
     end
   end
@@ -137,11 +136,17 @@ defmodule VLLM.Remote.Proxy do
         flow(in_flight, call, address)
 
       :timeout ->
-        InFlight.cancel(in_flight)
+        leave(in_flight, Connection.timeout(), address)
 
       message ->
         relay(message, in_flight, call, address)
     end
+  end
+
+  # The caller waits a little longer than this side, for what it says.
+  defp leave(in_flight, error, address) do
+    InFlight.cancel(in_flight, error)
+    answer(address, {:error, error})
   end
 
   defp answer(address, answer), do: Inbox.send(address, {:answer, answer})
