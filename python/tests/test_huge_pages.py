@@ -17,10 +17,10 @@ COUNT = 4
 def is_possible() -> bool:
     """Whether Linux gives huge pages when asked for them here."""
     try:
-        size = int(huge_pages._SIZE.read_text())
+        size = int((huge_pages._SETTINGS / "hpage_pmd_size").read_text())
     except OSError:
         return False
-    with mmap.mmap(-1, 2 * HUGE) as room:
+    with private(2 * HUGE) as room:
         room.write(b"x" * 2 * HUGE)
         whole = -(-address(room) // HUGE) * HUGE
         madvise = ctypes.CDLL(None).madvise
@@ -60,6 +60,22 @@ def test_what_fills_huge_pages_is_moved_there_and_stays_what_it_is() -> None:
     assert room[:] == content
 
 
+def test_a_machine_that_is_set_to_never_gets_none(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "hpage_pmd_size").write_text(f"{HUGE}\n")
+    monkeypatch.setattr(huge_pages, "_SETTINGS", tmp_path)
+    room = private((COUNT + 1) * HUGE)
+    room.write(b"x" * (COUNT + 1) * HUGE)
+    before = figures(room)["AnonHugePages"]
+    (tmp_path / "enabled").write_text("always madvise [never]\n")
+    huge_pages.collapse()
+    assert figures(room)["AnonHugePages"] == before
+    (tmp_path / "enabled").write_text("always [madvise] never\n")
+    huge_pages.collapse()
+    assert figures(room)["AnonHugePages"] > before
+
+
 def test_what_is_empty_takes_no_memory() -> None:
     room = private((COUNT + 1) * HUGE)
     # One page of each huge one is left out, and all of the last.
@@ -97,7 +113,7 @@ def test_what_a_fork_shares_stays_shared() -> None:
 def test_a_system_without_huge_pages_is_left_as_it_is(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(huge_pages, "_SIZE", tmp_path / "none")
+    monkeypatch.setattr(huge_pages, "_SETTINGS", tmp_path / "none")
     loaded: list[str] = []
     huge_pages.collapsing(loaded.append)("model")
     assert loaded == ["model"]

@@ -5,7 +5,8 @@ it reads: with pages of 2 MiB instead of 4 KiB llama.cpp's products take a fifth
 leaves weights where memory was given out for them. Once a model is loaded, Linux is asked (6.1 and
 later; ``MADV_COLLAPSE``) to copy what fills huge pages into such, whatever has it: parameters, or
 what a kernel made of them. Of what is empty, or shared with the process that this one was forked
-from, nothing is touched, so that no memory more is taken.
+from, nothing is touched, so that no memory more is taken. A machine whose transparent huge pages
+are set to ``never`` gets none.
 """
 
 import ctypes
@@ -23,7 +24,7 @@ from vllm_bridge.patches import replace
 SEEN = ("0.31.", "0.32.")
 TOUCHES = {"vllm.v1.worker.cpu_model_runner": ("CPUModelRunner.load_model",)}
 
-_SIZE = Path("/sys/kernel/mm/transparent_hugepage/hpage_pmd_size")
+_SETTINGS = Path("/sys/kernel/mm/transparent_hugepage")
 
 # Of Linux, for a range of addresses: collapse it into huge pages now.
 MADV_COLLAPSE = 25
@@ -53,7 +54,10 @@ def collapsing(original: Callable[..., None]) -> Callable[..., None]:
 def collapse() -> None:
     """Has what fills huge pages in this process moved there, where Linux can do that."""
     try:
-        size = int(_SIZE.read_text())
+        # Linux would collapse them nevertheless.
+        if "[never]" in (_SETTINGS / "enabled").read_text():
+            return
+        size = int((_SETTINGS / "hpage_pmd_size").read_text())
         madvise = ctypes.CDLL(None, use_errno=True).madvise
         madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
         for start, length in list(_full(size)):
