@@ -79,6 +79,10 @@ defmodule VLLM.BenchTest do
       end
     end
 
+    test "come all at the end where bursts are too dense for numbers" do
+      assert Statistics.arrivals(5, 50, 1.0e-6, 1) == List.duplicate(0.1, 5)
+    end
+
     defp gaps(times), do: Enum.zip_with(times, [0.0 | times], &(&1 - &2))
 
     defp deviation(numbers) do
@@ -265,6 +269,7 @@ defmodule VLLM.BenchTest do
           max_concurrency: 0,
           max_concurrency: [],
           request_rate: 0,
+          request_rate: 1.0e-9,
           burstiness: -1,
           num_prompts: 1.5,
           random_range_ratio: 1,
@@ -276,6 +281,10 @@ defmodule VLLM.BenchTest do
 
       assert details["option"] == Atom.to_string(option)
     end
+
+    # It would fail otherwise, since there is none.
+    assert {:error, %Error{details: %{"option" => "random_range_ratio"}}} =
+             Bench.run("/no/such/model", random_range_ratio: 1)
 
     assert {:error, %Error{message: message}} = Bench.run(llm, num_promts: 3)
     assert message =~ "Did you mean `num_prompts`?"

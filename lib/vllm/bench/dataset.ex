@@ -22,8 +22,20 @@ defmodule VLLM.Bench.Dataset do
   # What random prompts are made of: whatever tokens these texts have are no special ones.
   @texts for first <- ?a..?z, do: Enum.map_join(?a..?z, " ", &<<first, &1>>)
 
-  @doc "The user's own prompts, read where they are in a file; nil where there are none."
+  # A request in a day.
+  @slowest 1 / 86_400
+
+  @doc """
+  The user's own prompts, read where they are in a file; nil where there are none. What else is asked
+  of requests is checked, too, before an engine is started for them.
+  """
   @spec prompts(map()) :: {:ok, [term(), ...] | nil} | {:error, Error.t()}
+  def prompts(%{prompts: nil, random_range_ratio: ratio}) when ratio >= 1,
+    do: invalid("random_range_ratio", "`random_range_ratio` is below 1.")
+
+  def prompts(%{request_rate: rate}) when is_number(rate) and rate < @slowest,
+    do: invalid("request_rate", "`request_rate` is a request in a day at least.")
+
   def prompts(%{prompts: nil}), do: {:ok, nil}
 
   def prompts(%{prompts: path} = known) when is_binary(path) do
@@ -43,9 +55,6 @@ defmodule VLLM.Bench.Dataset do
   @doc "The requests of a round, of an engine whose tokenizer is asked what they have."
   @spec requests(VLLM.engine(), [term(), ...] | nil, map()) ::
           {:ok, [t(), ...]} | {:error, Error.t()}
-  def requests(_engine, nil, %{random_range_ratio: ratio}) when ratio >= 1,
-    do: invalid("random_range_ratio", "`random_range_ratio` is below 1.")
-
   def requests(engine, nil, known) do
     count = known.num_prompts || @default
     ratio = known.random_range_ratio

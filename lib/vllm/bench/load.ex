@@ -5,6 +5,9 @@ defmodule VLLM.Bench.Load do
   alias VLLM.Bench.Dataset
   alias VLLM.Error
 
+  # In milliseconds.
+  @day 86_400_000
+
   @typedoc """
   What is noted of a request, in seconds: how long until its first token, the times from one delta
   to the next, and how long until the last one; and how many tokens it had.
@@ -69,8 +72,17 @@ defmodule VLLM.Bench.Load do
 
   defp wait_until(nil, _start), do: :ok
 
-  defp wait_until(arrival, start),
-    do: Process.sleep(max(round(1000 * (arrival - since(start))), 0))
+  defp wait_until(arrival, start) do
+    case round(1000 * (arrival - since(start))) do
+      # In pieces, since no process sleeps longer than some weeks.
+      ms when ms > 0 ->
+        ms |> min(@day) |> Process.sleep()
+        wait_until(arrival, start)
+
+      _come ->
+        :ok
+    end
+  end
 
   @doc "Asks one request."
   @spec ask(VLLM.engine(), Dataset.t()) :: result()

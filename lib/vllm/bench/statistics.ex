@@ -77,8 +77,13 @@ defmodule VLLM.Bench.Statistics do
     {gaps, _random} =
       Enum.map_reduce(1..count, random(seed), fn _, random -> gamma(burstiness / 1, random) end)
 
-    scale = count / rate / Enum.sum(gaps)
-    Enum.scan(gaps, &(&1 + &2)) |> Enum.map(&(&1 * scale))
+    last = count / rate
+
+    case Enum.sum(gaps) do
+      # One burst, whose distances are too small for a number.
+      sum when sum == 0 -> List.duplicate(last, count)
+      sum -> Enum.scan(gaps, &(&1 + &2)) |> Enum.map(&(&1 / sum * last))
+    end
   end
 
   # By Marsaglia and Tsang; a shape below 1 is made of the next larger one.
