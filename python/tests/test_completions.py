@@ -359,6 +359,16 @@ def test_a_parser_of_tool_calls_that_vllm_does_not_have(running: Running) -> Non
         running.run(post(running, "/v1/completions", settings=Settings("hremes"), prompt=PROMPT))
 
 
+def test_a_key_of_vllms_server_in_the_environment_is_asked_of_nobody(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VLLM_API_KEY", "sk-vllm")
+    # Settings of its own, so that the app is made with this environment.
+    settings = Settings(chat_template="{{ messages[0].content }}")
+    answer = running.run(post(running, "/v1/completions", settings=settings, prompt=PROMPT))
+    assert answer["status"] == 200
+
+
 @pytest.mark.parametrize("streams", [True, False])
 def test_what_a_client_leaves_is_aborted_in_vllm(running: Running, streams: bool) -> None:
     endless: dict[str, Any] = {"prompt": "Count:", "max_tokens": 400, "ignore_eos": True}

@@ -179,6 +179,8 @@ async def _make(llm: Any, tasks: tuple[str, ...], settings: Settings) -> Any:
             "enable_auto_tool_choice": parser is not None,
             "chat_template": settings.chat_template,
             "allowed_origins": [],
+            # Without one vLLM takes `VLLM_API_KEY`, and the clients' keys stay in Elixir.
+            "api_key": [""],
         }
     )
     app = build_app(args, tasks, config)
