@@ -5,7 +5,7 @@ defmodule VLLM.OpenAI do
   # (VLLM.Server, VLLM.Plug) hands over a request and sends what it gets.
 
   alias VLLM.{AllowedModels, Error, Exchange, JSON, Metrics, Options}
-  alias VLLM.Bridge.MessagePack
+  alias VLLM.Bridge.{Deadline, MessagePack}
   alias VLLM.Engine.Call
   alias VLLM.OpenAI.{Body, Models, Refusal}
 
@@ -179,14 +179,15 @@ defmodule VLLM.OpenAI do
   end
 
   defp route(core, client, %{method: "GET", path: "/v1/models"}) do
-    models = for {name, about} <- Models.all(core.models), allowed?(core, client, name), do: about
+    all = Models.all(core.models, core.timeout)
+    models = for {name, about} <- all, allowed?(core, client, name), do: about
     {:ok, json(%{object: "list", data: models})}
   end
 
   defp route(core, client, %{method: "GET", path: "/v1/models/" <> name}) do
     name = decoded(name)
 
-    case List.keyfind(Models.all(core.models), name, 0) do
+    case core.models |> Models.all(core.timeout) |> List.keyfind(name, 0) do
       {name, about} ->
         if allowed?(core, client, name),
           do: {:ok, json(about)},
@@ -237,17 +238,19 @@ defmodule VLLM.OpenAI do
   defp pass_on(core, client, request, runner) do
     with {:ok, members} <- members(request.body),
          {:ok, name} <- name(core, members),
-         {:ok, entry, lora} <- find(core, client, name),
-         :ok <- check_runner(entry, name, runner),
          {:ok, places} <- take_places(core, client) do
-      request |> asked(name, entry, lora, call(core, members)) |> leaving(places)
+      core |> ask(client, request, runner, name, call(core, members)) |> leaving(places)
     end
   end
 
-  defp asked(request, name, entry, lora, call) do
-    case Exchange.request(entry.engine, params(request, name, entry, lora), call) do
-      {:ok, {status, headers, body}} -> {:ok, answered(status, headers, body, name, request)}
-      {:error, error} -> {:error, Refusal.of_error(error)}
+  # All of it within the call's one deadline.
+  defp ask(core, client, request, runner, name, call) do
+    with {:ok, entry, lora} <- find(core, client, name, call),
+         :ok <- check_runner(entry, name, runner) do
+      case Exchange.request(entry.engine, params(request, name, entry, lora), call) do
+        {:ok, {status, headers, body}} -> {:ok, answered(status, headers, body, name, request)}
+        {:error, error} -> {:error, Refusal.of_error(error)}
+      end
     end
   end
 
@@ -259,17 +262,18 @@ defmodule VLLM.OpenAI do
     with :error <- Body.text(written), do: {:error, Refusal.no_object()}
   end
 
-  # The only one there is may stay unnamed.
+  # The only one there is may stay unnamed, whatever adapters it has.
   defp name(core, _unnamed) do
-    case Models.all(core.models) do
-      [{name, _about}] -> {:ok, name}
+    case Models.engines(core.models) do
+      [name] -> {:ok, name}
       _more -> {:error, Refusal.unnamed()}
     end
   end
 
-  defp find(core, client, name) do
+  defp find(core, client, name, call) do
     with true <- allowed?(core, client, name),
-         {:ok, entry, lora} <- Models.find(core.models, name, core.timeout) do
+         timeout = Deadline.remaining(call.deadline),
+         {:ok, entry, lora} <- Models.find(core.models, name, timeout) do
       {:ok, entry, lora}
     else
       {:error, error} -> {:error, Refusal.of_error(error)}

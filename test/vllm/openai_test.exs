@@ -178,6 +178,23 @@ defmodule VLLM.OpenAITest do
     assert {200, _headers, "yes"} = complete(core, "answer:200:yes", "ready", with_key("one"))
   end
 
+  test "what waits to know which adapters there are has a place, and no more time than the request" do
+    # Its worker never says which adapters it has.
+    llm = start!("ready", enable_lora: true)
+    core = core!(models: [llm], max_concurrent_requests: 1)
+    asking = spawn_link(fn -> complete(core, "answer:200:yes", "adapter") end)
+    assert eventually(fn -> in_flight(llm) == 1 end)
+    assert {429, "overloaded"} = core |> complete("answer:200:yes", "another") |> code()
+    Process.unlink(asking)
+    Process.exit(asking, :kill)
+
+    core = core!(models: [llm], timeout: 50)
+    assert {504, "timeout"} = core |> complete("answer:200:yes", "adapter") |> code()
+    # For a model that is not named no adapter is looked for.
+    core = core!(models: [llm], timeout: :infinity)
+    assert {200, _, "yes"} = post(core, "/v1/completions", ~s({"prompt": "answer:200:yes"}))
+  end
+
   test "errors of this library are told as OpenAI's API tells them" do
     llm = start!("ready", max_in_flight: 1, max_queue: 0)
     core = core!(models: [llm])

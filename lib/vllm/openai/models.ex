@@ -52,23 +52,33 @@ defmodule VLLM.OpenAI.Models do
 
   defp entry(engine), do: {:ok, %{name: nil, engine: engine, settings: %{}}}
 
+  # How long a list of all names waits for the adapters of an engine, in ms.
+  @patience 5_000
+
   @doc "All names there are now, each with what OpenAI's API tells of a model."
-  @spec all([entry()]) :: [{String.t(), map()}]
-  def all(entries), do: Enum.flat_map(entries, &(own(&1) ++ adapters(&1)))
+  @spec all([entry()], timeout()) :: [{String.t(), map()}]
+  def all(entries, timeout) do
+    adapters = entries |> loras(min(timeout, @patience)) |> Map.new()
+
+    Enum.flat_map(entries, fn entry ->
+      case adapters do
+        %{^entry => {:ok, loras}} -> own(entry) ++ adapters(entry, loras)
+        _none_or_not_now -> own(entry)
+      end
+    end)
+  end
+
+  @doc "The names of the engines themselves, without those of adapters: nobody is asked."
+  @spec engines([entry()]) :: [String.t()]
+  def engines(entries), do: Enum.flat_map(entries, &names/1)
 
   defp own(entry) do
     for name <- names(entry), do: {name, about(name, entry, nil)}
   end
 
-  defp adapters(entry) do
-    case loras(entry, 5_000) do
-      {:ok, loras} ->
-        parent = entry |> names() |> List.first()
-        for lora <- loras, do: {lora.lora_name, about(lora.lora_name, entry, parent)}
-
-      {:error, _not_now} ->
-        []
-    end
+  defp adapters(entry, loras) do
+    parent = entry |> names() |> List.first()
+    for lora <- loras, do: {lora.lora_name, about(lora.lora_name, entry, parent)}
   end
 
   defp about(name, entry, parent) do
@@ -82,31 +92,40 @@ defmodule VLLM.OpenAI.Models do
     }
   end
 
-  @doc "What `name` stands for: an engine, or one with an adapter that it has loaded. Nil for none."
+  @doc """
+  What `name` stands for: an engine, or one with an adapter that it has loaded. Nil for none. The error
+  is that of an engine whose adapters cannot be known, where no other has the name.
+  """
   @spec find([entry()], String.t(), timeout()) ::
           {:ok, entry(), VLLM.LoRARequest.t() | nil} | {:error, Error.t()} | nil
   def find(entries, name, timeout) do
     case Enum.find(entries, &(name in names(&1))) do
-      nil -> Enum.find_value(entries, &adapter(&1, name, timeout))
+      nil -> entries |> loras(timeout) |> Enum.reduce_while(nil, &adapter(&1, &2, name))
       entry -> {:ok, entry, nil}
     end
   end
 
-  defp adapter(entry, name, timeout) do
-    with {:ok, loras} <- loras(entry, timeout),
-         %{} = lora <- Enum.find(loras, &(&1.lora_name == name)) do
-      {:ok, entry, lora}
-    else
-      {:error, error} -> {:error, error}
-      nil -> nil
+  defp adapter({entry, {:ok, loras}}, found, name) do
+    case Enum.find(loras, &(&1.lora_name == name)) do
+      nil -> {:cont, found}
+      lora -> {:halt, {:ok, entry, lora}}
     end
   end
 
-  # Those that its workers have. One that restarts is not waited for while another is there.
-  defp loras(entry, timeout) do
-    if engine_options(entry)["enable_lora"] == true,
-      do: LoRA.list(entry.engine, timeout: timeout),
-      else: {:ok, []}
+  defp adapter({_entry, {:error, error}}, found, _name), do: {:cont, found || {:error, error}}
+
+  # Those that each engine's workers have, as the engines answer: one that starts or hangs keeps
+  # nobody from the others'.
+  defp loras(entries, timeout) do
+    with_adapters = Enum.filter(entries, &(engine_options(&1)["enable_lora"] == true))
+
+    with_adapters
+    |> Task.async_stream(&{&1, LoRA.list(&1.engine, timeout: timeout)},
+      max_concurrency: max(1, length(with_adapters)),
+      ordered: false,
+      timeout: :infinity
+    )
+    |> Stream.map(fn {:ok, answer} -> answer end)
   end
 
   @doc "Which runner of vLLM's the engine has, or nil while that is not known."
