@@ -248,6 +248,30 @@ defmodule VLLM.RemoteTest do
       await_no_proxies(c)
     end
 
+    test "and nothing of it is left with whoever did not leave it", %{c: c, far: far} do
+      code = """
+      ask = fn steps ->
+        body = ~s({"model": "m", "prompt": "\#{steps}"})
+        params = %{"method" => "POST", "path" => "/v1/completions", "model" => "m", "body" => body}
+        VLLM.Exchange.request(far, params, VLLM.Engine.Call.new(%{timeout: 60_000}))
+      end
+
+      for _ <- 1..20 do
+        {:ok, {200, _, "yes"}} = ask.("answer:200:yes")
+        {:ok, {200, _, body}} = ask.("head:200;chunk:one;end")
+        [{:ok, "one"}] = Enum.to_list(body)
+        {:error, %{reason: :internal}} = ask.("error:internal")
+        # Zip suspends it after each element.
+        [_, _] = far |> VLLM.stream("delta:a;delta:b;reply:ab") |> Stream.zip(1..9) |> Enum.to_list()
+        [_] = far |> VLLM.generate_stream(["reply:a"]) |> Stream.zip(1..9) |> Enum.to_list()
+      end
+
+      Process.info(self(), :messages)
+      """
+
+      assert {:messages, []} = Peers.eval(c, code, far: far)
+    end
+
     test "with the node of either side", %{e: e, c: c, far: far} do
       [victim] = Peers.start([:victim], beside: e)
       script = %{"hold" => :hang, "begun" => {:deltas, ["a", :hang]}}

@@ -42,13 +42,24 @@ defmodule VLLM.Bridge.Inbox do
 
       case Enumerable.reduce(function.(inbox), acc, reducer) do
         # It goes on another time, with what is in the inbox.
-        {:suspended, _acc, _continuation} = suspended ->
-          suspended
+        {:suspended, acc, continuation} ->
+          {:suspended, acc, &resume(continuation, inbox, &1)}
 
         ended ->
           drop_all(inbox)
           ended
       end
+    end
+  end
+
+  defp resume(continuation, inbox, command) do
+    case continuation.(command) do
+      {:suspended, acc, continuation} ->
+        {:suspended, acc, &resume(continuation, inbox, &1)}
+
+      ended ->
+        drop_all(inbox)
+        ended
     end
   end
 

@@ -19,8 +19,9 @@ defmodule VLLM.Exchange do
   @doc "Has the engine answer a request, of which `params` are those of `http_request` (see guides/protocol.md)."
   @spec request(VLLM.engine(), map(), Call.t()) :: {:ok, answer()} | {:error, Error.t()}
   def request(engine, params, call) do
-    with {:ok, reader} <-
-           Reader.open(engine, "http_request", timed(params, call), call, Inbox.new()),
+    inbox = Inbox.new()
+
+    with {:ok, reader} <- Reader.open(engine, "http_request", timed(params, call), call, inbox),
          do: head(Reader.next(reader))
   end
 
@@ -28,18 +29,13 @@ defmodule VLLM.Exchange do
   defp timed(params, %{timeout: :infinity}), do: params
   defp timed(params, call), do: Map.put(params, "timeout", call.timeout / 1000)
 
-  defp head({{:done, answer}, _reader}),
-    do: {:ok, {answer["status"], pairs(answer["headers"]), answer["body"]}}
+  defp head({{:done, answer}, reader}) do
+    Inbox.flush(reader.inbox)
+    {:ok, {answer["status"], pairs(answer["headers"]), answer["body"]}}
+  end
 
   defp head({{:delta, [status, headers]}, reader}) do
-    body =
-      Stream.resource(
-        fn -> reader end,
-        &next/1,
-        fn reader -> if reader != :ended, do: Reader.close(reader) end
-      )
-
-    {:ok, {status, pairs(headers), body}}
+    {:ok, {status, pairs(headers), Stream.resource(fn -> reader end, &next/1, &leave/1)}}
   end
 
   defp head({{:delta, _piece}, reader}) do
@@ -47,19 +43,26 @@ defmodule VLLM.Exchange do
     {:error, Error.new(:protocol, "The worker sent a piece of an answer before its head.")}
   end
 
-  defp head({{:error, error}, _reader}), do: {:error, error}
+  defp head({{:error, error}, reader}) do
+    Inbox.flush(reader.inbox)
+    {:error, error}
+  end
 
-  defp next(:ended), do: {:halt, :ended}
+  defp next({:ended, _inbox} = ended), do: {:halt, ended}
 
   defp next(reader) do
     case Reader.next(reader) do
       {{:delta, [piece]}, reader} -> {[{:ok, piece}], reader}
       {{:delta, _head}, reader} -> {[], reader}
-      {{:done, %{"body" => ""}}, _reader} -> {:halt, :ended}
-      {{:done, %{"body" => rest}}, _reader} -> {[{:ok, rest}], :ended}
-      {{:error, error}, _reader} -> {[{:error, error}], :ended}
+      {{:done, %{"body" => ""}}, reader} -> {:halt, {:ended, reader.inbox}}
+      {{:done, %{"body" => rest}}, reader} -> {[{:ok, rest}], {:ended, reader.inbox}}
+      {{:error, error}, reader} -> {[{:error, error}], {:ended, reader.inbox}}
     end
   end
+
+  # What has come after the end, such as that of the process that brought it, is for nobody.
+  defp leave({:ended, inbox}), do: Inbox.flush(inbox)
+  defp leave(reader), do: Reader.close(reader)
 
   defp pairs(headers), do: Enum.map(headers, &List.to_tuple/1)
 end

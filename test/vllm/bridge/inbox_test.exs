@@ -60,7 +60,7 @@ defmodule VLLM.Bridge.InboxTest do
 
     stream =
       Inbox.stream(fn inbox ->
-        for text <- ["a", "b"], do: Inbox.send(Inbox.open(inbox, agent(), :many), text)
+        for text <- ["a", "b", "left"], do: Inbox.send(Inbox.open(inbox, agent(), :many), text)
         Stream.map(1..2, fn _ -> elem(Inbox.next(inbox, 0), 1) end)
       end)
 
@@ -68,6 +68,7 @@ defmodule VLLM.Bridge.InboxTest do
     refute_received {_, _, "b"}
     # Zip suspends it after each element.
     assert stream |> Stream.zip([1, 2]) |> Enum.to_list() == [{"a", 1}, {"b", 2}]
+    refute_received {_, _, "left"}
   end
 
   test "messages of others in the mailbox cost a call next to nothing" do
