@@ -142,6 +142,9 @@ defmodule VLLM.OpenAI do
 
   @doc "The answer to a request."
   @spec answer(t(), request()) :: answer()
+  # The same, of which the front sends no body.
+  def answer(core, %{method: "HEAD"} = request), do: answer(core, %{request | method: "GET"})
+
   # For those who look whether this server is there, and have no key.
   def answer(_core, %{method: "GET", path: "/health"}),
     do: {200, [{"content-type", "text/plain"}], "ok\n"}

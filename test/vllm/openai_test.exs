@@ -92,7 +92,7 @@ defmodule VLLM.OpenAITest do
     for path <- OpenAI.paths(core) ++ ["/", "/invocations", "/v1/load_lora_adapter"],
         method <- ~w(GET POST PUT DELETE OPTIONS HEAD),
         headers <- [[], with_key(""), with_key("wrong"), with_key("right ")],
-        {method, path} != {"GET", "/health"} do
+        path != "/health" or method not in ["GET", "HEAD"] do
       request = %{method: method, path: path, query: "", headers: headers, body: "{}"}
       assert {401, "invalid_api_key"} = core |> OpenAI.answer(request) |> code()
     end
@@ -102,6 +102,15 @@ defmodule VLLM.OpenAITest do
     assert {200, _headers, _list} = get(core, "/v1/models", [{"x-api-key", "right"}])
     refute inspect(core) =~ "right"
     refute inspect(core, structs: false) =~ "right"
+  end
+
+  test "HEAD is answered as GET is; the front leaves the body out" do
+    core = core!(models: [start!()], api_keys: ["right"])
+    head = &OpenAI.answer(core, %{method: "HEAD", path: &1, query: "", headers: &2, body: ""})
+    assert {200, _headers, "ok\n"} = head.("/health", [])
+    assert head.("/v1/models", with_key("right")) == get(core, "/v1/models", with_key("right"))
+    assert {405, _headers, _body} = head.("/v1/completions", with_key("right"))
+    assert {401, "invalid_api_key"} = "/metrics" |> head.([]) |> code()
   end
 
   test "what is not on the list is not there, whatever vLLM's app has" do
