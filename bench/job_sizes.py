@@ -1,6 +1,6 @@
 """Holds what `VLLM.Job.estimate` foresees against what jobs took: disk, memory and time.
 
-    PYTHON bench/job_sizes.py [--measure MODEL ...] [--formats FORMAT ...]
+    PYTHON bench/job_sizes.py [--measure MODEL ...] [--formats FORMAT ...] [--job MODEL LABEL]
 
 with the Python of the library's environment (`mix vllm.doctor` names it). Prints a table of the
 runs that bench/job_sizes.json has. With `--measure`, and in an environment that quantizes as well
@@ -11,7 +11,8 @@ which other processes do not change, and seconds on the clock with how busy the 
 takes an hour on two idle cores.
 
 Its "jobs" are whole ones, with their verification: what all their processes and the BEAM took in a
-control group of their own (cpuacct), with `threads: 1`.
+control group of their own (cpuacct), with `threads: 1`. `--job` runs `mix vllm.quantize` for one
+more, of an output of the recorded runs that reads no texts; it needs root, for the group.
 """
 
 import argparse
@@ -22,6 +23,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -92,11 +95,7 @@ def measure(names: list[str], wanted: list[str], recorded: dict[str, Any]) -> No
     os.environ |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     for name in names or recorded["models"]:
         with tempfile.TemporaryDirectory() as folder:
-            path = DEMO
-            if sizes := recorded["models"][name]:
-                path = Path(folder) / "model"
-                command = [interpreter(), "-c", MAKE, DEMO, path, json.dumps(sizes)]
-                subprocess.run(command, check=True, capture_output=True)
+            path = _model(recorded["models"][name], Path(folder))
             for form, options in OUTPUTS:
                 if wanted and form not in wanted:
                     continue
@@ -106,6 +105,53 @@ def measure(names: list[str], wanted: list[str], recorded: dict[str, Any]) -> No
                 run = {"model": name, **_made(form, options, Path(folder), path, texts)}
                 _replace(recorded["runs"], run)
                 RECORDED.write_text(_text(recorded), encoding="utf-8")
+
+
+def _model(sizes: dict[str, Any] | None, folder: Path) -> Path:
+    """One with random weights of these sizes; the demo model where there are none."""
+    if sizes is None:
+        return DEMO
+    path = folder / "model"
+    command = [interpreter(), "-c", MAKE, DEMO, path, json.dumps(sizes)]
+    subprocess.run(command, check=True, capture_output=True)
+    return path
+
+
+def measure_job(name: str, label: str, recorded: dict[str, Any]) -> None:
+    runs = {(run["model"], run["label"]): run for run in recorded["runs"] if not run["tokens"]}
+    run = runs[name, label]
+    with tempfile.TemporaryDirectory() as folder, _group() as group:
+        path = _model(recorded["models"][name], Path(folder))
+        enter: list[str | Path] = ["sh", "-c", 'echo $$ > "$0/cgroup.procs" && exec "$@"', group]
+        asked = ["--to", f"{run['format']}:{label}", "--name", "made", "--threads", "1"]
+        subprocess.run(
+            [*enter, "mix", "vllm.quantize", path, *asked],
+            check=True,
+            cwd=ROOT,
+            env=os.environ | {"XDG_DATA_HOME": folder},
+        )
+        nanoseconds = int((group / "cpuacct.usage").read_text())
+    job = {
+        "model": name,
+        "labels": [label],
+        "outputs": [[run["format"], run["options"], 0]],
+        "cpu_seconds": round(nanoseconds / 1e9, 1),
+    }
+    recorded["jobs"][:] = [
+        one for one in recorded["jobs"] if (one["model"], one["labels"]) != (name, [label])
+    ] + [job]
+    RECORDED.write_text(_text(recorded), encoding="utf-8")
+
+
+@contextmanager
+def _group() -> Iterator[Path]:
+    """A control group that counts what its processes take of the processors."""
+    group = Path(f"/sys/fs/cgroup/cpuacct/job-sizes-{os.getpid()}")
+    group.mkdir()
+    try:
+        yield group
+    finally:
+        group.rmdir()
 
 
 def _made(
@@ -174,10 +220,14 @@ def main() -> None:
     arguments = argparse.ArgumentParser()
     arguments.add_argument("--measure", nargs="*", metavar="MODEL")
     arguments.add_argument("--formats", nargs="*", metavar="FORMAT", default=[])
+    arguments.add_argument("--job", nargs=2, metavar=("MODEL", "LABEL"))
     asked = arguments.parse_args()
     recorded = json.loads(RECORDED.read_text(encoding="utf-8"))
     if asked.measure is not None:
         measure(asked.measure, asked.formats, recorded)
+    if asked.job:
+        name, label = asked.job
+        measure_job(name, label, recorded)
     print(table(recorded))
 
 

@@ -71,7 +71,7 @@ def test_what_was_foreseen_is_what_jobs_took() -> None:
         measured = [estimate.verification(checkpoint, Machine())] * (len(each) + 1)
         least, most = (60 * minutes for minutes in foreseen.together(each, measured).minutes)
         assert least <= job["cpu_seconds"] <= most, (job["labels"], least, most)
-    assert len(recorded["jobs"]) > 1
+    assert len(recorded["jobs"]) > 2
 
 
 def test_a_gguf_file_is_made_of_one_in_16_bits_and_that_takes_room_too() -> None:
