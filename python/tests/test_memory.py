@@ -38,7 +38,27 @@ def test_a_control_group_without_a_limit(root: Path) -> None:
 def test_the_first_version_of_control_groups(root: Path) -> None:
     write(root, "sys/fs/cgroup/memory/memory.limit_in_bytes", f"{2 * GIB}\n")
     write(root, "sys/fs/cgroup/memory/memory.usage_in_bytes", f"{3 * GIB}\n")
-    write(root, "sys/fs/cgroup/memory/memory.stat", "cache 0\n")
+    write(root, "sys/fs/cgroup/memory/memory.stat", "total_cache 0\n")
+    assert available_cpu(str(root)) == 0
+
+
+@pytest.mark.parametrize(
+    ("below", "limit", "usage"),
+    [
+        ("", "memory.max", "memory.current"),
+        ("memory/", "memory.limit_in_bytes", "memory.usage_in_bytes"),
+    ],
+)
+def test_each_group_from_the_first_to_the_own(
+    root: Path, below: str, limit: str, usage: str
+) -> None:
+    write(root, "proc/self/cgroup", "9:pids:/\n4:memory:/a.slice/b\n0::/a.slice/b\n")
+    for group, size in (("", 9), ("a.slice/", 5), ("a.slice/b/", 4)):
+        write(root, f"sys/fs/cgroup/{below}{group}{limit}", f"{size * GIB}\n")
+        write(root, f"sys/fs/cgroup/{below}{group}{usage}", f"{3 * GIB}\n")
+        write(root, f"sys/fs/cgroup/{below}{group}memory.stat", "rss 0\n")
+    assert available_cpu(str(root)) == GIB
+    write(root, f"sys/fs/cgroup/{below}a.slice/{usage}", f"{5 * GIB}\n")
     assert available_cpu(str(root)) == 0
 
 

@@ -2,11 +2,16 @@
 
 import contextlib
 import os
+from pathlib import PurePosixPath
 
 GIB = 1024**3
 
-_CGROUP_V2 = "/sys/fs/cgroup"
-_CGROUP_V1 = "/sys/fs/cgroup/memory"
+# What the two versions of control groups call the memory's hierarchy, below the folder that they
+# are mounted in and in /proc/self/cgroup, the limit, what is used, and what of that is page cache.
+_CGROUPS = (
+    ("", "memory.max", "memory.current", "file"),
+    ("memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_cache"),
+)
 
 
 def gib(size: float) -> str:
@@ -16,17 +21,30 @@ def gib(size: float) -> str:
 
 def available_cpu(root: str = "/") -> int:
     """Bytes that a process can still get without swapping: what the system has left, or what
-    the control group allows, whichever is less.
+    its control group or one above it allows, whichever is least.
 
     Args:
         root: the folder that stands for ``/``, for tests
     """
     available = _meminfo(os.path.join(root, "proc/meminfo"))
     limits = [
-        _cgroup(root + _CGROUP_V2, "memory.max", "memory.current", "file"),
-        _cgroup(root + _CGROUP_V1, "memory.limit_in_bytes", "memory.usage_in_bytes", "cache"),
+        _allowed(os.path.join(root, "sys/fs/cgroup", hierarchy, group), *names)
+        for hierarchy, *names in _CGROUPS
+        for group in _groups(os.path.join(root, "proc/self/cgroup"), hierarchy)
     ]
     return min([available, *(limit for limit in limits if limit is not None)])
+
+
+def _groups(path: str, hierarchy: str) -> list[str]:
+    """The own group and all above it, relative to the first. A container may see its own as the
+    first, and be told of a path that is not there."""
+    own = PurePosixPath()
+    with contextlib.suppress(OSError), open(path, encoding="utf-8") as file:
+        for line in file:
+            _, controllers, group = line.rstrip("\n").split(":", 2)
+            if controllers == hierarchy:
+                own = PurePosixPath(group.lstrip("/"))
+    return [str(group) for group in (own, *own.parents)]
 
 
 def _meminfo(path: str) -> int:
@@ -37,7 +55,7 @@ def _meminfo(path: str) -> int:
     raise OSError(f"no MemAvailable in {path}")
 
 
-def _cgroup(folder: str, limit_name: str, usage_name: str, cache_name: str) -> int | None:
+def _allowed(folder: str, limit_name: str, usage_name: str, cache_name: str) -> int | None:
     with contextlib.suppress(OSError, ValueError):
         limit = int(_read(folder, limit_name))  # "max" is no number: no limit
         usage = int(_read(folder, usage_name))

@@ -4,8 +4,8 @@ defmodule VLLM.Job.Machine do
 
   alias VLLM.{Disk, Error}
 
-  # Where the two versions of control groups have theirs, and what they call the limit, what is
-  # used, and what of that is page cache. A container sees its own group there.
+  # What the two versions of control groups call the memory's hierarchy, below the folder that they
+  # are mounted in and in /proc/self/cgroup, the limit, what is used, and what of that is page cache.
   @cgroups [
     {"", "memory.max", "memory.current", "file"},
     {"memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_cache"}
@@ -13,17 +13,33 @@ defmodule VLLM.Job.Machine do
 
   @doc """
   Bytes of memory that a process can still get without swapping, and how many there are in all: of
-  the system, or of what the control group allows, whichever is less.
+  the system, or of what its control group or one above it allows, whichever is least.
 
-  `cgroups` is the folder that control groups are mounted in.
+  `cgroups` is the folder that control groups are mounted in, `own` the file that names those of this
+  process.
   """
-  @spec memory(Path.t()) :: {available :: non_neg_integer(), total :: non_neg_integer()}
-  def memory(cgroups \\ "/sys/fs/cgroup") do
+  @spec memory(Path.t(), Path.t()) :: {available :: non_neg_integer(), total :: non_neg_integer()}
+  def memory(cgroups \\ "/sys/fs/cgroup", own \\ "/proc/self/cgroup") do
     meminfo = File.read!("/proc/meminfo")
     system = {meminfo(meminfo, "MemAvailable"), meminfo(meminfo, "MemTotal")}
 
-    for cgroup <- @cgroups, {available, total} <- allowed(cgroups, cgroup), reduce: system do
+    for {hierarchy, limit, usage, cached} <- @cgroups,
+        group <- groups(own, hierarchy),
+        folder = Path.join([cgroups, hierarchy, group]),
+        {available, total} <- allowed(folder, limit, usage, cached),
+        reduce: system do
       {least, least_total} -> {min(available, least), min(total, least_total)}
+    end
+  end
+
+  # All from the first to the own one. A container may see its own as the first, and be told of a
+  # path that is not there.
+  defp groups(own, hierarchy) do
+    with {:ok, text} <- File.read(own),
+         [_, path] <- Regex.run(~r/^\d+:#{hierarchy}:(.+)$/m, text) do
+      path |> Path.split() |> Enum.scan(&Path.join(&2, &1))
+    else
+      _unknown -> ["/"]
     end
   end
 
@@ -33,9 +49,7 @@ defmodule VLLM.Job.Machine do
   end
 
   # Nothing where there is no limit. The page cache counts as used and is given back under pressure.
-  defp allowed(cgroups, {folder, limit, usage, cached}) do
-    folder = Path.join(cgroups, folder)
-
+  defp allowed(folder, limit, usage, cached) do
     with {:ok, limit} <- number(Path.join(folder, limit)),
          {:ok, usage} <- number(Path.join(folder, usage)) do
       [{max(limit - usage + cached(folder, cached), 0), limit}]

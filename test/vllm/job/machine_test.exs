@@ -40,5 +40,23 @@ defmodule VLLM.Job.MachineTest do
 
       assert Machine.memory(folder) == {1_700, div(@gib, 8)}
     end
+
+    test "so does each between the first group of version #{version} and the own one",
+         %{tmp_dir: folder} do
+      own = Path.join(folder, "own")
+      File.write!(own, "9:pids:/\n4:memory:/a.slice/b.service\n0::/a.slice/b.service\n")
+      {_available, total} = Machine.memory(folder, own)
+
+      for {group, bytes} <- [{"", 4 * total}, {"a.slice", 9_000}, {"a.slice/b.service", 7_000}] do
+        write!(Path.join([folder, unquote(below), group]), [
+          {unquote(limit), "#{bytes}\n"},
+          {unquote(usage), "6000\n"}
+        ])
+      end
+
+      assert Machine.memory(folder, own) == {1_000, 7_000}
+      File.write!(Path.join([folder, unquote(below), "a.slice", unquote(usage)]), "8900\n")
+      assert Machine.memory(folder, own) == {100, 7_000}
+    end
   end
 end
