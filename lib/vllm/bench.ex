@@ -3,7 +3,7 @@ defmodule VLLM.Bench do
 
   alias VLLM.JSON
   alias VLLM.Bench.{Dataset, Engines, Figures, Load, Plot, Processes, Report, Run, Statistics}
-  alias VLLM.{Error, Options, Terminal}
+  alias VLLM.{Error, Options, Params, Terminal}
 
   @moduledoc """
   How fast engines are: tokens per second, how long users wait, start-up and memory, by the names and
@@ -92,17 +92,7 @@ defmodule VLLM.Bench do
   end
 
   defp each(items, fun) do
-    items
-    |> Enum.reduce_while({:ok, []}, fn item, {:ok, done} ->
-      case fun.(item) do
-        {:ok, result} -> {:cont, {:ok, [result | done]}}
-        {:error, error} -> {:halt, {:error, error}}
-      end
-    end)
-    |> case do
-      {:ok, done} -> {:ok, Enum.reverse(done)}
-      error -> error
-    end
+    with {:error, error, _index} <- Params.each(items, fun), do: {:error, error}
   end
 
   defp prepare(engine, prompts, known) do

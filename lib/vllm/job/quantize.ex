@@ -17,7 +17,7 @@ defmodule VLLM.Job.Quantize do
 
   @behaviour VLLM.Job.Kind
 
-  alias VLLM.{AllowedModels, Error, Options, Python, Tools}
+  alias VLLM.{AllowedModels, Error, Options, Params, Python, Tools}
   alias VLLM.Bridge.Session
   alias VLLM.Job.{Estimate, Output, Record, Settings, Source, Step, Steps, Store}
 
@@ -135,14 +135,7 @@ defmodule VLLM.Job.Quantize do
   defp one(format, other), do: {:error, not_a_format({format, other})}
 
   defp each(list, fun) do
-    list
-    |> Enum.reduce_while({:ok, []}, fn item, {:ok, done} ->
-      case fun.(item) do
-        {:ok, result} -> {:cont, {:ok, [result | done]}}
-        {:error, error} -> {:halt, {:error, error}}
-      end
-    end)
-    |> then(&with {:ok, done} <- &1, do: {:ok, Enum.reverse(done)})
+    with {:error, error, _index} <- Params.each(list, fun), do: {:error, error}
   end
 
   defp no_outputs do
