@@ -239,16 +239,16 @@ defmodule VLLM.OpenAI do
   end
 
   defp pass_on(core, client, request, runner) do
-    with {:ok, members} <- members(request.body),
-         {:ok, name} <- name(core, members),
-         {:ok, places} <- take_places(core, client) do
-      core |> ask(client, request, runner, name, call(core, members)) |> leaving(places)
-    end
+    with {:ok, places} <- take_places(core, client),
+         do: core |> ask(client, request, runner) |> leaving(places)
   end
 
   # All of it within the call's one deadline.
-  defp ask(core, client, request, runner, name, call) do
-    with {:ok, entry, lora} <- find(core, client, name, call),
+  defp ask(core, client, request, runner) do
+    with {:ok, members} <- members(request.body),
+         {:ok, name} <- name(core, members),
+         call = call(core, members),
+         {:ok, entry, lora} <- find(core, client, name, call),
          :ok <- check_runner(entry, name, runner) do
       case Exchange.request(entry.engine, params(request, name, entry, lora), call) do
         {:ok, {status, headers, body}} -> {:ok, answered(status, headers, body, name, request)}

@@ -61,6 +61,26 @@ defmodule VLLM.OpenAI.BodyTest do
         do: assert(Body.text(wrong) == :error)
   end
 
+  test "names of any length take no memory but their own" do
+    for unit <- ["x", ~S(\n), ~S(\u00e9)] do
+      long = String.duplicate(unit, 200_000)
+      body = ~s({"#{long}": 1, "model": "#{long}"})
+
+      # In a process that may have 1.6 MB beside binaries, which lie outside it.
+      read = fn ->
+        {:ok, %{"model" => written}} = Body.members(body, ["model"])
+        {:ok, text} = Body.text(written)
+        exit({:size, byte_size(text)})
+      end
+
+      limit = %{size: 200_000, kill: true, error_logger: false}
+      {pid, monitor} = :erlang.spawn_opt(read, [:monitor, max_heap_size: limit])
+      assert_receive {:DOWN, ^monitor, :process, ^pid, reason}, 30_000
+      {:ok, one} = Body.text("\"" <> unit <> "\"")
+      assert reason == {:size, 200_000 * byte_size(one)}
+    end
+  end
+
   test "whatever comes, it is members or none" do
     whole = JSON.encode(%{"model" => "a\"b", "messages" => [%{"x" => [1, "}"]}]})
 
