@@ -161,6 +161,18 @@ defmodule VLLM.OpenAI do
     end
   end
 
+  @doc """
+  The answer to a request that will not be served whatever its body is, so that nobody needs to read it; nil
+  for others.
+  """
+  @spec refused(t(), request()) :: answer() | nil
+  def refused(core, request) do
+    case who(core, request.headers) do
+      {:ok, _client} -> nil
+      {:error, refusal} -> Refusal.answer(refusal)
+    end
+  end
+
   defp who(%{keys: nil} = core, _headers), do: {:ok, core.everybody}
 
   defp who(%{keys: keys}, headers) do

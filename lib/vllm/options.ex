@@ -343,8 +343,9 @@ defmodule VLLM.Options do
      "milliseconds until a request must be answered, a stream to its end; or `:infinity`"},
     {:queue_timeout, :timeout, :infinity,
      "milliseconds until vLLM must have begun with a request"},
-    {:max_body_bytes, :pos_integer, 32 * 1024 * 1024,
-     "bytes that a request may have; larger ones are answered with 413"},
+    {:max_body_bytes, :pos_integer, 4 * 1024 * 1024,
+     "bytes that a request may have; larger ones are answered with 413. vLLM reads a body in one go, for " <>
+       "seconds where it is large, and computes nothing meanwhile"},
     {:tokenize, :boolean, false, "serve `/tokenize` and `/detokenize`, too"},
     {:metrics, :boolean, true,
      "serve `/metrics`: what `VLLM.Metrics.text/1` tells of all engines of this node, which Prometheus " <>

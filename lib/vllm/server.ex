@@ -103,8 +103,11 @@ defmodule VLLM.Server do
       server_tokens: :none,
       modules: [VLLM.Server.Handler],
       max_clients: options.max_connections,
-      max_body_size: options.max_body_bytes,
-      vllm: core
+      # Smaller bodies come in one piece. Sizes are the handler's affair: httpd's own limit crashes it where
+      # it is met to the byte.
+      max_client_body_chunk: 65_536,
+      customize: VLLM.Server.Headers,
+      vllm: %{core: core, max_body_bytes: options.max_body_bytes}
     ]
   end
 

@@ -36,6 +36,19 @@ defmodule VLLM.ServerTest do
     socket
   end
 
+  # All of a request but its body, or the beginning of that.
+  defp begin(socket, headers, body \\ "") do
+    head = "POST /v1/completions HTTP/1.1\r\nhost: localhost\r\n"
+    :ok = :gen_tcp.send(socket, [head, Enum.map(headers, &[&1, "\r\n"]), "\r\n", body])
+    socket
+  end
+
+  # The processes of a server's connections.
+  defp connections(port) do
+    name = :httpd_util.make_name('httpd_connection_sup', {127, 0, 0, 1}, port)
+    for {_id, pid, _type, _modules} <- Supervisor.which_children(name), do: pid
+  end
+
   # What has come when `ending` is there.
   defp read_until(socket, ending, read \\ "") do
     if String.ends_with?(read, ending) do
@@ -56,11 +69,15 @@ defmodule VLLM.ServerTest do
       assert headers =~ "content-length: 3\r\n"
       assert headers =~ "content-type: application/json\r\n"
     end
+  end
 
-    # One after the other, whether the answer was awaited or not.
-    post(socket, "answer:200:three")
+  test "what a client sends before it has its answer waits for its turn" do
+    {_llm, port} = serve()
+    socket = connect(port)
+    post(socket, "head:200;chunk:three;sleep:0.2;end")
+    read_until(socket, "three\r\n")
     post(socket, "answer:200:four")
-    assert read_until(socket, "four") =~ "three"
+    assert read_until(socket, "four") =~ "0\r\n\r\nHTTP/1.1 200 OK"
   end
 
   test "a client that wants no more has its connection closed" do
@@ -114,6 +131,15 @@ defmodule VLLM.ServerTest do
     end
   end
 
+  test "a client that goes is noticed though it has sent more than its request" do
+    {llm, port} = serve()
+    socket = port |> connect() |> post("hold")
+    await_held(llm, 1)
+    :ok = :gen_tcp.send(socket, "G")
+    :ok = :gen_tcp.close(socket)
+    await_held(llm, 0)
+  end
+
   test "a worker that dies ends an open stream with an event, and the next request is served" do
     {_llm, port} = serve()
     socket = connect(port)
@@ -148,8 +174,6 @@ defmodule VLLM.ServerTest do
   test "whatever bytes come, the next request is served and no connection is left" do
     {_llm, port} = serve()
     :rand.seed(:exsss, {1, 2, 3})
-    ports = fn -> length(Port.list()) end
-    before = ports.()
 
     whole =
       "POST /v1/completions HTTP/1.1\r\nhost: a\r\ncontent-type: application/json\r\n" <>
@@ -170,7 +194,7 @@ defmodule VLLM.ServerTest do
 
     assert port |> connect() |> post("answer:200:yes") |> read_until("yes")
     # That one is still open.
-    assert eventually(fn -> ports.() <= before + 2 end)
+    assert eventually(fn -> length(connections(port)) == 1 end)
   end
 
   test "requests end with the server, and nothing of them is left" do
@@ -186,11 +210,88 @@ defmodule VLLM.ServerTest do
   test "a body that is too large, and a method that there is not" do
     {_llm, port} = serve(max_body_bytes: 100)
     socket = port |> connect() |> post("answer:200:#{String.duplicate("x", 100)}")
-    assert {:ok, "HTTP/1.1 413 " <> _} = :gen_tcp.recv(socket, 0, 20_000)
+    refused = read_until(socket, "}\n}")
+    assert "HTTP/1.1 413 " <> _ = refused
+    assert refused =~ ~s("code": "body_too_large")
+    # It was read nevertheless.
+    assert socket |> post("answer:200:yes") |> read_until("yes")
     socket = connect(port)
     :ok = :gen_tcp.send(socket, "BREW /v1/models HTTP/1.1\r\nhost: localhost\r\n\r\n")
     assert {:ok, "HTTP/1.1 501 " <> _} = :gen_tcp.recv(socket, 0, 20_000)
     assert port |> connect() |> post("answer:200:yes") |> read_until("yes")
+  end
+
+  for {what, options, length, status} <- [
+        {"that is too large", [], 5_000_000, 413},
+        {"of a client without a key", [api_keys: ["sk-secret"]], 4_000_000, 401}
+      ] do
+    test "a body #{what} is refused before it is there" do
+      {_llm, port} = serve(unquote(options))
+      rest = unquote(length) - 65_536
+      part = String.duplicate("x", 65_536)
+      socket = port |> connect() |> begin(["content-length: #{unquote(length)}"], part)
+      refused = read_until(socket, "}\n}")
+      assert String.starts_with?(refused, "HTTP/1.1 #{unquote(status)} ")
+      assert refused =~ "connection: close\r\n"
+      # What still comes is not kept, and then the connection ends.
+      :ok = :gen_tcp.send(socket, String.duplicate("x", rest - 1))
+      [connection] = connections(port)
+
+      {:binary, binaries} = Process.info(connection, :binary)
+      assert binaries |> Enum.map(&elem(&1, 1)) |> Enum.sum() < 1_000_000
+      :ok = :gen_tcp.send(socket, "x")
+      assert {:error, :closed} = :gen_tcp.recv(socket, 0, 20_000)
+      assert eventually(fn -> connections(port) == [] end)
+    end
+  end
+
+  test "a body whose length is not told is refused, since it has no limit" do
+    {_llm, port} = serve()
+    socket = port |> connect() |> begin(["transfer-encoding: chunked"], "7FFFFFF\r\nxxx")
+    assert {:ok, "HTTP/1.1 501 " <> _} = :gen_tcp.recv(socket, 0, 20_000)
+  end
+
+  test "a body of several parts is what was sent, and takes little more memory than it has bytes" do
+    {llm, port} = serve()
+    text = for number <- 1..30_000, into: "", do: "#{number}, "
+    socket = port |> connect() |> post("answer:200:#{text}")
+    assert "HTTP/1.1 200 OK" <> _ = read_until(socket, text)
+    post(socket, "hold:#{String.duplicate(text, 10)}")
+    await_held(llm, 1)
+
+    for connection <- connections(port) do
+      assert {:memory, bytes} = Process.info(connection, :memory)
+      assert bytes < 1_000_000
+    end
+
+    :gen_tcp.close(socket)
+  end
+
+  test "a body that does not come is not waited for" do
+    {_llm, port} = serve()
+
+    timer = fn ->
+      with [connection] <- connections(port),
+           {:dictionary, entries} <- Process.info(connection, :dictionary),
+           timer when timer != nil <- entries[VLLM.Server.Headers],
+           do: {connection, timer}
+    end
+
+    # Whether it has begun or not, and one part more begins the time anew.
+    for body <- ["", "x", String.duplicate("x", 65_537)] do
+      socket = port |> connect() |> begin(["content-length: 100000"], body)
+      assert eventually(fn -> match?({_, _}, timer.()) end)
+      {connection, timer} = timer.()
+      if timer != nil, do: assert(Process.cancel_timer(timer) in 1..60_000)
+      send(connection, :timeout)
+      assert {:ok, "HTTP/1.1 408 " <> _} = :gen_tcp.recv(socket, 0, 20_000)
+      assert eventually(fn -> connections(port) == [] end)
+    end
+
+    # Nor does it end a connection whose body has come.
+    socket = connect(port)
+    assert socket |> post("answer:200:yes") |> read_until("yes")
+    assert timer.() == nil
   end
 
   test "a port that is taken is an error, and so are wrong options" do
@@ -218,6 +319,26 @@ defmodule VLLM.ServerTest do
 
     assert "HTTP/1.1 401 " <> _ =
              port |> connect() |> post("answer:200:yes") |> read_until("}\n}")
+  end
+
+  test "keys are in no log, not even where httpd has a fault" do
+    {_llm, port} = serve(api_keys: ["sk-secret"], max_body_bytes: 50)
+
+    log =
+      ExUnit.CaptureLog.capture_log(fn ->
+        # A length that httpd's own limit crashes at.
+        headers = ["content-length: 50", "authorization: Bearer sk-secret"]
+        expecting = port |> connect() |> begin(["expect: 100-continue" | headers])
+        assert {:ok, "HTTP/1.1 100 " <> _} = :gen_tcp.recv(expecting, 0, 20_000)
+        [connection] = connections(port)
+        monitor = Process.monitor(connection)
+        catch_exit(GenServer.call(connection, :unknown))
+        assert_receive {:DOWN, ^monitor, :process, _pid, {:call_api_violation, _, _}}, 20_000
+      end)
+
+    assert log =~ "call_api_violation"
+    assert log =~ "content-length"
+    refute log =~ "sk-secret"
   end
 
   # The supervisor of what this test has started.

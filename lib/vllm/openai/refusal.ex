@@ -120,6 +120,10 @@ defmodule VLLM.OpenAI.Refusal do
   def not_done(name, path),
     do: new(404, "unsupported", "The model `#{name}` does not do `#{path}`.")
 
+  @spec too_large(pos_integer()) :: t()
+  def too_large(limit),
+    do: new(413, "body_too_large", "The body may have #{limit} bytes, and this one has more.")
+
   @spec too_many(pos_integer()) :: t()
   def too_many(count) do
     later(new(429, "overloaded", "#{count} requests are under way, and no more may be."), nil)
