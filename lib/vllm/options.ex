@@ -353,6 +353,14 @@ defmodule VLLM.Options do
     {:metrics_without_key, :boolean, false, "ask for no key there"}
   ]
 
+  # There it would be for whoever may use the models, under the application's own authentication.
+  @plug List.keyreplace(
+          @openai,
+          :metrics,
+          0,
+          @openai |> List.keyfind(:metrics, 0) |> put_elem(2, false)
+        )
+
   @server [
             {:port, :port, 8000, "where to listen; 0 takes one that is free"},
             {:ip, :ip, {127, 0, 0, 1},
@@ -664,9 +672,13 @@ defmodule VLLM.Options do
   @spec delete_job() :: [spec()]
   def delete_job, do: @delete_job
 
-  @doc "What `VLLM.Plug` takes."
+  @doc "What serving takes over HTTP, whatever the server is."
   @spec openai() :: [spec()]
   def openai, do: @openai
+
+  @doc "What `VLLM.Plug` takes."
+  @spec plug() :: [spec()]
+  def plug, do: @plug
 
   @doc "What `VLLM.Server` takes."
   @spec server() :: [spec()]

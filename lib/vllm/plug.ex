@@ -10,32 +10,48 @@ if Code.ensure_loaded?(Plug.Conn) do
 
     ## Options
 
-    #{VLLM.Options.docs(VLLM.Options.openai())}
+    #{VLLM.Options.docs(VLLM.Options.plug())}
 
     Options that are known at run time only (keys) are given as a function without arguments that returns
-    them: `forward "/v1", VLLM.Plug, &MyApp.openai_options/0`.
+    them: `forward "/v1", VLLM.Plug, &MyApp.openai_options/0`. `init/1` raises a `VLLM.Error` for options that
+    are wrong; those of a function are checked at each request.
     """
 
     @behaviour Plug
 
     alias VLLM.{Error, JSON, OpenAI, Options}
+    alias VLLM.OpenAI.Refusal
 
     @impl Plug
-    def init(options), do: options
+    def init(options) when is_function(options, 0), do: options
+
+    def init(options) do
+      _checked = checked(options)
+      options
+    end
 
     @impl Plug
     def call(conn, options) do
-      options = if is_function(options, 0), do: options.(), else: options
-      known = options |> Options.only(Options.openai()) |> Error.bang!()
-      core = known |> OpenAI.new({__MODULE__, :erlang.phash2(options)}) |> Error.bang!()
+      {known, core} = checked(if is_function(options, 0), do: options.(), else: options)
 
-      case body(conn, known.max_body_bytes) do
-        {:ok, body, conn} ->
-          conn |> answer(OpenAI.answer(core, request(conn, body))) |> Plug.Conn.halt()
+      {answer, conn} =
+        case body(conn, known.max_body_bytes) do
+          {:ok, body, conn} ->
+            {OpenAI.answer(core, request(conn, body)), conn}
 
-        {:more, _part, conn} ->
-          conn |> Plug.Conn.send_resp(413, "") |> Plug.Conn.halt()
-      end
+          {:more, _part, conn} ->
+            {known.max_body_bytes |> Refusal.too_large() |> Refusal.answer(), conn}
+
+          {:error, _closed_or_late} ->
+            {Refusal.answer(Refusal.no_body()), conn}
+        end
+
+      conn |> answer(answer) |> Plug.Conn.halt()
+    end
+
+    defp checked(options) do
+      known = options |> Options.only(Options.plug()) |> Error.bang!()
+      {known, known |> OpenAI.new({__MODULE__, :erlang.phash2(options)}) |> Error.bang!()}
     end
 
     defp body(%{body_params: %{__struct__: Plug.Conn.Unfetched}} = conn, limit),

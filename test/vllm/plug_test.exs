@@ -23,6 +23,7 @@ defmodule Plug.Conn do
     body_params: %Plug.Conn.Unfetched{}
   ]
 
+  def read_body(%{body: {:error, reason}}, _options), do: {:error, reason}
   def read_body(conn, length: limit) when byte_size(conn.body) > limit, do: {:more, "", conn}
   def read_body(conn, _options), do: {:ok, conn.body, conn}
   def put_resp_header(conn, name, value), do: update_in(conn.resp_headers, &[{name, value} | &1])
@@ -65,9 +66,12 @@ defmodule VLLM.PlugTest do
     assert through(llm, path_info: ["invocations"], body: "{}").status == 404
     assert through(llm, path_info: ["health"], method: "GET", body: "").sent == ["ok\n"]
     # Which counts what came this way, too.
-    [text] = through(llm, path_info: ["metrics"], method: "GET", body: "").sent
+    metrics = [path_info: ["metrics"], method: "GET", body: ""]
+    [text] = through(llm, metrics, metrics: true).sent
     labels = %{"engine" => inspect(llm.id), "method" => "http_request", "outcome" => "ok"}
     assert VLLM.Prometheus.series(text)[{"vllm_bridge_requests_total", labels}] == 4
+    # It is for whoever may use the application, unless the options say so.
+    assert through(llm, metrics).status == 404
   end
 
   test "streams go out bit by bit, until the client goes" do
@@ -92,8 +96,24 @@ defmodule VLLM.PlugTest do
     assert VLLM.Plug.call(conn, VLLM.Plug.init(options)).status == 200
   end
 
-  test "a body that is too large" do
-    conn = through(start!(), [path_info: ["completions"], body: "12345"], max_body_bytes: 4)
-    assert {conn.status, conn.halted} == {413, true}
+  test "a body that is too large, or does not come" do
+    llm = start!()
+
+    for {body, status, code} <- [
+          {"12345", 413, "body_too_large"},
+          {{:error, :timeout}, 408, "body_incomplete"}
+        ] do
+      conn = through(llm, [path_info: ["completions"], body: body], max_body_bytes: 4)
+      assert {conn.status, conn.halted} == {status, true}
+      assert [text] = conn.sent
+      assert text =~ ~s("code": "#{code}")
+    end
+  end
+
+  test "options that are wrong are said when the application is made" do
+    for wrong <- [[], [models: []], [models: [:a], api_keys: "sk"], [models: [:a], keys: ["sk"]]] do
+      error = assert_raise VLLM.Error, fn -> VLLM.Plug.init(wrong) end
+      assert error.reason == :invalid_option
+    end
   end
 end

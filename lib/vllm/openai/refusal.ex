@@ -98,6 +98,10 @@ defmodule VLLM.OpenAI.Refusal do
   def no_object,
     do: new(400, "invalid_json", "The body must be a JSON object whose `model` is a string.")
 
+  @spec no_body() :: t()
+  def no_body,
+    do: new(408, "body_incomplete", "The body did not come in time. Send the request again.")
+
   @spec unnamed() :: t()
   def unnamed,
     do:
