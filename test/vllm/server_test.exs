@@ -100,6 +100,41 @@ defmodule VLLM.ServerTest do
     assert socket |> post("answer:200:yes") |> read_until("yes")
   end
 
+  test "HEAD has the head of an answer, after which comes the next" do
+    {_llm, port} = serve(api_keys: ["sk-secret"])
+    socket = connect(port)
+    head = &(:ok = :gen_tcp.send(socket, "HEAD #{&1} HTTP/1.1\r\nhost: localhost\r\n\r\n"))
+
+    for {path, status, length} <- [{"/health", 200, "3"}, {"/metrics", 401, "\\d+"}] do
+      head.(path)
+      answer = read_until(socket, "\r\n\r\n")
+      assert answer =~ ~r/\AHTTP\/1.1 #{status} .*\r\ncontent-length: #{length}\r\n/s
+    end
+
+    :ok = :gen_tcp.send(socket, "GET /health HTTP/1.1\r\nhost: localhost\r\n\r\n")
+    assert "HTTP/1.1 200 OK" <> _ = read_until(socket, "\r\n\r\nok\n")
+  end
+
+  test "to a client of HTTP/1.0 a stream is what comes until the connection ends" do
+    {_llm, port} = serve()
+    body = ~s({"prompt": "head:200;chunk:one;chunk:two;end"})
+    socket = connect(port)
+
+    :ok =
+      :gen_tcp.send(socket, """
+      POST /v1/completions HTTP/1.0\r
+      content-type: application/json\r
+      content-length: #{byte_size(body)}\r
+      \r
+      #{body}\
+      """)
+
+    answer = read_until(socket, "onetwo")
+    refute answer =~ "transfer-encoding"
+    assert answer =~ "connection: close\r\n"
+    assert {:error, :closed} = :gen_tcp.recv(socket, 0, 20_000)
+  end
+
   @tag :slow
   test "a client that does not read holds up its own stream, and nobody else" do
     {llm, port} = serve()

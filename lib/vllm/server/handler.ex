@@ -116,9 +116,13 @@ if Code.ensure_loaded?(:httpd) do
 
     # Where the answer goes, and how.
     defp client(info) do
+      new? = mod(info, :http_version) == 'HTTP/1.1'
+
       %{
         socket: mod(info, :socket),
-        keeps?: mod(info, :connection) == true and mod(info, :http_version) == 'HTTP/1.1'
+        keeps?: new? and mod(info, :connection) == true,
+        chunks?: new?,
+        body?: mod(info, :method) != 'HEAD'
       }
     end
 
@@ -210,29 +214,40 @@ if Code.ensure_loaded?(:httpd) do
 
     defp send_answer(client, {status, headers, body}) do
       headers = if client.keeps?, do: headers, else: [{"connection", "close"} | headers]
-      send_answer(client.socket, status, headers, body)
+      send_answer(client, status, headers, body)
     end
 
-    defp send_answer(socket, status, headers, body) when is_binary(body) do
+    defp send_answer(client, status, headers, body) when is_binary(body) do
       head = head(status, [{"content-length", Integer.to_string(byte_size(body))} | headers])
-      if :gen_tcp.send(socket, [head, body]) == :ok, do: :whole, else: :broken
+      sent(:gen_tcp.send(client.socket, if(client.body?, do: [head, body], else: head)))
     end
 
-    defp send_answer(socket, status, headers, body) do
-      :ok = :gen_tcp.send(socket, head(status, [{"transfer-encoding", "chunked"} | headers]))
+    defp send_answer(client, status, headers, body) do
+      headers = if client.chunks?, do: [{"transfer-encoding", "chunked"} | headers], else: headers
+
+      :ok = :gen_tcp.send(client.socket, head(status, headers))
 
       sent =
         Enum.reduce_while(body, :ok, fn piece, :ok ->
-          size = piece |> byte_size() |> Integer.to_string(16)
-
-          case :gen_tcp.send(socket, [size, "\r\n", piece, "\r\n"]) do
+          case :gen_tcp.send(client.socket, chunk(client, piece)) do
             :ok -> {:cont, :ok}
-            {:error, _reason} -> {:halt, :broken}
+            {:error, reason} -> {:halt, {:error, reason}}
           end
         end)
 
-      if sent == :ok and :gen_tcp.send(socket, "0\r\n\r\n") == :ok, do: :whole, else: :broken
+      if sent == :ok and client.chunks?,
+        do: sent(:gen_tcp.send(client.socket, "0\r\n\r\n")),
+        else: sent(sent)
     end
+
+    # A client of HTTP/1.0 knows no chunks: to it the end of the connection is the end.
+    defp chunk(%{chunks?: false}, piece), do: piece
+
+    defp chunk(_client, piece),
+      do: [piece |> byte_size() |> Integer.to_string(16), "\r\n", piece, "\r\n"]
+
+    defp sent(:ok), do: :whole
+    defp sent({:error, _reason}), do: :broken
 
     defp head(status, headers) do
       lines = for {name, value} <- headers, do: [name, ": ", value, "\r\n"]
