@@ -65,8 +65,9 @@ defmodule VLLM.Telemetry do
   | `[:vllm, :stream, :first_token]` | `duration` since the start, in the reader's eyes | as below |
 
   Metadata of all: `engine` and `model` as above, `method` (`"generate"`, `"chat"`, `"pool"`, `"score"`, `"tokenize"`, …: the
-  names of the wire protocol), `stream?`, `telemetry_span_context`, a reference that the events of one request share, and
-  `gen_ai`. `finish_reason` is that of the first completion, or nil.
+  names of the wire protocol), `stream?` (nil of an `"http_request"`: whether it streams its client asks vLLM, and a first token
+  tells), `telemetry_span_context`, a reference that the events of one request share, and `gen_ai`. `finish_reason` is that
+  of the first completion, or nil. An `"http_request"` that vLLM's API refuses has a stop, too: it was answered.
 
   `gen_ai` has what the event knows by the names of OpenTelemetry's
   [semantic conventions for generative AI](https://opentelemetry.io/docs/specs/semconv/gen-ai/gen-ai-spans/), a map that can be the
@@ -283,7 +284,7 @@ defmodule VLLM.Telemetry do
         engine: about.engine,
         model: about.model,
         method: method,
-        stream?: is_map_key(params, "credit"),
+        stream?: stream?(method, params),
         telemetry_span_context: make_ref()
       }
 
@@ -300,6 +301,10 @@ defmodule VLLM.Telemetry do
     # The table went with its engine.
     ArgumentError -> nil
   end
+
+  # What a client over HTTP asked for, only vLLM's app has read.
+  defp stream?("http_request", _params), do: nil
+  defp stream?(_method, params), do: is_map_key(params, "credit")
 
   @doc false
   @spec first_token(span() | nil) :: :ok

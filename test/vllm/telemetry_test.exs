@@ -4,8 +4,8 @@ defmodule VLLM.TelemetryTest do
 
   doctest VLLM.Telemetry.GenAI
 
-  alias VLLM.{Error, FakeEngine, Telemetry}
-  alias VLLM.Engine.{Config, Table}
+  alias VLLM.{Error, Exchange, FakeEngine, Telemetry}
+  alias VLLM.Engine.{Call, Config, Table}
 
   setup do
     Application.put_env(:ex_vllm, :telemetry_listeners, test: self())
@@ -209,6 +209,21 @@ defmodule VLLM.TelemetryTest do
     ref = VLLM.stream_to(llm, "x")
     assert_receive {:vllm, ^ref, {:done, _}}
     assert [_start, {[:vllm, :stream, :first_token], _, _}, _stop] = of_requests()
+  end
+
+  test "an answer over HTTP is told as no stream before it is one" do
+    llm = FakeEngine.start!()
+
+    for {steps, count} <- [{"answer:200:whole", 2}, {"head:200;chunk:one;end", 3}] do
+      params = %{"method" => "POST", "path" => "/v1/completions", "model" => "m"}
+      params = Map.put(params, "body", ~s({"prompt": "#{steps}"}))
+      call = Call.new(%{timeout: :infinity})
+      {:ok, {200, _headers, body}} = Exchange.request(llm, params, call)
+      unless is_binary(body), do: Stream.run(body)
+      events = of_requests()
+      assert length(events) == count
+      for {_event, _, metadata} <- events, do: assert(metadata.stream? == nil)
+    end
   end
 
   test "a stream that is left is an exception" do
