@@ -344,15 +344,18 @@ defmodule VLLM.OpenAI do
 
     if is_binary(body),
       do: {status, headers, body},
-      else: {status, headers, pieces(body, request)}
+      else: {status, headers, pieces(body, headers, request)}
   end
 
-  # A stream of events ends with one that says what happened; a client of any other sees
-  # that it is not whole.
-  defp pieces(body, request) do
+  # A stream of events ends with one that says what happened. Any other answer is not ended at all: its
+  # client sees that it is not whole.
+  defp pieces(body, headers, request) do
+    events? = match?({_, "text/event-stream" <> _}, List.keyfind(headers, "content-type", 0))
+
     Stream.map(body, fn
       {:ok, piece} -> piece
-      {:error, error} -> error |> Refusal.of_error() |> Refusal.event(request.path)
+      {:error, error} when events? -> error |> Refusal.of_error() |> Refusal.event(request.path)
+      {:error, error} -> raise error
     end)
   end
 

@@ -15,8 +15,8 @@ answer to an id that was never used), `print:TEXT`, `garbage`, `shapeless`, `mal
 engine does, and end soon after), `once:FILE:STEP`, `stall` (hold, and make no progress any more), `slow` (hold, and take
 one long step), `sleep:SECONDS`, `delta:TEXT` (a delta; other steps follow), `packed:TEXT,TEXT` (the same in columns, with as many tokens as bytes), `misshapen` (a delta
 that is none), `credit` (answer with the credit granted so far). To `tokenize`, a character is a token.
-Over HTTP the prompt is the one in the body: `answer:STATUS:TEXT`, or `head:STATUS`, `chunk:TEXT` and `end` for an answer that comes
-bit by bit; `asked` (answer with the params of the request, as Python writes them).
+Over HTTP the prompt is the one in the body: `answer:STATUS:TEXT`, or `head:STATUS` (of events, or `head:STATUS:CONTENT-TYPE`), `chunk:TEXT`
+and `end` for an answer that comes bit by bit; `asked` (answer with the params of the request, as Python writes them).
 """
 
 import json
@@ -212,7 +212,9 @@ def prompt_step(name: str, argument: str, request: int) -> None:
     elif name == "asked":
         send([1, request, None, http_answer(200, repr(params))])
     elif name == "head":
-        head = [request, int(argument), [["content-type", "text/event-stream"]]]
+        status, _, content_type = argument.partition(":")
+        headers = [["content-type", content_type or "text/event-stream"]]
+        head = [request, int(status), headers]
         send([2, "deltas", {"deltas": [head]}])
     elif name == "chunk":
         send([2, "deltas", {"deltas": [[request, argument.encode()]]}])

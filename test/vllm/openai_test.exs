@@ -239,6 +239,18 @@ defmodule VLLM.OpenAITest do
     end
   end
 
+  test "an answer that is no stream of events breaks off where it ends early, and gives its place back" do
+    core = core!(models: [start!()], max_concurrent_requests: 1)
+    steps = "head:200:application/octet-stream;chunk:one;kill"
+    {200, [{"content-type", "application/octet-stream"}], body} = complete(core, steps)
+    test = self()
+    error = assert_raise Error, fn -> Enum.each(body, &send(test, {:piece, &1})) end
+    assert error.reason == :engine_dead
+    assert_received {:piece, "one"}
+    refute_received {:piece, _}
+    assert {200, _headers, "yes"} = complete(core, "answer:200:yes")
+  end
+
   test "what is given wrong is refused with its name, and keys are never shown" do
     for {options, option} <- [
           {[models: []], "models"},
