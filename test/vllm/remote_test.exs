@@ -248,6 +248,44 @@ defmodule VLLM.RemoteTest do
       await_no_proxies(c)
     end
 
+    test "and is counted as at home when its reader leaves", %{e: e, c: c, far: far} do
+      code = """
+      [{:ok, _}] = Enum.take(VLLM.stream(engine, "delta:a;hold"), 1)
+      [_one] = Enum.take(VLLM.generate_stream(engine, ["reply:a", "hold", "hold"]), 1)
+      late = VLLM.stream(engine, "delta:a;hold", timeout: 300)
+      [{:ok, _}, {:error, %{reason: :timeout}}] = Enum.to_list(late)
+      stalled = VLLM.stream(engine, "delta:a;hold", inter_token_timeout: 50)
+      [{:ok, _}, {:error, %{reason: :timeout}}] = Enum.to_list(stalled)
+
+      # By processes that end then.
+      Task.await(Task.async(fn -> Enum.take(VLLM.stream(engine, "delta:a;hold"), 1) end))
+      ref = VLLM.stream_to(engine, "delta:a;hold", self(), timeout: 300)
+      receive do: ({:vllm, ^ref, {:error, %{reason: :timeout}}} -> :ok)
+
+      prompts = Stream.map(1..9, fn n -> if n == 3, do: throw(:leaves), else: "hold" end)
+      try do
+        Enum.to_list(VLLM.generate_stream(engine, prompts))
+      catch
+        :leaves -> :ok
+      end
+      """
+
+      counts = fn ->
+        code = "VLLM.Engine.Table.lookup(Far) |> elem(1) |> VLLM.Engine.Table.counts(:requests)"
+        counts = Peers.eval(e, code)
+        for outcome <- [:ok, :aborted, :timeout], do: Map.get(counts, {"generate", outcome}, 0)
+      end
+
+      before = counts.()
+      Peers.eval(e, code, engine: Far)
+      assert added(before, counts.()) == [1, 6, 3]
+      before = counts.()
+      Peers.eval(c, code, engine: far)
+      assert eventually(fn -> added(before, counts.()) == [1, 6, 3] end)
+    end
+
+    defp added(before, later), do: Enum.zip_with(later, before, &(&1 - &2))
+
     test "and nothing of it is left with whoever did not leave it", %{c: c, far: far} do
       code = """
       ask = fn steps ->
@@ -355,9 +393,10 @@ defmodule VLLM.RemoteTest do
 
       answers = Peers.eval(c, code, far: far, node: e.node)
       assert for(answer <- answers, do: error_of(answer).reason) == List.duplicate(:timeout, 6)
+      # Also those that the distribution holds.
+      await_no_proxies(c)
       Peers.resume(e)
       assert {:ok, "again"} = ask(c, far, "reply:again")
-      await_no_proxies(c)
       await_no_proxies(e)
     end
 
@@ -489,9 +528,8 @@ defmodule VLLM.RemoteTest do
   defp await_no_proxies(peer) do
     code = """
     for pid <- Process.list(),
-        {:current_function, {module, _, _}} <- [Process.info(pid, :current_function)],
-        {:initial_call, initial} <- [Process.info(pid, :initial_call)],
-        module in [VLLM.Remote.Courier, VLLM.Remote.Proxy] or elem(initial, 0) == VLLM.Remote.Proxy,
+        {:current_stacktrace, stack} <- [Process.info(pid, :current_stacktrace)],
+        Enum.any?(stack, &(elem(&1, 0) in [VLLM.Remote.Courier, VLLM.Remote.Proxy])),
         do: pid
     """
 

@@ -42,12 +42,18 @@ defmodule VLLM.Remote.Call do
   @spec tell(t(), term()) :: :ok
   def tell(remote, message), do: Courier.tell(remote.courier, message)
 
-  @doc "Ends the call: the other side gives up what it still does for it."
+  @doc "Ends the call, with all that the other side still does for it."
   @spec close(t()) :: :ok
   def close(remote) do
     Inbox.close(remote.address)
-    Process.exit(remote.courier, :kill)
-    :ok
+    Courier.stop(remote.courier)
+  end
+
+  @doc "Ends a call that the other side hears out: it notes that what it still does for it ended with `error`."
+  @spec leave(t(), Error.t()) :: :ok
+  def leave(remote, error) do
+    Inbox.close(remote.address)
+    Courier.leave(remote.courier, error)
   end
 
   @doc "For how many milliseconds something that ends at `deadline` may be waited for."

@@ -4,7 +4,7 @@ defmodule VLLM.Remote.Pipeline do
   # prompt after another while there is room, and gives one answer whenever the caller wants the
   # next: so no more is taken from the prompts, and no more is computed, than beside the engine.
 
-  alias VLLM.Bridge.Inbox
+  alias VLLM.Bridge.{Connection, Inbox}
   alias VLLM.Engine.Call
   alias VLLM.Error
   alias VLLM.Remote
@@ -32,7 +32,7 @@ defmodule VLLM.Remote.Pipeline do
         end,
         &step(&1, job),
         fn state ->
-          if state.remote, do: Remote.Call.close(state.remote)
+          if state.remote, do: Remote.Call.leave(state.remote, Connection.aborted())
           if state.input, do: state.input.({:halt, :none})
         end
       )
@@ -41,8 +41,9 @@ defmodule VLLM.Remote.Pipeline do
 
   defp step(%{remote: nil, input: nil, again: []} = state, _job), do: {:halt, state}
 
+  # A step of its own: where a prompt raises in the next one, the call is known, and left.
   defp step(%{remote: nil} = state, job),
-    do: await(%{state | remote: job.open.(), sent: %{}, count: 0}, job)
+    do: {[], %{state | remote: job.open.(), sent: %{}, count: 0}}
 
   defp step(state, job) do
     Remote.Call.tell(state.remote, :next)
@@ -68,7 +69,7 @@ defmodule VLLM.Remote.Pipeline do
 
       last ->
         {:error, error} = Remote.Call.last(remote, last)
-        Remote.Call.close(remote)
+        Remote.Call.leave(remote, error)
         lost(%{state | remote: nil}, error, job)
     end
   end

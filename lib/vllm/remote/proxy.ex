@@ -61,17 +61,18 @@ defmodule VLLM.Remote.Proxy do
       prompts =
         Stream.repeatedly(fn ->
           Inbox.send(address, :want)
-          Inbox.next(inbox, :infinity)
+          hear(inbox)
         end)
-        |> Stream.take_while(&(&1 != {:caller, :end}))
-        |> Stream.map(fn {:caller, {:prompt, prompt}} -> prompt end)
+        |> Stream.take_while(&(&1 != :end))
+        |> Stream.map(fn {:prompt, prompt} -> prompt end)
 
       # The caller makes the params and reads the answers.
       job = %{method: method, request: & &1, result: & &1, call: call}
+      :next = hear(inbox)
 
       Enum.each(Pipeline.run(table, prompts, job), fn answered ->
         Inbox.send(address, {:element, answered})
-        {:caller, :next} = Inbox.next(inbox, :infinity)
+        :next = hear(inbox)
       end)
 
       answer(address, :ok)
@@ -85,6 +86,15 @@ defmodule VLLM.Remote.Proxy do
 
   defp serve({:cancel, ref}, caller, _call, address),
     do: answer(address, Forwarded.cancel(ref, caller))
+
+  # What the caller of a pipeline says next. Where it leaves, the pipeline gives up what is in flight
+  # on the way out.
+  defp hear(inbox) do
+    case Inbox.next(inbox, :infinity) do
+      {:caller, {:leave, _error}} -> exit(:shutdown)
+      {:caller, said} -> said
+    end
+  end
 
   @spec gauge(pid(), Inbox.address()) :: no_return()
   defp gauge(receiver, {inbox, _} = address) do
@@ -104,7 +114,7 @@ defmodule VLLM.Remote.Proxy do
   # Deltas go on as they come, as many as the caller has granted.
   defp relay(in_flight, call, {inbox, _} = address) do
     case Inbox.next(inbox, Deadline.remaining(call.deadline)) do
-      :timeout -> leave(in_flight, Connection.timeout(), address)
+      :timeout -> expire(in_flight, address)
       message -> relay(message, in_flight, call, address)
     end
   end
@@ -113,6 +123,9 @@ defmodule VLLM.Remote.Proxy do
     InFlight.grant(in_flight, :stream, count)
     relay(in_flight, call, address)
   end
+
+  defp relay({:caller, {:leave, error}}, in_flight, _call, _address),
+    do: InFlight.cancel(in_flight, error)
 
   defp relay(message, in_flight, call, address) do
     case InFlight.handle(in_flight, message) do
@@ -136,7 +149,7 @@ defmodule VLLM.Remote.Proxy do
         flow(in_flight, call, address)
 
       :timeout ->
-        leave(in_flight, Connection.timeout(), address)
+        expire(in_flight, address)
 
       message ->
         relay(message, in_flight, call, address)
@@ -144,7 +157,8 @@ defmodule VLLM.Remote.Proxy do
   end
 
   # The caller waits a little longer than this side, for what it says.
-  defp leave(in_flight, error, address) do
+  defp expire(in_flight, address) do
+    error = Connection.timeout()
     InFlight.cancel(in_flight, error)
     answer(address, {:error, error})
   end

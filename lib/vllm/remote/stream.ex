@@ -28,9 +28,13 @@ defmodule VLLM.Remote.Stream do
 
     case Inbox.next(stream.inbox, min(Remote.Call.patience(deadline), patience)) do
       :timeout ->
-        if Deadline.passed?(deadline),
-          do: ended(stream, {:error, Connection.timeout()}),
-          else: :stalled
+        if Deadline.passed?(deadline) do
+          error = Connection.timeout()
+          Remote.Call.leave(stream.remote, error)
+          {:stream, {:error, error}, stream}
+        else
+          :stalled
+        end
 
       message ->
         with {:none, stream} <- handle(stream, message), do: next(stream, patience)
@@ -55,17 +59,13 @@ defmodule VLLM.Remote.Stream do
         {:none, %{stream | remote: stream.open.(), again?: true}}
 
       last ->
-        ended(stream, last)
+        Remote.Call.close(stream.remote)
+        {:stream, last, stream}
     end
   end
 
   # Of the first of two runs.
   def handle(stream, _message), do: {:none, stream}
-
-  defp ended(stream, last) do
-    Remote.Call.close(stream.remote)
-    {:stream, last, stream}
-  end
 
   @doc "See `InFlight.grant/3`."
   @spec grant(t(), :stream, pos_integer()) :: :ok
@@ -73,8 +73,8 @@ defmodule VLLM.Remote.Stream do
 
   @doc "See `InFlight.cancel/2`."
   @spec cancel(t(), Error.t()) :: :ok
-  def cancel(stream, _error \\ Connection.aborted()) do
-    Remote.Call.close(stream.remote)
+  def cancel(stream, error \\ Connection.aborted()) do
+    Remote.Call.leave(stream.remote, error)
     Inbox.flush(stream.inbox)
   end
 
