@@ -365,6 +365,11 @@ defmodule VLLM.Options do
             {:port, :port, 8000, "where to listen; 0 takes one that is free"},
             {:ip, :ip, {127, 0, 0, 1},
              "the address to listen on, as a tuple or a string; `{0, 0, 0, 0}` is every one of IPv4"},
+            {:hosts, :patterns, nil,
+             "the names, without port, by which clients may call it (`Host:`), as a list of names, patterns " <>
+               "and regular expressions; others are answered with 403. By default all, but where it asks for " <>
+               "no keys and listens on this machine only, `localhost` and its addresses: web pages in a " <>
+               "browser here could ask it by a name of theirs"},
             {:max_connections, :pos_integer, 4096,
              "clients that may be connected at once; others are answered with 503"}
           ] ++ @openai

@@ -107,7 +107,11 @@ defmodule VLLM.Server do
       # it is met to the byte.
       max_client_body_chunk: 65_536,
       customize: VLLM.Server.Headers,
-      vllm: %{core: core, max_body_bytes: options.max_body_bytes}
+      vllm: %{
+        core: core,
+        hosts: VLLM.Server.Hosts.new(options),
+        max_body_bytes: options.max_body_bytes
+      }
     ]
   end
 

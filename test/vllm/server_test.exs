@@ -1,6 +1,7 @@
 defmodule VLLM.ServerTest do
   use ExUnit.Case, async: true
   doctest VLLM.Server, only: [child_spec: 1]
+  doctest VLLM.Server.Hosts
 
   import VLLM.FakeEngine
   import VLLM.OSProcess, only: [eventually: 1]
@@ -342,6 +343,42 @@ defmodule VLLM.ServerTest do
 
     assert_raise Error, ~r/`ip` must be an address/, fn ->
       Server.child_spec(models: [:a], ip: "all")
+    end
+  end
+
+  test "without keys only this machine's own names are taken, or those that are given" do
+    ask = fn port, host ->
+      socket = connect(port)
+      :ok = :gen_tcp.send(socket, "GET /health HTTP/1.1\r\nhost: #{host}\r\n\r\n")
+      {:ok, "HTTP/1.1 " <> <<status::binary-size(3)>> <> _} = :gen_tcp.recv(socket, 0, 20_000)
+      status
+    end
+
+    {_llm, port} = serve()
+    here = ["localhost", "LOCALHOST:1", "127.0.0.1:8000", "[::1]", "a.localhost", "127.1.2.3"]
+    for host <- here, do: assert({host, ask.(port, host)} == {host, "200"})
+
+    there = [
+      "evil.example",
+      "localhost.evil.example",
+      "127.0.0.1.evil.example:80",
+      "10.0.0.1",
+      "\xff"
+    ]
+
+    for host <- there, do: assert({host, ask.(port, host)} == {host, "403"})
+    stop_supervised!({Server, 0})
+
+    for {options, host, status} <- [
+          {[hosts: ["llm.example", "*.lan"]], "llm.example:80", "200"},
+          {[hosts: ["llm.example", "*.lan"]], "box.lan", "200"},
+          {[hosts: ["llm.example", "*.lan"]], "localhost", "403"},
+          {[api_keys: ["sk-secret"]], "evil.example", "200"},
+          {[ip: {0, 0, 0, 0}], "evil.example", "200"}
+        ] do
+      server = start_supervised!({Server, [models: [:a], port: 0] ++ options})
+      assert {options, ask.(URI.parse(Server.url(server)).port, host)} == {options, status}
+      stop_supervised!({Server, 0})
     end
   end
 

@@ -101,7 +101,7 @@ defmodule Mix.Vllm.Arguments do
   defp value(name, text) do
     cond do
       name in named(:string) -> text
-      name in named(:machine) -> String.split(text, ",", trim: true)
+      name in named(:machine) or name in named(:patterns) -> String.split(text, ",", trim: true)
       name in named(:counts) -> counts(value(text))
       true -> value(text)
     end

@@ -124,6 +124,16 @@ defmodule VLLM.OpenAI.Refusal do
   def not_done(name, path),
     do: new(404, "unsupported", "The model `#{name}` does not do `#{path}`.")
 
+  @spec wrong_host() :: t()
+  def wrong_host do
+    new(
+      403,
+      "host_not_allowed",
+      "The server may not be called by the name in `Host`. Use one that it has, or let its operator list " <>
+        "this one in its option `hosts:`."
+    )
+  end
+
   @spec too_large(pos_integer()) :: t()
   def too_large(limit),
     do: new(413, "body_too_large", "The body may have #{limit} bytes, and this one has more.")

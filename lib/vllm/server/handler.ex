@@ -13,7 +13,7 @@ if Code.ensure_loaded?(:httpd) do
 
     alias VLLM.OpenAI
     alias VLLM.OpenAI.Refusal
-    alias VLLM.Server.Headers
+    alias VLLM.Server.{Headers, Hosts}
 
     Record.defrecordp(:mod, Record.extract(:mod, from_lib: "inets/include/httpd.hrl"))
 
@@ -100,11 +100,14 @@ if Code.ensure_loaded?(:httpd) do
     defp served(info), do: :httpd_util.lookup(mod(info, :config_db), :vllm)
 
     # What is known before the body is there.
-    defp refused(info, _request) do
-      limit = served(info).max_body_bytes
+    defp refused(info, request) do
+      %{hosts: hosts, max_body_bytes: limit} = served(info)
 
-      if content_length(info) > limit,
-        do: limit |> Refusal.too_large() |> Refusal.answer()
+      cond do
+        not Hosts.allowed?(hosts, request.headers) -> Refusal.answer(Refusal.wrong_host())
+        content_length(info) > limit -> limit |> Refusal.too_large() |> Refusal.answer()
+        true -> nil
+      end
     end
 
     defp content_length(info) do

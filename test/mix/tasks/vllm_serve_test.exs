@@ -9,7 +9,9 @@ defmodule Mix.Tasks.Vllm.ServeTest do
   setup :capture_shell
 
   test "options are the server's or the engine's, and the command line counts before the environment" do
-    argv = ~w(org/a org/b --port 81 --max-model-len 64 --tool-call-parser hermes --no-tokenize)
+    argv =
+      ~w(org/a org/b --port 81 --max-model-len 64 --tool-call-parser hermes --no-tokenize) ++
+        ~w(--hosts llm.example,*.lan)
 
     env = %{
       "LLM_API_KEYS" => "one, two",
@@ -25,6 +27,7 @@ defmodule Mix.Tasks.Vllm.ServeTest do
              "port" => 81,
              "tool_call_parser" => "hermes",
              "tokenize" => false,
+             "hosts" => ["llm.example", "*.lan"],
              "api_keys" => ["one", "two"],
              "max_concurrent_requests" => 4
            }
