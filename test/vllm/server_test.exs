@@ -138,7 +138,7 @@ defmodule VLLM.ServerTest do
 
   @tag :slow
   test "a client that does not read holds up its own stream, and nobody else" do
-    {llm, port} = serve()
+    {llm, port} = serve(max_body_bytes: 8_000_000)
     options = [:binary, active: false, recbuf: 4096]
     {:ok, socket} = :gen_tcp.connect({127, 0, 0, 1}, port, options)
     # More than the buffers between the two take of it: with the head, what is granted twice.
