@@ -525,7 +525,8 @@ defmodule VLLM do
 
   The death of the receiver, or `cancel/1`, aborts the request. While the receiver has 64 messages
   or more to read, it gets no more of these, and then fewer and longer ones; what has come by the
-  deadline it gets then, however many it has to read.
+  deadline it gets then, however many it has to read. A receiver on a node without this library gets
+  each as it comes: how many it has to read cannot be seen there.
 
       ref = VLLM.stream_to(MyApp.LLM, "Count:", self(), max_tokens: 200)
   """

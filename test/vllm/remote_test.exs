@@ -492,6 +492,16 @@ defmodule VLLM.RemoteTest do
       assert {:vllm, ^ref, {:error, %Error{reason: :aborted}}} = List.last(messages)
     end
 
+    test "to a process of a node without this library comes as it is", %{e: e} do
+      [bare] = Peers.start([:receiver], beside: e, bare: true)
+      receiver = Peers.call(bare, :erlang, :spawn, [:timer, :sleep, [:infinity]])
+      info = &elem(Peers.call(bare, :erlang, :process_info, [receiver, &1]), 1)
+      ref = Peers.call(e, VLLM, :stream_to, [Scripted, "deltas", receiver])
+      assert eventually(fn -> match?({:vllm, ^ref, {_end, _}}, List.last(info.(:messages))) end)
+      assert {:vllm, ^ref, {:done, %VLLM.RequestOutput{}}} = List.last(info.(:messages))
+      assert info.(:message_queue_len) == 1001
+    end
+
     test "to a process of another node comes to its end", %{e: e, c: c} do
       code = """
       test = self()
