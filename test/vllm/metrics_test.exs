@@ -71,11 +71,29 @@ defmodule VLLM.MetricsTest do
     assert told[{"requests_limit", %{"replica" => "1"}}] == 2
     assert told[{"refused_requests_total", %{"replica" => "1"}}] == 1
 
-    assert for(
-             {{"requests_total", labels}, count} <- told,
-             do: {labels["method"], labels["outcome"], count}
-           ) ==
+    assert ends(VLLM.MetricsTest.Busy) ==
              [{"generate", "ok", 2}, {"generate", "prompt_too_long", 1}]
+  end
+
+  test "a request whose caller dies is counted as aborted, unless its caller has counted it" do
+    name = VLLM.MetricsTest.Left
+    llm = VLLM.Test.start!(script: %{"hang" => :hang, "ok" => "x"}, name: name)
+    leaving = FakeEngine.ask_in_background(llm, "hang")
+    assert eventually(fn -> FakeEngine.in_flight(llm) == 1 end, 10_000)
+    Process.exit(leaving, :kill)
+
+    for count <- 1..20 do
+      {_pid, monitor} = spawn_monitor(fn -> VLLM.generate(llm, "hang", timeout: 1) end)
+      assert_receive {:DOWN, ^monitor, :process, _pid, :normal}, 10_000
+      assert eventually(fn -> FakeEngine.in_flight(llm) == 0 end, 10_000)
+      counts = [{"generate", "aborted", 1}, {"generate", "timeout", count}]
+      assert ends(name) == counts
+    end
+  end
+
+  defp ends(engine) do
+    for {{"requests_total", labels}, count} <- series() |> of(inspect(engine)),
+        do: {labels["method"], labels["outcome"], count}
   end
 
   test "deaths, restarts and loads are counted, and outlive the worker" do

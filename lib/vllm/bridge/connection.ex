@@ -102,13 +102,31 @@ defmodule VLLM.Bridge.Connection do
 
   A stream is a request with `:many` answers: before the last come deltas, as
   `{:delta, row}` or `{:delta, text, token_ids}`. After the last one its reader calls `finish/1`.
-  """
-  @spec request(t(), Inbox.t(), String.t(), map(), pos_integer() | :infinity, :once | :many) ::
-          {:ok, request()} | {:error, Error.t()}
-  def request(%__MODULE__{} = conn, inbox, method, params, limit \\ :infinity, answers \\ :once) do
-    id = next_id(conn)
 
-    with {:ok, address} <- note(conn, id, inbox, answers) do
+  One that is `:counted` is counted by its caller, whatever its end; if he dies, `caller_down/2` gives its method.
+  """
+  @spec request(
+          t(),
+          Inbox.t(),
+          String.t(),
+          map(),
+          pos_integer() | :infinity,
+          :once | :many,
+          :counted | :uncounted
+        ) :: {:ok, request()} | {:error, Error.t()}
+  def request(
+        %__MODULE__{} = conn,
+        inbox,
+        method,
+        params,
+        limit \\ :infinity,
+        answers \\ :once,
+        counted \\ :uncounted
+      ) do
+    id = next_id(conn)
+    counts_as = if counted == :counted, do: method
+
+    with {:ok, address} <- note(conn, id, inbox, answers, counts_as) do
       request = %{id: id, address: address, conn: conn, method: method, span: nil}
 
       with :ok <- admit(conn, limit),
@@ -134,11 +152,11 @@ defmodule VLLM.Bridge.Connection do
 
   # Noted before anything is written, so that even the fastest answer finds the
   # entry. The table of a run that has ended is gone.
-  defp note(conn, id, inbox, answers) do
+  defp note(conn, id, inbox, answers, counts_as) do
     address = Inbox.open(inbox, conn.owner, answers)
 
     try do
-      :ets.insert(conn.routes, {id, address, self(), nil, answers})
+      :ets.insert(conn.routes, {id, address, self(), nil, answers, counts_as})
       {:ok, address}
     rescue
       ArgumentError ->
@@ -260,7 +278,7 @@ defmodule VLLM.Bridge.Connection do
 
     Inbox.run(fn inbox ->
       # Everyone in `routes` is told of the end, whether a request was sent or not.
-      with {:ok, address} <- note(conn, id, inbox, :once) do
+      with {:ok, address} <- note(conn, id, inbox, :once, nil) do
         request = %{lost | id: id, address: address, span: nil}
         :ok = ask_to_watch(request)
 
@@ -301,7 +319,16 @@ defmodule VLLM.Bridge.Connection do
   @spec cancel(request()) :: :ok
   def cancel(%{id: id, conn: conn} = request) do
     finish(request)
+    uncount(conn, id)
     notify(conn, "cancel", %{"id" => id})
+  end
+
+  # Its caller has counted it, and may die before the worker answers.
+  defp uncount(conn, id) do
+    _there? = :ets.update_element(conn.routes, id, {6, nil})
+    :ok
+  rescue
+    ArgumentError -> :ok
   end
 
   @doc "Nothing comes for `request` any more; what has come stays in its inbox."
@@ -356,7 +383,7 @@ defmodule VLLM.Bridge.Connection do
   # Takes back what `note/4` did, of a request that was not sent.
   defp forget(%{id: id, conn: conn} = request) do
     case take(conn, id) do
-      [{^id, _address, _pid, monitor, _answers}] when monitor != nil ->
+      [{^id, _address, _pid, monitor, _answers, _counts_as}] when monitor != nil ->
         send(conn.owner, {:unwatch, monitor})
 
       # A watch that has not begun finds no note, and does not begin.
@@ -424,32 +451,39 @@ defmodule VLLM.Bridge.Connection do
     end
   end
 
-  @doc "Has the request `id` aborted, whose caller is dead; it is under way no more."
-  @spec caller_down(t(), non_neg_integer()) :: :ok
+  @doc """
+  Has the request `id` aborted, whose caller is dead; it is under way no more. Gives its method if that is to
+  be counted now, since its caller cannot, else nil.
+  """
+  @spec caller_down(t(), non_neg_integer()) :: String.t() | nil
   def caller_down(conn, id) do
     # The caller may have died before it wrote the request, so do not wait for an
     # answer.
-    with [_note] <- release(conn, id), do: notify(conn, "cancel", %{"id" => id})
-    :ok
+    case release(conn, id) do
+      [{^id, _address, _pid, _monitor, _answers, counts_as}] ->
+        notify(conn, "cancel", %{"id" => id})
+        counts_as
+
+      [] ->
+        nil
+    end
   end
 
   @doc """
   Finds those who died right after they had noted themselves, before they could
-  ask to be watched. To be called now and then.
+  ask to be watched; what each was counted as or not, as of `caller_down/2`. To be called now and then.
   """
-  @spec sweep(t()) :: :ok
+  @spec sweep(t()) :: [String.t() | nil]
   def sweep(conn) do
-    unwatched = :ets.match(conn.routes, {:"$1", :_, :"$2", nil, :_})
+    unwatched = :ets.match(conn.routes, {:"$1", :_, :"$2", nil, :_, :_})
     for [id, pid] <- unwatched, not Process.alive?(pid), do: caller_down(conn, id)
-
-    :ok
   end
 
   @doc "Hands an answer to the caller of `id`; false where nobody waits for one of that id."
   @spec deliver(t(), non_neg_integer(), {:response, binary()} | {:error, Error.t()}) :: boolean()
   def deliver(conn, id, answer) do
     case release(conn, id) do
-      [{^id, address, pid, _monitor, _answers}] ->
+      [{^id, address, pid, _monitor, _answers, _counts_as}] ->
         # The owner's own requests do not count as the engine's work.
         if pid != conn.owner, do: Admission.count_end(conn.admission)
         Inbox.send(address, answer)
@@ -462,7 +496,7 @@ defmodule VLLM.Bridge.Connection do
 
   # Removes the entry and ends the watch.
   defp release(conn, id) do
-    with [{^id, _address, _pid, monitor, _answers}] = taken <- take(conn, id) do
+    with [{^id, _address, _pid, monitor, _answers, _counts_as}] = taken <- take(conn, id) do
       if monitor, do: unwatch(monitor)
       taken
     end
@@ -503,7 +537,7 @@ defmodule VLLM.Bridge.Connection do
 
   defp deliver_delta(conn, id, row, rows) do
     case :ets.lookup(conn.routes, id) do
-      [{^id, address, _pid, _monitor, :many}] ->
+      [{^id, address, _pid, _monitor, :many, _counts_as}] ->
         Inbox.send(address, {:delta, row})
         deliver_deltas(conn, rows)
 
@@ -562,7 +596,7 @@ defmodule VLLM.Bridge.Connection do
 
   defp stream(conn, id) do
     case :ets.lookup(conn.routes, id) do
-      [{_id, address, _pid, _monitor, :many}] -> address
+      [{_id, address, _pid, _monitor, :many, _counts_as}] -> address
       [_once] -> :once
       [] -> nil
     end
@@ -603,7 +637,7 @@ defmodule VLLM.Bridge.Connection do
   @doc "Tells the caller of `id` how far its request is, if it wants to know."
   @spec deliver_progress(t(), non_neg_integer(), map()) :: :ok
   def deliver_progress(conn, id, progress) do
-    with [{^id, address, _pid, _monitor, :many}] <- :ets.lookup(conn.routes, id),
+    with [{^id, address, _pid, _monitor, :many, _counts_as}] <- :ets.lookup(conn.routes, id),
          do: Inbox.send(address, {:progress, progress})
 
     :ok
@@ -612,7 +646,7 @@ defmodule VLLM.Bridge.Connection do
   @doc "Ends the connection: everyone who waits gets `error`."
   @spec close(t(), Error.t()) :: :ok
   def close(conn, error) do
-    for {id, _, _, _, _} <- :ets.tab2list(conn.routes), do: deliver(conn, id, {:error, error})
+    for {id, _, _, _, _, _} <- :ets.tab2list(conn.routes), do: deliver(conn, id, {:error, error})
     :ets.delete(conn.routes)
     Process.unlink(conn.writer.pid)
     Process.exit(conn.writer.pid, :kill)

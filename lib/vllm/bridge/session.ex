@@ -214,7 +214,7 @@ defmodule VLLM.Bridge.Session do
   end
 
   def handle_info({{:caller_down, id}, _, :process, _, _}, %{error: nil} = state) do
-    Connection.caller_down(state.conn, id)
+    _nowhere_counted = Connection.caller_down(state.conn, id)
     {:noreply, state}
   end
 

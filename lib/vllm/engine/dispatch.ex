@@ -71,7 +71,9 @@ defmodule VLLM.Engine.Dispatch do
     answers = Keyword.get(opts, :answers, :once)
     started_at = System.monotonic_time()
 
-    case Connection.request(worker.conn, inbox, method, timed(params, call), limit, answers) do
+    params_in_time = timed(params, call)
+
+    case Connection.request(worker.conn, inbox, method, params_in_time, limit, answers, :counted) do
       {:ok, request} when lost == nil ->
         {:ok, %{request | span: Telemetry.request_start(table, method, params, started_at)}}
 

@@ -420,14 +420,14 @@ defmodule VLLM.Engine.Worker do
   end
 
   def handle_event(:info, {{:caller_down, id}, _monitor, :process, _pid, _reason}, _state, data) do
-    if data.run, do: Connection.caller_down(data.run.conn, id)
+    if data.run, do: count_left(data, [Connection.caller_down(data.run.conn, id)])
     :keep_state_and_data
   end
 
   ## The rest
 
   def handle_event({:timeout, :log}, :read, state, data) when is_map_key(@log_interval, state) do
-    if state == :ready, do: Connection.sweep(data.run.conn)
+    if state == :ready, do: count_left(data, Connection.sweep(data.run.conn))
     {:keep_state, Report.follow_log(data), [{{:timeout, :log}, @log_interval[state], :read}]}
   end
 
@@ -609,6 +609,15 @@ defmodule VLLM.Engine.Worker do
     max_in_flight = option(data, :max_in_flight) || data.info["max_num_seqs"] || 256
     limit = max_in_flight + option(data, :max_queue)
     %{index: Table.index(data.slot), conn: data.run.conn, window: max_in_flight, limit: limit}
+  end
+
+  # Requests whose callers died.
+  defp count_left(data, methods) do
+    for method <- methods,
+        method != nil,
+        do: Table.count(data.table, :requests, {method, :aborted})
+
+    :ok
   end
 
   defp option(data, name), do: Map.fetch!(data.config.options, name)
