@@ -27,7 +27,14 @@ defmodule VLLM.Remote do
 
   @doc "The same engine for whoever asks for it on another node, of one that was named on this."
   @spec pin(VLLM.engine()) :: VLLM.engine()
-  def pin(name) when is_atom(name), do: %LLM{id: name, model: "", node: node()}
-  def pin({:via, _, _} = name), do: %LLM{id: name, model: "", node: node()}
+  def pin(name) when is_atom(name), do: pin(%LLM{id: name, model: "", node: node()})
+  # Its module may find processes of other nodes, and be on this node only.
+  def pin({:via, _, _} = name), do: pin(%LLM{id: name, model: "", node: node()})
+
+  def pin(%LLM{} = llm) do
+    {node, _id} = Table.locate(llm)
+    %{llm | node: node}
+  end
+
   def pin(engine), do: engine
 end

@@ -110,6 +110,7 @@ defmodule VLLM.RemoteTest do
 
   describe "an engine is found" do
     test "by every name that it can have", %{e: e, c: c} do
+      true = Peers.call(c, Node, :connect, [e.node])
       names = [{:global, FarGlobal}, {:via, :global, FarVia}]
       for name <- names, do: Peers.serve(e, VLLM.Test, name: name, script: "here")
       [one, other] = for _ <- 1..2, do: Peers.serve(e, VLLM.Test, model: "m", script: "here")
@@ -132,11 +133,22 @@ defmodule VLLM.RemoteTest do
     end
 
     test "by a lazy stream wherever it is enumerated", %{e: e, c: c} do
-      for function <- [:stream, :chat_stream, :generate_stream] do
+      via = {:via, :global, FarLazy}
+      Peers.serve(e, VLLM.Test, name: via, script: %{"a" => "A"})
+      true = Peers.call(c, Node, :connect, [e.node])
+      whereis = fn -> Peers.call(c, :global, :whereis_name, [FarLazy]) end
+      assert eventually(fn -> whereis.() != :undefined end)
+      # As one is that was made on the caller's node, when the engine still was there.
+      handle = %LLM{id: via, model: "", node: c.node}
+
+      for function <- [:stream, :chat_stream, :generate_stream],
+          {engine, made, enumerated} <- [{Scripted, e, c}, {via, c, e}, {handle, c, e}] do
         prompt = if function == :chat_stream, do: @message, else: "a"
         prompt = if function == :generate_stream, do: [prompt], else: prompt
-        made_there = Peers.call(e, VLLM, function, [Scripted, prompt])
-        assert [_one] = Peers.call(c, Enum, :to_list, [made_there])
+        stream = Peers.call(made, VLLM, function, [engine, prompt])
+        assert [one] = Peers.call(enumerated, Enum, :to_list, [stream])
+        refute match?({:error, _}, one)
+        refute match?({_index, {:error, _}}, one)
       end
     end
 
