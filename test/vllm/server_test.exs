@@ -158,7 +158,7 @@ defmodule VLLM.ServerTest do
       socket = port |> connect() |> post(unquote(steps))
       await_held(llm, 1)
       refused = port |> connect() |> post("answer:200:yes") |> read_until("}\n}")
-      assert "HTTP/1.1 429 " <> _ = refused
+      assert "HTTP/1.1 429 Too Many Requests\r\n" <> _ = refused
       assert refused =~ "retry-after: 1\r\n"
       :ok = :gen_tcp.close(socket)
       await_held(llm, 0)
