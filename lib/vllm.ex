@@ -539,6 +539,9 @@ defmodule VLLM do
   calls it gets no message of the stream any more; where another process calls it, the last message
   that the receiver gets is an error with the reason `:aborted`. An ended stream is no error.
 
+  Where another node forwards the stream and does not answer within 5 s, `cancel/1` returns all the
+  same: that node ends the stream when it goes on, and until then messages that were on the way may come.
+
       ref = VLLM.stream_to(MyApp.LLM, "Count:", self(), max_tokens: 200)
       :ok = VLLM.cancel(ref)
   """

@@ -504,6 +504,24 @@ defmodule VLLM.RemoteTest do
       assert {:vllm, ^ref, {:error, %Error{reason: :aborted}}} = List.last(messages)
     end
 
+    # It takes `cancel/1` its 5 s.
+    @tag :slow
+    test "to a process that was cancelled while its node hung ends when that goes on",
+         %{e: e, c: c} do
+      receiver = Peers.eval(c, "spawn(fn -> Process.sleep(:infinity) end)")
+      ref = Peers.call(e, VLLM, :stream_to, [Far, "delta:a;hold", receiver])
+      messages = fn -> Peers.call(c, Process, :info, [receiver, :messages]) |> elem(1) end
+      assert eventually(fn -> match?([{:vllm, ^ref, %{text: "a"}}], messages.()) end)
+      Peers.pause(e)
+      assert :ok = Peers.call(c, VLLM, :cancel, [ref])
+      assert [_delta] = messages.()
+      Peers.resume(e)
+      aborted = &match?({:vllm, ^ref, {:error, %Error{reason: :aborted}}}, &1)
+      assert eventually(fn -> aborted.(List.last(messages.())) end)
+      await_free(e)
+      await_no_proxies(c)
+    end
+
     test "to a process of a node without this library comes as it is", %{e: e} do
       [bare] = Peers.start([:receiver], beside: e, bare: true)
       receiver = Peers.call(bare, :erlang, :spawn, [:timer, :sleep, [:infinity]])

@@ -13,7 +13,7 @@ defmodule VLLM.Streaming.Forwarder do
   alias VLLM.{Error, Remote}
   alias VLLM.Streaming.{Forwarded, Mailbox, Reader}
 
-  # How long another node may take to cancel a stream, in ms.
+  # For how many ms a caller waits until another node has cancelled a stream.
   @patience 5_000
 
   @doc "Starts forwarding to `pid` and returns the stream's reference."
@@ -39,13 +39,26 @@ defmodule VLLM.Streaming.Forwarder do
       node when node == node() ->
         Forwarded.cancel(ref, self())
 
-      # With the node that forwarded it, the stream has ended.
       node ->
-        call = Call.new(%{timeout: @patience})
-        _ = Remote.Call.run(node, self(), {:cancel, ref}, call)
+        cancel(ref, node)
     end
 
     flush(ref)
+  end
+
+  # A process tells the other node, also when that answers again after the caller has stopped
+  # waiting. With a node that is lost the stream has ended.
+  defp cancel(ref, node) do
+    caller = self()
+    call = Call.new(%{timeout: :infinity})
+
+    {_pid, monitor} = spawn_monitor(fn -> Remote.Call.run(node, caller, {:cancel, ref}, call) end)
+
+    receive do
+      {:DOWN, ^monitor, :process, _, _} -> :ok
+    after
+      @patience -> Process.demonitor(monitor, [:flush])
+    end
   end
 
   defp flush(ref) do
