@@ -11,6 +11,13 @@
 #
 # Such a job on a disk that becomes full, each time at another moment: it fails and says so, nothing is
 # left, and it ends well once the disk is larger.
+#
+#     mix run bench/jobs.exs --little-memory 10 [--seed 1]
+#
+# A job in a control group (version 1, as root) that has some of the memory that a step needs, each
+# time another share; the step makes the output or, every other time, measures it: the system kills the
+# step and not the BEAM, the job says what it was and what to do, nothing is left, and it ends well once
+# the group has no limit.
 
 for file <- ~w(os_process footprint demo_model fake_jobs) do
   path = Path.expand("../test/support/#{file}.ex", __DIR__)
@@ -65,9 +72,11 @@ defmodule Bench.Jobs do
       {time, outputs} = whole(setting)
       IO.puts("An undisturbed job takes #{time} ms and makes #{inspect(outputs)}.")
 
-      if options[:full_disks],
-        do: full_disks(setting, options[:full_disks], outputs),
-        else: kills(setting, options[:kills], time, outputs)
+      cond do
+        count = options[:full_disks] -> full_disks(setting, count, outputs)
+        count = options[:little_memory] -> little_memory(setting, count, outputs)
+        true -> kills(setting, options[:kills], time, outputs)
+      end
     after
       File.rm_rf!(folder)
     end
@@ -143,11 +152,104 @@ defmodule Bench.Jobs do
     {_, 0} = System.cmd("mount", ["-t", "tmpfs", "-o", options, "none", disk])
   end
 
+  defp little_memory(setting, count, outputs) do
+    group = "/sys/fs/cgroup/memory/jobs-#{System.pid()}"
+    File.mkdir!(group)
+    setting = Map.put(setting, :group, group)
+
+    try do
+      steps = for step <- ["quantize", "measure"], do: {step, needed(setting, step)}
+
+      for {step, {before, more}} <- steps,
+          do: IO.puts("#{step}: #{mebibytes(before)} are used, and #{mebibytes(more)} needed")
+
+      for number <- 1..count do
+        {step, {before, more}} = Enum.at(steps, rem(number, 2))
+        # So that it is neither the BEAM that is killed nor nobody.
+        limit = before + round((0.2 + 0.6 * :rand.uniform()) * more)
+        killed(setting, step, limit, outputs)
+        IO.puts("#{number} #{step}, killed at #{mebibytes(limit)}")
+      end
+
+      # Which is refused while one process is in it.
+      true = eventually(fn -> File.rmdir(group) == :ok end)
+      IO.puts("little memory: #{count} jobs, #{count} steps killed, #{count} retried")
+    after
+      File.rmdir(group)
+    end
+  end
+
+  # Bytes of memory without page cache: when the step begins, and how many more at most until it ends.
+  defp needed(setting, step) do
+    child = start(verifying(setting, step))
+    "began" = line(child)
+    begun(setting, step)
+    before = used(setting)
+    peak = Task.async(fn -> peak(setting, before) end)
+    ["done"] = lines(child)
+    send(peak.pid, :done)
+    most = Task.await(peak)
+    File.rm_rf!(setting.folder)
+    {before, most - before}
+  end
+
+  defp peak(setting, most) do
+    receive do
+      :done -> most
+    after
+      10 -> peak(setting, max(most, used(setting)))
+    end
+  end
+
+  defp used(%{group: group}) do
+    [_, bytes] = Regex.run(~r/^total_rss (\d+)$/m, File.read!(Path.join(group, "memory.stat")))
+    String.to_integer(bytes)
+  end
+
+  defp killed(setting, step, limit, outputs) do
+    child = start(verifying(setting, step))
+    "began" = line(child)
+    begun(setting, step)
+    limit(setting, limit)
+    "failed out_of_memory" = line(child)
+    told = "has killed the process of the step `#{step}` for want of memory. Stop engines"
+    true = log(setting) =~ told
+    0 = map_size(sizes(setting))
+    [] = left(setting)
+    [] = for pid <- descendants(child.os_pid), what(command(pid)) != :other, do: pid
+    limit(setting, -1)
+    go_on(child)
+    ["began", "done"] = lines(child)
+    ^outputs = sizes(setting)
+    gone_after(setting, 0)
+    [] = left(setting)
+    File.rm_rf!(setting.folder)
+  end
+
+  defp verifying(%{job: {model, options}} = setting, step),
+    do: %{setting | job: {model, Keyword.put(options, :verify, step == "measure")}}
+
+  defp begun(setting, step),
+    do: true = eventually(fn -> log(setting) =~ "== #{step} " end, @patience)
+
+  defp log(setting) do
+    [setting.folder, "data/jobs/*/log"]
+    |> Path.join()
+    |> Path.wildcard()
+    |> Enum.map_join(&File.read!/1)
+  end
+
+  defp limit(%{group: group}, bytes),
+    do: File.write!(Path.join(group, "memory.limit_in_bytes"), Integer.to_string(bytes))
+
+  defp mebibytes(bytes), do: "#{div(bytes, 1024 * 1024)} MiB"
+
   defp job(options) do
     model = VLLM.DemoModel.path()
 
     cond do
       options[:full_disks] -> made_up(model, "fill:24")
+      options[:little_memory] -> {model, [to: [gguf: ["Q8_0"]], name: "made", verify: false]}
       options[:made_up] -> made_up(model, "print:working;sleep:0.3")
       true -> {model, [to: [gguf: ["Q8_0", "Q4_K_M"]], name: "made", verify: false]}
     end
@@ -200,16 +302,18 @@ defmodule Bench.Jobs do
     %{hit: hit, heard: Enum.join(heard, ", "), gone: gone}
   end
 
-  defp start(%{folder: folder, job: job}) do
+  defp start(%{folder: folder, job: job} = setting) do
     File.mkdir_p!(Path.join(folder, "tmp"))
     paths = Enum.flat_map(:code.get_path(), &["-pa", to_string(&1)])
+    elixir = [System.find_executable("elixir") | paths] ++ ["-e", @child]
+    [command | arguments] = into_group(setting[:group], elixir)
 
     port =
-      Port.open({:spawn_executable, System.find_executable("elixir")}, [
+      Port.open({:spawn_executable, command}, [
         {:line, 10_000},
         :binary,
         :exit_status,
-        args: paths ++ ["-e", @child],
+        args: arguments,
         env:
           for {name, value} <- [
                 {"TMPDIR", Path.join(folder, "tmp")},
@@ -222,6 +326,13 @@ defmodule Bench.Jobs do
 
     {:os_pid, os_pid} = Port.info(port, :os_pid)
     %{port: port, os_pid: os_pid}
+  end
+
+  defp into_group(nil, command), do: command
+
+  defp into_group(group, command) do
+    enter = ~S(echo $$ > "$0/cgroup.procs" && exec "$@")
+    [System.find_executable("sh"), "-c", enter, group | command]
   end
 
   defp line(%{port: port}) do
@@ -300,7 +411,13 @@ end
 
 {options, [], []} =
   OptionParser.parse(System.argv(),
-    strict: [kills: :integer, seed: :integer, made_up: :boolean, full_disks: :integer]
+    strict: [
+      kills: :integer,
+      seed: :integer,
+      made_up: :boolean,
+      full_disks: :integer,
+      little_memory: :integer
+    ]
   )
 
 Bench.Jobs.run(Keyword.merge([kills: 20, seed: 1], options))
