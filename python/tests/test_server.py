@@ -682,6 +682,25 @@ def test_a_delta_that_cannot_be_sent_ends_its_own_request_only(
     run(pipes, scenario)
 
 
+def test_tokens_that_have_no_length_leave_the_columns_as_they_were(pipes: Pipes) -> None:
+    async def scenario(setting: Setting) -> None:
+        id = setting.peer.request("generate", {"prompt": "wait"})
+        while not setting.engine.started:
+            await asyncio.sleep(0)
+        setting.server.pack(id, "a", [0])
+        no_length: Any = iter([1])
+        with pytest.raises(TypeError):
+            setting.server.pack(id, "b", no_length)
+        setting.server.pack(id, "c", [2])
+        setting.engine.go.set()
+        assert (await setting.peer.response())[:2] == (id, None)
+        [[_, packed]] = setting.peer.notifications
+        assert packed["texts"] == ["a", "c"]
+        assert (packed["counts"], packed["token_ids"]) == (u32(1, 1), u32(0, 2))
+
+    run(pipes, scenario)
+
+
 def test_a_row_that_cannot_be_sent_ends_its_own_request_only(pipes: Pipes) -> None:
     async def scenario(setting: Setting) -> None:
         whole, broken = (setting.peer.request("generate", {"prompt": "wait"}) for _ in range(2))

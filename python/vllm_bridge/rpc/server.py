@@ -190,8 +190,9 @@ class Server:
         if not (columns.texts or self._rows):
             self._loop.call_soon(self._send_rows)
         # First what may fail, so that the columns stay as long as each other.
+        count = len(token_ids)
         columns.token_ids += token_ids
-        columns.counts.append(len(token_ids))
+        columns.counts.append(count)
         columns.ids.append(id)
         columns.texts.append(text)
 
