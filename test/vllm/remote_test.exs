@@ -462,8 +462,14 @@ defmodule VLLM.RemoteTest do
       {:suspended, _, next} =
         Enumerable.reduce(VLLM.stream(scripted, "deltas"), {:cont, 0}, fn _, n -> {:suspend, n + 1} end)
       queue = fn -> self() |> Process.info(:message_queue_len) |> elem(1) end
-      wait = fn wait -> if queue.() < 127, do: wait.(wait) end
-      wait.(wait)
+      wait = fn wait, n ->
+        if queue.() < 127 and n > 0 do
+          Process.sleep(5)
+          wait.(wait, n - 1)
+        end
+      end
+
+      wait.(wait, 4000)
       # No more come.
       Process.sleep(50)
       on_the_way = queue.()
