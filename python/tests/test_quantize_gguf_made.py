@@ -88,7 +88,7 @@ def test_files_are_to_the_last_byte_what_llama_cpp_makes(demo: Produced, folder:
         made = file(folder / "of-demo", type)
         assert demo[type]["files"] == {made.name: made.stat().st_size}, demo[type]
         assert hashlib.sha256(made.read_bytes()).hexdigest() == said["sha256"], type
-        assert said["otherwise"] == [], type
+        assert said["otherwise"] == {}, type
 
 
 @pytest.mark.parametrize("make", [gguf_models.mixture, gguf_models.qwen2])
