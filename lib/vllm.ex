@@ -524,8 +524,10 @@ defmodule VLLM do
       `{:vllm, ref, {:error, %VLLM.Error{}}}`.
 
   The death of the receiver, or `cancel/1`, aborts the request. While the receiver has 64 messages
-  or more to read, it gets no more of these, and then fewer and longer ones; what has come by the
-  deadline it gets then, however many it has to read. A receiver on a node without this library gets
+  or more to read, it gets no more of these but the first, and then fewer and longer ones; what has come
+  by the deadline it gets then, however many it has to read. Who receives several streams therefore
+  reads the messages of all as they come: one who waits for more of the second while 64 of the first
+  lie unread waits until its deadline. A receiver on a node without this library gets
   each as it comes: how many it has to read cannot be seen there.
 
       ref = VLLM.stream_to(MyApp.LLM, "Count:", self(), max_tokens: 200)

@@ -549,15 +549,16 @@ defmodule VLLM.FaultTest do
       await_held(llm, 0)
     end
 
-    test "to a busy process wait until it reads" do
+    test "to a busy process tell it that they have begun, and wait until it reads" do
       llm = start!()
       for n <- 1..100, do: send(self(), {:busy, n})
-      ref = VLLM.stream_to(llm, "delta:a;reply:a")
+      ref = VLLM.stream_to(llm, "delta:a;delta:b;reply:ab")
+      assert_receive {:vllm, ^ref, %VLLM.Delta{text: "a"}}
       # The answer to this one shows that the worker has sent the deltas of the other.
       await_held(llm, 0)
       assert Process.info(self(), :message_queue_len) == {:message_queue_len, 100}
       for n <- 1..100, do: assert_receive({:busy, ^n})
-      assert_receive {:vllm, ^ref, %VLLM.Delta{text: "a"}}
+      assert_receive {:vllm, ^ref, %VLLM.Delta{text: "b"}}
       assert_receive {:vllm, ^ref, {:done, _}}
     end
 

@@ -84,6 +84,8 @@ defmodule VLLM.Streaming.Forwarder do
       # Messages of the stream that are held back from a busy receiver.
       held: :queue.new(),
       looking?: false,
+      # Whether the receiver has been sent a delta.
+      begun?: false,
       timer: nil
     }
 
@@ -165,9 +167,11 @@ defmodule VLLM.Streaming.Forwarder do
     end
   end
 
-  # A turn is for the request and not for the receiver, and others wait for it.
+  # A turn is for the request and not for the receiver, and others wait for it. That
+  # a stream has begun is told at once: a receiver of several that waits for each to
+  # begin would wait for ever behind what the first has sent it meanwhile.
   defp hold_back?(%{reader: reader} = state) do
-    busy?(state) and not Reader.waits_for_turn?(reader) and
+    state.begun? and busy?(state) and not Reader.waits_for_turn?(reader) and
       not Deadline.passed?(reader.call.deadline)
   end
 
@@ -185,7 +189,7 @@ defmodule VLLM.Streaming.Forwarder do
 
   defp forward({:delta, delta}, state) do
     send(state.pid, {:vllm, state.ref, delta})
-    drain(%{state | gauge: state.gauge && Remote.Gauge.sent(state.gauge)})
+    drain(%{state | begun?: true, gauge: state.gauge && Remote.Gauge.sent(state.gauge)})
   end
 
   defp forward(last, state) do
