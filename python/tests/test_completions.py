@@ -4,6 +4,7 @@ engine: one for all tests of this file."""
 import asyncio
 import itertools
 import json
+import logging
 from collections.abc import Iterator
 from typing import Any
 
@@ -367,6 +368,14 @@ def test_a_key_of_vllms_server_in_the_environment_is_asked_of_nobody(
     settings = Settings(chat_template="{{ messages[0].content }}")
     answer = running.run(post(running, "/v1/completions", settings=settings, prompt=PROMPT))
     assert answer["status"] == 200
+
+
+def test_the_app_leaves_the_workers_logs_as_they_are(
+    running: Running, caplog: pytest.LogCaptureFixture
+) -> None:
+    running.run(post(running, "/v1/completions", prompt=PROMPT))
+    logging.getLogger("vllm_bridge").warning("still heard")
+    assert "still heard" in caplog.text
 
 
 @pytest.mark.parametrize("streams", [True, False])

@@ -7,7 +7,9 @@ engine is dead.
 """
 
 import asyncio
+import contextlib
 import functools
+import logging
 from argparse import Namespace
 from collections.abc import AsyncGenerator, Iterator, Mapping
 from contextvars import ContextVar
@@ -183,7 +185,8 @@ async def _make(llm: Any, tasks: tuple[str, ...], settings: Settings) -> Any:
             "api_key": [""],
         }
     )
-    app = build_app(args, tasks, config)
+    with _root_logger_kept():
+        app = build_app(args, tasks, config)
     await init_app_state(Engine(llm), app.state, args, tasks)
     # vLLM's server would be told to end with its engine; here the worker does.
     app.state.server = SimpleNamespace(should_exit=False)
@@ -199,10 +202,25 @@ async def _make(llm: Any, tasks: tuple[str, ...], settings: Settings) -> Any:
 def _imported() -> tuple[Any, Any, dict[str, Any]]:
     import dataclasses
 
-    from vllm.entrypoints.launchers.api_server.app_state import init_app_state
-    from vllm.entrypoints.launchers.app import build_app
-    from vllm.entrypoints.launchers.cli_args import FrontendArgs
+    with _root_logger_kept():
+        from vllm.entrypoints.launchers.api_server.app_state import init_app_state
+        from vllm.entrypoints.launchers.app import build_app
+        from vllm.entrypoints.launchers.cli_args import FrontendArgs
 
     defaults = FrontendArgs()
     names = (field.name for field in dataclasses.fields(FrontendArgs))
     return build_app, init_app_state, {name: getattr(defaults, name) for name in names}
+
+
+@contextlib.contextmanager
+def _root_logger_kept() -> Iterator[None]:
+    """What vLLM's app imports for a host of containers (``model_hosting_container_standards``)
+    mutes all logs below ERROR, the worker's own too."""
+    root = logging.getLogger()
+    level, levels = root.level, {handler: handler.level for handler in root.handlers}
+    try:
+        yield
+    finally:
+        root.setLevel(level)
+        for handler, before in levels.items():
+            handler.setLevel(before)
