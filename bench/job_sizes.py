@@ -87,8 +87,7 @@ def whole(recorded: dict[str, Any], job: dict[str, Any], here: Machine) -> fores
     """What is foreseen of a whole job."""
     checkpoint = checkpoint_of(recorded["models"][job["model"]])
     each = estimate.of(checkpoint, job["model"], job["outputs"], here)
-    measured = [estimate.verification(checkpoint, here)] * (len(each) + 1)
-    return foreseen.together(each, measured)
+    return foreseen.together(each, estimate.verification(checkpoint, len(each), here))
 
 
 def measure(names: list[str], wanted: list[str], recorded: dict[str, Any]) -> None:

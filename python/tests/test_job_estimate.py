@@ -68,7 +68,7 @@ def test_what_was_foreseen_is_what_jobs_took() -> None:
     for job in recorded["jobs"]:
         checkpoint = known[job["model"]]
         each = estimate.of(checkpoint, job["model"], job["outputs"], Machine())
-        measured = [estimate.verification(checkpoint, Machine())] * (len(each) + 1)
+        measured = estimate.verification(checkpoint, len(each), Machine())
         least, most = (60 * minutes for minutes in foreseen.together(each, measured).minutes)
         assert least <= job["cpu_seconds"] <= most, (job["labels"], least, most)
     assert len(recorded["jobs"]) > 2

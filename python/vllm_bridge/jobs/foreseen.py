@@ -41,7 +41,7 @@ class Foreseen:
         return dataclasses.asdict(self)
 
 
-def together(each: Sequence[Foreseen], others: Sequence[tuple[float, float]] = ()) -> Foreseen:
+def together(each: Sequence[Foreseen], others: tuple[float, float] = (0.0, 0.0)) -> Foreseen:
     """Of a job: outputs are made one after the other, and what is between them is kept until all
     are there.
 
@@ -51,7 +51,7 @@ def together(each: Sequence[Foreseen], others: Sequence[tuple[float, float]] = (
     if not each:
         return Foreseen(0, 0, 0, (0.0, 0.0))
     size = sum(one.bytes for one in each)
-    minutes = [*(one.minutes for one in each), *others]
+    minutes = [*(one.minutes for one in each), others]
     return Foreseen(
         size,
         size + max(one.disk - one.bytes for one in each),

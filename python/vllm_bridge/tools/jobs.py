@@ -38,9 +38,9 @@ def _plan(params: PlanQuantizeParams) -> dict[str, Any]:
     checkpoint = models.look_at(models.locate(params.model, params.options), params.options)
     here = foreseen.here()
     each = estimate.of(checkpoint, params.model, params.outputs, here)
-    # The source is measured once, and what was made of it each for itself.
-    measured = (len(each) + 1) if params.verify and each else 0
-    verification = [estimate.verification(checkpoint, here)] * measured
+    verification = (
+        estimate.verification(checkpoint, len(each), here) if params.verify else (0.0, 0.0)
+    )
     return {
         "outputs": [one.to_wire() | {"verification": measure.memory(one.bytes)} for one in each],
         "together": foreseen.together(each, verification).to_wire(),

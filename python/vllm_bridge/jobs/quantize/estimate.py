@@ -121,11 +121,12 @@ def of(
     return [_output(checkpoint, kept, *one, machine) for one in asked]
 
 
-def verification(checkpoint: Checkpoint, machine: Machine) -> tuple[float, float]:
-    """The minutes to measure a model, or what was made of it, and compare the two."""
+def verification(checkpoint: Checkpoint, outputs: int, machine: Machine) -> tuple[float, float]:
+    """The minutes to measure a model and each of so many outputs, and compare them with it."""
     kept = [part for part in parts.parts(checkpoint, {}) if part.kind != parts.NOT_KEPT]
     weights = sum(part.elements * part.alike for part in kept) / 1e9
-    return machine.minutes(_MEASURING, weights * _MEASURED)
+    times = outputs + 1
+    return machine.minutes(times * _MEASURING, times * weights * _MEASURED)
 
 
 def _output(
