@@ -1,6 +1,8 @@
 import asyncio
 import math
+import runpy
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -46,3 +48,10 @@ def test_metrics_have_the_names_of_the_text_format(families: list[dict[str, Any]
     [[_name, _labels, value]] = by_name["vllm:gauge"]["samples"]
     assert math.isnan(value)
     assert by_name["process_resident_memory_bytes"]["type"] == "gauge"
+
+
+def test_the_dashboard_is_what_its_script_writes() -> None:
+    script = runpy.run_path(str(Path(__file__).parents[2] / "scripts" / "grafana.py"))
+    assert script["FILE"].read_text(encoding="utf-8") == script["written"](), (
+        "run scripts/grafana.py"
+    )
