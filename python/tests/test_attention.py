@@ -12,7 +12,10 @@ from vllm.v1.attention.backends import cpu_attn
 
 from vllm_bridge.patches.cpu import attention as patch
 
-pytestmark = pytest.mark.skipif(not current_platform.is_cpu(), reason="for CPUs")
+pytestmark = pytest.mark.skipif(
+    not current_platform.is_cpu(),
+    reason="the operations that are compared are only in vLLM's build for CPUs",
+)
 
 HEADS, KV_HEADS, SIZE, BLOCK, BLOCKS = 4, 2, 64, 128, 4
 
