@@ -28,17 +28,12 @@ def _read(path: str, limit: int) -> list[dict[str, Any]]:
     from vllm_bridge.jobs.finetune import data
 
     records = data.read(path, option="prompts", needs_answer=False)
-    return [_asked(one.fields) for one in (records.train + records.held_out)[:limit]]
-
-
-def _asked(fields: Any) -> dict[str, Any]:
-    if "messages" not in fields:
-        return {"prompt": fields["prompt"] if "prompt" in fields else fields["text"]}
-    messages = list(fields["messages"])
-    # Answers at the end are what the model is to say.
-    while len(messages) > 1 and messages[-1]["role"] == "assistant":
-        messages.pop()
-    return {"messages": messages, "tools": fields.get("tools")}
+    return [
+        {"prompt": asked}
+        if isinstance(asked := record.asked, str)
+        else {"messages": asked, "tools": record.fields.get("tools")}
+        for record in (records.train + records.held_out)[:limit]
+    ]
 
 
 METHODS: dict[str, Any] = {"prompts": (PromptsParams, prompts)}

@@ -56,6 +56,16 @@ class Record(NamedTuple):
     fields: Mapping[str, Any]
     place: Place
 
+    @property
+    def asked(self) -> str | list[Mapping[str, Any]]:
+        """What an engine is asked: a prompt, or messages without the answers at their end."""
+        if "messages" not in self.fields:
+            return str(self.fields["prompt" if "prompt" in self.fields else "text"])
+        messages = list(self.fields["messages"])
+        while len(messages) > 1 and messages[-1]["role"] == "assistant":
+            messages.pop()
+        return messages
+
 
 class Records(NamedTuple):
     """What was given: what is trained on, and what its source says is held out."""
@@ -316,13 +326,9 @@ class Encoder:
 
     def prompt(self, record: Record) -> list[int]:
         """The tokens before an answer: what the engine makes of such a prompt."""
-        fields = record.fields
-        if "messages" in fields:
-            messages = list(fields["messages"])
-            while messages[-1]["role"] == "assistant" and len(messages) > 1:
-                messages.pop()
-            return self._tokens(self._render(record, messages, True), False)
-        return self._tokens(fields.get("prompt") or fields["text"], True)
+        if isinstance(asked := record.asked, str):
+            return self._tokens(asked, True)
+        return self._tokens(self._render(record, asked, True), False)
 
     def _of(self, record: Record) -> list[Example]:
         fields = record.fields
