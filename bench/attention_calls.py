@@ -13,18 +13,20 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import torch
-from vllm import _custom_ops as ops
 from vllm.v1.attention.backends import cpu_attn
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "python"))
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "python"))
+sys.path.insert(0, str(ROOT / "python" / "tests"))
 
+import attention_layers
+from attention_layers import BLOCK, SIZE
 from vllm_bridge.patches.cpu import attention as patch
 
-LAYERS, HEADS, KV_HEADS, SIZE, BLOCK, CONTEXT = 28, 20, 4, 64, 128, 64
+LAYERS, HEADS, KV_HEADS, CONTEXT = 28, 20, 4, 64
 WEIGHTS = 10_000_000
 ROUNDS = 25
 
@@ -34,47 +36,15 @@ class Attention:
 
     def __init__(self) -> None:
         dtype = torch.bfloat16
-        isa = cpu_attn._get_attn_isa(dtype, BLOCK, SIZE, "auto")
-        self.layer = SimpleNamespace(isa=isa, _k_scale_float=1.0, _v_scale_float=1.0)
-        self.layers = []
-        for _ in range(LAYERS):
-            layer = cpu_attn.CPUAttentionBackendImpl.__new__(cpu_attn.CPUAttentionBackendImpl)
-            layer.__dict__.update(
-                attn_type="decoder",
-                scale=SIZE**-0.5,
-                alibi_slopes=None,
-                sliding_window=-1,
-                logits_soft_cap=0,
-                sinks=None,
-                kv_cache_dtype="auto",
-            )
-            self.layers.append(layer)
+        self.layer = attention_layers.layer(1.0, 1.0)
+        self.layers = [attention_layers.implementation() for _ in range(LAYERS)]
         self.caches = [
             torch.zeros(8, KV_HEADS, BLOCK, 2 * SIZE, dtype=dtype) for _ in range(LAYERS)
         ]
-        starts, lengths = (torch.tensor(of, dtype=torch.int32) for of in ([0, 1], [CONTEXT]))
         self.slots = torch.tensor([CONTEXT - 1])
-        self.metadata = cpu_attn.CPUAttentionMetadata(
-            num_actual_tokens=1,
-            max_query_len=1,
-            query_start_loc=starts,
-            max_seq_len=CONTEXT,
-            seq_lens=lengths,
-            block_table=torch.zeros(1, 8, dtype=torch.int32),
-            slot_mapping=self.slots,
-            scheduler_metadata=ops.cpu_attn_get_scheduler_metadata(
-                num_reqs=1,
-                num_heads=HEADS,
-                num_kv_heads=KV_HEADS,
-                head_dim=SIZE,
-                seq_lens=lengths,
-                dtype=dtype,
-                query_start_loc=starts,
-                causal=True,
-                sliding_window_size=-1,
-                isa=isa,
-                enable_kv_split=False,
-            ),
+        self.metadata = attention_layers.metadata(
+            *([0, 1], [CONTEXT], (HEADS, KV_HEADS)),
+            *(torch.zeros(1, 8), self.slots, self.layer.isa),
         )
         self.query, self.output = (torch.randn(1, HEADS, SIZE, dtype=dtype) for _ in range(2))
         self.key, self.value = (torch.randn(1, KV_HEADS, SIZE, dtype=dtype) for _ in range(2))

@@ -1,15 +1,15 @@
 """Attention on CPUs with views of the KV cache that are kept, beside vLLM's own."""
 
 from collections.abc import Callable
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from vllm import _custom_ops as ops
 from vllm.platforms import current_platform
 from vllm.v1.attention.backends import cpu_attn
 
+import attention_layers
+from attention_layers import BLOCK, SIZE
 from vllm_bridge.patches.cpu import attention as patch
 
 pytestmark = pytest.mark.skipif(
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.skipif(
     reason="the operations that are compared are only in vLLM's build for CPUs",
 )
 
-HEADS, KV_HEADS, SIZE, BLOCK, BLOCKS = 4, 2, 64, 128, 4
+HEADS, KV_HEADS, BLOCKS = 4, 2, 4
 
 
 def own(name: str) -> Callable[..., Any]:
@@ -31,20 +31,8 @@ class Layer:
     """A layer of attention, which counts the calls that are left to vLLM."""
 
     def __init__(self, **settings: Any) -> None:
-        dtype = torch.bfloat16
-        isa = cpu_attn._get_attn_isa(dtype, BLOCK, SIZE, "auto")
-        self.layer = SimpleNamespace(isa=isa, _k_scale_float=2.0, _v_scale_float=0.5)
-        self.impl = cpu_attn.CPUAttentionBackendImpl.__new__(cpu_attn.CPUAttentionBackendImpl)
-        self.impl.__dict__.update(
-            attn_type="decoder",
-            scale=SIZE**-0.5,
-            alibi_slopes=None,
-            sliding_window=-1,
-            logits_soft_cap=0,
-            sinks=None,
-            kv_cache_dtype="auto",
-        )
-        self.impl.__dict__.update(settings)
+        self.layer = attention_layers.layer(2.0, 0.5)
+        self.impl = attention_layers.implementation(**settings)
         self.left: list[str] = []
         self._write = patch.writing(self._counted("do_kv_cache_update"))
         self._attend = patch.attending(self._counted("forward"))
@@ -84,28 +72,9 @@ class Layer:
             ]
             + [-1] * padding
         )
-        of = [torch.tensor(numbers, dtype=torch.int32) for numbers in (starts, lengths)]
-        metadata = cpu_attn.CPUAttentionMetadata(
-            num_actual_tokens=count,
-            max_query_len=count,
-            query_start_loc=of[0],
-            max_seq_len=max(lengths),
-            seq_lens=of[1],
-            block_table=table.to(torch.int32),
-            slot_mapping=slots,
-            scheduler_metadata=ops.cpu_attn_get_scheduler_metadata(
-                num_reqs=len(lengths),
-                num_heads=HEADS,
-                num_kv_heads=KV_HEADS,
-                head_dim=SIZE,
-                seq_lens=of[1],
-                dtype=torch.bfloat16,
-                query_start_loc=of[0],
-                causal=True,
-                sliding_window_size=self.impl.sliding_window,
-                isa=self.layer.isa,
-                enable_kv_split=False,
-            ),
+        metadata = attention_layers.metadata(
+            *(starts, lengths, (HEADS, KV_HEADS), table, slots),
+            *(self.layer.isa, self.impl.sliding_window),
         )
         write, attend = ways.get("write", self._write), ways.get("attend", self._attend)
         write(self.impl, self.layer, key, value, self.cache, slots)
