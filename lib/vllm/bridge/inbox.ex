@@ -39,28 +39,17 @@ defmodule VLLM.Bridge.Inbox do
   def stream(function) do
     fn acc, reducer ->
       inbox = make_ref()
-
-      case Enumerable.reduce(function.(inbox), acc, reducer) do
-        # It goes on another time, with what is in the inbox.
-        {:suspended, acc, continuation} ->
-          {:suspended, acc, &resume(continuation, inbox, &1)}
-
-        ended ->
-          drop_all(inbox)
-          ended
-      end
+      leave(Enumerable.reduce(function.(inbox), acc, reducer), inbox)
     end
   end
 
-  defp resume(continuation, inbox, command) do
-    case continuation.(command) do
-      {:suspended, acc, continuation} ->
-        {:suspended, acc, &resume(continuation, inbox, &1)}
+  # It goes on another time, with what is in the inbox.
+  defp leave({:suspended, acc, continuation}, inbox),
+    do: {:suspended, acc, &leave(continuation.(&1), inbox)}
 
-      ended ->
-        drop_all(inbox)
-        ended
-    end
+  defp leave(ended, inbox) do
+    drop_all(inbox)
+    ended
   end
 
   @doc """
