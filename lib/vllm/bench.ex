@@ -221,13 +221,7 @@ defmodule VLLM.Bench do
   def lines(%__MODULE__{} = bench), do: Report.lines(bench)
 
   defimpl String.Chars do
-    alias VLLM.Bench
-
-    def to_string(bench) do
-      bench
-      |> Bench.lines()
-      |> Enum.map_join("\n", &(&1 |> IO.ANSI.format(false) |> IO.iodata_to_binary()))
-    end
+    def to_string(bench), do: bench |> VLLM.Bench.lines() |> Mix.Vllm.Table.plain()
   end
 
   defimpl Inspect do

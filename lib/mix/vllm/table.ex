@@ -51,6 +51,16 @@ defmodule Mix.Vllm.Table do
   defp like(_text, text), do: text
 
   @doc """
+  Lines as one text without colours.
+
+      iex> Mix.Vllm.Table.plain(Mix.Vllm.Table.lines(["name", {:right, "size"}], [["a", "10"]]))
+      "name  size\\na       10"
+  """
+  @spec plain([IO.ANSI.ansidata()]) :: String.t()
+  def plain(lines),
+    do: Enum.map_join(lines, "\n", &(&1 |> IO.ANSI.format(false) |> IO.iodata_to_binary()))
+
+  @doc """
   A text in lines of so many characters at most, where its words are not longer.
 
       iex> Mix.Vllm.Table.wrap("one two three", 8)

@@ -100,13 +100,8 @@ defmodule VLLM.Quantization.Comparison do
   defp hanging(text), do: for(line <- Table.wrap(text), do: "  " <> line)
 
   defimpl String.Chars do
-    alias VLLM.Quantization.Comparison
-
-    def to_string(comparison) do
-      comparison
-      |> Comparison.lines()
-      |> Enum.map_join("\n", &(&1 |> IO.ANSI.format(false) |> IO.iodata_to_binary()))
-    end
+    def to_string(comparison),
+      do: comparison |> VLLM.Quantization.Comparison.lines() |> Mix.Vllm.Table.plain()
   end
 
   defimpl Inspect do
