@@ -86,13 +86,9 @@ defmodule VLLM.Bench do
   def run!(targets, options \\ []), do: bang!(run(targets, options))
 
   defp measure(engines, prompts, known, show) do
-    with {:ok, engines} <- each(engines, &prepare(&1, prompts, known)),
+    with {:ok, engines} <- Params.map(engines, &prepare(&1, prompts, known)),
          {:ok, rounds} <- rounds(engines, known, show),
          do: {:ok, result(engines, rounds, prompts, known)}
-  end
-
-  defp each(items, fun) do
-    with {:error, error, _index} <- Params.each(items, fun), do: {:error, error}
   end
 
   defp prepare(engine, prompts, known) do
@@ -119,7 +115,7 @@ defmodule VLLM.Bench do
           engine <- if(rem(round, 2) == 1, do: engines, else: Enum.reverse(engines)),
           do: {round, concurrency, engine}
 
-    each(turns, fn {round, concurrency, engine} ->
+    Params.map(turns, fn {round, concurrency, engine} ->
       show.(fn ->
         at_a_time = if concurrency, do: ", #{concurrency} at a time", else: ""
         "#{engine.label}: round #{round} of #{known.rounds}#{at_a_time}"

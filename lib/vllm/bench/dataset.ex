@@ -3,7 +3,7 @@ defmodule VLLM.Bench.Dataset do
   # What an engine is asked: random tokens, or the user's own prompts.
 
   alias VLLM.Bench.Statistics
-  alias VLLM.{Error, Tools}
+  alias VLLM.{Error, Params, Tools}
 
   @enforce_keys [:input, :input_len, :options]
   defstruct [:input, :input_len, :options]
@@ -88,20 +88,11 @@ defmodule VLLM.Bench.Dataset do
   def requests(engine, prompts, known) do
     asked = options(known, known.output_len, false)
 
-    prompts
-    |> Enum.reduce_while({:ok, []}, fn prompt, {:ok, requests} ->
-      case request(engine, prompt, asked) do
-        {:ok, request} -> {:cont, {:ok, [request | requests]}}
-        {:error, error} -> {:halt, {:error, error}}
-      end
-    end)
-    |> as_many(known.num_prompts || length(prompts))
+    count = known.num_prompts || length(prompts)
+
+    with {:ok, requests} <- Params.map(prompts, &request(engine, &1, asked)),
+         do: {:ok, requests |> Stream.cycle() |> Enum.take(count)}
   end
-
-  defp as_many({:ok, requests}, count),
-    do: {:ok, requests |> Enum.reverse() |> Stream.cycle() |> Enum.take(count)}
-
-  defp as_many(error, _count), do: error
 
   defp request(engine, text, options) when is_binary(text) do
     with {:ok, tokens} <- VLLM.tokenize(engine, text),

@@ -4,7 +4,7 @@ defmodule VLLM.Bench.Engines do
   # started before and stopped after it.
 
   alias VLLM.Engine.{Config, Lifecycle, Progress}
-  alias VLLM.{Error, Options, Secrets}
+  alias VLLM.{Error, Options, Params, Secrets}
 
   @typedoc "An engine to be: its label and config, or one that runs."
   @type planned :: {:start, String.t(), Config.t()} | {:running, VLLM.engine()}
@@ -58,15 +58,13 @@ defmodule VLLM.Bench.Engines do
   defp planned(targets, others, options) do
     all = for(target <- targets, do: target(target, options)) ++ others
 
-    Enum.reduce_while(all, {:ok, []}, fn
-      {:running, engine}, {:ok, planned} ->
-        {:cont, {:ok, planned ++ [{:running, engine}]}}
+    Params.map(all, fn
+      {:running, _engine} = running ->
+        {:ok, running}
 
-      {label, model, options}, {:ok, planned} ->
-        case Config.new(Map.put(options, "model", model)) do
-          {:ok, config} -> {:cont, {:ok, planned ++ [{:start, label, config}]}}
-          {:error, error} -> {:halt, {:error, error}}
-        end
+      {label, model, options} ->
+        with {:ok, config} <- Config.new(Map.put(options, "model", model)),
+             do: {:ok, {:start, label, config}}
     end)
   end
 

@@ -82,7 +82,7 @@ defmodule VLLM.Job.Quantize do
   """
   @spec asked(term()) :: {:ok, [[term()]]} | {:error, Error.t()}
   def asked(to) do
-    with {:ok, lists} <- each(list(to), &outputs/1) do
+    with {:ok, lists} <- Params.map(list(to), &outputs/1) do
       case Enum.concat(lists) do
         [] -> {:error, no_outputs()}
         outputs -> {:ok, outputs}
@@ -113,7 +113,7 @@ defmodule VLLM.Job.Quantize do
 
       # Several of one format.
       is_list(options) and not Keyword.keyword?(options) and not match?([{_, _} | _], options) ->
-        each(options, &one(format, &1))
+        Params.map(options, &one(format, &1))
 
       true ->
         with {:ok, one} <- one(format, options), do: {:ok, [one]}
@@ -133,10 +133,6 @@ defmodule VLLM.Job.Quantize do
   end
 
   defp one(format, other), do: {:error, not_a_format({format, other})}
-
-  defp each(list, fun) do
-    with {:error, error, _index} <- Params.each(list, fun), do: {:error, error}
-  end
 
   defp no_outputs do
     message =
@@ -177,7 +173,7 @@ defmodule VLLM.Job.Quantize do
   defp texts(nil), do: {:ok, nil}
 
   defp texts([_ | _] = texts) do
-    with {:ok, texts} <- each(texts, &Options.check(:string, :texts, &1)), do: {:ok, texts}
+    with {:ok, texts} <- Params.map(texts, &Options.check(:string, :texts, &1)), do: {:ok, texts}
   end
 
   defp texts(_other) do

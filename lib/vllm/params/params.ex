@@ -132,4 +132,12 @@ defmodule VLLM.Params do
       {:error, error} -> {:error, error, index}
     end
   end
+
+  @doc "The same where the place of an error says nothing."
+  @spec map([element], (element -> {:ok, result} | {:error, error})) ::
+          {:ok, [result]} | {:error, error}
+        when element: term(), result: term(), error: term()
+  def map(list, check) do
+    with {:error, error, _index} <- each(list, check), do: {:error, error}
+  end
 end

@@ -5,7 +5,7 @@ defmodule VLLM.Quantization.Comparing do
   # folder of the worker that compares, which is removed with it, whatever ends it.
 
   alias VLLM.Bridge.{Deadline, Session}
-  alias VLLM.{Error, Options, Terminal, Tools}
+  alias VLLM.{Error, Options, Params, Terminal, Tools}
   alias VLLM.Quantization.Comparison
   alias VLLM.Quantization.Comparison.Row
 
@@ -33,14 +33,9 @@ defmodule VLLM.Quantization.Comparing do
 
   # Of each model how it is measured; the options are the same for all.
   defp questions(models, options) do
-    Enum.reduce_while(models, {:ok, []}, fn model, {:ok, questions} ->
-      case Tools.question(model, options, Options.compare()) do
-        {:ok, known, params, where} ->
-          {:cont, {:ok, questions ++ [{model, known, params, where}]}}
-
-        {:error, error} ->
-          {:halt, {:error, error}}
-      end
+    Params.map(models, fn model ->
+      with {:ok, known, params, where} <- Tools.question(model, options, Options.compare()),
+           do: {:ok, {model, known, params, where}}
     end)
   end
 
