@@ -25,22 +25,19 @@ if Code.ensure_loaded?(Plug.Conn) do
     @impl Plug
     def init(options) when is_function(options, 0), do: options
 
-    def init(options) do
-      _checked = checked(options)
-      options
-    end
+    def init(options), do: checked(options)
 
     @impl Plug
-    def call(conn, options) do
-      {known, core} = checked(if is_function(options, 0), do: options.(), else: options)
+    def call(conn, options) when is_function(options, 0), do: call(conn, checked(options.()))
 
+    def call(conn, {core, limit}) do
       {answer, conn} =
-        case body(conn, known.max_body_bytes) do
+        case body(conn, limit) do
           {:ok, body, conn} ->
-            {OpenAI.answer(core, request(conn, body)), conn}
+            {OpenAI.answer(core, request(core, conn, body)), conn}
 
           {:more, _part, conn} ->
-            {known.max_body_bytes |> Refusal.too_large() |> Refusal.answer(), conn}
+            {limit |> Refusal.too_large() |> Refusal.answer(), conn}
 
           {:error, _closed_or_late} ->
             {Refusal.answer(Refusal.no_body()), conn}
@@ -51,7 +48,8 @@ if Code.ensure_loaded?(Plug.Conn) do
 
     defp checked(options) do
       known = options |> Options.only(Options.plug()) |> Error.bang!()
-      {known, known |> OpenAI.new({__MODULE__, :erlang.phash2(options)}) |> Error.bang!()}
+      core = known |> OpenAI.new({__MODULE__, :erlang.phash2(options)}) |> Error.bang!()
+      {core, known.max_body_bytes}
     end
 
     defp body(%{body_params: %{__struct__: Plug.Conn.Unfetched}} = conn, limit),
@@ -60,17 +58,13 @@ if Code.ensure_loaded?(Plug.Conn) do
     defp body(conn, _limit), do: {:ok, JSON.encode(conn.body_params), conn}
 
     # Where it is forwarded to `/v1`, that is no more in the path.
-    defp request(conn, body) do
-      path = Enum.join(conn.path_info, "/")
-
-      path =
-        if path =~ ~r/\A(v1\/|health\z|metrics\z|(de)?tokenize\z)/,
-          do: "/" <> path,
-          else: "/v1/" <> path
+    defp request(core, conn, body) do
+      path = "/" <> Enum.join(conn.path_info, "/")
+      whole? = String.starts_with?(path, "/v1/") or path in OpenAI.paths(core)
 
       %{
         method: conn.method,
-        path: path,
+        path: if(whole?, do: path, else: "/v1" <> path),
         query: conn.query_string,
         headers: conn.req_headers,
         body: body

@@ -65,11 +65,14 @@ defmodule VLLM.PlugTest do
 
     assert through(llm, path_info: ["invocations"], body: "{}").status == 404
     assert through(llm, path_info: ["health"], method: "GET", body: "").sent == ["ok\n"]
+    tokenize = [path_info: ["tokenize"], body: body("answer:200:yes")]
+    assert through(llm, tokenize, tokenize: true).sent == ["yes"]
+    assert through(llm, tokenize).status == 404
     # Which counts what came this way, too.
     metrics = [path_info: ["metrics"], method: "GET", body: ""]
     [text] = through(llm, metrics, metrics: true).sent
     labels = %{"engine" => inspect(llm.id), "method" => "http_request", "outcome" => "ok"}
-    assert VLLM.Prometheus.series(text)[{"vllm_bridge_requests_total", labels}] == 4
+    assert VLLM.Prometheus.series(text)[{"vllm_bridge_requests_total", labels}] == 5
     # It is for whoever may use the application, unless the options say so.
     assert through(llm, metrics).status == 404
   end
@@ -94,6 +97,13 @@ defmodule VLLM.PlugTest do
     assert VLLM.Plug.call(conn, VLLM.Plug.init(options)).status == 401
     conn = %{conn | req_headers: [{"authorization", "Bearer key"}]}
     assert VLLM.Plug.call(conn, VLLM.Plug.init(options)).status == 200
+  end
+
+  test "what a router keeps of the options has no keys in it" do
+    made = VLLM.Plug.init(models: [:a], api_keys: ["sk-secret"], allowed_models: [~r/a/])
+    refute inspect(made, structs: false) =~ "sk-secret"
+    # Phoenix makes it when it compiles.
+    assert {^made, _binding} = made |> Macro.escape() |> Code.eval_quoted()
   end
 
   test "a body that is too large, or does not come" do
