@@ -71,8 +71,9 @@ defmodule VLLM.OpenAI.Body do
   end
 
   defp size(<<?", rest::binary>>, at, depth) do
-    at = at + 1 + string(rest, 0)
-    if depth == 0, do: at, else: size(drop(rest, string(rest, 0)), at, depth)
+    length = string(rest, 0)
+    at = at + 1 + length
+    if depth == 0, do: at, else: size(drop(rest, length), at, depth)
   end
 
   defp size(<<open, rest::binary>>, at, depth) when open in ~c"{[",
