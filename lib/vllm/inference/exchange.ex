@@ -6,7 +6,7 @@ defmodule VLLM.Exchange do
 
   alias VLLM.Bridge.Inbox
   alias VLLM.Engine.Call
-  alias VLLM.Error
+  alias VLLM.{Error, Inference}
   alias VLLM.Streaming.Reader
 
   @typedoc """
@@ -21,13 +21,11 @@ defmodule VLLM.Exchange do
   def request(engine, params, call) do
     inbox = Inbox.new()
 
-    with {:ok, reader} <- Reader.open(engine, "http_request", timed(params, call), call, inbox),
+    params = Inference.timed(params, call.timeout)
+
+    with {:ok, reader} <- Reader.open(engine, "http_request", params, call, inbox),
          do: head(Reader.next(reader))
   end
-
-  # The worker gives up what its caller waits for no more.
-  defp timed(params, %{timeout: :infinity}), do: params
-  defp timed(params, call), do: Map.put(params, "timeout", call.timeout / 1000)
 
   defp head({{:done, answer}, reader}) do
     Inbox.flush(reader.inbox)

@@ -40,9 +40,10 @@ defmodule VLLM.Inference do
     end
   end
 
-  # The worker gives up what its caller waits for no more.
-  defp timed(params, :infinity), do: params
-  defp timed(params, timeout), do: Map.put(params, "timeout", timeout / 1000)
+  @doc "Params with the time after which the worker gives up what its caller waits for no more."
+  @spec timed(map(), timeout()) :: map()
+  def timed(params, :infinity), do: params
+  def timed(params, timeout), do: Map.put(params, "timeout", timeout / 1000)
 
   @doc "What the engine answers to each of `inputs`, which go as the param `name`."
   @spec map(VLLM.engine(), String.t(), map(), {String.t(), [term()]}, Call.t()) ::
