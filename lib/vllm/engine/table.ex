@@ -95,11 +95,19 @@ defmodule VLLM.Engine.Table do
     end
   end
 
+  @doc "The engines of this BEAM: their names (or supervisors) and tables. Any of them may end at any moment."
+  @spec engines() :: [{term(), t()}]
+  def engines do
+    # Nurseries and streams are registered there, too, without a table.
+    Registry.select(VLLM.Registry, [
+      {{:"$1", :_, :"$2"}, [{:is_reference, :"$2"}], [{{:"$1", :"$2"}}]}
+    ])
+  end
+
   @doc "The models that the engines of this BEAM serve, as they were named."
   @spec models() :: [String.t()]
   def models do
-    tables = Registry.select(VLLM.Registry, [{{:_, :_, :"$1"}, [], [:"$1"]}])
-    tables |> Enum.flat_map(&models/1) |> Enum.uniq()
+    engines() |> Enum.flat_map(fn {_id, table} -> models(table) end) |> Enum.uniq()
   end
 
   defp models(table) do

@@ -33,13 +33,7 @@ defmodule VLLM.Metrics.Engines do
   @doc "All engines, with what their replicas answer until the deadline."
   @spec now(Deadline.t()) :: [engine()]
   def now(deadline) do
-    engines =
-      VLLM.Registry
-      # Nurseries and streams are registered there, too, without a table.
-      |> Registry.select([{{:"$1", :_, :"$2"}, [{:is_reference, :"$2"}], [{{:"$1", :"$2"}}]}])
-      |> Enum.sort()
-      |> Enum.flat_map(&read/1)
-
+    engines = Table.engines() |> Enum.sort() |> Enum.flat_map(&read/1)
     answers = ask(engines, deadline)
 
     for engine <- engines do
