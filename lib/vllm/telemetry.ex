@@ -345,7 +345,7 @@ defmodule VLLM.Telemetry do
   end
 
   defp with_gen_ai(%{metadata: metadata, params: params}, more) do
-    request = GenAI.request(metadata.method, metadata.model, params)
+    request = GenAI.request(metadata, params)
     Map.put(metadata, :gen_ai, Map.merge(request, more))
   end
 

@@ -20,10 +20,11 @@ defmodule VLLM.Telemetry.GenAI do
   ]
 
   @doc """
-  The attributes of a request, as far as they were given.
+  The attributes of a request, as far as they were given; `metadata` is that of its events.
 
-      iex> params = %{"sampling_params" => %{"temperature" => 0.0, "n" => 2}, "credit" => 8}
-      iex> VLLM.Telemetry.GenAI.request("chat", "org/llama", params)
+      iex> metadata = %{method: "chat", model: "org/llama", stream?: true}
+      iex> params = %{"sampling_params" => %{"temperature" => 0.0, "n" => 2}}
+      iex> VLLM.Telemetry.GenAI.request(metadata, params)
       %{
         "gen_ai.operation.name": "chat",
         "gen_ai.provider.name": "vllm",
@@ -33,16 +34,17 @@ defmodule VLLM.Telemetry.GenAI do
         "gen_ai.request.choice.count": 2
       }
 
-      iex> params = %{"path" => "/v1/chat/completions", "model" => "sql", "credit" => 8}
-      iex> VLLM.Telemetry.GenAI.request("http_request", "org/llama", params)
+      iex> metadata = %{method: "http_request", model: "org/llama", stream?: nil}
+      iex> params = %{"path" => "/v1/chat/completions", "model" => "sql"}
+      iex> VLLM.Telemetry.GenAI.request(metadata, params)
       %{
         "gen_ai.operation.name": "chat",
         "gen_ai.provider.name": "vllm",
         "gen_ai.request.model": "sql"
       }
   """
-  @spec request(String.t(), String.t(), map()) :: attributes()
-  def request(method, model, params) do
+  @spec request(map(), map()) :: attributes()
+  def request(%{method: method, model: model, stream?: stream?}, params) do
     given = params["sampling_params"] || %{}
 
     parameters =
@@ -61,10 +63,7 @@ defmodule VLLM.Telemetry.GenAI do
         "gen_ai.request.model": params["model"] || model
       })
 
-    # What a client over HTTP asked for, only vLLM's app has read.
-    if is_map_key(params, "credit") and method != "http_request",
-      do: Map.put(attributes, :"gen_ai.request.stream", true),
-      else: attributes
+    if stream?, do: Map.put(attributes, :"gen_ai.request.stream", true), else: attributes
   end
 
   # The conventions have these names; for others it is one's own.
