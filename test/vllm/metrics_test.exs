@@ -155,13 +155,7 @@ defmodule VLLM.MetricsTest do
 
   describe "what is told of them:" do
     setup do
-      %{
-        own:
-          for(
-            {name, type, labels, help} <- Metrics.Families.own(),
-            do: {name, type, labels, help}
-          )
-      }
+      %{own: Metrics.Families.own()}
     end
 
     test "the guide has each of the library's own", %{own: own} do

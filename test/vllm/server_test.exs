@@ -318,7 +318,7 @@ defmodule VLLM.ServerTest do
       socket = port |> connect() |> begin(["content-length: 100000"], body)
       assert eventually(fn -> match?({_, _}, timer.()) end)
       {connection, timer} = timer.()
-      if timer != nil, do: assert(Process.cancel_timer(timer) in 1..60_000)
+      assert Process.cancel_timer(timer) in 1..60_000
       send(connection, :timeout)
       assert {:ok, "HTTP/1.1 408 " <> _} = :gen_tcp.recv(socket, 0, 20_000)
       assert eventually(fn -> connections(port) == [] end)
@@ -384,7 +384,8 @@ defmodule VLLM.ServerTest do
 
   test "keys are in no report of the server's" do
     {_llm, port} = serve(api_keys: ["sk-secret"])
-    {:ok, spec} = :supervisor.get_childspec(elem(hd(supervisors()), 1), {Server, 0})
+    {:ok, supervisor} = ExUnit.fetch_test_supervisor()
+    {:ok, spec} = :supervisor.get_childspec(supervisor, {Server, 0})
     refute inspect(spec) =~ "sk-secret"
     answer = port |> connect() |> post("answer:200:yes", "authorization: Bearer sk-secret\r\n")
     assert read_until(answer, "yes")
@@ -411,11 +412,5 @@ defmodule VLLM.ServerTest do
     assert log =~ "call_api_violation"
     assert log =~ "content-length"
     refute log =~ "sk-secret"
-  end
-
-  # The supervisor of what this test has started.
-  defp supervisors do
-    {:ok, supervisor} = ExUnit.fetch_test_supervisor()
-    [{:test, supervisor}]
   end
 end
