@@ -74,8 +74,8 @@ defmodule Mix.Tasks.Vllm.Serve do
 
   defp server_env(env) do
     from(env, %{
-      "LLM_API_KEYS" => {"api_keys", &list/1},
-      "LLM_MAX_CONCURRENT_REQUESTS" => {"max_concurrent_requests", &number/1}
+      "LLM_API_KEYS" => "api_keys",
+      "LLM_MAX_CONCURRENT_REQUESTS" => "max_concurrent_requests"
     })
   end
 
@@ -85,22 +85,16 @@ defmodule Mix.Tasks.Vllm.Serve do
         do: %{"isq" => env["LLM_ISQ_TYPE"] || @isq},
         else: %{}
 
-    Map.merge(isq, from(env, %{"LLM_ALLOWED_MODELS" => {"allowed_models", &list/1}}))
+    Map.merge(isq, from(env, %{"LLM_ALLOWED_MODELS" => "allowed_models"}))
   end
 
   defp from(env, names) do
-    for {variable, {name, read}} <- names, value = env[variable], value != "", into: %{} do
-      {name, read.(value)}
+    for {variable, name} <- names, value = env[variable], value != "", into: %{} do
+      {name, read(name, value)}
     end
   end
 
-  defp list(text), do: text |> String.split(",", trim: true) |> Enum.map(&String.trim/1)
-
-  # What is no number is refused by its option's name.
-  defp number(text) do
-    case Integer.parse(text) do
-      {number, ""} -> number
-      _other -> text
-    end
-  end
+  # A key may look like a number.
+  defp read("api_keys", text), do: Arguments.list(text)
+  defp read(name, text), do: Arguments.value(name, text)
 end

@@ -97,15 +97,27 @@ defmodule Mix.Vllm.Arguments do
 
   defp words([word | rest], switches), do: [word | words(rest, switches)]
 
-  # A revision may look like a number.
-  defp value(name, text) do
+  @doc """
+  The value of an option as it is written on a command line, or in the environment.
+
+      iex> for {name, text} <- [{"port", "80"}, {"revision", "80"}, {"hosts", "a, b"}],
+      ...>   do: Mix.Vllm.Arguments.value(name, text)
+      [80, "80", ["a", "b"]]
+  """
+  @spec value(String.t(), String.t()) :: term()
+  def value(name, text) do
     cond do
+      # A revision may look like a number.
       name in named(:string) -> text
-      name in named(:machine) or name in named(:patterns) -> String.split(text, ",", trim: true)
+      name in named(:machine) or name in named(:patterns) -> list(text)
       name in named(:counts) -> counts(value(text))
       true -> value(text)
     end
   end
+
+  @doc "What stands between commas."
+  @spec list(String.t()) :: [String.t()]
+  def list(text), do: text |> String.split(",", trim: true) |> Enum.map(&String.trim/1)
 
   # The options whose values are of a type, this library's and vLLM's.
   defp named(type) do
