@@ -18,9 +18,8 @@ from typing import Any
 import torch
 from vllm.v1.attention.backends import cpu_attn
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "python"))
-sys.path.insert(0, str(ROOT / "python" / "tests"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "python"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "python" / "tests"))
 
 import attention_layers
 from attention_layers import BLOCK, SIZE
