@@ -44,8 +44,8 @@ defmodule Mix.Tasks.Vllm.Bench do
     {models, options, []} = Arguments.parse_all!(argv, "vllm.bench", [])
     {json, options} = Map.pop(options, "json")
     {plot, options} = Map.pop(options, "plot")
-    for file <- [json, plot], is_binary(file), do: check_folder!(file)
-    if plot == true, do: Mix.raise("--plot takes a file: `--plot speed.svg`")
+    if json != true, do: Answer.check_file!(json, "json", "speed.json")
+    Answer.check_file!(plot, "plot", "speed.svg")
     options = if json == true, do: Map.put(options, "progress", false), else: options
     measured = quietly(fn -> Bench.run(models, against(options)) end)
     measured |> Answer.ok!() |> report(json, plot)
@@ -72,25 +72,14 @@ defmodule Mix.Tasks.Vllm.Bench do
 
   defp against(options), do: options
 
-  # Before anything is measured, after which it would be too late.
-  defp check_folder!(file) do
-    unless File.dir?(Path.dirname(file)),
-      do: Mix.raise("#{file} cannot be written: there is no folder #{Path.dirname(file)}")
-  end
-
   @doc false
   @spec report(Bench.t(), String.t() | true | nil, String.t() | nil) :: :ok
   def report(bench, json, plot) do
-    if plot, do: write!(plot, Bench.to_svg(bench))
-    if is_binary(json), do: write!(json, Bench.to_json(bench))
+    if plot, do: Answer.write!(plot, Bench.to_svg(bench))
+    if is_binary(json), do: Answer.write!(json, Bench.to_json(bench))
     flags = if json == true, do: ["json"], else: []
     Answer.print(bench, flags, &Enum.each(Bench.lines(&1), fn line -> Mix.shell().info(line) end))
     if Enum.any?(bench.runs, &(&1.figures.failed > 0)), do: exit({:shutdown, 1})
     :ok
-  end
-
-  defp write!(path, text) do
-    with {:error, reason} <- File.write(path, text),
-         do: Mix.raise("#{path} cannot be written: #{:file.format_error(reason)}")
   end
 end

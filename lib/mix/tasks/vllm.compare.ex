@@ -36,6 +36,7 @@ defmodule Mix.Tasks.Vllm.Compare do
   def run(argv) do
     {models, options, flags} = Arguments.parse_all!(argv, "vllm.compare", ["json"])
     {plot, options} = Map.pop(options, "plot")
+    Answer.check_file!(plot, "plot", "quality.svg")
     options = options |> with_text() |> quiet(flags)
     models |> Quantization.compare(options) |> Answer.ok!() |> report(plot, flags)
   end
@@ -43,7 +44,7 @@ defmodule Mix.Tasks.Vllm.Compare do
   @doc false
   @spec report(Comparison.t(), String.t() | nil, [String.t()]) :: :ok
   def report(comparison, plot, flags) do
-    if plot, do: write!(plot, Comparison.to_svg(comparison))
+    if plot, do: Answer.write!(plot, Comparison.to_svg(comparison))
     Answer.print(comparison, flags, &print/1)
   end
 
@@ -60,9 +61,4 @@ defmodule Mix.Tasks.Vllm.Compare do
 
   defp quiet(options, flags),
     do: if("json" in flags, do: Map.put(options, "progress", false), else: options)
-
-  defp write!(path, svg) do
-    with {:error, reason} <- File.write(path, svg),
-         do: Mix.raise("#{path} cannot be written: #{:file.format_error(reason)}")
-  end
 end

@@ -38,7 +38,7 @@ defmodule Mix.Tasks.Vllm.Finetune do
 
     {model, data} = model_and_data!(arguments)
     {plot, options} = Map.pop(options, "plot")
-    check_plot!(plot)
+    Answer.check_file!(plot, "plot", "losses.svg")
     options = listed(options)
 
     if "estimate" in flags do
@@ -47,7 +47,7 @@ defmodule Mix.Tasks.Vllm.Finetune do
     else
       job = model |> Job.finetune(data, options) |> Answer.ok!()
       Outputs.await(job, flags)
-      if plot, do: write!(plot, Job.plot!(job))
+      if plot, do: Answer.write!(plot, Job.plot!(job))
       :ok
     end
   end
@@ -56,16 +56,6 @@ defmodule Mix.Tasks.Vllm.Finetune do
 
   defp model_and_data!(_others),
     do: Mix.raise("mix vllm.finetune takes a model and its data: `mix vllm.finetune MODEL DATA`")
-
-  # Before the training, at whose end it would be too late.
-  defp check_plot!(nil), do: :ok
-
-  defp check_plot!(path) do
-    if not is_binary(path) or not File.dir?(Path.dirname(path)),
-      do: Mix.raise("--plot takes a file in a folder that is there: `--plot losses.svg`")
-
-    :ok
-  end
 
   # Of a single word peft makes a pattern.
   defp listed(%{"target_modules" => modules} = options) when is_binary(modules) do
@@ -76,9 +66,4 @@ defmodule Mix.Tasks.Vllm.Finetune do
   end
 
   defp listed(options), do: options
-
-  defp write!(path, svg) do
-    with {:error, reason} <- File.write(path, svg),
-         do: Mix.raise("#{path} cannot be written: #{:file.format_error(reason)}")
-  end
 end

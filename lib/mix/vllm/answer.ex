@@ -1,6 +1,6 @@
 defmodule Mix.Vllm.Answer do
   @moduledoc false
-  # What a task does with the answer to its question.
+  # What a task does with the answer to its question: prints it, or writes it to a file.
 
   alias VLLM.{Error, JSON, Terminal}
 
@@ -26,5 +26,28 @@ defmodule Mix.Vllm.Answer do
   def print(answer, flags, print) do
     if "json" in flags, do: Mix.shell().info(JSON.encode(answer)), else: print.(answer)
     :ok
+  end
+
+  @doc """
+  Ends the task unless a file can be written where `--option` says, which is like `example`. It is
+  asked before anything is done, after which it would be too late. Nil where the option was not given.
+  """
+  @spec check_file!(term(), String.t(), String.t()) :: :ok
+  def check_file!(nil, _option, _example), do: :ok
+
+  def check_file!(path, option, example) do
+    unless is_binary(path), do: Mix.raise("--#{option} takes a file: `--#{option} #{example}`")
+
+    unless File.dir?(Path.dirname(path)),
+      do: Mix.raise("#{path} cannot be written: there is no folder #{Path.dirname(path)}")
+
+    :ok
+  end
+
+  @doc "Writes a file, or ends the task."
+  @spec write!(String.t(), String.t()) :: :ok
+  def write!(path, text) do
+    with {:error, reason} <- File.write(path, text),
+         do: Mix.raise("#{path} cannot be written: #{:file.format_error(reason)}")
   end
 end

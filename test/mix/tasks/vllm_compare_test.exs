@@ -76,6 +76,14 @@ defmodule Mix.Tasks.Vllm.CompareTest do
       Compare.report(comparison(), folder, [])
     end
 
+    # Before anything is compared.
+    assert_raise Mix.Error, ~r/--plot takes a file/, fn -> Compare.run(["a", "b", "--plot"]) end
+    nowhere = Path.join(missing, "quality.svg")
+
+    assert_raise Mix.Error, "#{nowhere} cannot be written: there is no folder #{missing}", fn ->
+      Compare.run(["a", "b", "--plot", nowhere])
+    end
+
     assert_raise Mix.Error, ~r/Which model\?/, fn -> Compare.run(["--json"]) end
   end
 end
