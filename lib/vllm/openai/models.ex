@@ -143,23 +143,17 @@ defmodule VLLM.OpenAI.Models do
 
   defp engine_options(entry), do: config(entry, & &1.engine_options) || %{}
 
-  defp config(entry, take) do
-    case Table.lookup(entry.engine) do
-      {:ok, table, _pid} -> table |> Table.config() |> take.()
-      {:error, _not_running} -> nil
-    end
-  rescue
-    # The table ended with its engine.
-    ArgumentError -> nil
-  end
+  defp config(entry, take), do: read(entry, nil, &take.(Table.config(&1)))
 
-  defp info(entry) do
+  defp info(entry), do: read(entry, %{}, &Table.info/1)
+
+  defp read(entry, unknown, read) do
     case Table.lookup(entry.engine) do
-      {:ok, table, _pid} -> Table.info(table)
-      {:error, _not_running} -> %{}
+      {:ok, table, _pid} -> read.(table)
+      {:error, _not_running} -> unknown
     end
   rescue
-    # Nothing is known before the first start is over, and nothing after the end.
-    ArgumentError -> %{}
+    # Not all is known before the first start is over, and nothing after the end.
+    ArgumentError -> unknown
   end
 end
