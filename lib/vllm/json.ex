@@ -46,12 +46,13 @@ defmodule VLLM.JSON do
     ]
   end
 
-  defp string(text), do: [?", for(<<char::utf8 <- text>>, do: escaped(char)), ?"]
+  # Joined to a binary that grows in place: a list of its characters would be many times as large.
+  defp string(text), do: [?", for(<<char::utf8 <- text>>, into: "", do: escaped(char)), ?"]
 
   defp escaped(?"), do: ~S(\")
   defp escaped(?\\), do: ~S(\\)
   defp escaped(?\n), do: ~S(\n)
   defp escaped(?\t), do: ~S(\t)
-  defp escaped(char) when char < 0x20, do: :io_lib.format("\\u~4.16.0b", [char])
+  defp escaped(char) when char < 0x20, do: to_string(:io_lib.format("\\u~4.16.0b", [char]))
   defp escaped(char), do: <<char::utf8>>
 end

@@ -2,10 +2,8 @@ defmodule Mix.Vllm.TableTest do
   use ExUnit.Case, async: true
 
   alias Mix.Vllm.Table
-  alias VLLM.JSON
 
   doctest Table
-  doctest JSON
 
   defp lines(columns, rows) do
     for line <- Table.lines(columns, rows),
@@ -38,12 +36,5 @@ defmodule Mix.Vllm.TableTest do
   test "numbers are written in full" do
     assert Enum.map([0, 999, 1000, 1_234_567, nil], &Table.whole/1) ==
              ["0", "999", "1,000", "1,234,567", "?"]
-  end
-
-  test "text is JSON whatever is in it" do
-    assert JSON.encode("a \"b\" \\ \n \t \e é") == ~S("a \"b\" \\ \n \t \u001b é")
-    assert JSON.encode(%{list: [], map: %{}, number: 1.5}) =~ ~S("list": [],)
-    assert JSON.encode(~U[2026-11-27 12:30:00Z]) == ~s("2026-11-27T12:30:00Z")
-    assert JSON.encode({1, :a, true, nil}) == "[\n  1,\n  \"a\",\n  true,\n  null\n]"
   end
 end
