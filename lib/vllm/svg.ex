@@ -25,6 +25,23 @@ defmodule VLLM.SVG do
     ~s(<line x1="#{at(x1)}" y1="#{at(y1)}" x2="#{at(x2)}" y2="#{at(y2)}" stroke="#{stroke}"/>\n)
   end
 
+  @doc "A line through several places."
+  @spec curve([{number(), number()}], String.t()) :: iodata()
+  def curve(places, stroke) do
+    points = Enum.map_join(places, " ", fn {x, y} -> "#{at(x)},#{at(y)}" end)
+    ~s(<polyline points="#{points}" fill="none" stroke="#{stroke}" stroke-width="1.5"/>\n)
+  end
+
+  @doc "A dot, which shows its title to whoever points at it."
+  @spec dot({number(), number()}, String.t(), String.t() | nil) :: iodata()
+  def dot({x, y}, fill, title \\ nil) do
+    circle = ~s(<circle cx="#{at(x)}" cy="#{at(y)}" r="4" fill="#{fill}")
+
+    if title,
+      do: [circle, "><title>", escape(title), "</title></circle>\n"],
+      else: [circle, "/>\n"]
+  end
+
   @doc """
   A coordinate.
 

@@ -61,9 +61,12 @@ defmodule VLLM.Bench.Plot do
               run <- runs,
               run.engine == engine and run.max_concurrency == count,
               value = Map.fetch!(run.figures, figure),
-              do: {x.(place), y.(value), "#{engine}: #{decimal(value)}"}
+              do: {{x.(place), y.(value)}, "#{engine}: #{decimal(value)}"}
 
-        curve(points, colour)
+        [
+          points |> Enum.map(&elem(&1, 0)) |> curve(colour),
+          for({place, title} <- points, do: dot(place, colour, title))
+        ]
       end
     ]
   end
@@ -75,29 +78,9 @@ defmodule VLLM.Bench.Plot do
   defp decimal(value) when value >= 100, do: Integer.to_string(round(value))
   defp decimal(value), do: :erlang.float_to_binary(value / 1, decimals: 1)
 
-  defp curve(points, colour) do
-    places = Enum.map_join(points, " ", fn {x, y, _title} -> "#{at(x)},#{at(y)}" end)
-
-    [
-      ~s(<polyline points="#{places}" fill="none" stroke="#{colour}" stroke-width="1.5"/>\n),
-      for({x, y, title} <- points, do: dot(x, y, colour, title))
-    ]
-  end
-
-  defp dot(x, y, colour, title) do
-    [
-      ~s(<circle cx="#{at(x)}" cy="#{at(y)}" r="4" fill="#{colour}"><title>),
-      escape(title),
-      "</title></circle>\n"
-    ]
-  end
-
   defp legend({engine, colour}, place) do
     y = @height + @legend * place
 
-    [
-      ~s(<circle cx="#{at(@left)}" cy="#{at(y - 4)}" r="4" fill="#{colour}"/>\n),
-      text(@left + 10, y, engine, "start")
-    ]
+    [dot({@left, y - 4}, colour), text(@left + 10, y, engine, "start")]
   end
 end

@@ -42,12 +42,12 @@ defmodule VLLM.Job.Losses do
   defp curve([], _x, _y, _colour, _name), do: []
 
   defp curve(points, x, y, colour, name) do
-    places = Enum.map_join(points, " ", fn [step, loss] -> "#{at(x.(step))},#{at(y.(loss))}" end)
-    [step, loss] = List.last(points)
+    places = for [step, loss] <- points, do: {x.(step), y.(loss)}
+    {right, height} = List.last(places)
 
     [
-      ~s(<polyline points="#{places}" fill="none" stroke="#{colour}" stroke-width="1.5"/>\n),
-      text(x.(step) + 6, y.(loss) + if(name == "training", do: -4, else: 12), name, "start")
+      curve(places, colour),
+      text(right + 6, height + if(name == "training", do: -4, else: 12), name, "start")
     ]
   end
 end

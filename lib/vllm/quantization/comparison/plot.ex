@@ -81,9 +81,7 @@ defmodule VLLM.Quantization.Comparison.Plot do
     colour = if row.verdict in [:worse_than_usual, :broken], do: "#c0392b", else: "#2471a3"
 
     [
-      ~s(<circle cx="#{at(x)}" cy="#{at(y)}" r="4" fill="#{colour}"><title>),
-      escape("#{row.model}: #{row.kl_mean}"),
-      "</title></circle>\n",
+      dot({x, y}, colour, "#{row.model}: #{row.kl_mean}"),
       text(x + 8, y + 4, row.format, "start")
     ]
   end
