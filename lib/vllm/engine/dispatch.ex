@@ -38,7 +38,7 @@ defmodule VLLM.Engine.Dispatch do
 
   Options: `own`, how many requests the caller has under way (with as many as the
   workers compute at once the answer is `:window`); `answers` (see
-  `Connection.request/6`); `lost`, the request that is run again, which was let
+  `Connection.request/7`); `lost`, the request that is run again, which was let
   in once.
   """
   @spec submit(target(), map(), Call.t(), keyword()) ::
@@ -70,7 +70,6 @@ defmodule VLLM.Engine.Dispatch do
     limit = if lost, do: :infinity, else: worker.limit
     answers = Keyword.get(opts, :answers, :once)
     started_at = System.monotonic_time()
-
     params_in_time = timed(params, call)
 
     case Connection.request(worker.conn, inbox, method, params_in_time, limit, answers, :counted) do

@@ -157,10 +157,9 @@ defmodule VLLM.Engine.InFlight do
   # Of a request that has ended meanwhile, or a turn that was given back.
   def handle(in_flight, _message), do: {:none, in_flight}
 
+  defp delta?("http_request", {:delta, row}), do: Shape.http_delta?(row)
+  defp delta?("http_request", _columns), do: false
   # Of columns the owner of the port has seen the shape.
-  defp delta?("http_request", delta),
-    do: match?({:delta, _row}, delta) and Shape.http_delta?(elem(delta, 1))
-
   defp delta?(_method, {:delta, _text, _token_ids}), do: true
   defp delta?(_method, {:delta, row}), do: Shape.delta?(row)
 
