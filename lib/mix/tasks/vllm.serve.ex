@@ -67,8 +67,8 @@ defmodule Mix.Tasks.Vllm.Serve do
           {[String.t(), ...], %{String.t() => term()}, %{String.t() => term()}}
   def options(argv, env) do
     {models, given, []} = Arguments.parse_all!(argv, "vllm.serve", [])
-    names = Enum.map(Options.names(Options.server()), &Atom.to_string/1) -- ["allowed_models"]
-    {server, engine} = given |> Map.delete("models") |> Map.split(names ++ @of_models)
+    names = Options.names(Options.server()) -- [:models, :allowed_models]
+    {server, engine} = Map.split(given, Enum.map(names, &Atom.to_string/1) ++ @of_models)
     {models, Map.merge(engine_env(env), engine), Map.merge(server_env(env), server)}
   end
 

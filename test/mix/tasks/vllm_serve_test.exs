@@ -46,6 +46,9 @@ defmodule Mix.Tasks.Vllm.ServeTest do
     assert {_, %{"isq" => "Q8_0"}, _} = Serve.options(["org/a"], env)
     assert {_, engine, %{}} = Serve.options(["org/a"], %{"LLM_ENABLE_ISQ" => "false"})
     assert engine == %{}
+
+    # Which no server is to take, and no engine knows.
+    assert {["org/a"], %{"models" => "org/b"}, %{}} = Serve.options(~w(org/a --models org/b), %{})
   end
 
   test "serves until it is ended, and nothing of it is left then" do
