@@ -211,6 +211,19 @@ defmodule VLLM.TelemetryTest do
     assert [_start, {[:vllm, :stream, :first_token], _, _}, _stop] = of_requests()
   end
 
+  test "what is asked over HTTP is called by its path" do
+    for {path, name} <- [
+          {"/v1/chat/completions", "chat"},
+          {"/v1/completions", "text_completion"},
+          {"/v1/embeddings", "embeddings"},
+          {"/tokenize", "tokenize"}
+        ] do
+      metadata = %{method: "http_request", model: "m", stream?: nil}
+      told = Telemetry.GenAI.request(metadata, %{"path" => path})
+      assert told[:"gen_ai.operation.name"] == name
+    end
+  end
+
   test "an answer over HTTP is told as no stream before it is one" do
     llm = FakeEngine.start!()
 

@@ -73,7 +73,7 @@ defmodule VLLM.Telemetry.GenAI do
     do: "text_completion"
 
   defp operation("http_request", %{"path" => path}) do
-    case List.last(String.split(path, "/v1/")) do
+    case path |> String.replace_prefix("/v1", "") |> String.trim_leading("/") do
       chat when chat in ["chat/completions", "responses", "messages"] -> "chat"
       "completions" -> "text_completion"
       other -> other
