@@ -4,7 +4,7 @@ defmodule VLLM.OpenAI.Models do
   # The engines are asked each time: one may start, be reloaded or get an adapter
   # at any moment.
 
-  alias VLLM.{Error, LoRA, Options}
+  alias VLLM.{Error, LoRA, Options, Params}
   alias VLLM.Engine.Table
 
   @typedoc "An engine that is served: under a name of its own, or nil for those that it has."
@@ -19,14 +19,7 @@ defmodule VLLM.OpenAI.Models do
 
   @doc "What is given as `models:`, checked."
   @spec entries(term()) :: {:ok, [entry(), ...]} | {:error, Error.t()}
-  def entries([_ | _] = given) do
-    Enum.reduce_while(given, {:ok, []}, fn one, {:ok, entries} ->
-      case entry(one) do
-        {:ok, entry} -> {:cont, {:ok, entries ++ [entry]}}
-        {:error, error} -> {:halt, {:error, error}}
-      end
-    end)
-  end
+  def entries([_ | _] = given), do: Params.map(given, &entry/1)
 
   def entries(_other) do
     {:error,
