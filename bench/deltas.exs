@@ -2,18 +2,20 @@
 #
 #     MIX_ENV=prod elixir --erl "+sbwt none +sbwtdcpu none +sbwtdio none" -S mix run bench/deltas.exs [firehose|paced|engine]
 #
-# `firehose` streams from a worker whose engine computes nothing (bench/deltas/firehose.py). `paced`
+# `firehose` streams from a worker whose engine computes nothing (bench/bridge/worker.py). `paced`
 # has a step of it each 10 ms, so that every delta wakes a process that has slept; beside it is what
 # such a message alone costs, from one process of the BEAM to as many others (`floor`). `engine`
 # streams from the demo model, and beside it, in turns, AsyncLLM's deltas are read in its own
-# process (bench/deltas/in_process.py): what Python's front end takes above that is the bridge's.
+# process (bench/beside.py): what Python's front end takes above that is the bridge's.
 # CPU time is that of the process, so that a busy machine makes little of a difference; each figure is
 # the median of the rounds, of which `ROUNDS=5` says how many; `STREAMS="64 256"` says which rows.
 
 Logger.configure(level: :error)
+Code.require_file("beside.exs", __DIR__)
 
 defmodule Bench.Deltas do
-  alias VLLM.Engine.Table
+  alias Bench.Beside
+  alias VLLM.Bench.{Processes, Statistics}
 
   @streams for n <- String.split(System.get_env("STREAMS", "1 16 64 256")),
                do: String.to_integer(n)
@@ -37,7 +39,7 @@ defmodule Bench.Deltas do
   defp run_one("engine") do
     llm = VLLM.llm!(@model, [nursery: false] ++ @options)
     worker = worker(llm)
-    beside = start_in_process()
+    beside = Beside.start("AsyncLLM", @model, @options)
 
     heading("engine", ["BEAM µs", "Python µs", "in-process", "above", "deltas/s", "in-process"])
 
@@ -47,10 +49,12 @@ defmodule Bench.Deltas do
       figures =
         for _ <- 0..@rounds do
           one = ours(llm, worker, streams, tokens)
-          other = in_process(beside, streams, tokens)
-          [python, theirs] = [per(one.python, one), per(other.cpu, other)]
-          rates = [one.deltas / one.seconds, other.deltas / other.seconds]
-          [per(one.beam, one), python, theirs, python - theirs | rates]
+          before = Processes.cpu_seconds([Beside.pid(beside)])
+          other = Beside.ask(beside, "stream", streams, 1, tokens, @prompt)
+          cpu = Processes.cpu_seconds([Beside.pid(beside)]) - before
+          [python, theirs] = [per(one.python, one.deltas), per(cpu, other.outputs)]
+          rates = [one.deltas / one.seconds, other.outputs / other.seconds]
+          [per(one.beam, one.deltas), python, theirs, python - theirs | rates]
         end
 
       row(streams, medians(tl(figures)))
@@ -63,7 +67,7 @@ defmodule Bench.Deltas do
   defp without_engine(name, steps, beside) do
     {:ok, python} = VLLM.Python.executable()
     System.put_env("EX_VLLM_BENCH_PYTHON", python)
-    program = Path.expand("deltas/python", __DIR__)
+    program = Path.expand("bridge/python", __DIR__)
     llm = VLLM.llm!("firehose", python: program, nursery: false, max_in_flight: 1024)
     worker = worker(llm)
 
@@ -78,7 +82,12 @@ defmodule Bench.Deltas do
       figures =
         for _ <- 0..@rounds do
           one = ours(llm, worker, streams, tokens)
-          [per(one.beam, one), per(one.python, one), one.deltas / one.seconds | beside.(streams)]
+
+          [
+            per(one.beam, one.deltas),
+            per(one.python, one.deltas),
+            one.deltas / one.seconds | beside.(streams)
+          ]
         end
 
       # The first warms up.
@@ -99,14 +108,14 @@ defmodule Bench.Deltas do
       end
 
     message = {:delta, " token", [1234]}
-    beam = beam_cpu()
+    beam = Processes.own_cpu_seconds()
 
     for _ <- 1..steps do
       for {inbox, ref} <- addresses, do: send(ref, {inbox, ref, message})
       Process.sleep(10)
     end
 
-    1.0e6 * (beam_cpu() - beam) / (streams * steps)
+    1.0e6 * (Processes.own_cpu_seconds() - beam) / (streams * steps)
   end
 
   defp receive_all(owner, messages) do
@@ -123,7 +132,11 @@ defmodule Bench.Deltas do
   end
 
   defp ours(llm, worker, streams, tokens) do
-    [python, beam, start] = [cpu(worker), beam_cpu(), System.monotonic_time()]
+    [python, beam, start] = [
+      Processes.cpu_seconds([worker]),
+      Processes.own_cpu_seconds(),
+      System.monotonic_time()
+    ]
 
     deltas =
       1..streams
@@ -134,7 +147,12 @@ defmodule Bench.Deltas do
     seconds =
       System.convert_time_unit(System.monotonic_time() - start, :native, :microsecond) / 1.0e6
 
-    %{deltas: deltas, seconds: seconds, beam: beam_cpu() - beam, python: cpu(worker) - python}
+    %{
+      deltas: deltas,
+      seconds: seconds,
+      beam: Processes.own_cpu_seconds() - beam,
+      python: Processes.cpu_seconds([worker]) - python
+    }
   end
 
   defp count(llm, tokens) do
@@ -142,10 +160,10 @@ defmodule Bench.Deltas do
     Enum.reduce(VLLM.stream!(llm, @prompt, options), 0, fn %VLLM.Delta{}, count -> count + 1 end)
   end
 
-  defp per(seconds, %{deltas: deltas}), do: 1.0e6 * seconds / deltas
+  defp per(seconds, deltas), do: 1.0e6 * seconds / deltas
 
   defp medians(rows) do
-    for column <- Enum.zip_with(rows, & &1), do: Enum.at(Enum.sort(column), div(length(rows), 2))
+    for column <- Enum.zip_with(rows, & &1), do: Statistics.median(column)
   end
 
   defp heading(part, names) do
@@ -163,58 +181,10 @@ defmodule Bench.Deltas do
 
   defp pad(text), do: String.pad_leading(text, 12)
 
-  ## CPU seconds
-
-  # Of all threads of the VM.
-  defp beam_cpu, do: elem(:erlang.statistics(:runtime), 0) / 1000
-
-  defp cpu(pid) do
-    [_, after_name] = String.split(File.read!("/proc/#{pid}/stat"), ") ", parts: 2)
-    [user, system] = after_name |> String.split() |> Enum.slice(11, 2)
-    # In ticks of 10 ms.
-    (String.to_integer(user) + String.to_integer(system)) / 100
-  end
-
-  # The worker is a child of its guard, whose pid is in the lock of the run folder.
+  # Below its guard, which is the first.
   defp worker(llm) do
-    {:ok, table, _pid} = Table.lookup(llm)
-    {%{run_dir: run_dir}, _conn} = Table.run(table, 1)
-    [_, guard | _] = String.split(File.read!("#{run_dir}/lock"))
-    children = String.split(File.read!("/proc/#{guard}/task/#{guard}/children"))
-
-    Enum.find(children, fn pid ->
-      File.read!("/proc/#{pid}/cmdline") =~ ~r/-m\0vllm_bridge|firehose/
-    end)
-  end
-
-  ## In-process
-
-  defp start_in_process do
-    {:ok, python} = VLLM.Python.executable()
-    options = for {name, value} <- @options, do: ~s("#{name}": #{value})
-    script = Path.expand("deltas/in_process.py", __DIR__)
-    args = [script, @model, "{#{Enum.join(options, ", ")}}"]
-    port = Port.open({:spawn_executable, python}, [:binary, line: 1000, args: args])
-    "ready" = line(port)
-    port
-  end
-
-  defp in_process(port, streams, tokens) do
-    Port.command(port, "#{streams} #{tokens} #{@prompt}\n")
-
-    ~r/"deltas": (\d+), "cpu": ([\d.]+), "seconds": ([\d.]+)/
-    |> Regex.run(line(port), capture: :all_but_first)
-    |> then(fn [deltas, cpu, seconds] ->
-      %{deltas: String.to_integer(deltas), cpu: float(cpu), seconds: float(seconds)}
-    end)
-  end
-
-  defp float(text), do: text |> Float.parse() |> elem(0)
-
-  defp line(port) do
-    receive do
-      {^port, {:data, {:eol, line}}} -> line
-    end
+    [_guard | below] = Processes.of(llm)
+    Enum.find(below, &(File.read!("/proc/#{&1}/cmdline") =~ ~r/-m\0vllm_bridge|worker\.py/))
   end
 end
 

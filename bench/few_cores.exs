@@ -9,9 +9,11 @@
 # which rows.
 
 Logger.configure(level: :error)
+Code.require_file("beside.exs", __DIR__)
 
 defmodule Bench.FewCores do
-  alias VLLM.Engine.Table
+  alias Bench.Beside
+  alias VLLM.Bench.{Processes, Statistics}
 
   @streams for n <- String.split(System.get_env("STREAMS", "1 16")), do: String.to_integer(n)
   @rounds String.to_integer(System.get_env("ROUNDS", "15"))
@@ -26,15 +28,15 @@ defmodule Bench.FewCores do
 
   def run do
     llm = VLLM.llm!(@model, [nursery: false] ++ @options)
-    {:ok, table, _pid} = Table.lookup(llm)
-    {program, _conn} = Table.run(table, 1)
-    plain = start(@options, [])
-    uni = start([distributed_executor_backend: "uni"] ++ @options, @uni)
+    plain = Beside.start("AsyncLLM", @model, @options)
+
+    uni =
+      Beside.start("AsyncLLM", @model, [distributed_executor_backend: "uni"] ++ @options, @uni)
 
     ways = [
-      ours: {&ours(llm, &1, &2), program.port},
-      plain: {&in_process(plain, &1, &2), plain},
-      uni: {&in_process(uni, &1, &2), uni}
+      ours: {&ours(llm, &1, &2), fn -> Processes.of(llm) end},
+      plain: {&beside(plain, &1, &2), fn -> Processes.below(Beside.pid(plain)) end},
+      uni: {&beside(uni, &1, &2), fn -> Processes.below(Beside.pid(uni)) end}
     ]
 
     for streams <- @streams do
@@ -59,8 +61,10 @@ defmodule Bench.FewCores do
   defp at(round, name, at), do: Enum.at(round[name], at)
 
   defp spread(figures) do
-    sorted = Enum.sort(figures)
-    [low, middle, high] = for n <- [0, div(length(sorted), 2), -1], do: short(Enum.at(sorted, n))
+    [low, middle, high] =
+      for figure <- [Enum.min(figures), Statistics.median(figures), Enum.max(figures)],
+          do: short(figure)
+
     "#{middle} (#{low}, #{high})"
   end
 
@@ -68,14 +72,19 @@ defmodule Bench.FewCores do
   defp short(figure), do: Float.round(figure, 2)
 
   defp round(ways, streams, tokens) do
-    for {name, {measure, port}} <- Enum.shuffle(ways) do
-      before = cpu(port)
+    for {name, {measure, pids}} <- Enum.shuffle(ways) do
+      before = cpu(pids.())
       one = measure.(streams, tokens)
-      used = cpu(port) - before
+      used = cpu(pids.()) - before
       Process.sleep(@settle)
-      {name, [one.deltas / one.seconds, 1.0e6 * used / one.deltas, one.p50, one.p99]}
+      {name, [one.tokens / one.seconds, 1.0e6 * used / one.tokens, one.p50, one.p99]}
     end
   end
+
+  # The BEAM's too, which of the others only waits.
+  defp cpu(pids), do: Processes.own_cpu_seconds() + Processes.cpu_seconds(pids)
+
+  defp beside(port, streams, tokens), do: Beside.ask(port, "stream", streams, 1, tokens, @prompt)
 
   defp ours(llm, streams, tokens) do
     start = now()
@@ -88,9 +97,8 @@ defmodule Bench.FewCores do
       |> Enum.concat()
 
     seconds = (now() - start) / 1000
-    sorted = Enum.sort(gaps)
-    [p50, p99] = for share <- [0.5, 0.99], do: Enum.at(sorted, floor(share * length(sorted)))
-    %{deltas: streams * tokens, seconds: seconds, p50: p50, p99: p99}
+    [p50, p99] = for percent <- [50, 99], do: Statistics.percentile(gaps, percent)
+    %{tokens: streams * tokens, seconds: seconds, p50: p50, p99: p99}
   end
 
   defp gaps(stream) do
@@ -105,54 +113,6 @@ defmodule Bench.FewCores do
 
   # In ms.
   defp now, do: System.convert_time_unit(System.monotonic_time(), :native, :microsecond) / 1000
-
-  ## CPU seconds of the BEAM and of all that a port has started
-
-  defp cpu(port) do
-    {:os_pid, pid} = Port.info(port, :os_pid)
-    elem(:erlang.statistics(:runtime), 0) / 1000 + cpu_of_tree("#{pid}")
-  end
-
-  defp cpu_of_tree(pid) do
-    [_, after_name] = String.split(File.read!("/proc/#{pid}/stat"), ") ", parts: 2)
-    [user, system] = after_name |> String.split() |> Enum.slice(11, 2)
-
-    children =
-      for file <- Path.wildcard("/proc/#{pid}/task/*/children"),
-          child <- String.split(File.read!(file)),
-          do: cpu_of_tree(child)
-
-    # In ticks of 10 ms.
-    (String.to_integer(user) + String.to_integer(system)) / 100 + Enum.sum(children)
-  end
-
-  ## AsyncLLM in its own process
-
-  defp start(options, environment) do
-    {:ok, python} = VLLM.Python.executable()
-    json = Enum.map_join(options, ", ", fn {name, value} -> ~s("#{name}": #{inspect(value)}) end)
-    args = [Path.expand("deltas/in_process.py", __DIR__), @model, "{#{json}}"]
-    options = [:binary, line: 1000, args: args, env: environment]
-    port = Port.open({:spawn_executable, python}, options)
-    "ready" = line(port)
-    port
-  end
-
-  defp in_process(port, streams, tokens) do
-    Port.command(port, "#{streams} #{tokens} #{@prompt}\n")
-    line = line(port)
-
-    Map.new(~w(deltas seconds p50 p99)a, fn name ->
-      [figure] = Regex.run(~r/"#{name}": ([\d.]+)/, line, capture: :all_but_first)
-      {name, figure |> Float.parse() |> elem(0)}
-    end)
-  end
-
-  defp line(port) do
-    receive do
-      {^port, {:data, {:eol, line}}} -> line
-    end
-  end
 end
 
 Bench.FewCores.run()

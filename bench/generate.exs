@@ -12,8 +12,10 @@
 # worker and vLLM's own of ours.
 
 Logger.configure(level: :error)
+Code.require_file("beside.exs", __DIR__)
 
 defmodule Bench.Generate do
+  alias Bench.Beside
   alias VLLM.Bench.{Dataset, Load, Processes, Statistics}
 
   @rounds String.to_integer(System.get_env("ROUNDS", "15"))
@@ -46,7 +48,7 @@ defmodule Bench.Generate do
     for {program, own} <- @peers,
         mine = Enum.filter(kinds, &(&1 in own)),
         mine != [] do
-      beside = start(program)
+      beside = Beside.start(program, @model, @options)
       for kind <- mine, count <- counts(kind), do: row(kind, count, llm, beside)
       Port.close(beside)
     end
@@ -68,7 +70,7 @@ defmodule Bench.Generate do
   defp row(part, count, llm, beside) do
     kind = String.replace_prefix(part, "serve-", "")
     requests = requests(kind, count)
-    {:os_pid, pid} = Port.info(beside, :os_pid)
+    pid = Beside.pid(beside)
 
     [_ | rounds] =
       for round <- 0..@rounds do
@@ -77,7 +79,9 @@ defmodule Bench.Generate do
             measured(Processes.of(llm), true, fn -> ours(kind, count, requests, llm) end)
           end,
           theirs: fn ->
-            measured(Processes.below(pid), false, fn -> theirs(kind, count, requests, beside) end)
+            measured(Processes.below(pid), false, fn ->
+              Beside.ask(beside, kind, count, requests, @tokens, @prompt)
+            end)
           end
         ]
 
@@ -112,7 +116,7 @@ defmodule Bench.Generate do
   defp latencies("stream") do
     [
       {"p50 until the first delta, ms more", &(&1.ours.first - &1.theirs.first)},
-      {"p50 between deltas, ratio", &(&1.ours.gap / &1.theirs.gap)}
+      {"p50 between deltas, ratio", &(&1.ours.p50 / &1.theirs.p50)}
     ]
   end
 
@@ -161,33 +165,8 @@ defmodule Bench.Generate do
       seconds: microseconds / 1.0e6,
       tokens: noted |> Enum.map(& &1.output_len) |> Enum.sum(),
       first: 1000 * Statistics.median(Enum.map(noted, & &1.ttft)),
-      gap: if(gaps != [], do: 1000 * Statistics.median(gaps))
+      p50: if(gaps != [], do: 1000 * Statistics.median(gaps))
     }
-  end
-
-  defp start(program) do
-    {:ok, python} = VLLM.Python.executable()
-    script = Path.expand("generate/peers.py", __DIR__)
-    values = for {name, value} <- @options, do: ~s("#{name}": #{value})
-    args = [script, program, @model, "{#{Enum.join(values, ", ")}}"]
-    port = Port.open({:spawn_executable, python}, [:binary, :exit_status, line: 1000, args: args])
-    "ready" = line(port)
-    port
-  end
-
-  defp theirs(kind, count, requests, port) do
-    Port.command(port, "#{kind} #{count} #{requests} #{@tokens} #{@prompt}\n")
-    [seconds, tokens, first, gap] = String.split(line(port))
-    [seconds, first, gap] = Enum.map([seconds, first, gap], &elem(Float.parse(&1), 0))
-    %{seconds: seconds, tokens: String.to_integer(tokens), first: first, gap: gap}
-  end
-
-  defp line(port) do
-    receive do
-      {^port, {:data, {:eol, line}}} -> line
-      {^port, {:data, {:noeol, _part}}} -> line(port)
-      {^port, {:exit_status, status}} -> raise "The program beside has ended with #{status}."
-    end
   end
 
   defp show(number) when number >= 100, do: Integer.to_string(round(number))

@@ -1,5 +1,5 @@
 # What it costs to call an engine from another node: two BEAMs on loopback, `e` with a worker whose engine
-# computes nothing (bench/deltas/firehose.py), `c` that calls it. Latencies are of an engine that answers from a script.
+# computes nothing (bench/bridge/worker.py), `c` that calls it. Latencies are of an engine that answers from a script.
 #
 #     MIX_ENV=prod mix run bench/nodes.exs
 #
@@ -35,8 +35,8 @@ Logger.configure(level: :error)
       |> Enum.sum()
     end
 
-    # Of all threads of the VM, in microseconds.
-    def cpu, do: 1000 * elem(:erlang.statistics(:runtime), 0)
+    # In microseconds.
+    def cpu, do: 1.0e6 * VLLM.Bench.Processes.own_cpu_seconds()
 
     # The lower quartile of the microseconds until an answer and until a first delta.
     def latency(engine) do
@@ -57,7 +57,7 @@ defmodule Bench.Nodes do
     [e, c] = for n <- 1..2, do: start(n)
     for peer <- [e, c], do: {:module, _} = call(peer, :code, :load_binary, [side, 'nodes', code])
     {:ok, python} = VLLM.Python.executable()
-    :ok = call(e, side, :serve, [python, Path.expand("deltas/python", __DIR__)])
+    :ok = call(e, side, :serve, [python, Path.expand("bridge/python", __DIR__)])
     {:ok, _} = call(c, :application, :ensure_all_started, [:ex_vllm])
 
     rows =

@@ -1,9 +1,10 @@
-"""What ``bench/generate.exs`` measures against: vLLM in a Python program's own process, and behind
-``vllm serve``.
+"""What this library is measured against: vLLM in a Python program's own process, and behind ``vllm
+serve``.
 
-``python peers.py AsyncLLM|LLM|serve MODEL OPTIONS``, where OPTIONS are JSON. It says ``ready``,
-then does what each line says and answers it with its seconds, the tokens that it had, and the
-median milliseconds until the first output and from one to the next:
+``python beside.py AsyncLLM|LLM|serve MODEL OPTIONS``, where OPTIONS are JSON. It says ``ready``,
+then does what each line says and answers it with its seconds, the tokens and the outputs that it
+had, and milliseconds: the median until the first output, and the median and the 99th percentile
+from one to the next:
 
 * ``final CALLERS REQUESTS TOKENS PROMPT`` (AsyncLLM, serve): so many callers at once that ask so
   many requests each, one after another, and read their last output
@@ -71,7 +72,9 @@ async def answer_lines(ask: Ask) -> None:
         start = time.monotonic()
         await asyncio.gather(*(caller(*given) for _ in range(int(callers))))
         seconds = time.monotonic() - start
-        say(f"{seconds} {noted.tokens} {median_ms(noted.first)} {median_ms(noted.gaps)}")
+        outputs = len(noted.first) + len(noted.gaps)
+        gaps = f"{median_ms(noted.gaps)} {percentile_ms(noted.gaps)}"
+        say(f"{seconds} {noted.tokens} {outputs} {median_ms(noted.first)} {gaps}")
 
 
 async def serve_async(model: str, options: dict[str, Any]) -> None:
@@ -164,11 +167,16 @@ def serve_list(model: str, options: dict[str, Any]) -> None:
         prompts = [f"{prompt} {number}" for number in range(int(count))]
         outputs = llm.generate(prompts, sampling(int(tokens), "list"), use_tqdm=False)
         seconds = time.monotonic() - start
-        say(f"{seconds} {sum(len(output.outputs[0].token_ids) for output in outputs)} 0.0 0.0")
+        had = sum(len(output.outputs[0].token_ids) for output in outputs)
+        say(f"{seconds} {had} {len(outputs)} 0.0 0.0 0.0")
 
 
 def median_ms(times: list[float]) -> float:
     return 1000 * statistics.median(times) if times else 0.0
+
+
+def percentile_ms(times: list[float]) -> float:
+    return 1000 * statistics.quantiles(times, n=100)[98] if len(times) > 1 else 0.0
 
 
 def say(line: str) -> None:
