@@ -12,6 +12,7 @@ unless Mix.env() == :test do
 end
 
 defmodule Bench.JobBesideEngine do
+  alias VLLM.Bench.{Processes, Statistics}
   alias VLLM.{DemoModel, Job}
 
   @callers 8
@@ -35,7 +36,7 @@ defmodule Bench.JobBesideEngine do
 
     for {name, options} <- @ways do
       pairs = for _ <- 1..rounds, do: {[look(tokens, @alone)], beside(tokens, options)}
-      middle = Enum.map(pairs, fn {alone, beside} -> rate(beside) / rate(alone) end) |> median()
+      ratio = Statistics.median(for {alone, beside} <- pairs, do: rate(beside) / rate(alone))
       share = pairs |> Enum.flat_map(&elem(&1, 1)) |> share()
 
       each =
@@ -44,7 +45,7 @@ defmodule Bench.JobBesideEngine do
         end)
 
       IO.puts(
-        "#{String.pad_trailing(name, 18)} #{percent(1 - middle)} fewer tokens/s, the job had " <>
+        "#{String.pad_trailing(name, 18)} #{percent(1 - ratio)} fewer tokens/s, the job had " <>
           "#{percent(share)} of the cores (#{each})"
       )
     end
@@ -83,21 +84,21 @@ defmodule Bench.JobBesideEngine do
     {count, cpu, began} = {:counters.get(tokens, 1), cpu(), System.monotonic_time(:microsecond)}
     Process.sleep(ms)
     seconds = (System.monotonic_time(:microsecond) - began) / 1.0e6
-    taken = for {pid, ticks} <- cpu(), do: ticks - Map.get(cpu, pid, 0)
-    {:counters.get(tokens, 1) - count, seconds, Enum.sum(taken) / 100}
+    taken = for {pid, seconds} <- cpu(), do: seconds - Map.get(cpu, pid, 0)
+    {:counters.get(tokens, 1) - count, seconds, Enum.sum(taken)}
   end
 
-  # In ticks of a hundredth of a second, by the ids of the processes: a variable tells them.
+  # Of each process, by its id: a variable tells which are a job's.
   defp cpu do
-    for folder <- Path.wildcard("/proc/[0-9]*"),
-        {:ok, variables} <- [File.read(Path.join(folder, "environ"))],
+    for name <- File.ls!("/proc"),
+        {pid, ""} <- [Integer.parse(name)],
+        {:ok, variables} <- [File.read("/proc/#{pid}/environ")],
         variables =~ "EX_VLLM_NICE=",
-        {:ok, stat} <- [File.read(Path.join(folder, "stat"))],
-        into: %{} do
-      fields = stat |> String.split(")") |> List.last() |> String.split()
-      [user, system] = for field <- Enum.slice(fields, 11, 2), do: String.to_integer(field)
-      {folder, user + system}
-    end
+        seconds = Processes.cpu_seconds([pid]),
+        # Else it has ended.
+        seconds > 0,
+        into: %{},
+        do: {pid, seconds}
   end
 
   defp rate(slices) do
@@ -110,7 +111,6 @@ defmodule Bench.JobBesideEngine do
   end
 
   defp seconds(slices), do: Enum.sum(for {_, seconds, _} <- slices, do: seconds)
-  defp median(numbers), do: numbers |> Enum.sort() |> Enum.at(div(length(numbers), 2))
   defp percent(share), do: "#{round(100 * share)} %"
 end
 
