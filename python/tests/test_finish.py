@@ -21,7 +21,7 @@ from vllm_bridge import diagnosis
 from vllm_bridge.engine.engine import Engine, warm_up
 from vllm_bridge.errors import BridgeError
 from vllm_bridge.finish import MEANINGS, Meaning, early
-from vllm_bridge.queueing import Watched
+from vllm_bridge.queueing import Queue, Watched
 
 PREFIX = "(EngineCore pid=42) ERROR 11-20 19:30:52 [scheduler.py:2190] "
 
@@ -149,7 +149,7 @@ def test_a_stream_delivers_what_came_before_and_ends_with_the_error() -> None:
     async def read() -> None:
         stream = steps(output(("Par", None)), output(("is", "abort")), closed=closed)
         engine = object.__new__(Engine)
-        engine._asleep, engine._stopped = False, asyncio.Event()
+        engine._asleep, engine._sleeps, engine._stopped = False, 0, asyncio.Event()
         await engine._whole(
             "7",
             SimpleNamespace(structured_outputs=None),
@@ -164,6 +164,24 @@ def test_a_stream_delivers_what_came_before_and_ends_with_the_error() -> None:
     assert caught.value.reason == "engine_dead"
     (kept,) = caught.value.details["outputs"]
     assert (kept["text"], kept["finish_reason"]) == ("Paris", "abort")
+
+
+def test_what_a_sleep_has_ended_is_aborted_though_it_hears_of_it_when_the_engine_is_awake() -> None:
+    engine = object.__new__(Engine)
+    engine._asleep, engine._sleeps, engine._stopped = False, 0, asyncio.Event()
+    engine._queue = Queue(None)
+
+    async def ended(sleeps: int) -> BridgeError:
+        with engine._submitting("7") as submit:
+            submit("7")
+            engine._sleeps += sleeps
+            part = engine._early_end(Meaning.CUT_OFF, "7", output(("is", "abort")))
+            return await asyncio.create_task(part)
+
+    assert asyncio.run(ended(1)).reason == "aborted"
+    assert not engine._stopped.is_set()
+    assert asyncio.run(ended(0)).reason == "engine_dead"
+    assert engine._stopped.is_set()
 
 
 def test_the_parts_of_a_search_are_watched() -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import itertools
 import os
+import signal
 from array import array
 from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
@@ -257,11 +258,27 @@ def test_scores_that_a_sleep_has_ended_are_none(
     monkeypatch.setattr(current_platform, "is_sleep_mode_available", lambda: True)
     monkeypatch.setattr(llm.model_config, "enable_sleep_mode", True)
 
+    core = llm.engine_core.resources.engine_manager.processes[0].pid
+    texts, put_to_sleep = TEXTS * 100, llm.engine_core.sleep_async
+
+    async def sent(*given: Any) -> None:
+        answer = asyncio.ensure_future(put_to_sleep(*given))
+        await asyncio.sleep(0)
+        os.kill(core, signal.SIGCONT)
+        await answer
+
+    monkeypatch.setattr(llm.engine_core, "sleep_async", sent)
+
     async def scenario() -> None:
-        task = asyncio.ensure_future(embedder.score(["The"], TEXTS * 100))
-        while llm.get_num_unfinished_requests() == 0:
-            await asyncio.sleep(0)
-        await embedder.engine.asked(admin.sleep, admin.SleepParams())
+        # It finds what it is to end beside the word that it is to sleep, and is not done before.
+        os.kill(core, signal.SIGSTOP)
+        try:
+            task = asyncio.ensure_future(embedder.score(["The"], texts))
+            while llm.get_num_unfinished_requests() < len(texts):
+                await asyncio.sleep(0)
+            await embedder.engine.asked(admin.sleep, admin.SleepParams())
+        finally:
+            os.kill(core, signal.SIGCONT)
         # Those that came after it wait until then.
         await embedder.engine.asked(admin.wake_up, admin.WakeUpParams())
         with pytest.raises(BridgeError) as caught:

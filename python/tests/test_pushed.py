@@ -168,7 +168,8 @@ def test_a_stream_that_vllm_ends_is_answered_with_the_error(
         llm = LLM()
         params = SimpleNamespace(structured_outputs="grammar", prompt_logprobs=None)
         engine: Any = object.__new__(Engine)
-        engine._llm, engine._pooler, engine._pushes, engine._asleep = llm, None, True, False
+        engine._llm, engine._pooler, engine._pushes = llm, None, True
+        engine._asleep, engine._sleeps = False, 0
         engine._info, engine._stopped = {"scheduling_policy": "priority"}, asyncio.Event()
         engine._sampling = SimpleNamespace(make=lambda *_given, **_more: params)
         engine._loras, engine._render = SimpleNamespace(request=nothing), rendered

@@ -3,7 +3,8 @@
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping
+from contextvars import ContextVar
 from typing import Annotated, Any
 
 import msgspec
@@ -38,6 +39,9 @@ logger = logging.getLogger(__name__)
 # Longer texts are tokenized in a thread, so that the event loop goes on meanwhile; for
 # shorter ones the hand-over costs more than the work.
 LONG_TEXT = 4096
+
+# How often the engine had been put to sleep when the request, or a part of it, was given to vLLM.
+_sleeps_before: ContextVar[int] = ContextVar("_sleeps_before", default=0)
 
 
 class GenerateParams(msgspec.Struct, forbid_unknown_fields=True):
@@ -76,6 +80,8 @@ class Engine:
         self._heartbeat = Heartbeat(llm)
         self._pushes = pushed.is_possible()
         self._asleep = False
+        # How often it has been put to sleep.
+        self._sleeps = 0
         self._stopped = asyncio.Event()
         pools = llm.model_config.runner_type == "pooling"
         self._pooler = Pooler(llm, tasks, self._early_end) if pools else None
@@ -114,7 +120,10 @@ class Engine:
                 # What is under way ends before the answer comes.
                 self._asleep = True
             try:
-                return await serve(self._llm, params)
+                answer = await serve(self._llm, params)
+                if serve is admin.sleep:
+                    self._sleeps += 1
+                return answer
             finally:
                 if serve in (admin.sleep, admin.wake_up):
                     self._asleep = await self._llm.is_sleeping()
@@ -248,8 +257,16 @@ class Engine:
         """Whether vLLM has not begun with a request that is under way."""
         return await self._queue.waits(request_id)
 
-    def _submitting(self, request_id: str) -> contextlib.AbstractContextManager[Submit]:
-        return self._queue.request(request_id)
+    @contextlib.contextmanager
+    def _submitting(self, request_id: str) -> Iterator[Submit]:
+        with self._queue.request(request_id) as note:
+
+            def submit(name: str) -> None:
+                _sleeps_before.set(self._sleeps)
+                note(name)
+
+            _sleeps_before.set(self._sleeps)
+            yield submit
 
     def _pooling(self, task: str, priority: int) -> Pooler:
         if self._pooler is None:
@@ -316,10 +333,12 @@ class Engine:
     async def _early_end(
         self, meaning: finish.Meaning, request_id: str, output: Any, structured: bool = False
     ) -> BridgeError:
-        if meaning is finish.Meaning.CUT_OFF and not self._asleep:
+        # A request may hear of its end when the engine has been woken up again.
+        asleep = self._asleep or self._sleeps > _sleeps_before.get()
+        if meaning is finish.Meaning.CUT_OFF and not asleep:
             self._stopped.set()
         return await diagnosis.early_end(
-            meaning, request_id, output, structured=structured, asleep=self._asleep
+            meaning, request_id, output, structured=structured, asleep=asleep
         )
 
 
