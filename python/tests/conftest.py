@@ -63,6 +63,11 @@ def pytest_collection_finish(session: pytest.Session) -> None:
         os.environ.update(preload.environment())
         inheriting.prepare()
         assert forking.start()
+    if "torch" in sys.modules:
+        # For the operators of vLLM's that tests call in this process.
+        from vllm_bridge.patches.cpu import amx
+
+        amx.apply()
 
 
 @pytest.fixture(scope="module", autouse=True)

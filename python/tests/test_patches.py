@@ -13,7 +13,7 @@ from vllm.platforms import current_platform
 
 from vllm_bridge import VLLM_VERSIONS, patches
 from vllm_bridge.patches import adapterless, spinning
-from vllm_bridge.patches.cpu import logprobs, prompt_logprobs
+from vllm_bridge.patches.cpu import amx, logprobs, prompt_logprobs
 
 
 class Theirs:
@@ -128,6 +128,18 @@ def test_readers_nap_where_cores_are_few(monkeypatch: pytest.MonkeyPatch) -> Non
     assert len(naps) == 1
     monkeypatch.undo()
     assert SpinCondition.wait is original
+
+
+@pytest.mark.parametrize("granted", [True, False])
+def test_amx_is_used_where_the_kernel_has_granted_it(
+    granted: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("_is_amx_tile_supported", "_is_amx_fp16_supported"):
+        monkeypatch.setattr(torch.cpu, name, lambda: True)
+    monkeypatch.setattr(torch.cpu, "_init_amx", lambda: granted)
+    amx.apply()
+    assert torch.cpu._is_amx_tile_supported() is granted
+    assert torch.cpu._is_amx_fp16_supported() is granted
 
 
 def test_tokens_without_an_adapter_get_none() -> None:
