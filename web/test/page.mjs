@@ -1,0 +1,80 @@
+// A page in Chromium, which notes what no page of ours may do: ask another host, break the security policy, raise
+// an error.
+
+import assert from "node:assert/strict";
+import { readFileSync } from "node:fs";
+import { createRequire } from "node:module";
+import { chromium } from "playwright-core";
+
+const AXE = readFileSync(createRequire(import.meta.url).resolve("axe-core/axe.min.js"), "utf8");
+const CHROMIUM = process.env.CHROMIUM ?? "/usr/bin/chromium";
+// Without these Chromium asks hosts of its maker.
+const QUIET = ["--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync"];
+
+export class Page {
+  static async open(url, key, shots) {
+    const browser = await chromium.launch({ executablePath: CHROMIUM, args: ["--no-sandbox", "--disable-gpu", ...QUIET] });
+    const context = await browser.newContext({ viewport: { width: 1280, height: 860 }, colorScheme: "light", reducedMotion: "reduce" });
+    return new Page(browser, await context.newPage(), { url, key, shots });
+  }
+
+  constructor(browser, tab, { url, key, shots }) {
+    Object.assign(this, { browser, tab, url, key, shots, faults: [], hosts: new Set() });
+    tab.setDefaultTimeout(20_000);
+    tab.on("pageerror", (error) => this.faults.push(`error: ${error.message}`));
+    tab.on("console", (line) => /Content Security Policy/i.test(line.text()) && this.faults.push(line.text()));
+    tab.on("request", (request) => this.hosts.add(new URL(request.url()).host));
+  }
+
+  version() {
+    return this.browser.version();
+  }
+
+  close() {
+    return this.browser.close();
+  }
+
+  async go(place) {
+    await this.tab.goto(`${this.url}#/${place}`);
+  }
+
+  async shot(name) {
+    await this.tab.screenshot({ path: `${this.shots}${name}.png` });
+  }
+
+  link(name) {
+    return this.tab.getByRole("link", { name, exact: true });
+  }
+
+  button(name, within = this.tab) {
+    return within.getByRole("button", { name, exact: true });
+  }
+
+  field(name, within = this.tab) {
+    return within.getByLabel(name, { exact: true });
+  }
+
+  heading(name) {
+    return this.tab.getByRole("heading", { name, level: 1 });
+  }
+
+  dialog() {
+    return this.tab.getByRole("dialog");
+  }
+
+  // Faults of accessibility that axe calls serious or critical. Its script comes by the debugger, which the page's
+  // security policy does not bind.
+  async axe() {
+    await this.tab.evaluate(AXE);
+    const { violations } = await this.tab.evaluate(() => window.axe.run(document, { resultTypes: ["violations"] }));
+    return violations
+      .filter(({ impact }) => impact === "serious" || impact === "critical")
+      .map(({ id, nodes }) => `${id}: ${nodes.map((node) => node.target.join(" ")).join(", ")}`);
+  }
+
+  // Nothing may stand out of the page to the right.
+  async fits() {
+    const [content, window] = await this.tab.evaluate(() => [document.documentElement.scrollWidth, innerWidth]);
+    assert.ok(content <= window, `${await this.tab.url()} is ${content} wide in a window of ${window}`);
+  }
+}

@@ -1,0 +1,300 @@
+// What somebody does with the page, step by step: each sees to what it claims, and returns what is worth telling.
+
+import assert from "node:assert/strict";
+
+// As it is called in test/server.exs, and in /v1.
+const ENGINE = "Demo.LLM";
+const SERVED = "demo";
+const SENTENCE = "The capital of France is";
+// Options of engines, so that several have room.
+const SMALL = "max_model_len: 1024\nkv_cache_memory_bytes: 67108864";
+const PAGES = ["engines", "try", "sizing", "quantize", "quantize/new", "models", "compare"];
+const LONG = { timeout: 400_000 };
+
+export const steps = [
+  [
+    "asks for a key, refuses a wrong one, takes the right one",
+    async (page) => {
+      await page.go("engines");
+      await page.field("Key").fill("wrong");
+      await page.button("Continue").click();
+      await page.tab.getByText("does not know this key").waitFor();
+      await page.field("Key").fill(page.key);
+      await page.tab.keyboard.press("Enter");
+      await page.heading("Engines").waitFor();
+      assert.equal(await page.tab.evaluate(() => localStorage.length + document.cookie.length), 0);
+    },
+  ],
+  [
+    "starts an engine, from the dialog, by keyboard alone",
+    async (page) => {
+      await page.button("Start an engine").focus();
+      await page.tab.keyboard.press("Enter");
+      await page.dialog().waitFor();
+      await page.field("Model").pressSequentially(process.env.DEMO_MODEL);
+      await page.tab.keyboard.press("Tab");
+      await page.tab.keyboard.type("second");
+      for (let field = 0; field < 7; field += 1) await page.tab.keyboard.press("Tab");
+      await page.tab.keyboard.type(SMALL);
+      for (let button = 0; button < 2; button += 1) await page.tab.keyboard.press("Tab");
+      await page.tab.keyboard.press("Enter");
+      await page.heading(/^second/).waitFor();
+      await page.tab.locator("h1 .state", { hasText: "ready" }).waitFor(LONG);
+    },
+  ],
+  [
+    "says what is wrong with an option, and keeps the dialog open",
+    async (page) => {
+      await page.go("engines");
+      await page.button("Start an engine").click();
+      await page.field("Model").fill(process.env.DEMO_MODEL);
+      await page.field("Further options").fill("max_model_lenn: 5");
+      await page.button("Start", page.dialog()).click();
+      const said = await page.dialog().getByRole("alert").textContent();
+      assert.match(said, /max_model_len\b/);
+      await page.tab.keyboard.press("Escape");
+      await page.dialog().waitFor({ state: "detached" });
+      assert.equal(await page.tab.evaluate(() => document.activeElement.textContent), "Start an engine");
+      return said.slice(0, 90);
+    },
+  ],
+  [
+    "chats, with a stream and parameters",
+    async (page) => {
+      await page.link("Try").click();
+      await page.field("Model").selectOption(SERVED);
+      await page.field("Temperature").fill("0");
+      await page.field("Most tokens").fill("24");
+      await page.field("Message").fill("What is the capital of France?");
+      await page.tab.keyboard.press("Enter");
+      await page.tab.locator(".measure").waitFor();
+      const answer = await page.tab.locator(".turn.assistant .text").textContent();
+      assert.match(answer, /Paris/);
+      await page.shot("try");
+      return `“${answer}”, ${(await page.tab.locator(".measure").textContent()).trim()}`;
+    },
+  ],
+  [
+    "goes on with a prompt, and keeps it while other pages are shown",
+    async (page) => {
+      await page.field("As").selectOption("prompt");
+      await page.field("Prompt").fill(SENTENCE);
+      await page.button("Send").click();
+      await page.tab.locator(".measure").waitFor();
+      await page.link("Models").click();
+      await page.link("Try").click();
+      const text = await page.tab.locator(".turn.assistant .text").textContent();
+      assert.match(text, /Paris/);
+      return `“${SENTENCE}${text}”`;
+    },
+  ],
+  [
+    "figures move while requests run",
+    async (page) => {
+      await page.field("Most tokens").fill("400");
+      await page.tab.getByLabel("Further parameters").fill("ignore_eos: true");
+      await page.field("Prompt").fill(SENTENCE);
+      await page.button("Send").click();
+      await page.go("engines");
+      const engine = page.tab.locator(".engine", { hasText: ENGINE });
+      const speed = engine.locator(".figure", { hasText: "tokens/s" }).locator("dd", { hasText: /^[1-9]/ });
+      const seen = await speed.textContent();
+      await engine.getByRole("link").click();
+      await page.tab.locator(".chart .line.tone-1[d*=L]").first().waitFor();
+      return `${seen} tokens/s`;
+    },
+  ],
+  [
+    "a worker that is killed is shown, and comes back",
+    async (page) => {
+      const worker = page.tab.locator("tbody tr").first();
+      const pid = Number(await worker.locator("td").last().textContent());
+      assert.ok(pid > 1);
+      process.kill(pid, "SIGKILL");
+      await page.tab.getByRole("heading", { name: "Deaths" }).waitFor(LONG);
+      await page.tab.locator("h1 .state", { hasText: "ready" }).waitFor(LONG);
+      await page.tab.locator("details summary").first().click();
+      const reason = await page.tab.locator("details summary .bad-text").first().textContent();
+      await page.shot("engine");
+      return reason;
+    },
+  ],
+  [
+    "drains and resumes, scales to two replicas and back",
+    async (page) => {
+      await page.button("Drain").click();
+      await page.button("Resume").click(LONG);
+      await page.tab.locator("h1 .state", { hasText: "ready" }).waitFor(LONG);
+      for (const replicas of ["2", "1"]) {
+        await page.button("Scale…").click();
+        await page.field("Replicas", page.dialog()).fill(replicas);
+        await page.button("Scale", page.dialog()).click();
+        await page.tab.waitForFunction((n) => document.querySelectorAll("tbody tr").length === n && [...document.querySelectorAll("tbody .state")].every((one) => one.textContent === "ready"), Number(replicas), LONG);
+      }
+    },
+  ],
+  [
+    "reads the log of an engine",
+    async (page) => {
+      const log = page.tab.getByRole("region", { name: "Log of the engine" });
+      await page.tab.waitForFunction(() => document.querySelector(".log[aria-label='Log of the engine']").textContent.split("\n").length > 3);
+      return `${(await log.textContent()).split("\n").length} lines`;
+    },
+  ],
+  [
+    "says how a model fills the memory, and what would make it fit",
+    async (page) => {
+      await page.link("Sizing").click();
+      await page.field("Model").fill(process.env.DEMO_MODEL);
+      await page.field("Device").fill("H100");
+      await page.button("Look").click();
+      await page.tab.getByText("it fits").waitFor({ timeout: 120_000 });
+      await page.tab.getByRole("img", { name: /^Memory of/ }).first().waitFor();
+      await page.shot("sizing");
+      await page.field("Device").fill("1GiB");
+      await page.field("Requests at a time").fill("4096");
+      await page.button("Look").click();
+      await page.tab.getByText("it does not fit").waitFor({ timeout: 120_000 });
+      return (await page.tab.locator(".remedy").first().textContent()).slice(0, 100);
+    },
+  ],
+  [
+    "the wizard makes a GGUF file and an AWQ model",
+    async (page) => {
+      await page.link("Quantize").click();
+      await page.link("New job").click();
+      await page.field("Model").fill(process.env.DEMO_MODEL);
+      await page.field("Name of what comes of it").fill("demo");
+      await page.button("Next").click();
+      await page.tab.getByRole("checkbox", { name: /^gguf/ }).check();
+      await page.button("Next").click();
+      await page.tab.getByRole("checkbox", { name: "Q8_0", exact: true }).check();
+      await page.tab.getByRole("checkbox", { name: "Q4_K_M", exact: true }).check();
+      await page.tab.getByRole("rowheader", { name: "Q4_K_M gguf" }).waitFor({ timeout: 120_000 });
+      await page.shot("wizard");
+      const sizes = await page.tab.locator("tfoot td").first().textContent();
+      await page.button("Next").click();
+      await page.button("Start the job").click();
+      await page.heading("Quantize").waitFor();
+      await page.tab.locator(".job", { hasText: "demo" }).locator("h2 .state", { hasText: "done" }).waitFor(LONG);
+      await page.shot("jobs");
+      return `estimated together: ${sizes}`;
+    },
+  ],
+  [
+    "deploys what was made, and asks it",
+    async (page) => {
+      await page.tab.locator(".outputs li", { hasText: "Q4_K_M" }).getByRole("button", { name: "Deploy…" }).click();
+      await page.field("Name", page.dialog()).fill("deployed");
+      await page.field("Further options", page.dialog()).fill(SMALL);
+      await page.button("Start", page.dialog()).click();
+      await page.heading(/^deployed/).waitFor();
+      await page.tab.locator("h1 .state", { hasText: "ready" }).waitFor(LONG);
+      await page.tab.locator("main").getByRole("link", { name: "Try", exact: true }).click();
+      await page.button("Begin anew").click();
+      await page.field("Prompt").fill(SENTENCE);
+      await page.button("Send").click();
+      await page.tab.locator(".measure").waitFor(LONG);
+      const text = await page.tab.locator(".turn.assistant .text").textContent();
+      assert.match(text, /Paris/);
+      return `“${SENTENCE}${text}”`;
+    },
+  ],
+  [
+    "stops an engine",
+    async (page) => {
+      await page.go("engines");
+      await page.link("deployed").click();
+      await page.button("Stop…").click();
+      await page.button("Stop", page.dialog()).click();
+      await page.tab.getByText("It is not there any more.").waitFor(LONG);
+    },
+  ],
+  [
+    "compares models as plots",
+    async (page) => {
+      await page.link("Compare").click();
+      await page.field("Another one").fill(process.env.DEMO_MODEL);
+      await page.button("Add").click();
+      for (const name of ["demo:Q8_0", "demo:Q4_K_M"]) await page.tab.getByRole("checkbox", { name, exact: true }).check();
+      await page.field("Reference").selectOption(process.env.DEMO_MODEL);
+      await page.button("Compare").click();
+      const plot = page.tab.getByRole("img", { name: /^What is lost, by size/ });
+      await plot.waitFor(LONG);
+      await page.shot("compare");
+      return await plot.getAttribute("aria-label");
+    },
+  ],
+  [
+    "cancels a job, reads its log, retries it, cancels and deletes it",
+    async (page) => {
+      const answer = await page.tab.evaluate(async ([model, key]) => {
+        const body = JSON.stringify({ model, name: "again", to: [{ format: "gguf", type: "Q6_K" }] });
+        const headers = { "Content-Type": "application/json", Authorization: `Bearer ${key}` };
+        return (await fetch("api/v1/quantize/jobs", { method: "POST", headers, body })).status;
+      }, [process.env.DEMO_MODEL, page.key]);
+      assert.equal(answer, 201);
+      await page.link("Quantize").click();
+      const job = page.tab.locator(".job", { hasText: "again" });
+      await page.button("Cancel", job).click();
+      await job.locator("h2 .state", { hasText: "cancelled" }).waitFor(LONG);
+      await page.button("Retry", job).click();
+      await page.button("Cancel", job).click();
+      await job.locator("h2 .state", { hasText: "cancelled" }).waitFor(LONG);
+      await page.button("Log", job).click();
+      await job.getByRole("region", { name: "Log of again" }).waitFor();
+      await page.button("Delete…", job).click();
+      await page.button("Delete", page.dialog()).click();
+      await job.waitFor({ state: "detached" });
+    },
+  ],
+  [
+    "deletes a model of this machine",
+    async (page) => {
+      await page.link("Models").click();
+      await page.shot("models");
+      await page.button("Delete demo:Q8_0").click();
+      await page.button("Delete", page.dialog()).click();
+      await page.tab.getByRole("rowheader", { name: "demo:Q8_0" }).waitFor({ state: "detached" });
+    },
+  ],
+  ...["light", "dark"].map((colorScheme) => [
+    `axe finds nothing serious on any page, ${colorScheme}, wide and as on a phone`,
+    async (page) => {
+      await page.tab.emulateMedia({ colorScheme });
+      let looked = 0;
+      const found = [];
+      for (const size of [{ width: 1280, height: 860 }, { width: 375, height: 740 }]) {
+        await page.tab.setViewportSize(size);
+        for (const place of PAGES) {
+          await page.go(place);
+          await page.tab.locator("h1").waitFor();
+          await page.fits();
+          found.push(...(await page.axe()).map((fault) => `${place}: ${fault}`));
+          looked += 1;
+        }
+        await page.go("engines");
+        await page.tab.locator(".engine a").first().click();
+        await page.tab.locator(".charts").waitFor();
+        await page.fits();
+        found.push(...(await page.axe()));
+        await page.button("Reload…").click();
+        found.push(...(await page.axe()));
+        await page.tab.keyboard.press("Escape");
+        await page.shot(`engine-${colorScheme}-${size.width}`);
+        looked += 2;
+      }
+      await page.tab.setViewportSize({ width: 1280, height: 860 });
+      assert.deepEqual(found, []);
+      return `${looked} views`;
+    },
+  ]),
+  [
+    "asks no other host, breaks no security policy, raises no error",
+    async (page) => {
+      assert.deepEqual(page.faults, []);
+      assert.deepEqual([...page.hosts], [new URL(page.url).host]);
+      return `${[...page.hosts].length} host`;
+    },
+  ],
+];
