@@ -10,11 +10,16 @@ defmodule VLLM.Application do
       {Registry, keys: :unique, name: VLLM.Registry},
       # The places of requests over HTTP that have a limit.
       {Registry, keys: :unique, name: VLLM.Places},
+      # The names of engines that were started over HTTP.
+      {Registry, keys: :unique, name: VLLM.Web.Names},
       # Before the engines, whose workers use it until their end.
       {DynamicSupervisor, name: VLLM.NurserySupervisor, strategy: :one_for_one},
       {DynamicSupervisor, name: VLLM.EngineSupervisor, strategy: :one_for_one},
       {DynamicSupervisor, name: VLLM.StreamSupervisor, strategy: :one_for_one},
-      VLLM.Job.Supervisor
+      VLLM.Job.Supervisor,
+      # Of the admin API: what engines were asked to do, and how all is.
+      {Task.Supervisor, name: VLLM.Web.Tasks},
+      VLLM.Web.Live
     ]
 
     Supervisor.start_link(children, strategy: :one_for_one, name: VLLM.Supervisor)

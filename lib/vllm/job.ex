@@ -287,6 +287,36 @@ defmodule VLLM.Job do
   def estimate!(model, data, options), do: bang!(estimate(model, data, options))
 
   @doc """
+  What `quantize/2` can make here, as the libraries that quantize declare it: a list of maps, one for each
+  format.
+
+    * `:format` - the format, by vLLM's name of it: `"gguf"`, `"gptq"`, …
+    * `:types` - words that may stand for its options: `"Q4_K_M"` in `"gguf:Q4_K_M"`
+    * `:options` - a list of maps, each with the `:name` of an option, its `:type` (Python's, nil for any), its
+      `:default`, the only values that are `:allowed` (empty for any), and `:doc`
+    * `:refused` - why nothing can be made in this format here; nil where it can
+
+  The libraries are imported for it, which takes some seconds.
+
+      {:ok, formats} = VLLM.Job.formats()
+      for %{refused: nil} = format <- formats, do: {format.format, format.types}
+
+  ## Options
+
+  #{Options.docs(Options.formats())}
+
+  The error is `:quantize_not_installed` where there is no environment that quantizes.
+  """
+  @spec formats(keyword() | map()) :: {:ok, [map()]} | {:error, Error.t()}
+  def formats(options \\ []) do
+    with {:ok, known} <- Options.only(options, Options.formats()), do: Quantize.formats(known)
+  end
+
+  @doc "Like `formats/1`, but returns the list or raises `VLLM.Error`."
+  @spec formats!(keyword() | map()) :: [map()]
+  def formats!(options \\ []), do: bang!(formats(options))
+
+  @doc """
   The losses of a fine-tuning over its steps, as the text of an SVG picture; of one that is done.
 
       File.write!("losses.svg", VLLM.Job.plot!(job))

@@ -1,7 +1,9 @@
 defmodule VLLM.JSON do
   @moduledoc false
-  # Terms as JSON text. Elixir has an encoder since 1.18, Erlang/OTP since 27,
-  # and both are newer than what this library asks for.
+  # Terms as JSON text, and back. Elixir has both since 1.18, Erlang/OTP since 27,
+  # and these are newer than what this library asks for.
+
+  alias VLLM.JSON.Decoder
 
   @doc ~S"""
   A term as JSON text, indented, with names in order. Structs are their fields, and times are texts.
@@ -11,6 +13,29 @@ defmodule VLLM.JSON do
   """
   @spec encode(term()) :: String.t()
   def encode(term), do: term |> value("\n") |> IO.iodata_to_binary()
+
+  @doc ~S"""
+  The same in one line, as what an event has to say.
+
+      iex> VLLM.JSON.line(%{text: "a\nb", bits: [4, nil]})
+      ~S({"bits": [4,null],"text": "a\nb"})
+  """
+  @spec line(term()) :: String.t()
+  # No newline is left within a text.
+  def line(term), do: term |> encode() |> String.replace(~r/\n */, "")
+
+  @doc ~S"""
+  The term that a JSON text stands for, with strings for names, and nil for `null`. Of several members of a
+  name the last counts. What RFC 8259 does not allow is an error, and so are texts that are not UTF-8, numbers
+  of many hundred digits, and what is nested more than a hundred deep.
+
+      iex> VLLM.JSON.decode(~S({"bits": [4, -1.5e3, null], "text": "a\u00e9"}))
+      {:ok, %{"bits" => [4, -1500.0, nil], "text" => "aé"}}
+      iex> VLLM.JSON.decode("[1,]")
+      :error
+  """
+  @spec decode(binary()) :: {:ok, term()} | :error
+  def decode(text), do: Decoder.decode(text)
 
   defp value(nil, _line), do: "null"
   defp value(atom, _line) when is_boolean(atom), do: Atom.to_string(atom)

@@ -4,7 +4,7 @@ defmodule VLLM.OpenAI do
   # what is passed on to vLLM's own API app and what is answered here. A front
   # (VLLM.Server, VLLM.Plug) hands over a request and sends what it gets.
 
-  alias VLLM.{AllowedModels, Error, Exchange, JSON, Metrics, Options}
+  alias VLLM.{AllowedModels, Error, Exchange, JSON, Metrics, Options, Places}
   alias VLLM.Bridge.{Deadline, MessagePack}
   alias VLLM.Engine.Call
   alias VLLM.OpenAI.{Body, Models, Refusal}
@@ -12,14 +12,15 @@ defmodule VLLM.OpenAI do
   # Keys are known by their digests only; these too are shown to nobody.
   @derive {Inspect, except: [:keys]}
   @enforce_keys [:id, :models, :keys, :everybody, :timeout, :queue_timeout, :tokenize] ++
-                  [:metrics, :metrics_without_key]
+                  [:metrics, :metrics_without_key, :web]
   defstruct @enforce_keys
 
-  @typep client :: %{
-           id: term(),
-           allowed_models: [AllowedModels.pattern()] | nil,
-           max_concurrent_requests: pos_integer() | nil
-         }
+  @type client :: %{
+          id: term(),
+          allowed_models: [AllowedModels.pattern()] | nil,
+          max_concurrent_requests: pos_integer() | nil,
+          admin: boolean()
+        }
 
   @type t :: %__MODULE__{
           id: term(),
@@ -30,7 +31,8 @@ defmodule VLLM.OpenAI do
           queue_timeout: timeout(),
           tokenize: boolean(),
           metrics: boolean(),
-          metrics_without_key: boolean()
+          metrics_without_key: boolean(),
+          web: boolean()
         }
 
   @type request :: %{
@@ -82,7 +84,9 @@ defmodule VLLM.OpenAI do
   @doc "What is to be served, of options that are checked; `id` tells it from others."
   @spec new(%{atom() => term()}, term()) :: {:ok, t()} | {:error, Error.t()}
   def new(options, id) do
-    with {:ok, models} <- Models.entries(options.models),
+    web? = Map.get(options, :web, false)
+
+    with {:ok, models} <- entries(options.models, web?),
          {:ok, keys} <- keys(options.api_keys, id) do
       {:ok,
        %__MODULE__{
@@ -94,13 +98,25 @@ defmodule VLLM.OpenAI do
          queue_timeout: options.queue_timeout,
          tokenize: options.tokenize,
          metrics: options.metrics,
-         metrics_without_key: options.metrics_without_key
+         metrics_without_key: options.metrics_without_key,
+         web: web?
        }}
     end
   end
 
-  defp client(id, options),
-    do: options |> Map.take([:allowed_models, :max_concurrent_requests]) |> Map.put(:id, id)
+  # Engines may be started there.
+  defp entries(none, true) when none in [nil, []], do: {:ok, []}
+  defp entries(given, _web?), do: Models.entries(given)
+
+  # Where nobody is asked for a key, everybody may do everything.
+  defp client(id, options) do
+    %{
+      id: id,
+      allowed_models: options.allowed_models,
+      max_concurrent_requests: options.max_concurrent_requests,
+      admin: Map.get(options, :admin, true)
+    }
+  end
 
   defp keys(nil, _id), do: {:ok, nil}
 
@@ -109,7 +125,7 @@ defmodule VLLM.OpenAI do
     |> Enum.reduce_while({:ok, []}, fn given, {:ok, keys} ->
       with {key, options} <- with_options(given),
            {:ok, _key} <- Options.check(:string, :api_keys, key),
-           {:ok, options} <- Options.only(options, key_options()) do
+           {:ok, options} <- Options.only(options, Options.api_key()) do
         digest = :crypto.hash(:sha256, key)
         {:cont, {:ok, [{digest, client({id, digest}, options)} | keys]}}
       else
@@ -124,18 +140,12 @@ defmodule VLLM.OpenAI do
   defp with_options({key, options}), do: {key, options}
   defp with_options(key), do: {key, []}
 
-  defp key_options do
-    for spec <- Options.openai(),
-        elem(spec, 0) in [:allowed_models, :max_concurrent_requests],
-        do: spec
-  end
-
   defp no_keys do
     {:error,
      Error.new(
        :invalid_option,
        "`api_keys` must be a list of strings that are not empty, or of `{key, options}` with the options " <>
-         "`allowed_models:` and `max_concurrent_requests:`.",
+         "`allowed_models:`, `max_concurrent_requests:` and `admin:`.",
        %{"option" => "api_keys"}
      )}
   end
@@ -173,9 +183,11 @@ defmodule VLLM.OpenAI do
     end
   end
 
-  defp who(%{keys: nil} = core, _headers), do: {:ok, core.everybody}
+  @doc "Whose request it is, by its key."
+  @spec who(t(), [{String.t(), String.t()}]) :: {:ok, client()} | {:error, Refusal.t()}
+  def who(%{keys: nil} = core, _headers), do: {:ok, core.everybody}
 
-  defp who(%{keys: keys}, headers) do
+  def who(%{keys: keys}, headers) do
     digest = :crypto.hash(:sha256, given_key(headers))
 
     # All of them are compared, so that the time tells nothing.
@@ -193,8 +205,13 @@ defmodule VLLM.OpenAI do
     end
   end
 
+  @doc "The engines that are served now: those of the options, and those that were started over HTTP."
+  @spec models(t()) :: [Models.entry()]
+  def models(%{web: true} = core), do: core.models ++ Models.started()
+  def models(core), do: core.models
+
   defp route(core, client, %{method: "GET", path: "/v1/models"}) do
-    all = Models.all(core.models, core.timeout)
+    all = Models.all(models(core), core.timeout)
     models = for {name, about} <- all, allowed?(core, client, name), do: about
     {:ok, json(%{object: "list", data: models})}
   end
@@ -202,7 +219,7 @@ defmodule VLLM.OpenAI do
   defp route(core, client, %{method: "GET", path: "/v1/models/" <> name}) do
     name = decoded(name)
 
-    case core.models |> Models.all(core.timeout) |> List.keyfind(name, 0) do
+    case core |> models() |> Models.all(core.timeout) |> List.keyfind(name, 0) do
       {name, about} ->
         if allowed?(core, client, name),
           do: {:ok, json(about)},
@@ -279,7 +296,7 @@ defmodule VLLM.OpenAI do
 
   # The only one there is may stay unnamed, whatever adapters it has.
   defp name(core, _unnamed) do
-    case Models.engines(core.models) do
+    case Models.engines(models(core)) do
       [name] -> {:ok, name}
       _more -> {:error, Refusal.unnamed()}
     end
@@ -288,7 +305,7 @@ defmodule VLLM.OpenAI do
   defp find(core, client, name, call) do
     with true <- allowed?(core, client, name),
          timeout = Deadline.remaining(call.deadline),
-         {:ok, entry, lora} <- Models.find(core.models, name, timeout) do
+         {:ok, entry, lora} <- Models.find(models(core), name, timeout) do
       {:ok, entry, lora}
     else
       {:error, error} -> {:error, Refusal.of_error(error)}
@@ -361,7 +378,6 @@ defmodule VLLM.OpenAI do
 
   ## Limits
 
-  # A place is a name in a registry: whoever ends, however that is, gives it back.
   defp take_places(core, client) do
     Enum.reduce_while([core.everybody, client] |> Enum.uniq(), {:ok, []}, fn who, {:ok, taken} ->
       case take_place(who) do
@@ -377,19 +393,10 @@ defmodule VLLM.OpenAI do
 
   defp take_place(%{max_concurrent_requests: nil}), do: {:ok, nil}
 
-  defp take_place(%{id: id, max_concurrent_requests: count}) do
-    Enum.find_value(1..count, :none, fn number ->
-      place = {id, number}
-
-      case Registry.register(VLLM.Places, place, nil) do
-        {:ok, _registry} -> {:ok, place}
-        {:error, {:already_registered, _pid}} -> nil
-      end
-    end)
-  end
+  defp take_place(%{id: id, max_concurrent_requests: count}), do: Places.take(id, count)
 
   defp give_back(places) do
-    for place <- places, place != nil, do: Registry.unregister(VLLM.Places, place)
+    for place <- places, place != nil, do: Places.give_back(place)
     :ok
   end
 

@@ -216,6 +216,9 @@ defmodule VLLM.Options do
      "environment variables of its workers, as a map; nil unsets one. They are kept in memory only"}
   ]
 
+  # Which worker says what models can be made in.
+  @formats for spec <- @workers ++ @secrets, elem(spec, 0) in [:quantize_python, :env], do: spec
+
   # Where the model of a job comes from.
   @job_source [
     {:revision, :string, nil, "branch, tag or commit of a hub model"},
@@ -331,8 +334,8 @@ defmodule VLLM.Options do
        "of one, instead of the model's)"},
     {:api_keys, :term, nil,
      "the keys of which a request must have one (`Authorization: Bearer …` or `x-api-key`), as a list of " <>
-       "strings, or of `{key, options}` with `allowed_models:` and `max_concurrent_requests:` of its own. " <>
-       "By default none is asked for"},
+       "strings, or of `{key, options}` with `allowed_models:` and `max_concurrent_requests:` of its own, and " <>
+       "`admin: true` for one that may use the admin API, too. By default none is asked for"},
     {:allowed_models, :patterns, nil,
      "the only names that clients may give, as a list of names, patterns and regular expressions; by " <>
        "default those of all `models:` and of their adapters"},
@@ -353,6 +356,13 @@ defmodule VLLM.Options do
     {:metrics_without_key, :boolean, false, "ask for no key there"}
   ]
 
+  # What a key may have of its own.
+  @api_key for(
+             spec <- @openai,
+             elem(spec, 0) in [:allowed_models, :max_concurrent_requests],
+             do: spec
+           ) ++ [{:admin, :boolean, false, "use the admin API, too"}]
+
   # There it would be for whoever may use the models, under the application's own authentication.
   @plug List.keyreplace(
           @openai,
@@ -371,7 +381,10 @@ defmodule VLLM.Options do
                "no keys and listens on this machine only, `localhost` and its addresses: web pages in a " <>
                "browser here could ask it by a name of theirs"},
             {:max_connections, :pos_integer, 4096,
-             "clients that may be connected at once; others are answered with 503"}
+             "clients that may be connected at once; others are answered with 503"},
+            {:web, :boolean, false,
+             "serve the admin API and its page, too: engines and jobs, to be watched, started and stopped by " <>
+               "whoever has a key with `admin: true`; see guides/serving.md. Then `models:` may be left out"}
           ] ++ @openai
 
   @drain [
@@ -657,6 +670,10 @@ defmodule VLLM.Options do
   @spec quantize() :: [spec()]
   def quantize, do: @quantize
 
+  @doc "What a question about the formats of jobs takes."
+  @spec formats() :: [spec()]
+  def formats, do: @formats
+
   @doc "What a job takes that trains an adapter, beside options of the training."
   @spec finetune() :: [spec()]
   def finetune, do: @finetune
@@ -688,6 +705,10 @@ defmodule VLLM.Options do
   @doc "What `VLLM.Server` takes."
   @spec server() :: [spec()]
   def server, do: @server
+
+  @doc "What a key of such a server takes."
+  @spec api_key() :: [spec()]
+  def api_key, do: @api_key
 
   @doc "How long replicas that are to end or begin anew are given."
   @spec drain() :: [spec()]

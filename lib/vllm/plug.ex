@@ -19,37 +19,51 @@ if Code.ensure_loaded?(Plug.Conn) do
 
     @behaviour Plug
 
-    alias VLLM.{Error, JSON, OpenAI, Options}
+    alias VLLM.{Error, JSON, OpenAI, Options, Web}
     alias VLLM.OpenAI.Refusal
 
     @impl Plug
     def init(options) when is_function(options, 0), do: options
 
-    def init(options), do: checked(options)
+    def init(options), do: checked(options, %{})
 
     @impl Plug
-    def call(conn, options) when is_function(options, 0), do: call(conn, checked(options.()))
+    def call(conn, options) when is_function(options, 0), do: call(conn, checked(options.(), %{}))
+    def call(conn, {core, limit}), do: serve(conn, core, limit, path(core, conn))
 
-    def call(conn, {core, limit}) do
+    @doc false
+    # What a Plug of this library serves, of its options and of what it adds to them.
+    def checked(options, more) do
+      known = options |> Options.only(Options.plug()) |> Error.bang!()
+      id = {__MODULE__, :erlang.phash2({options, more})}
+      core = known |> Map.merge(more) |> OpenAI.new(id) |> Error.bang!()
+      {core, known.max_body_bytes}
+    end
+
+    @doc false
+    # Answers a request for a path of what is served.
+    def serve(conn, core, limit, path) do
+      request = %{
+        method: conn.method,
+        path: path,
+        query: conn.query_string,
+        headers: conn.req_headers,
+        body: ""
+      }
+
       {answer, conn} =
         case body(conn, limit) do
           {:ok, body, conn} ->
-            {OpenAI.answer(core, request(core, conn, body)), conn}
+            {Web.answer(core, %{request | body: body}), conn}
 
           {:more, _part, conn} ->
-            {limit |> Refusal.too_large() |> Refusal.answer(), conn}
+            {Web.refusal(core, request, Refusal.too_large(limit)), conn}
 
           {:error, _closed_or_late} ->
-            {Refusal.answer(Refusal.no_body()), conn}
+            {Web.refusal(core, request, Refusal.no_body()), conn}
         end
 
       conn |> answer(answer) |> Plug.Conn.halt()
-    end
-
-    defp checked(options) do
-      known = options |> Options.only(Options.plug()) |> Error.bang!()
-      core = known |> OpenAI.new({__MODULE__, :erlang.phash2(options)}) |> Error.bang!()
-      {core, known.max_body_bytes}
     end
 
     defp body(%{body_params: %{__struct__: Plug.Conn.Unfetched}} = conn, limit),
@@ -58,17 +72,10 @@ if Code.ensure_loaded?(Plug.Conn) do
     defp body(conn, _limit), do: {:ok, JSON.encode(conn.body_params), conn}
 
     # Where it is forwarded to `/v1`, that is no more in the path.
-    defp request(core, conn, body) do
+    defp path(core, conn) do
       path = "/" <> Enum.join(conn.path_info, "/")
       whole? = String.starts_with?(path, "/v1/") or path in OpenAI.paths(core)
-
-      %{
-        method: conn.method,
-        path: if(whole?, do: path, else: "/v1" <> path),
-        query: conn.query_string,
-        headers: conn.req_headers,
-        body: body
-      }
+      if whole?, do: path, else: "/v1" <> path
     end
 
     defp answer(conn, {status, headers, body}) do

@@ -13,7 +13,8 @@ defmodule VLLM.Python do
   #
   # What quantizes and vLLM need other versions of the same packages, so it has
   # an environment of its own (`mix vllm.setup --with quantize`): beside the one
-  # that VLLM_VENV names, or in the cache folder.
+  # that VLLM_VENV names, or in the cache folder, unless `config :ex_vllm, quantize_python:`
+  # names an interpreter.
 
   alias VLLM.{Error, Options}
   alias VLLM.Python.Stamp
@@ -43,12 +44,17 @@ defmodule VLLM.Python do
 
   def executable(:serve) do
     case source() do
-      {:config, python} -> configured(python)
+      {:config, python} -> configured(:python, python)
       {_, venv} -> in_venv(venv)
     end
   end
 
-  def executable(:quantize), do: in_quantize_venv(quantize_dir())
+  def executable(:quantize) do
+    case Application.get_env(:ex_vllm, :quantize_python) do
+      nil -> in_quantize_venv(quantize_dir())
+      python -> configured(:quantize_python, python)
+    end
+  end
 
   @doc "The setting that decides which interpreter `executable/0` gives."
   @spec source() :: source()
@@ -253,13 +259,13 @@ defmodule VLLM.Python do
     Enum.find(dirs, preferred, &Stamp.ready?/1)
   end
 
-  defp configured(python) do
+  defp configured(setting, python) do
     case System.find_executable(python) do
       nil ->
         {:error,
          Error.new(
            :python_not_found,
-           "`config :ex_vllm, python: #{inspect(python)}` names nothing that can be run. " <>
+           "`config :ex_vllm, #{setting}: #{inspect(python)}` names nothing that can be run. " <>
              "Correct it, or remove it and run `mix vllm.setup`.",
            %{"python" => python}
          )}

@@ -8,12 +8,14 @@ megabytes beside what is made), `child` (leaves a process in a session of its ow
 `verdict` what a comparison says of it (`incomparable`: that there is none). The name of a model of the hub is steps, too, for its download, and may end with `@` and the folder that it is
 downloaded to. What a model is registered as is written to `registered` in its folder.
 
-A training takes the same, by its options `check`, `train`, `merged` and `register`; a state of it is there once it has
+Of the questions of the tools kind it answers those about models: a model's name is steps, too. A
+training takes the same, by its options `check`, `train`, `merged` and `register`; a state of it is there once it has
 begun.
 """
 
 import json
 import os
+import shutil
 import signal
 import sys
 import time
@@ -99,9 +101,17 @@ def quantize_formats(request: int, params: dict) -> object:
             raise Refused("invalid_option")
         options = {"word": given} if isinstance(given, str) else dict(given or {})
         steps(options.get("check", ""), request)
+        if word := options.pop("preset", None):
+            options["word"] = word
         label = options.pop("as", None) or options.get("word") or name
         found.append({"label": label, "format": name, "options": options, "texts": "unused"})
     return found
+
+
+def quantize_options(_request: int, _params: dict) -> object:
+    option = {"name": "pure", "types": ["bool"], "default": False, "allowed": [], "doc": "All."}
+    known = {"format": "gguf", "types": ["Q4_K_M"], "options": [option], "refused": None}
+    return [known, {"format": "awq", "types": [], "options": [], "refused": "It lacks a part."}]
 
 
 def plan_quantize(_request: int, params: dict) -> object:
@@ -211,9 +221,49 @@ def register(request: int, params: dict) -> object:
     return {"name": name, "aliases": [], "registered_at": 1.0, "size": 1, "last_used": 1.0}
 
 
+def check(request: int, params: dict) -> object:
+    if not os.path.exists(params["model"]):
+        steps(params["model"], request)
+    message = "The fake job says that it is no model. Take another."
+    finding = {"severity": "error", "reason": "not_a_model", "message": message}
+    finding |= {"remedy": "Take another.", "details": {}}
+    return {"ok": False, "findings": [finding], "model": params["model"]}
+
+
+def estimate(_request: int, params: dict) -> object:
+    device = {"name": "A", "weights": 7, "left": 3, "budget": 20, "fits": True}
+    return {
+        "model": params["model"],
+        "fits": True,
+        "weights": {},
+        "kv_cache": {},
+        "devices": [device, device],
+        "remedies": [],
+        "formats": [],
+    }
+
+
+REGISTERED = {"name": "org/llama:Q4", "label": "Q4", "aliases": [], "kind": "model", "size": 7}
+REGISTERED |= {"origin": "made", "method": "gguf", "made": {"job": "1"}, "registered_at": 1.0}
+
+
+def registered(_request: int, _params: dict) -> object:
+    return [REGISTERED]
+
+
+def unregister(_request: int, params: dict) -> object:
+    path = params.get("path", "")
+    if path and os.path.isdir(path):
+        shutil.rmtree(path)
+    elif params["name"] != REGISTERED["name"]:
+        raise Refused("model_not_found")
+    return {"freed": 7, "names": [params["name"]]}
+
+
 METHODS = [
-    *(pull, taken, quantize_formats, plan_quantize, quantize, measure, compare, register),
+    *(pull, taken, quantize_options, quantize_formats, plan_quantize, quantize, measure, compare, register),
     *(check_finetune, finetune, merge),
+    *(check, estimate, registered, unregister),
 ]
 
 

@@ -22,6 +22,25 @@ defmodule VLLM.FakeJobs do
     %{model: model, folder: folder}
   end
 
+  @doc """
+  Has engines, jobs and questions that name no Python of their own use made-up ones, for the tests of a
+  module: for `setup`.
+  """
+  def use_everywhere do
+    python = Path.expand("fake_web_python", __DIR__)
+
+    for name <- [:python, :quantize_python] do
+      before = Application.get_env(:ex_vllm, name)
+      Application.put_env(:ex_vllm, name, python)
+      ExUnit.Callbacks.on_exit(fn -> restore(name, before) end)
+    end
+
+    :ok
+  end
+
+  defp restore(name, nil), do: Application.delete_env(:ex_vllm, name)
+  defp restore(name, value), do: Application.put_env(:ex_vllm, name, value)
+
   @doc "The options of a job that quantizes with made-up steps."
   def options(to, more \\ []), do: [to: to, quantize_python: @python] ++ worker() ++ more
 

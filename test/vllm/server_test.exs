@@ -330,6 +330,51 @@ defmodule VLLM.ServerTest do
     assert timer.() == nil
   end
 
+  test "the admin API is served beside it, with its errors and its events" do
+    {llm, port} = serve(web: true, api_keys: [{"sk-admin", admin: true}, "sk-plain"])
+    key = "authorization: Bearer sk-admin\r\n"
+
+    ask = fn request, headers ->
+      socket = connect(port)
+      :ok = :gen_tcp.send(socket, [request, " HTTP/1.1\r\nhost: localhost\r\n", headers, "\r\n"])
+      socket
+    end
+
+    assert "HTTP/1.1 200 OK" <> told = "GET /api/v1/engines" |> ask.(key) |> read_until("\n}")
+    assert told =~ ~s("id": "#{VLLM.Web.Engine.id(llm.id)}")
+    assert told =~ "cache-control: no-store\r\n"
+    assert "HTTP/1.1 401 " <> _ = "GET /api/v1/engines" |> ask.("") |> read_until("\n}")
+    delete = "DELETE /api/v1/quantize/jobs/x?outputs=true"
+    assert "HTTP/1.1 403 " <> _ = delete |> ask.(key) |> read_until("\n}")
+
+    assert "HTTP/1.1 404 " <> none =
+             delete |> ask.(["x-requested-with: vllm\r\n" | key]) |> read_until("\n}")
+
+    assert none =~ ~s("reason": "job_not_found")
+
+    # What is refused before its body is there has the same shape.
+    long = [
+      "content-type: application/json\r\ncontent-length: 9000000\r\n",
+      key,
+      "\r\n",
+      String.duplicate("x", 65_536)
+    ]
+
+    refused = "POST /api/v1/engines" |> ask.(long) |> read_until("\n}")
+    assert "HTTP/1.1 413 " <> _ = refused
+    assert refused =~ ~s("reason": "body_too_large")
+
+    # One who reads events is noticed when he goes.
+    events = ask.("GET /api/v1/events", key)
+    assert read_until(events, "\n\n\r\n") =~ "event: state\ndata: {"
+    assert [_place] = places()
+    :ok = :gen_tcp.close(events)
+    assert eventually(fn -> places() == [] end)
+  end
+
+  # Of those who read events.
+  defp places, do: Registry.select(VLLM.Places, [{{{{:_, :events}, :_}, :"$1", :_}, [], [:"$1"]}])
+
   test "a port that is taken is an error, and so are wrong options" do
     {_llm, port} = serve()
     Process.flag(:trap_exit, true)

@@ -7,10 +7,14 @@ defmodule Mix.Tasks.Vllm.Serve do
       mix vllm.serve MODEL… [--port 8000] [--ip 127.0.0.1] [OPTIONS]
 
       mix vllm.serve /models/Llama-3.1-8B-AWQ --max-model-len 8192 --tool-call-parser llama3_json
+      mix vllm.serve /models/Llama-3.1-8B-AWQ --web
 
   Starts an engine for each model, then a `VLLM.Server`, and runs until `Ctrl-C`. Ends with status 1 where
   an engine cannot start. Clients give the models the names that they have here, or that of
   `--served-model-name`.
+
+  With `--web` there is a page at the server's address as well, which shows engines and jobs and has them
+  started and stopped.
 
   ## Options
 
@@ -54,8 +58,10 @@ defmodule Mix.Tasks.Vllm.Serve do
         [{:engine, llm} | Enum.map(settings, fn {name, value} -> {setting(name), value} end)]
       end
 
+    web? = server["web"] == true
     server = server |> Map.put("models", served) |> Server.start_link() |> Answer.ok!()
     Mix.shell().info("Serving #{Enum.join(models, ", ")} at #{Server.url(server)}")
+    if web?, do: Mix.shell().info("The page is at #{URI.merge(Server.url(server), "/")}")
     Process.sleep(:infinity)
   end
 
@@ -66,7 +72,8 @@ defmodule Mix.Tasks.Vllm.Serve do
   @spec options([String.t()], %{String.t() => String.t()}) ::
           {[String.t(), ...], %{String.t() => term()}, %{String.t() => term()}}
   def options(argv, env) do
-    {models, given, []} = Arguments.parse_all!(argv, "vllm.serve", [])
+    switches = for {name, :boolean, _default, _doc} <- Options.server(), do: Atom.to_string(name)
+    {models, given, []} = Arguments.parse_all!(argv, "vllm.serve", [], switches)
     names = Options.names(Options.server()) -- [:models, :allowed_models]
     {server, engine} = Map.split(given, Enum.map(names, &Atom.to_string/1) ++ @of_models)
     {models, Map.merge(engine_env(env), engine), Map.merge(server_env(env), server)}

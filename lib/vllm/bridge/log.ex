@@ -30,6 +30,22 @@ defmodule VLLM.Bridge.Log do
   @spec recent(t()) :: [String.t()]
   def recent(%__MODULE__{recent: recent}), do: Enum.reverse(recent)
 
+  # Of a file so many bytes are looked at for its last lines.
+  @tail 512 * 1024
+
+  @doc "The last `count` lines of the log in a run folder, oldest first, whoever follows it."
+  @spec tail(Path.t(), pos_integer()) :: [String.t()]
+  def tail(run_dir, count) do
+    path = Path.join(run_dir, "log")
+
+    for(file <- [path <> ".1", path], {:ok, %{size: size}} <- [File.stat(file)], do: {file, size})
+    |> Enum.map_join(fn {file, size} -> read_from(file, max(size - @tail, 0), size) end)
+    |> String.split(["\r\n", "\n", "\r"])
+    |> Enum.map(&plain/1)
+    |> Enum.reject(&(String.trim(&1) == ""))
+    |> Enum.take(-count)
+  end
+
   defp read_new(log) do
     case File.stat(log.path) do
       {:ok, %{inode: inode, size: size}} when inode == log.inode or log.inode == nil ->

@@ -93,6 +93,15 @@ defmodule VLLM.Bridge.Shape do
     "push" => {:record, %{"url" => :binary}},
     "prompts" => {:list, :map},
     "unregister" => {:record, %{"freed" => :natural, "names" => {:list, :binary}}},
+    "quantize_options" =>
+      {:list,
+       {:record,
+        %{
+          "format" => :binary,
+          "types" => {:list, :binary},
+          "options" => {:list, {:record, %{"name" => :binary, "types" => {:list, :binary}}}},
+          "refused" => {:maybe, :binary}
+        }}},
     "quantize_formats" =>
       {:list, {:record, %{"label" => :label, "format" => :binary, "options" => :map}}},
     "plan_quantize" => @foreseen,

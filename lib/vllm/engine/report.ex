@@ -48,7 +48,7 @@ defmodule VLLM.Engine.Report do
 
   @spec progress(worker(), Progress.t()) :: worker()
   def progress(worker, progress) do
-    Table.put_progress(worker.table, Table.index(worker.slot), progress)
+    Table.put_progress(worker.table, worker.slot, progress)
     Telemetry.load_progress(worker.started_at, Map.merge(metadata(worker), progress))
     level = if Progress.notable?(progress, worker.progress), do: :info, else: :debug
     log(worker, level, fn -> Progress.describe(progress) end)
@@ -59,10 +59,14 @@ defmodule VLLM.Engine.Report do
   @spec not_loaded(worker(), Error.t()) :: :ok
   def not_loaded(worker, error), do: count(worker, :loads, error.reason)
 
-  @doc "Counts a death of the program."
+  @doc "Counts a death of the program, and notes it."
   @spec died(worker(), Error.t()) :: :ok
-  def died(worker, %Error{details: %{"hung" => _who}}), do: count(worker, :deaths, :hung)
-  def died(worker, error), do: count(worker, :deaths, error.reason)
+  def died(worker, error) do
+    death = %{time: DateTime.utc_now(), replica: Table.index(worker.slot), error: error}
+    Table.put_death(worker.table, death)
+    hung? = is_map_key(error.details, "hung")
+    count(worker, :deaths, if(hung?, do: :hung, else: error.reason))
+  end
 
   @doc "Counts that the program is started again after its death."
   @spec restarts(worker()) :: :ok

@@ -19,7 +19,10 @@ defmodule VLLM.Engine.Table do
   @type slot :: pos_integer() | {:beside, pos_integer()}
 
   # What is noted of each worker.
-  @noted [:worker, :status, :config, :process, :run, :child, :load_time]
+  @noted [:worker, :status, :config, :process, :run, :child, :load_time, :progress]
+
+  # How many deaths are noted.
+  @deaths 10
 
   @typedoc "A ready worker; `window` requests run at once, `limit` may be under way."
   @type worker :: %{
@@ -27,6 +30,16 @@ defmodule VLLM.Engine.Table do
           conn: Connection.t(),
           window: pos_integer(),
           limit: pos_integer()
+        }
+
+  @typedoc "The death of a worker's program, with the last lines of its log."
+  @type death :: %{time: DateTime.t(), replica: pos_integer(), error: Error.t()}
+
+  @typedoc "What was asked of an engine; `error` is that of one that has failed."
+  @type operation :: %{
+          name: String.t(),
+          state: :running | :done | :failed,
+          error: Error.t() | nil
         }
 
   @spec new() :: t()
@@ -205,6 +218,26 @@ defmodule VLLM.Engine.Table do
 
   defp counts(table), do: :ets.lookup_element(table, :counts, 2)
 
+  @doc "Notes the death of a worker; the last few are kept."
+  @spec put_death(t(), death()) :: :ok
+  def put_death(table, death) do
+    :ets.insert(table, {{:death, System.unique_integer([:monotonic])}, death})
+    numbers = :ets.select(table, [{{{:death, :"$1"}, :_}, [], [:"$1"]}])
+    for number <- Enum.drop(numbers, -@deaths), do: :ets.delete(table, {:death, number})
+    :ok
+  end
+
+  @doc "The last deaths of workers, oldest first."
+  @spec deaths(t()) :: [death()]
+  def deaths(table), do: all(table, :death)
+
+  @doc "Notes what the engine was last asked to do over HTTP, and what came of it."
+  @spec put_operation(t(), operation()) :: true
+  def put_operation(table, operation), do: :ets.insert(table, {:operation, operation})
+
+  @spec operation(t()) :: operation() | nil
+  def operation(table), do: get(table, :operation)
+
   ## Each of its workers
 
   @doc "Makes a worker known to callers."
@@ -309,9 +342,15 @@ defmodule VLLM.Engine.Table do
     tell(table, :status)
   end
 
-  @doc "Tells whoever waits for the engine how far a worker has come."
+  @doc "Notes how far a worker has come with its start, and tells whoever waits for the engine."
   @spec put_progress(t(), slot(), map()) :: :ok
-  def put_progress(table, index, progress), do: tell(table, {:progress, index, progress})
+  def put_progress(table, slot, progress) do
+    :ets.insert(table, {{:progress, slot}, progress})
+    tell(table, {:progress, index(slot), progress})
+  end
+
+  @spec progress(t(), slot()) :: map() | nil
+  def progress(table, slot), do: get(table, {:progress, slot})
 
   defp all(table, key), do: :ets.select(table, [{{{key, :_}, :"$1"}, [], [:"$1"]}])
 

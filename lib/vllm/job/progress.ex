@@ -137,13 +137,22 @@ defmodule VLLM.Job.Progress do
   def bar(%__MODULE__{} = progress, columns),
     do: Terminal.bar(percent(progress), describe(progress), columns)
 
-  defp percent(%{done: done, total: total})
-       when is_integer(done) and is_integer(total) and total > 0,
-       do: min(div(done * 100, total), 100)
+  @doc """
+  How much of the phase is done, in percent; nil where its parts are not counted.
 
-  defp percent(%{bytes: bytes, total_bytes: total})
-       when is_integer(bytes) and is_integer(total) and total > 0,
-       do: min(div(bytes * 100, total), 100)
+      iex> VLLM.Job.Progress.percent(%VLLM.Job.Progress{job: "1", state: :quantizing, done: 12, total: 32})
+      37
+  """
+  @spec percent(t()) :: 0..100 | nil
+  def percent(progress)
 
-  defp percent(_unknown), do: nil
+  def percent(%__MODULE__{done: done, total: total})
+      when is_integer(done) and is_integer(total) and total > 0,
+      do: min(div(done * 100, total), 100)
+
+  def percent(%__MODULE__{bytes: bytes, total_bytes: total})
+      when is_integer(bytes) and is_integer(total) and total > 0,
+      do: min(div(bytes * 100, total), 100)
+
+  def percent(%__MODULE__{}), do: nil
 end

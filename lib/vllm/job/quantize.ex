@@ -17,7 +17,7 @@ defmodule VLLM.Job.Quantize do
 
   @behaviour VLLM.Job.Kind
 
-  alias VLLM.{AllowedModels, Error, Options, Params, Python, Tools}
+  alias VLLM.{AllowedModels, Error, Fields, Options, Params, Python, Tools}
   alias VLLM.Bridge.Session
   alias VLLM.Job.{Estimate, Output, Record, Settings, Source, Step, Steps, Store}
 
@@ -213,6 +213,27 @@ defmodule VLLM.Job.Quantize do
          where = [python: settings.python, env: Settings.environment(settings)],
          {:ok, plan} <- Tools.ask("plan_quantize", params, where),
          do: {:ok, Estimate.new(job.source, asked, plan)}
+  end
+
+  @doc "What models can be made in; `settings` are those of the worker that is asked."
+  @spec formats(map()) :: {:ok, [map()]} | {:error, Error.t()}
+  def formats(settings) do
+    with {:ok, python} <- quantizing(settings),
+         workers = [python: python, env: settings.env],
+         {:ok, formats} <-
+           Session.run(:job, workers, &Session.call(&1, "quantize_options", %{}, @look_timeout)),
+         do: {:ok, Enum.map(formats, &format/1)}
+  end
+
+  defp format(wire) do
+    options =
+      for option <- wire["options"] do
+        type = if option["types"] != [], do: Enum.join(option["types"], " or ")
+        about = Fields.take(option, [:name, :default, :allowed, :doc])
+        Map.put(about, :type, type)
+      end
+
+    wire |> Fields.take([:format, :types, :refused]) |> Map.put(:options, options)
   end
 
   defp ask(session, step), do: Session.call(session, step.method, step.params, @look_timeout)

@@ -8,8 +8,9 @@ defmodule VLLM.Metrics.Engines do
   alias VLLM.Engine.Table
   alias VLLM.Secrets
 
-  @typedoc "An engine: its name and model as labels have them, what was counted, its replicas."
+  @typedoc "An engine: its key, its name and model as labels have them, what was counted, its replicas."
   @type engine :: %{
+          key: term(),
           name: String.t(),
           model: String.t(),
           wanted: pos_integer(),
@@ -47,6 +48,7 @@ defmodule VLLM.Metrics.Engines do
   defp read({key, table}) do
     [
       %{
+        key: key,
         # That of an engine without a name is its supervisor.
         name: Secrets.inspect(key),
         model: model(Table.config(table).model),

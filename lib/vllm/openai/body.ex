@@ -3,6 +3,8 @@ defmodule VLLM.OpenAI.Body do
   # The members of a JSON object that one has to know, without reading the rest:
   # a body may have images in it, and vLLM reads it as a whole.
 
+  alias VLLM.JSON
+
   @doc ~S"""
   The members of the JSON object `body` that have these names, as they are written there. Of several of
   a name the last counts, as it does in Python.
@@ -31,14 +33,10 @@ defmodule VLLM.OpenAI.Body do
       :error
   """
   @spec text(binary()) :: {:ok, String.t()} | :error
-  def text("\"" <> rest) do
-    text = unescape(rest, "")
-    if String.valid?(text), do: {:ok, text}, else: :error
-  catch
-    :malformed -> :error
+  def text(written) do
+    with {:ok, text} <- JSON.decode(written),
+         do: if(is_binary(text), do: {:ok, text}, else: :error)
   end
-
-  def text(_other), do: :error
 
   defp member("}" <> _rest, _names, found), do: {:ok, found}
 
@@ -99,62 +97,4 @@ defmodule VLLM.OpenAI.Body do
 
   defp skip(<<space, rest::binary>>) when space in ~c" \t\r\n", do: skip(rest)
   defp skip(rest), do: rest
-
-  @escapes %{
-    ?" => ?",
-    ?\\ => ?\\,
-    ?/ => ?/,
-    ?b => ?\b,
-    ?f => ?\f,
-    ?n => ?\n,
-    ?r => ?\r,
-    ?t => ?\t
-  }
-
-  # What has no escape in it is taken as a whole, and joined to a binary that grows in place: a list of
-  # bytes would be sixteen times as large as a long name.
-  defp unescape(written, text) do
-    size = plain(written, 0)
-    <<run::binary-size(size), rest::binary>> = written
-    escape(rest, <<text::binary, run::binary>>)
-  end
-
-  defp plain(<<byte, rest::binary>>, at) when byte not in ~c"\"\\", do: plain(rest, at + 1)
-  defp plain(_rest, at), do: at
-
-  defp escape(<<?">>, text), do: text
-
-  # A character beyond the first 65,536 is written as two.
-  defp escape(
-         <<?\\, ?u, d, high::binary-size(3), ?\\, ?u, low::binary-size(4), rest::binary>>,
-         text
-       )
-       when d in ~c"dD" and binary_part(high, 0, 1) in ["8", "9", "a", "b", "A", "B"] do
-    case {number(<<d, high::binary>>), number(low)} do
-      {high, low} when low in 0xDC00..0xDFFF ->
-        char = 0x10000 + (high - 0xD800) * 0x400 + low - 0xDC00
-        unescape(rest, <<text::binary, char::utf8>>)
-
-      _half ->
-        throw(:malformed)
-    end
-  end
-
-  defp escape(<<?\\, ?u, digits::binary-size(4), rest::binary>>, text),
-    do: unescape(rest, <<text::binary, character(number(digits))::utf8>>)
-
-  defp escape(<<?\\, escape, rest::binary>>, text) when is_map_key(@escapes, escape),
-    do: unescape(rest, <<text::binary, @escapes[escape]>>)
-
-  defp escape(_other, _text), do: throw(:malformed)
-
-  defp character(char) when char in 0xD800..0xDFFF, do: throw(:malformed)
-  defp character(char), do: char
-
-  defp number(digits) do
-    case Integer.parse(digits, 16) do
-      {number, ""} when number >= 0 -> number
-      _other -> throw(:malformed)
-    end
-  end
 end

@@ -45,6 +45,29 @@ defmodule VLLM.OpenAI.Models do
 
   defp entry(engine), do: {:ok, %{name: nil, engine: engine, settings: %{}}}
 
+  # Where engines are named that were started over HTTP, by names that no atom is made of.
+  @names VLLM.Web.Names
+
+  @doc "What an engine is named that is started over HTTP."
+  @spec name(String.t()) :: GenServer.name()
+  def name(text), do: {:via, Registry, {@names, text}}
+
+  @doc "The engines that were started so."
+  @spec started() :: [entry()]
+  def started do
+    for {{:via, Registry, {@names, name}} = engine, _table} <- Enum.sort(Table.engines()),
+        do: %{name: name, engine: engine, settings: %{}}
+  end
+
+  @doc "What clients call the engine with this table, as far as it is served."
+  @spec names_of([entry()], Table.t()) :: [String.t()]
+  def names_of(entries, table) do
+    for entry <- entries,
+        {:ok, ^table, _pid} <- [Table.lookup(entry.engine)],
+        name <- names(entry),
+        do: name
+  end
+
   # How long a list of all names waits for the adapters of an engine, in ms.
   @patience 5_000
 

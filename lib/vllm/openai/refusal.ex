@@ -155,15 +155,13 @@ defmodule VLLM.OpenAI.Refusal do
   @doc "The refusal as the last events of a stream that has begun at `path`."
   @spec event(t(), String.t()) :: String.t()
   def event(refusal, "/v1/messages"),
-    do: "event: error\ndata: #{line(%{type: "error", error: error(refusal)})}\n\n"
+    do: "event: error\ndata: #{JSON.line(%{type: "error", error: error(refusal)})}\n\n"
 
   def event(refusal, "/v1/responses"),
-    do: "event: error\ndata: #{line(refusal |> error() |> Map.put(:type, "error"))}\n\n"
+    do: "event: error\ndata: #{JSON.line(refusal |> error() |> Map.put(:type, "error"))}\n\n"
 
-  def event(refusal, _path), do: "data: #{line(%{error: error(refusal)})}\n\ndata: [DONE]\n\n"
-
-  # The encoder indents, and a newline ends what a line of an event says.
-  defp line(term), do: term |> JSON.encode() |> String.replace(~r/\n */, "")
+  def event(refusal, _path),
+    do: "data: #{JSON.line(%{error: error(refusal)})}\n\ndata: [DONE]\n\n"
 
   defp error(refusal) do
     %{message: refusal.message, type: type(refusal.status), param: nil, code: refusal.code}

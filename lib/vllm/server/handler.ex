@@ -11,9 +11,9 @@ if Code.ensure_loaded?(:httpd) do
 
     require Record
 
-    alias VLLM.OpenAI
     alias VLLM.OpenAI.Refusal
     alias VLLM.Server.{Headers, Hosts}
+    alias VLLM.Web
 
     Record.defrecordp(:mod, Record.extract(:mod, from_lib: "inets/include/httpd.hrl"))
 
@@ -52,7 +52,7 @@ if Code.ensure_loaded?(:httpd) do
       prepare(info)
       request = request(info, "")
 
-      case refused(info, request) || OpenAI.refused(served(info).core, request) do
+      case refused(info, request) || Web.refused(served(info).core, request) do
         nil ->
           Headers.start_body_timer()
           {:continue, [part]}
@@ -78,7 +78,7 @@ if Code.ensure_loaded?(:httpd) do
       core = served(info).core
 
       serve = fn ->
-        answer = refused(info, request) || OpenAI.answer(core, request)
+        answer = refused(info, request) || Web.answer(core, request)
         exit({:shutdown, send_answer(client, answer)})
       end
 
@@ -101,12 +101,17 @@ if Code.ensure_loaded?(:httpd) do
 
     # What is known before the body is there.
     defp refused(info, request) do
-      %{hosts: hosts, max_body_bytes: limit} = served(info)
+      %{core: core, hosts: hosts, max_body_bytes: limit} = served(info)
 
       cond do
-        not Hosts.allowed?(hosts, request.headers) -> Refusal.answer(Refusal.wrong_host())
-        content_length(info) > limit -> limit |> Refusal.too_large() |> Refusal.answer()
-        true -> nil
+        not Hosts.allowed?(hosts, request.headers) ->
+          Web.refusal(core, request, Refusal.wrong_host())
+
+        content_length(info) > limit ->
+          Web.refusal(core, request, Refusal.too_large(limit))
+
+        true ->
+          nil
       end
     end
 

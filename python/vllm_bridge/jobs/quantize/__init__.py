@@ -15,6 +15,7 @@ from vllm_bridge.jobs import task
 from vllm_bridge.jobs.quantize import calibration
 from vllm_bridge.jobs.quantize.calibration import MAX_LENGTH, MAX_SAMPLES, Calibration, read
 from vllm_bridge.rpc.call import Call
+from vllm_bridge.rpc.table import NoParams
 
 if TYPE_CHECKING:
     from vllm_bridge.jobs.quantize.formats import Output
@@ -50,6 +51,13 @@ async def quantize_formats(_call: Call, params: FormatsParams) -> list[dict[str,
     """Checks what a job is to make, and says what each output will be called and how many tokens
     it reads."""
     return await asyncio.to_thread(check, params)
+
+
+async def quantize_options(_call: Call, _params: NoParams) -> list[dict[str, Any]]:
+    """What models can be made in, with the options of each."""
+    from vllm_bridge.jobs.quantize import formats
+
+    return await asyncio.to_thread(formats.described)
 
 
 def check(params: FormatsParams) -> list[dict[str, Any]]:
@@ -149,6 +157,7 @@ def _error(error: Exception, one: "Output", source: Any) -> BridgeError:
 
 
 METHODS: dict[str, Any] = {
+    "quantize_options": (NoParams, quantize_options),
     "quantize_formats": (FormatsParams, quantize_formats),
     "quantize": (QuantizeParams, quantize),
 }

@@ -75,8 +75,9 @@ def output(name: str, given: Mapping[str, Any] | str | None) -> Output:
     """A format and its options, checked.
 
     Args:
-        given: options by their names; ``as`` among them says what the output is called. A word
-            stands for the options that the format knows it for.
+        given: options by their names; ``as`` among them says what the output is called, and
+            ``preset`` is a word that the others go over. A word alone stands for the options that
+            the format knows it for.
 
     Raises:
         BridgeError: ``invalid_option``; ``quantize_not_installed`` where its library is not there
@@ -87,6 +88,8 @@ def output(name: str, given: Mapping[str, Any] | str | None) -> Output:
             given = _preset(made_by, given)
         left = dict(given or {})
         called = left.pop("as", None)
+        if isinstance(word := left.pop("preset", None), str):
+            left = {**_preset(made_by, word), **left}
         options = all_options(made_by, left)
         made_by.check(None, options)
         label = made_by.label(options) if called is None else called
@@ -144,6 +147,26 @@ def outputs(
             )
         calibration.check(texts, None if source is None else source.path)
     return found
+
+
+def described() -> list[dict[str, Any]]:
+    """All that models can be made in: what each format knows words for, its options as its library
+    declares them, and why nothing can be made in it here, if that is so."""
+    return [_described(name) for name in MODULES]
+
+
+def _described(name: str) -> dict[str, Any]:
+    made_by = producer(name)
+    refused = None
+    options, words = [], []
+    try:
+        options = [option.to_wire() for option in made_by.options().values()]
+        words = list(made_by.presets())
+    except ModuleNotFoundError as error:
+        refused = _not_installed(made_by, error).message
+    except BridgeError as error:
+        refused = error.message
+    return {"format": name, "types": words, "options": options, "refused": refused}
 
 
 def _preset(made_by: Producer, word: str) -> Mapping[str, Any]:
