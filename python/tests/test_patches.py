@@ -130,16 +130,26 @@ def test_readers_nap_where_cores_are_few(monkeypatch: pytest.MonkeyPatch) -> Non
     assert SpinCondition.wait is original
 
 
-@pytest.mark.parametrize("granted", [True, False])
-def test_amx_is_used_where_the_kernel_has_granted_it(
-    granted: bool, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("granted", "limit", "used"),
+    [
+        (True, "", True),
+        (True, "default", True),
+        (True, "AVX10_1_512_AMX", True),
+        (True, "AVX512_CORE_BF16", False),
+        (False, "", False),
+    ],
+)
+def test_amx_is_used_where_kernel_and_user_let_it(
+    granted: bool, limit: str, used: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("_is_amx_tile_supported", "_is_amx_fp16_supported"):
         monkeypatch.setattr(torch.cpu, name, lambda: True)
     monkeypatch.setattr(torch.cpu, "_init_amx", lambda: granted)
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", limit)
     amx.apply()
-    assert torch.cpu._is_amx_tile_supported() is granted
-    assert torch.cpu._is_amx_fp16_supported() is granted
+    assert torch.cpu._is_amx_tile_supported() is used
+    assert torch.cpu._is_amx_fp16_supported() is used
 
 
 def test_tokens_without_an_adapter_get_none() -> None:

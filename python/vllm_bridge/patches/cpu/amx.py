@@ -5,8 +5,13 @@ its first such instruction, with SIGILL. vLLM uses AMX wherever the processor ha
 asking to torch's products: an engine whose first operator is one of vLLM's own, as with most of our
 loaders and in forked processes, died without a word. Where the kernel refuses, AMX is not used.
 
-Source: the kernel's Documentation/arch/x86/xstate.rst.
+oneDNN, which has most of the products, is limited by a variable: ``ONEDNN_MAX_CPU_ISA``. Here it
+holds for vLLM's kernels, too, so that one can have the answers of a processor without AMX.
+
+Sources: the kernel's Documentation/arch/x86/xstate.rst; "CPU Dispatcher Control" in oneDNN's guide.
 """
+
+import os
 
 import torch
 
@@ -15,5 +20,10 @@ TOUCHES: dict[str, tuple[str, ...]] = {}  # torch's names only
 
 
 def apply() -> None:
-    if torch.cpu._is_amx_tile_supported() and not torch.cpu._init_amx():
+    if torch.cpu._is_amx_tile_supported() and not (_is_wanted() and torch.cpu._init_amx()):
         torch.cpu._is_amx_tile_supported = torch.cpu._is_amx_fp16_supported = lambda: False
+
+
+def _is_wanted() -> bool:
+    limit = os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper()
+    return limit in ("", "ALL", "DEFAULT") or "AMX" in limit
