@@ -43,7 +43,7 @@ export function Side({ route: [current = "engines"] }: { route: string[] }) {
         ))}
       </nav>
       <div class="below">
-        {now && <MachineSummary machine={now.machine} />}
+        {now?.machine && <MachineSummary machine={now.machine} />}
         <div class="actions">
           <button type="button" class="plain" onClick={() => setLook(nextTheme())}>
             Theme: {look}

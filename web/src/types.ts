@@ -93,7 +93,8 @@ export interface Snapshot {
   time: string;
   engines: Engine[];
   jobs: Job[];
-  machine: Machine;
+  // Before the first look at it.
+  machine: Machine | null;
 }
 
 export interface Model {

@@ -7,6 +7,7 @@ engine =
    name: Demo.LLM,
    model: System.fetch_env!("DEMO_MODEL"),
    max_model_len: 2048,
+   enforce_eager: true,
    kv_cache_memory_bytes: 64 * 1024 * 1024}
 
 {:ok, _supervisor} = Supervisor.start_link([engine], strategy: :one_for_one)

@@ -7,9 +7,9 @@ const ENGINE = "Demo.LLM";
 const SERVED = "demo";
 const SENTENCE = "The capital of France is";
 // Options of engines, so that several have room.
-const SMALL = "max_model_len: 1024\nkv_cache_memory_bytes: 67108864";
+const SMALL = "max_model_len: 1024\nkv_cache_memory_bytes: 67108864\nenforce_eager: true";
 const PAGES = ["engines", "try", "sizing", "quantize", "quantize/new", "models", "compare"];
-const LONG = { timeout: 400_000 };
+const LONG = { timeout: 900_000 };
 
 export const steps = [
   [
