@@ -12,7 +12,7 @@ Logger.configure(level: :error)
 
 defmodule Bench.Bridge do
   alias VLLM.Bench.{Processes, Statistics}
-  alias VLLM.Engine.{Call, Router, Table}
+  alias VLLM.Engine.{Call, InFlight, Router, Table}
 
   @rounds String.to_integer(System.get_env("ROUNDS", "15"))
   @parts ~w(calls embeddings waiting growth)
@@ -44,7 +44,7 @@ defmodule Bench.Bridge do
 
     call = fn ->
       {:ok, [%{"token_ids" => <<_::8192>>}]} =
-        Router.map(table, "tokenize", [params], Call.new(%{timeout: 60_000}))
+        Router.map(&InFlight.new(table, "tokenize", &1), [params], Call.new(%{timeout: 60_000}))
     end
 
     measured =

@@ -39,7 +39,8 @@ defmodule VLLM do
 
   A node without a device calls the engine on one that has it, over Erlang's distribution:
   `VLLM.generate({MyApp.LLM, :"gpu@box"}, "…")`. All functions of this module take such an engine and
-  mean the same; see guides/clusters.md.
+  mean the same; see guides/clusters.md. `VLLM.Cluster` has one name stand for the engines of several
+  nodes.
 
   ## Errors
 
@@ -88,7 +89,8 @@ defmodule VLLM do
 
   @typedoc """
   An engine: its handle, its name, or the pid of its supervisor. Of one on another node its handle or
-  pid, its name as `{MyApp.LLM, :"gpu@box"}`, or a `:global` name.
+  pid, its name as `{MyApp.LLM, :"gpu@box"}`, or a `:global` name. Of several engines that `VLLM.Cluster`
+  knows their name.
   """
   @type engine :: LLM.t() | GenServer.name() | pid()
 

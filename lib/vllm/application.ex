@@ -12,6 +12,8 @@ defmodule VLLM.Application do
       {Registry, keys: :unique, name: VLLM.Places},
       # The names of engines that were started over HTTP.
       {Registry, keys: :unique, name: VLLM.Web.Names},
+      # Before the engines, which tell clusters of themselves by it.
+      VLLM.Cluster.Beacon.scope(),
       # Before the engines, whose workers use it until their end.
       {DynamicSupervisor, name: VLLM.NurserySupervisor, strategy: :one_for_one},
       {DynamicSupervisor, name: VLLM.EngineSupervisor, strategy: :one_for_one},

@@ -9,6 +9,7 @@ defmodule VLLM.Engine do
   #     │  ├─ VLLM.Engine.Worker 1
   #     │  └─ VLLM.Engine.Worker 2 …
   #     ├─ VLLM.Engine.Turns
+  #     ├─ VLLM.Cluster.Beacon (of one whose name is an atom)
   #     └─ VLLM.Engine.Control
   #
   # OTP's own supervisor rather than Elixir's, for `auto_shutdown`: the control
@@ -16,6 +17,7 @@ defmodule VLLM.Engine do
 
   @behaviour :supervisor
 
+  alias VLLM.Cluster.Beacon
   alias VLLM.Engine.{Config, Control, Table, Turns, Worker}
   alias VLLM.Error
 
@@ -154,13 +156,20 @@ defmodule VLLM.Engine do
 
         # Control is started last and so stopped first: it lets all workers finish
         # their requests at the same time.
-        children = [workers, Turns.child_spec(table), Control.child_spec(table)]
+        children = [workers, Turns.child_spec(table)] ++ beacon(config.name, table)
+        children = children ++ [Control.child_spec(table)]
         {:ok, {%{strategy: :one_for_one, auto_shutdown: :any_significant}, children}}
 
       {:error, {:already_registered, _pid}} ->
         :ignore
     end
   end
+
+  # Clusters are of engines with names that are the same on all nodes.
+  defp beacon(name, table) when is_atom(name) and name != nil,
+    do: [Beacon.child_spec({name, table})]
+
+  defp beacon(_name, _table), do: []
 
   @doc false
   def start_workers(table) do

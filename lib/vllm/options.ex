@@ -16,6 +16,8 @@ defmodule VLLM.Options do
   @type spec :: {atom(), type(), term(), String.t()}
   @type type ::
           :name
+          | :atom
+          | :nodes
           | :pos_integer
           | :non_neg_integer
           | :pos_number
@@ -393,13 +395,25 @@ defmodule VLLM.Options do
        "deadlines count as well"}
   ]
 
+  @cluster [
+    {:name, :atom, nil,
+     "the name of the engines, an atom, which is then that of the cluster on this node; it must be given"},
+    {:nodes, :nodes, [],
+     "nodes that this one connects to, and again when they are lost, as a list of atoms. Without it those " <>
+       "count that it is connected to by other means, such as libcluster"},
+    {:silent_after, :timeout, 3_000,
+     "milliseconds after which an engine's node that has said nothing counts as one that hangs; engines " <>
+       "tell of themselves four times a second. `:infinity` turns this off"}
+  ]
+
   @request @call ++
              [
                {:retry, :boolean, false,
                 "when the worker dies with the request in flight, run it once more, on another " <>
                   "worker or on the restarted one, within the same `timeout`; a stream only while it " <>
                   "has no delta yet. Such requests run again one at a time, and one that is there when " <>
-                  "a worker dies again ends with `:poison`"},
+                  "a worker dies again ends with `:poison`. Over nodes it is run again also where the engine's " <>
+                  "node is lost; see guides/clusters.md"},
                {:queue_timeout, :timeout, :infinity,
                 "milliseconds until vLLM must have begun with the request, or with one of several " <>
                   "prompts once that is sent; else it ends with `:queue_timeout`. Waiting for a " <>
@@ -710,6 +724,10 @@ defmodule VLLM.Options do
   @spec api_key() :: [spec()]
   def api_key, do: @api_key
 
+  @doc "What `VLLM.Cluster` takes."
+  @spec cluster() :: [spec()]
+  def cluster, do: @cluster
+
   @doc "How long replicas that are to end or begin anew are given."
   @spec drain() :: [spec()]
   def drain, do: @drain
@@ -939,6 +957,8 @@ defmodule VLLM.Options do
     do: Code.ensure_loaded?(module) and function_exported?(module, :register_name, 2)
 
   defp valid?(:name, name), do: is_atom(name) and name not in [true, false, :undefined]
+  defp valid?(:atom, value), do: is_atom(value) and value not in [true, false, nil]
+  defp valid?(:nodes, nodes), do: is_list(nodes) and all?(nodes, &valid?(:atom, &1))
   defp valid?(:pos_integer, value), do: is_integer(value) and value > 0
   defp valid?(:non_neg_integer, value), do: is_integer(value) and value >= 0
   defp valid?(:pos_number, value), do: is_number(value) and value > 0
@@ -1017,6 +1037,8 @@ defmodule VLLM.Options do
   defp expected(:name),
     do: "an atom, `{:global, term}` or `{:via, module, term}` with a module that registers names"
 
+  defp expected(:atom), do: "an atom"
+  defp expected(:nodes), do: "a list of names of nodes, as atoms"
   defp expected(:pos_integer), do: "a positive integer"
   defp expected(:non_neg_integer), do: "an integer of at least 0"
 

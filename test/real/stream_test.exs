@@ -14,7 +14,7 @@ defmodule VLLM.Real.StreamTest do
   @moduletag timeout: 300_000
 
   setup_all do
-    %{llm: DemoModel.start!("demo", max_model_len: 8192)}
+    %{llm: DemoModel.start!("demo", max_model_len: 8192, name: VLLM.Real.Streamed)}
   end
 
   test "deltas add up to the completion", %{llm: llm} do
@@ -119,6 +119,14 @@ defmodule VLLM.Real.StreamTest do
     """
 
     assert Peers.eval(caller, code, far: far, facts: facts) == Enum.map(facts, &elem(&1, 1))
+
+    # And by the name of a cluster, in which no other engine is.
+    Peers.cluster(caller, name: llm.id)
+    assert Peers.eval(caller, code, far: llm.id, facts: facts) == Enum.map(facts, &elem(&1, 1))
+    {prompts, completions} = Enum.unzip(facts)
+    options = [temperature: 0.0, max_tokens: 64]
+    assert {:ok, outputs} = Peers.call(caller, VLLM, :generate, [llm.id, prompts, options])
+    assert VLLM.text(outputs) == completions
 
     # It begins, and reads no more.
     code = """

@@ -7,7 +7,7 @@ defmodule VLLM.Peers do
 
   import VLLM.OSProcess
 
-  @enforce_keys [:node, :peer, :os_pid, :net]
+  @enforce_keys [:node, :peer, :os_pid, :net, :start]
   defstruct @enforce_keys
 
   @doc """
@@ -15,26 +15,32 @@ defmodule VLLM.Peers do
   reach each other, and those of `beside`. A node that is `bare` has nothing of the library.
   """
   def start(names, options \\ []) do
+    peers = launch(names, options)
+
+    for peer <- peers,
+        do: ExUnit.Callbacks.on_exit({__MODULE__, peer.node}, fn -> kill(peer) end)
+
+    peers
+  end
+
+  @doc "The same outside of tests; they are gone at the end of this BEAM."
+  def launch(names, options \\ []) do
     net =
       if beside = options[:beside], do: %{beside.net | first: beside.net.first + 16}, else: net()
 
     paths = if options[:bare], do: [], else: Enum.flat_map(:code.get_path(), &["-pa", "#{&1}"])
 
-    peers =
-      names
-      |> Enum.with_index(net.first)
-      |> Enum.map(fn {name, n} -> Task.async(fn -> start_one(name, n, net, paths) end) end)
-      |> Task.await_many(60_000)
-
-    for peer <- peers do
-      ExUnit.Callbacks.on_exit({__MODULE__, peer.node}, fn -> kill(peer) end)
-
-      unless options[:bare],
-        do: {:ok, _} = call(peer, :application, :ensure_all_started, [:ex_vllm])
-    end
-
-    peers
+    names
+    |> Enum.with_index(net.first)
+    |> Enum.map(fn {name, n} ->
+      start = fn -> start_one(name, n, net, paths, !options[:bare]) end
+      Task.async(fn -> %{start.() | start: start} end)
+    end)
+    |> Task.await_many(60_000)
   end
+
+  @doc "Starts one anew that was killed, under its name."
+  def again(%{start: start}), do: %{start.() | start: start}
 
   # Addresses, a port and a cookie of their own: others on this machine test, too.
   defp net do
@@ -43,7 +49,7 @@ defmodule VLLM.Peers do
     %{a: a, b: b, first: 1, port: 20_000 + rem(port, 12_000), cookie: cookie}
   end
 
-  defp start_one(name, n, %{a: a, b: b, port: port} = net, paths) do
+  defp start_one(name, n, %{a: a, b: b, port: port} = net, paths, library?) do
     args =
       ~w(-setcookie #{net.cookie} -start_epmd false -erl_epmd_port #{port}) ++
         ~w(-kernel inet_dist_use_interface {127,#{a},#{b},#{n}} logger_level none) ++
@@ -57,22 +63,42 @@ defmodule VLLM.Peers do
         host: '127.#{a}.#{b}.#{n}',
         longnames: true,
         connection: :standard_io,
+        # Of a machine that is busy.
+        wait_boot: 60_000,
         # Stopped or not, it does not outlive this BEAM.
         exec: {:os.find_executable('setpriv'), ['--pdeathsig', 'KILL', 'erl']},
         args: Enum.map(args, &to_charlist/1)
       })
 
     os_pid = :peer.call(peer, :os, :getpid, [], 60_000)
-    %__MODULE__{node: node, peer: peer, os_pid: List.to_integer(os_pid), net: net}
+
+    if library?,
+      do: {:ok, _} = :peer.call(peer, :application, :ensure_all_started, [:ex_vllm], 60_000)
+
+    %__MODULE__{node: node, peer: peer, os_pid: List.to_integer(os_pid), net: net, start: nil}
   end
 
   @doc "Has it serve an engine of the fake worker, or of a script, that has a name."
   def serve(peer, module \\ VLLM.FakeEngine, options) do
     spec = call(peer, module, :child_spec, [options])
-    {:ok, pid} = call(peer, DynamicSupervisor, :start_child, [VLLM.EngineSupervisor, spec])
-    :ok = call(peer, VLLM, :await_ready, [options[:name] || pid])
+    pid = supervise(peer, spec)
+
+    :ok =
+      call(peer, VLLM, :await_ready, [
+        %VLLM.LLM{id: options[:name] || pid, model: "", node: peer.node}
+      ])
+
     pid
   end
+
+  @doc "Has it run a child of a supervision tree."
+  def supervise(peer, spec) do
+    {:ok, pid} = call(peer, DynamicSupervisor, :start_child, [VLLM.EngineSupervisor, spec])
+    pid
+  end
+
+  @doc "Has it know the engines of that name on all nodes it is connected to."
+  def cluster(peer, options), do: supervise(peer, VLLM.Cluster.child_spec(options))
 
   @doc """
   Connects this BEAM to a peer, so that the peer can call engines of this one; until the end of the

@@ -85,11 +85,11 @@ defmodule VLLM.BalancerTest do
       before = for n <- 1..400, do: {n, choose(workers, n)}
 
       for {n, index} <- before do
-        left = Enum.reject(workers, &(&1.index == 2))
+        left = Enum.reject(workers, fn {_load, worker} -> worker.index == 2 end)
         if index != 2, do: assert(choose(left, n) == index)
       end
 
-      more = workers ++ [%{hd(workers_with([0])) | index: 5}]
+      more = workers ++ [{0, %{index: 5, window: 100}}]
       for {n, index} <- before, do: assert(choose(more, n) in [index, 5])
     end
 
@@ -102,6 +102,22 @@ defmodule VLLM.BalancerTest do
       assert choose(workers_with([60, 30]), key) == 2
       # There is a queue at the one, and none at the other.
       assert choose(workers_with([100, 99]), key) == 2
+    end
+
+    test "is the one at home unless it is busier than the others, and then as without one" do
+      key = Enum.find(1..100, &(choose(workers_with([0, 0, 0]), &1) == 2))
+      assert choose(workers_with([1, 0, 0]), key, 1) == 1
+      assert choose(workers_with([40, 35, 30]), key, 1) == 1
+      assert choose(workers_with([60, 50, 20]), key, 1) == 2
+      assert choose(workers_with([62, 62, 20]), key, 1) == 3
+      assert choose(workers_with([9, 0, 0]), key, :elsewhere) == 2
+    end
+
+    test "counts what each computes at once" do
+      small = {10, %{index: 1, window: 16}}
+      large = {30, %{index: 2, window: 256}}
+      assert Balancer.choose([small, large], %{}, @call).index == 2
+      assert Balancer.choose([{1, elem(small, 1)}, large], %{}, @call).index == 1
     end
 
     test "is the least busy one for what belongs nowhere" do
@@ -152,19 +168,12 @@ defmodule VLLM.BalancerTest do
 
   defp key(params), do: Balancer.key(params, @call)
 
-  defp choose(workers, key) do
-    Balancer.choose(workers, %{"prompt" => "x"}, %{@call | session: key}).index
+  defp choose(workers, key, home \\ nil) do
+    Balancer.choose(workers, %{"prompt" => "x"}, %{@call | session: key}, home).index
   end
 
   defp workers_with(loads) do
-    for {load, index} <- Enum.with_index(loads, 1) do
-      conn = Connection.new(self(), 1_000)
-
-      for _ <- 1..load//1,
-          do: {:ok, _} = Connection.request(conn, VLLM.Bridge.Inbox.new(), "x", %{})
-
-      %{index: index, conn: conn, window: 100, limit: 200}
-    end
+    for {load, index} <- Enum.with_index(loads, 1), do: {load, %{index: index, window: 100}}
   end
 
   defp table(llm) do

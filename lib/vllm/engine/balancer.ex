@@ -1,15 +1,14 @@
 defmodule VLLM.Engine.Balancer do
   @moduledoc false
-  # Chooses the worker for a request. Requests that belong together (a session, or
-  # prompts with the same beginning) go to the same worker, whose prefix cache then
-  # has that beginning, unless it is busier than the others. All other requests go
-  # to the least busy worker.
+  # Chooses the worker of an engine for a request, or the engine of a cluster. Requests that belong
+  # together (a session, or prompts with the same beginning) go to the same one, whose prefix cache
+  # then has that beginning, unless it is busier than the others. All other requests go to the least
+  # busy one.
   #
-  # By rendezvous hashing: each worker draws a number for the key and the
-  # highest wins. So when a worker comes or goes, only what it wins moves.
+  # By rendezvous hashing: each draws a number for the key and the highest wins. So when one comes or
+  # goes, only what it wins moves.
 
-  alias VLLM.Bridge.Connection
-  alias VLLM.Engine.{Call, Table}
+  alias VLLM.Engine.Call
 
   # How much of a prompt counts as its beginning: enough to tell prompts apart, and
   # less than the instructions they may share. In bytes of text, or as many token
@@ -19,32 +18,47 @@ defmodule VLLM.Engine.Balancer do
   # The beginning of a conversation: its instructions and the first question.
   @messages 2
 
-  @doc "The worker for a request with `params`, of at least one."
-  @spec choose([Table.worker(), ...], map(), Call.t()) :: Table.worker()
-  def choose([worker], _params, _call), do: worker
+  @typedoc "How many requests one has; how many it computes at once, and what it is told apart by."
+  @type candidate :: {
+          load :: non_neg_integer(),
+          %{:window => pos_integer(), :index => term(), optional(atom()) => term()}
+        }
 
-  def choose(workers, params, call) do
-    loads = for worker <- workers, do: {Connection.in_flight(worker.conn), worker}
+  @doc """
+  The one for a request with `params`, of at least one. The one with the index `home` is preferred
+  to all others, unless it is busier than they are.
+  """
+  @spec choose([candidate(), ...], map(), Call.t(), home :: term()) :: map()
+  def choose(candidates, params, call, home \\ nil)
+  def choose([{_load, one}], _params, _call, _home), do: one
 
-    case key(params, call) do
-      nil -> least_busy(loads)
-      key -> loads |> favourite(key) |> unless_busy(loads)
-    end
+  def choose(candidates, params, call, home) do
+    at_home = Enum.find(candidates, fn {_load, one} -> one.index == home end)
+
+    if at_home && free?(at_home, candidates),
+      do: elem(at_home, 1),
+      else: belonging(candidates, key(params, call))
   end
 
-  defp least_busy(loads), do: loads |> Enum.min_by(&elem(&1, 0)) |> elem(1)
+  defp belonging(candidates, nil), do: least_busy(candidates)
 
-  defp favourite(loads, key) do
-    Enum.max_by(loads, fn {_, worker} -> :erlang.phash2({key, worker.index}) end)
+  defp belonging(candidates, key) do
+    favourite = Enum.max_by(candidates, fn {_, one} -> :erlang.phash2({key, one.index}) end)
+
+    if free?(favourite, candidates),
+      do: elem(favourite, 1),
+      else: least_busy(candidates)
   end
 
-  # At most a quarter more than the others have on average, and no queue.
-  defp unless_busy({load, worker}, loads) do
-    total = loads |> Enum.map(&elem(&1, 0)) |> Enum.sum()
+  defp least_busy(candidates),
+    do: candidates |> Enum.min_by(fn {load, one} -> load / one.window end) |> elem(1)
 
-    if load < worker.window and load <= 1.25 * total / length(loads) + 1,
-      do: worker,
-      else: least_busy(loads)
+  # For what it computes at once, at most a quarter and one request more than all have together, and
+  # no queue.
+  defp free?({load, %{window: window}}, candidates) do
+    total = for {load, _} <- candidates, reduce: 0, do: (sum -> sum + load)
+    windows = for {_, one} <- candidates, reduce: 0, do: (sum -> sum + one.window)
+    load < window and load <= 1.25 * total * window / windows + 1
   end
 
   @doc "What requests that belong together have in common; nil for those that belong nowhere."

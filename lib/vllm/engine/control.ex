@@ -45,6 +45,11 @@ defmodule VLLM.Engine.Control do
     end)
   end
 
+  @doc "What a call would find that comes now: a worker, a wait for one, or an error."
+  @spec standing(Table.t()) :: :ok | :wait | {:error, Error.t()}
+  def standing(table),
+    do: verdict(:any, length(Table.workers(table)), Table.statuses(table))
+
   @doc """
   Runs one operation on the replicas, after those that were asked for before it. It goes on when
   the caller ends.

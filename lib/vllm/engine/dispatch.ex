@@ -65,7 +65,8 @@ defmodule VLLM.Engine.Dispatch do
 
   defp send_to_one(workers, target, params, call, opts) do
     %{table: table, inbox: inbox, method: method} = target
-    worker = Balancer.choose(workers, params, call)
+    loads = for worker <- workers, do: {Connection.in_flight(worker.conn), worker}
+    worker = Balancer.choose(loads, params, call)
     lost = opts[:lost]
     limit = if lost, do: :infinity, else: worker.limit
     answers = Keyword.get(opts, :answers, :once)

@@ -9,11 +9,10 @@ defmodule VLLM.Engine.InFlight do
   # VLLM.Engine.Turns). `next/2` waits for it; a process that gets its messages
   # otherwise calls `handle/2` itself.
   #
-  # Deadlines must come in the order in which requests are submitted, as those
-  # of one call, or of calls of one timeout, do.
+  # VLLM.Cluster.InFlight has the same functions, for the engines of a cluster.
 
   alias VLLM.Bridge.{Connection, Deadline, Inbox, Shape}
-  alias VLLM.Engine.{Call, Dispatch, Table, Turns}
+  alias VLLM.Engine.{Call, Deadlines, Dispatch, Table, Turns}
   alias VLLM.{Error, Telemetry}
 
   @enforce_keys [:table, :method, :inbox]
@@ -27,8 +26,7 @@ defmodule VLLM.Engine.InFlight do
     requests: %{},
     # The keys of requests, by the references of their addresses.
     keys: %{},
-    # Deadlines and their keys, the earliest first; also of requests that ended.
-    deadlines: :queue.new(),
+    deadlines: Deadlines.new(),
     # The keys of lost requests that are to run again, and the turn for that.
     lost: :queue.new(),
     turn: nil,
@@ -61,20 +59,14 @@ defmodule VLLM.Engine.InFlight do
     with {:ok, request} <- Dispatch.submit(in_flight, params, call, opts) do
       one = %{params: params, call: call, request: request, answers: answers}
       in_flight = put(in_flight, key, Map.merge(one, %{begun?: false, lost: nil}))
-
-      if call.deadline == :infinity,
-        do: {:ok, in_flight},
-        else: {:ok, update_in(in_flight.deadlines, &:queue.in({call.deadline, key}, &1))}
+      %{deadlines: deadlines, requests: requests} = in_flight
+      {:ok, %{in_flight | deadlines: Deadlines.add(deadlines, call.deadline, key, requests)}}
     end
   end
 
-  @doc "Like `submit/5`, with nothing else under way: waits for a starting engine."
-  @spec open(t(), key(), map(), Call.t(), :once | :many) :: {:ok, t()} | {:error, Error.t()}
-  def open(in_flight, key, params, call, answers) do
-    with :none_ready <- submit(in_flight, key, params, call, answers),
-         :ok <- Dispatch.await_ready(in_flight.table, call),
-         do: open(in_flight, key, params, call, answers)
-  end
+  @doc "Waits for a worker; see `Dispatch.await_ready/2`."
+  @spec await_ready(t(), Call.t()) :: :ok | {:error, Error.t()}
+  def await_ready(in_flight, call), do: Dispatch.await_ready(in_flight.table, call)
 
   @doc """
   Waits for the next event of one of them, of which there must be one; `:stalled` after `patience`
@@ -82,20 +74,23 @@ defmodule VLLM.Engine.InFlight do
   """
   @spec next(t(), timeout()) :: {key(), event(), t()} | :stalled
   def next(in_flight, patience \\ :infinity) do
-    {deadline, first, in_flight} = earliest(in_flight)
+    {deadline, first, deadlines} = Deadlines.earliest(in_flight.deadlines, in_flight.requests)
+    in_flight = %{in_flight | deadlines: deadlines}
 
     case Inbox.next(in_flight.inbox, min(Deadline.remaining(deadline), patience)) do
       :timeout ->
-        if Deadline.passed?(deadline) do
-          Connection.cancel(in_flight.requests[first].request)
-          ended(in_flight, first, {:error, Connection.timeout()})
-        else
-          :stalled
-        end
+        if Deadline.passed?(deadline), do: expire(in_flight, first), else: :stalled
 
       message ->
         with {:none, in_flight} <- handle(in_flight, message), do: next(in_flight, patience)
     end
+  end
+
+  @doc "Ends one whose deadline has passed."
+  @spec expire(t(), key()) :: {key(), event(), t()}
+  def expire(in_flight, key) do
+    Connection.cancel(fetch!(in_flight, key))
+    ended(in_flight, key, {:error, Connection.timeout()})
   end
 
   @doc "Takes in what has come to the inbox."
@@ -220,19 +215,6 @@ defmodule VLLM.Engine.InFlight do
       | requests: Map.put(in_flight.requests, key, one),
         keys: Map.put(in_flight.keys, ref, key)
     }
-  end
-
-  defp earliest(%{deadlines: deadlines} = in_flight) do
-    case :queue.peek(deadlines) do
-      :empty ->
-        {:infinity, nil, in_flight}
-
-      {:value, {deadline, key}} when is_map_key(in_flight.requests, key) ->
-        {deadline, key, in_flight}
-
-      {:value, _ended} ->
-        earliest(%{in_flight | deadlines: :queue.drop(deadlines)})
-    end
   end
 
   defp ended(in_flight, key, result) do

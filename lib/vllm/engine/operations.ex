@@ -3,7 +3,7 @@ defmodule VLLM.Engine.Operations do
   # What an engine is asked in one question with one answer. An operation is plain data, so that it
   # may come from another node; it is run on the engine's, by the caller or by a VLLM.Remote.Proxy.
 
-  alias VLLM.Engine.{Call, Control, Lifecycle, Replicas, Router, Table}
+  alias VLLM.Engine.{Call, Control, InFlight, Lifecycle, Replicas, Router, Table}
   alias VLLM.Error
 
   @typedoc "Each is a clause of `run/3`."
@@ -23,7 +23,8 @@ defmodule VLLM.Engine.Operations do
   @doc "Runs an operation on an engine of this node."
   @spec run(VLLM.engine(), t(), Call.t()) :: :ok | {:ok, term()} | {:error, Error.t()}
   def run(engine, {:map, method, params}, call) do
-    with {:ok, table, _pid} <- Table.lookup(engine), do: Router.map(table, method, params, call)
+    with {:ok, table, _pid} <- Table.lookup(engine),
+         do: Router.map(&InFlight.new(table, method, &1), params, call)
   end
 
   def run(engine, {:each, method, params}, call) do

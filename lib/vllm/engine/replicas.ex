@@ -26,6 +26,7 @@ defmodule VLLM.Engine.Replicas do
 
       %Replica{
         index: index,
+        node: node(),
         state: state,
         error: error,
         in_flight: in_flight(state, Table.run(table, index)),

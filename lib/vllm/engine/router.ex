@@ -6,39 +6,52 @@ defmodule VLLM.Engine.Router do
 
   alias VLLM.Bridge.{Connection, Inbox}
   alias VLLM.Engine.{Call, Dispatch, InFlight, Table}
-  alias VLLM.Error
+  alias VLLM.{Cluster, Error}
+
+  @typedoc "Requests of one engine or of the engines of a cluster; the functions are those of its module."
+  @type in_flight :: InFlight.t() | Cluster.InFlight.t()
 
   @doc """
   A request for each of `params`; the results in their order, or the first
   error, upon which the others are cancelled. Waits for a starting engine.
 
   As many are under way at once as the workers compute together, so that a long
-  list leaves the queue to other callers.
+  list leaves the queue to other callers. `new` makes what they are under way in.
   """
-  @spec map(Table.t(), String.t(), [map()], Call.t()) :: {:ok, [term()]} | {:error, Error.t()}
-  def map(table, method, params, call) do
+  @spec map((Inbox.t() -> in_flight()), [map()], Call.t()) ::
+          {:ok, [term()]} | {:error, Error.t()}
+  def map(new, params, call) do
     todo = Enum.with_index(params)
 
     Inbox.run(fn inbox ->
-      with {:ok, done} <- run(InFlight.new(table, method, inbox), todo, [], call) do
+      with {:ok, done} <- run(new.(inbox), todo, [], call) do
         {:ok, done |> Enum.sort_by(&elem(&1, 0)) |> Enum.map(&elem(&1, 1))}
       end
     end)
   end
 
-  defp run(in_flight, [], done, call) do
-    if InFlight.count(in_flight) == 0, do: {:ok, done}, else: collect(in_flight, [], done, call)
+  @doc "Sends a request with nothing else under way; waits for a starting engine."
+  @spec open(in_flight(), InFlight.key(), map(), Call.t(), :once | :many) ::
+          {:ok, in_flight()} | {:error, Error.t()}
+  def open(%via{} = in_flight, key, params, call, answers) do
+    with :none_ready <- via.submit(in_flight, key, params, call, answers),
+         :ok <- via.await_ready(in_flight, call),
+         do: open(in_flight, key, params, call, answers)
   end
 
-  defp run(in_flight, [{params, index} | rest] = todo, done, call) do
-    none? = InFlight.count(in_flight) == 0
+  defp run(%via{} = in_flight, [], done, call) do
+    if via.count(in_flight) == 0, do: {:ok, done}, else: collect(in_flight, [], done, call)
+  end
 
-    case InFlight.submit(in_flight, index, params, call) do
+  defp run(%via{} = in_flight, [{params, index} | rest] = todo, done, call) do
+    none? = via.count(in_flight) == 0
+
+    case via.submit(in_flight, index, params, call, :once) do
       {:ok, in_flight} ->
         run(in_flight, rest, done, call)
 
       :none_ready when none? ->
-        case Dispatch.await_ready(in_flight.table, call) do
+        case via.await_ready(in_flight, call) do
           :ok -> run(in_flight, todo, done, call)
           {:error, error} -> fail(in_flight, error, nil)
         end
@@ -55,8 +68,8 @@ defmodule VLLM.Engine.Router do
     end
   end
 
-  defp collect(in_flight, todo, done, call) do
-    case InFlight.next(in_flight) do
+  defp collect(%via{} = in_flight, todo, done, call) do
+    case via.next(in_flight, :infinity) do
       {index, {:ok, result}, in_flight} ->
         run(in_flight, todo, [{index, result} | done], Call.queue(call))
 
@@ -69,8 +82,8 @@ defmodule VLLM.Engine.Router do
     end
   end
 
-  defp fail(in_flight, error, index) do
-    InFlight.cancel(in_flight, if(index, do: Connection.aborted(), else: error))
+  defp fail(%via{} = in_flight, error, index) do
+    via.cancel(in_flight, if(index, do: Connection.aborted(), else: error))
     details = if index, do: Map.put_new(error.details, "prompt_index", index), else: error.details
     {:error, %{error | details: details}}
   end

@@ -2,9 +2,10 @@ defmodule VLLM.Completions do
   @moduledoc false
   # Completions of prompts: at once, as streams, and of many prompts.
 
-  alias VLLM.Engine.{Call, Table}
+  alias VLLM.Engine.{Call, InFlight, Table}
 
   alias VLLM.{
+    Cluster,
     Delta,
     Error,
     Inference,
@@ -88,14 +89,18 @@ defmodule VLLM.Completions do
       with {:ok, prompt} <- one(prompt), do: {:ok, Map.put(params, "prompt", prompt)}
     end
 
-    job = %{method: "generate", request: request, result: &RequestOutput.from_wire/1, call: call}
+    job = %{request: request, result: &RequestOutput.from_wire/1, call: call}
 
-    case Table.locate(engine) do
-      {node, id} when node == node() ->
-        with {:ok, table, _pid} <- Table.lookup(id), do: {:ok, Pipeline.run(table, prompts, job)}
+    case Remote.find(engine) do
+      {:here, id} ->
+        with {:ok, table, _pid} <- Table.lookup(id),
+             do: {:ok, Pipeline.run(&InFlight.new(table, "generate", &1), prompts, job)}
 
-      {node, id} ->
-        {:ok, Remote.Pipeline.run(node, id, prompts, job)}
+      {:there, node, id} ->
+        {:ok, Remote.Pipeline.run(node, id, "generate", prompts, job)}
+
+      {:cluster, members} ->
+        {:ok, Pipeline.run(&Cluster.InFlight.new(members, "generate", &1), prompts, job)}
     end
   end
 

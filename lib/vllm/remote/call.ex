@@ -7,7 +7,7 @@ defmodule VLLM.Remote.Call do
   alias VLLM.Bridge.{Connection, Deadline, Inbox}
   alias VLLM.Engine.Call
   alias VLLM.Error
-  alias VLLM.Remote.{Courier, Proxy}
+  alias VLLM.Remote.{Courier, Protocol, Proxy}
 
   @enforce_keys [:node, :courier, :address]
   defstruct @enforce_keys
@@ -68,7 +68,7 @@ defmodule VLLM.Remote.Call do
   def last(remote, {_ref, {:down, reason}}), do: {:error, lost(remote.node, reason)}
 
   def last(remote, {_ref, {:incompatible, theirs}}) do
-    ours = Proxy.versions()
+    ours = Protocol.versions()
 
     {:error,
      Error.new(
@@ -80,11 +80,15 @@ defmodule VLLM.Remote.Call do
      )}
   end
 
+  @doc "Whether the last message says that nothing has come to the other side."
+  @spec unsent?(Inbox.message()) :: boolean()
+  def unsent?({_ref, message}), do: message == {:down, {:shutdown, :noconnection}}
+
   defp lost(node, {:undef, _stacktrace}) do
     Error.new(
       :node_incompatible,
       "The node #{node} has not this library, or a version that other nodes cannot call. Give it " <>
-        "the version of this node, #{Proxy.versions().version}.",
+        "the version of this node, #{Protocol.versions().version}.",
       %{"node" => Atom.to_string(node)}
     )
   end
@@ -93,6 +97,8 @@ defmodule VLLM.Remote.Call do
   defp lost(node, :noconnection), do: down(node)
   # By its node, which ends.
   defp lost(node, :killed), do: down(node)
+  # By VLLM.Cluster.Members.
+  defp lost(node, {:shutdown, :silent}), do: silent(node)
 
   defp lost(node, _reason) do
     Error.new(
@@ -108,6 +114,15 @@ defmodule VLLM.Remote.Call do
       "The node #{node} was lost while the call was under way: it ended, or the link was cut. What " <>
         "had come to the engine may have been done. Of calls that take it, `retry: true` runs one " <>
         "once more.",
+      %{"node" => Atom.to_string(node)}
+    )
+  end
+
+  defp silent(node) do
+    Error.new(
+      :node_down,
+      "The node #{node} has said nothing for a while: it hangs, or the link does. What had come to the " <>
+        "engine may have been done.",
       %{"node" => Atom.to_string(node)}
     )
   end

@@ -60,6 +60,13 @@ defmodule VLLM.Remote.Courier do
     :ok
   end
 
+  @doc "Ends it, as its caller is told, because the other node has said nothing for too long."
+  @spec give_up(pid()) :: :ok
+  def give_up(courier) do
+    Process.exit(courier, {:shutdown, :silent})
+    :ok
+  end
+
   # The request is no argument: what a node without this library prints of the call that it cannot
   # make has no prompt in it.
   defp connect(node, %{address: {inbox, _}} = hello, request) do

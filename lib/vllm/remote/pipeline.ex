@@ -10,11 +10,11 @@ defmodule VLLM.Remote.Pipeline do
   alias VLLM.Remote
   alias VLLM.Streaming.Pipeline
 
-  @doc "See `Pipeline.run/3`."
-  @spec run(node(), term(), Enumerable.t(), Pipeline.job()) :: Enumerable.t()
-  def run(node, engine, prompts, job) do
+  @doc "See `Pipeline.run/3`; the requests are of `method`."
+  @spec run(node(), term(), String.t(), Enumerable.t(), Pipeline.job()) :: Enumerable.t()
+  def run(node, engine, method, prompts, job) do
     Inbox.stream(fn inbox ->
-      open = fn -> Remote.Call.open(node, engine, {:pipeline, job.method}, job.call, inbox) end
+      open = fn -> Remote.Call.open(node, engine, {:pipeline, method}, job.call, inbox) end
       job = Map.merge(job, %{open: open, inbox: inbox})
 
       Stream.resource(

@@ -8,23 +8,18 @@ defmodule VLLM.Remote.Proxy do
   # whose reference both sides use, from `:caller`.
 
   alias VLLM.Bridge.{Connection, Deadline, Inbox}
-  alias VLLM.Engine.{Call, InFlight, Operations, Table}
+  alias VLLM.Engine.{Call, InFlight, Operations, Router, Table}
+  alias VLLM.Remote.Protocol
   alias VLLM.Streaming.{Forwarded, Mailbox, Pipeline}
 
-  # Of what the two sides say to each other. It changes where an older side would not understand.
-  @protocol 1
+  @protocol Protocol.number()
 
   @typedoc "What a caller says of itself, in every version: how it speaks, and where answers come to."
   @type hello :: %{protocol: pos_integer(), version: String.t(), address: Inbox.address()}
 
   @doc "The hello of a caller of this version."
   @spec hello(Inbox.address()) :: hello()
-  def hello(address), do: Map.put(versions(), :address, address)
-
-  @doc "What this version of the library is, and how it speaks with other nodes."
-  @spec versions() :: %{protocol: pos_integer(), version: String.t()}
-  def versions,
-    do: %{protocol: @protocol, version: to_string(Application.spec(:ex_vllm, :vsn))}
+  def hello(address), do: Map.put(Protocol.versions(), :address, address)
 
   @doc "What the courier of a caller starts on this node."
   @spec serve(hello()) :: no_return()
@@ -38,22 +33,26 @@ defmodule VLLM.Remote.Proxy do
   end
 
   def serve(%{address: address}) do
-    Inbox.send(address, {:incompatible, versions()})
+    Inbox.send(address, {:incompatible, Protocol.versions()})
     exit(:shutdown)
   end
 
   defp serve({:run, operation}, engine, call, address),
     do: answer(address, Operations.run(engine, operation, call))
 
-  defp serve({:stream, method, params}, engine, call, {inbox, _} = address) do
-    with {:ok, table, _pid} <- Table.lookup(engine),
-         in_flight = InFlight.new(table, method, inbox),
-         {:ok, in_flight} <- InFlight.open(in_flight, :stream, params, call, :many) do
-      relay(in_flight, call, address)
-    else
-      {:error, error} -> answer(address, {:error, error})
-    end
-  end
+  defp serve({:stream, method, params}, engine, call, address),
+    do: serve_one(engine, method, call, address, &Router.open(&1, :stream, params, call, :many))
+
+  # For a VLLM.Cluster.InFlight, which has other engines to ask where this one takes nothing now.
+  defp serve({:try, method, params, answers}, engine, call, address),
+    do:
+      serve_one(
+        engine,
+        method,
+        call,
+        address,
+        &InFlight.submit(&1, :stream, params, call, answers)
+      )
 
   # Prompts are fetched and results given one by one, when the caller asks for the next.
   defp serve({:pipeline, method}, engine, call, {inbox, _} = address) do
@@ -67,10 +66,11 @@ defmodule VLLM.Remote.Proxy do
         |> Stream.map(fn {:prompt, prompt} -> prompt end)
 
       # The caller makes the params and reads the answers.
-      job = %{method: method, request: & &1, result: & &1, call: call}
+      job = %{request: & &1, result: & &1, call: call}
+      new = &InFlight.new(table, method, &1)
       :next = hear(inbox)
 
-      Enum.each(Pipeline.run(table, prompts, job), fn answered ->
+      Enum.each(Pipeline.run(new, prompts, job), fn answered ->
         Inbox.send(address, {:element, answered})
         :next = hear(inbox)
       end)
@@ -86,6 +86,15 @@ defmodule VLLM.Remote.Proxy do
 
   defp serve({:cancel, ref}, caller, _call, address),
     do: answer(address, Forwarded.cancel(ref, caller))
+
+  defp serve_one(engine, method, call, {inbox, _} = address, send) do
+    with {:ok, table, _pid} <- Table.lookup(engine),
+         {:ok, in_flight} <- send.(InFlight.new(table, method, inbox)) do
+      relay(in_flight, call, address)
+    else
+      refused -> answer(address, refused)
+    end
+  end
 
   # What the caller of a pipeline says next. Where it leaves, the pipeline gives up what is in flight
   # on the way out.

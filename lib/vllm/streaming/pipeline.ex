@@ -3,15 +3,14 @@ defmodule VLLM.Streaming.Pipeline do
   # Many prompts, each answered as soon as it can be, as a lazy enumerable.
 
   alias VLLM.Bridge.Inbox
-  alias VLLM.Engine.{Call, Dispatch, InFlight, Table}
+  alias VLLM.Engine.{Call, Router}
   alias VLLM.Error
 
   @typedoc """
-  What is asked of the engine: a request of `method` for each prompt, whose params `request` makes;
-  `result` makes of its answer what is given out. The times of `call` are each prompt's own.
+  What is asked of the engine: a request for each prompt, whose params `request` makes; `result`
+  makes of its answer what is given out. The times of `call` are each prompt's own.
   """
   @type job :: %{
-          method: String.t(),
           request: (term() -> {:ok, map()} | {:error, Error.t()}),
           result: (map() -> term()),
           call: Call.t()
@@ -19,20 +18,18 @@ defmodule VLLM.Streaming.Pipeline do
 
   @doc """
   A lazy enumerable of `{index, {:ok, result} | {:error, error}}` for `prompts`,
-  which may be endless: no more of them are taken than are under way.
+  which may be endless: no more of them are taken than are under way. `new` makes what they are under
+  way in.
   """
-  @spec run(Table.t(), Enumerable.t(), job()) :: Enumerable.t()
-  def run(table, prompts, job) do
+  @spec run((Inbox.t() -> Router.in_flight()), Enumerable.t(), job()) :: Enumerable.t()
+  def run(new, prompts, job) do
     Inbox.stream(fn inbox ->
       Stream.resource(
         # The params and the index of the prompt that waits to be sent, and the index of the next.
-        fn ->
-          in_flight = InFlight.new(table, job.method, inbox)
-          %{input: input(prompts), waiting: nil, next: 0, in_flight: in_flight}
-        end,
+        fn -> %{input: input(prompts), waiting: nil, next: 0, in_flight: new.(inbox)} end,
         &step(&1, job),
-        fn state ->
-          InFlight.cancel(state.in_flight)
+        fn %{in_flight: %via{}} = state ->
+          via.cancel(state.in_flight)
           if state.input, do: state.input.({:halt, :none})
         end
       )
@@ -59,8 +56,8 @@ defmodule VLLM.Streaming.Pipeline do
   end
 
   # Each step sends one prompt while there is room, and otherwise waits for one answer.
-  defp step(%{waiting: nil, input: nil} = state, job) do
-    if InFlight.count(state.in_flight) == 0, do: {:halt, state}, else: collect(state, job)
+  defp step(%{waiting: nil, input: nil, in_flight: %via{}} = state, job) do
+    if via.count(state.in_flight) == 0, do: {:halt, state}, else: collect(state, job)
   end
 
   defp step(%{waiting: nil, input: input} = state, job) do
@@ -70,16 +67,16 @@ defmodule VLLM.Streaming.Pipeline do
     end
   end
 
-  defp step(%{waiting: {params, index}, in_flight: in_flight} = state, job) do
-    none? = InFlight.count(in_flight) == 0
+  defp step(%{waiting: {params, index}, in_flight: %via{} = in_flight} = state, job) do
+    none? = via.count(in_flight) == 0
     call = Call.begin(job.call)
 
-    case InFlight.submit(in_flight, index, params, call) do
+    case via.submit(in_flight, index, params, call, :once) do
       {:ok, in_flight} ->
         {[], %{state | waiting: nil, in_flight: in_flight}}
 
       :none_ready when none? ->
-        case Dispatch.await_ready(in_flight.table, call) do
+        case via.await_ready(in_flight, call) do
           :ok -> {[], state}
           {:error, error} -> {[{index, {:error, error}}], %{state | waiting: nil}}
         end
@@ -101,8 +98,8 @@ defmodule VLLM.Streaming.Pipeline do
     end
   end
 
-  defp collect(state, job) do
-    {index, answer, in_flight} = InFlight.next(state.in_flight)
+  defp collect(%{in_flight: %via{}} = state, job) do
+    {index, answer, in_flight} = via.next(state.in_flight, :infinity)
     answer = with {:ok, value} <- answer, do: {:ok, job.result.(value)}
     {[{index, answer}], %{state | in_flight: in_flight}}
   end

@@ -5,10 +5,10 @@ defmodule VLLM.Streaming.Reader do
   # keeps the mailbox of a slow reader short (see `credit` in guides/protocol.md).
 
   alias VLLM.Bridge.{Connection, Deadline, Inbox}
-  alias VLLM.Engine.{Call, InFlight, Table}
-  alias VLLM.{Delta, Error, Remote, RequestOutput}
+  alias VLLM.Engine.{Call, InFlight, Router, Table}
+  alias VLLM.{Cluster, Delta, Error, Remote, RequestOutput}
 
-  # `source` is an InFlight or a Remote.Stream, as `via` says.
+  # `source` is an InFlight, of an engine or a cluster, or a Remote.Stream, as `via` says.
   @enforce_keys [:via, :source, :method, :call, :inbox]
   defstruct @enforce_keys ++ [patience: nil, alarm: nil, taken: 0, begun?: false]
 
@@ -34,21 +34,24 @@ defmodule VLLM.Streaming.Reader do
   def open(engine, method, params, call, inbox) do
     params = Map.put(params, "credit", @credit)
 
-    case Table.locate(engine) do
-      {node, id} when node == node() ->
-        with {:ok, table, _pid} <- Table.lookup(id),
-             in_flight = InFlight.new(table, method, inbox),
-             {:ok, in_flight} <- InFlight.open(in_flight, @stream, params, call, :many),
-             do: {:ok, new(InFlight, in_flight, method, call, inbox)}
-
-      {node, id} ->
-        source = Remote.Stream.open(node, id, method, params, call, inbox)
-        {:ok, new(Remote.Stream, source, method, call, inbox)}
-    end
+    with {:ok, %via{} = source} <- source(Remote.find(engine), method, params, call, inbox),
+         do:
+           {:ok, %__MODULE__{via: via, source: source, method: method, call: call, inbox: inbox}}
   end
 
-  defp new(via, source, method, call, inbox),
-    do: %__MODULE__{via: via, source: source, method: method, call: call, inbox: inbox}
+  defp source({:here, id}, method, params, call, inbox) do
+    with {:ok, table, _pid} <- Table.lookup(id),
+         do: open_in(InFlight.new(table, method, inbox), params, call)
+  end
+
+  defp source({:there, node, id}, method, params, call, inbox),
+    do: {:ok, Remote.Stream.open(node, id, method, params, call, inbox)}
+
+  defp source({:cluster, members}, method, params, call, inbox),
+    do: open_in(Cluster.InFlight.new(members, method, inbox), params, call)
+
+  defp open_in(in_flight, params, call),
+    do: Router.open(in_flight, @stream, params, call, :many)
 
   @doc "The next event; the last one is `:done` or `:error`, and closes the stream."
   @spec next(t()) :: {event(), t()}
