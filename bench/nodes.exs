@@ -4,7 +4,8 @@
 #     MIX_ENV=prod mix run bench/nodes.exs
 #
 # CPU microseconds per delta are those of a BEAM, so that a busy machine makes little of a difference, at home
-# and over nodes in turns. Latencies are the lower quartile of a thousand. `ROUNDS=5` says how many medians are of.
+# and over nodes in turns. Latencies are the lower quartile of a thousand. `ROUNDS=5` says how many medians are of, `STREAMS=1,16` how many
+# streams are read at once.
 
 Logger.configure(level: :error)
 
@@ -38,6 +39,15 @@ Logger.configure(level: :error)
     # In microseconds.
     def cpu, do: 1.0e6 * VLLM.Bench.Processes.own_cpu_seconds()
 
+    # Bytes to other nodes.
+    def sent do
+      for {_node, port} <- :erlang.system_info(:dist_ctrl), reduce: 0 do
+        sum ->
+          {:ok, [send_oct: bytes]} = :inet.getstat(port, [:send_oct])
+          sum + bytes
+      end
+    end
+
     # The lower quartile of the microseconds until an answer and until a first delta.
     def latency(engine) do
       for call <- [
@@ -52,6 +62,10 @@ Logger.configure(level: :error)
 
 defmodule Bench.Nodes do
   @rounds String.to_integer(System.get_env("ROUNDS", "5"))
+  @streams "STREAMS"
+           |> System.get_env("1,16,64,256")
+           |> String.split(",")
+           |> Enum.map(&String.to_integer/1)
 
   def run(side, code) do
     [e, c] = for n <- 1..2, do: start(n)
@@ -67,16 +81,16 @@ defmodule Bench.Nodes do
     [answer, first, far_answer, far_first] = medians(tl(rows))
     IO.puts("answer, µs: #{answer} at home, #{far_answer} over nodes")
     IO.puts("first delta, µs: #{first} at home, #{far_first} over nodes")
-    IO.puts("\nstreams   at home   engine's node   caller's node   both")
+    IO.puts("\nstreams   at home   engine's node   caller's node   both   bytes")
 
-    for streams <- [1, 16, 64, 256] do
+    for streams <- @streams do
       tokens = max(div(60_000, streams), 300)
 
       rows =
         for _ <- 0..@rounds do
-          [home, _none] = measured([e, c], e, side, [Bench, streams, tokens])
-          [there, here] = measured([e, c], c, side, [far(e, Bench), streams, tokens])
-          [home, there, here, there + here]
+          [home, _none, _bytes] = measured([e, c], e, side, [Bench, streams, tokens])
+          [there, here, bytes] = measured([e, c], c, side, [far(e, Bench), streams, tokens])
+          [home, there, here, there + here, bytes]
         end
 
       IO.puts(Enum.map_join([streams | medians(tl(rows))], "   ", &"#{Float.round(&1 / 1, 2)}"))
@@ -85,11 +99,15 @@ defmodule Bench.Nodes do
 
   defp far(peer, name), do: {name, call(peer, :erlang, :node, [])}
 
-  # CPU microseconds per delta on each of the nodes.
-  defp measured(peers, reader, side, args) do
-    before = for peer <- peers, do: call(peer, side, :cpu, [])
+  # CPU microseconds per delta on each of the nodes, and bytes per delta from the first one.
+  defp measured([engines | _] = peers, reader, side, args) do
+    look = fn ->
+      for(peer <- peers, do: call(peer, side, :cpu, [])) ++ [call(engines, side, :sent, [])]
+    end
+
+    before = look.()
     deltas = call(reader, side, :read, args)
-    for {peer, was} <- Enum.zip(peers, before), do: (call(peer, side, :cpu, []) - was) / deltas
+    for {now, was} <- Enum.zip(look.(), before), do: (now - was) / deltas
   end
 
   defp medians(rows) do

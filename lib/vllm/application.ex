@@ -16,6 +16,8 @@ defmodule VLLM.Application do
       VLLM.Cluster.Beacon.scope(),
       # Before the engines, whose workers use it until their end.
       {DynamicSupervisor, name: VLLM.NurserySupervisor, strategy: :one_for_one},
+      # Likewise, with what the engines have for other nodes.
+      {DynamicSupervisor, name: VLLM.FerrySupervisor, strategy: :one_for_one},
       {DynamicSupervisor, name: VLLM.EngineSupervisor, strategy: :one_for_one},
       {DynamicSupervisor, name: VLLM.StreamSupervisor, strategy: :one_for_one},
       VLLM.Job.Supervisor,

@@ -6,7 +6,7 @@ defmodule VLLM.Fuzz do
   Draws from `:rand` of the calling process, so that its seed gives the same frames again.
   """
 
-  alias VLLM.Bridge.{Connection, MessagePack, Shape}
+  alias VLLM.Bridge.{Connection, Deltas, MessagePack, Shape}
   alias VLLM.{Delta, Error, Telemetry}
 
   @frames Path.expand("frames.txt", __DIR__)
@@ -172,7 +172,7 @@ defmodule VLLM.Fuzz do
   defp read_packed(params) do
     routes = :ets.new(:routes, [])
 
-    case Connection.deliver_packed(%{routes: routes}, params, %{}) do
+    case Deltas.columns(%{routes: routes}, params, %{}) do
       {:ok, %{}} -> :ok
       {:malformed, reason} when is_binary(reason) -> :ok
     end

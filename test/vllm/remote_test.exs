@@ -182,7 +182,7 @@ defmodule VLLM.RemoteTest do
       assert {:error, %Error{reason: :node_incompatible} = error} =
                Peers.eval(c, code, node: e.node)
 
-      assert error.message =~ "which do not understand each other (protocol 1 there, 1 here)"
+      assert error.message =~ "which do not understand each other (protocol 2 there, 2 here)"
 
       # A node that has nothing of it, which logs that, and nothing of what it was asked.
       [bare] = Peers.start([:bare], beside: e, bare: true)
@@ -456,6 +456,46 @@ defmodule VLLM.RemoteTest do
   end
 
   describe "a stream" do
+    test "has its deltas in their order, however they travel", %{e: e, c: c, far: far} do
+      prompt = "packed:ab,c;delta:d;packed:e;delta:f;packed:,g,h;reply:abcdefgh"
+
+      home =
+        Peers.call(e, Enum, :to_list, [
+          VLLM.stream(%LLM{id: Far, model: "", node: e.node}, prompt)
+        ])
+
+      away = Peers.call(c, Enum, :to_list, [VLLM.stream(far, prompt)])
+      assert for({:ok, delta} <- away, do: delta.text) == ["ab", "c", "d", "e", "f", "", "g", "h"]
+      assert away == home
+    end
+
+    test "runs again until its first delta has gone, and not after it", %{c: c, far: far} do
+      for {steps, expected} <- [{"", ["a", "b"]}, {"packed:x;", ["x", :engine_dead]}] do
+        flag = Path.join(System.tmp_dir!(), "far-#{System.unique_integer([:positive])}")
+        on_exit(fn -> File.rm(flag) end)
+        prompt = steps <> "once:#{flag}:kill;packed:a,b;reply:ab"
+        stream = VLLM.stream(far, prompt, retry: true)
+        assert Enum.map(Peers.call(c, Enum, :to_list, [stream]), &told/1) == expected
+      end
+    end
+
+    defp told({:ok, delta}), do: delta.text
+    defp told({:error, error}), do: error.reason
+
+    test "is told that its engine stops also where that ends with the library", %{e: e, c: c} do
+      [stopping] = Peers.start([:stopping], beside: e)
+      script = %{"begun" => {:deltas, ["a", :hang]}}
+      Peers.serve(stopping, VLLM.Test, name: Stopping, script: script, shutdown_timeout: 0)
+      there = {Stopping, stopping.node}
+
+      streams =
+        for _ <- 1..20, do: in_background(c, Enum, :to_list, [VLLM.stream(there, "begun")])
+
+      assert eventually(fn -> Peers.call(stopping, FakeEngine, :in_flight, [Stopping]) == 20 end)
+      assert :ok = Peers.call(stopping, :application, :stop, [:ex_vllm])
+      for stream <- streams, do: assert(told(List.last(Task.await(stream))) == :shutdown)
+    end
+
     test "has no more deltas on the way than its reader has granted", %{c: c, scripted: scripted} do
       code = """
       ref = make_ref()

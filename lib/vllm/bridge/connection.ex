@@ -39,6 +39,17 @@ defmodule VLLM.Bridge.Connection do
           span: Telemetry.span() | nil
         }
 
+  @typedoc """
+  Who gets in the place of a request's caller what the owner has for it, and hands it on: a process,
+  and the number that it gave to the request. It hears of the request in `{:relay, number, address,
+  owner, method}`, before anything comes for it: of deltas (see VLLM.Bridge.Deltas) and at last
+  `{:last, number, last}`. That the owner ends it has to see by itself.
+  """
+  @type relay :: {:relay, pid(), non_neg_integer()}
+
+  @typedoc "How many messages come for a request, and to whom."
+  @type answers :: :once | :many | relay()
+
   # Of guides/protocol.md. It goes up with whatever the other side must understand.
   @protocol 2
 
@@ -102,6 +113,7 @@ defmodule VLLM.Bridge.Connection do
 
   A stream is a request with `:many` answers: before the last come deltas, as
   `{:delta, row}` or `{:delta, text, token_ids}`. After the last one its reader calls `finish/1`.
+  Of one with a relay everything comes to that.
 
   One that is `:counted` is counted by its caller, whatever its end; if he dies, `caller_down/2` gives its method.
   """
@@ -111,7 +123,7 @@ defmodule VLLM.Bridge.Connection do
           String.t(),
           map(),
           pos_integer() | :infinity,
-          :once | :many,
+          answers(),
           :counted | :uncounted
         ) :: {:ok, request()} | {:error, Error.t()}
   def request(
@@ -126,7 +138,8 @@ defmodule VLLM.Bridge.Connection do
     id = next_id(conn)
     counts_as = if counted == :counted, do: method
 
-    with {:ok, address} <- note(conn, id, inbox, answers, counts_as) do
+    with {:ok, address} <- note(conn, id, inbox, answers, counts_as),
+         :ok <- introduce(answers, address, conn, method) do
       request = %{id: id, address: address, conn: conn, method: method, span: nil}
 
       with :ok <- admit(conn, limit),
@@ -153,7 +166,11 @@ defmodule VLLM.Bridge.Connection do
   # Noted before anything is written, so that even the fastest answer finds the
   # entry. The table of a run that has ended is gone.
   defp note(conn, id, inbox, answers, counts_as) do
-    address = Inbox.open(inbox, conn.owner, answers)
+    address =
+      case answers do
+        {:relay, relay, _number} -> Inbox.open(inbox, relay, :many)
+        answers -> Inbox.open(inbox, conn.owner, answers)
+      end
 
     try do
       :ets.insert(conn.routes, {id, address, self(), nil, answers, counts_as})
@@ -164,6 +181,13 @@ defmodule VLLM.Bridge.Connection do
         {:error, dead()}
     end
   end
+
+  defp introduce({:relay, relay, number}, address, conn, method) do
+    send(relay, {:relay, number, address, conn.owner, method})
+    :ok
+  end
+
+  defp introduce(_answers, _address, _conn, _method), do: :ok
 
   # The owner may handle this after the answer, and then finds no entry to watch.
   # The port tells it whether the request belongs to its present run.
@@ -483,10 +507,15 @@ defmodule VLLM.Bridge.Connection do
   @spec deliver(t(), non_neg_integer(), {:response, binary()} | {:error, Error.t()}) :: boolean()
   def deliver(conn, id, answer) do
     case release(conn, id) do
-      [{^id, address, pid, _monitor, _answers, _counts_as}] ->
+      [{^id, address, pid, _monitor, answers, _counts_as}] ->
         # The owner's own requests do not count as the engine's work.
         if pid != conn.owner, do: Admission.count_end(conn.admission)
-        Inbox.send(address, answer)
+
+        case answers do
+          {:relay, relay, number} -> send(relay, {:last, number, answer})
+          _one_or_many -> Inbox.send(address, answer)
+        end
+
         true
 
       [] ->
@@ -515,124 +544,6 @@ defmodule VLLM.Bridge.Connection do
     Process.demonitor(monitor, [:flush])
     :ok
   end
-
-  @doc "Hands deltas to the readers of their streams, where there still are any."
-  @spec deliver_deltas(t(), [term()]) :: :ok | {:malformed, String.t()}
-  def deliver_deltas(_conn, []), do: :ok
-
-  def deliver_deltas(conn, [[id | [index, text, token_ids, logprobs, _, _ | _] = row] | rows])
-      when is_integer(index) and is_binary(text) and rem(byte_size(token_ids), 4) == 0 and
-             (is_map(logprobs) or logprobs == nil),
-      do: deliver_delta(conn, id, row, rows)
-
-  # Of an answer over HTTP: the head, or a piece of its body.
-  def deliver_deltas(conn, [[id, status, headers] | rows])
-      when is_integer(status) and is_list(headers),
-      do: deliver_delta(conn, id, [status, headers], rows)
-
-  def deliver_deltas(conn, [[id, piece] | rows]) when is_binary(piece),
-    do: deliver_delta(conn, id, [:binary.copy(piece)], rows)
-
-  def deliver_deltas(_conn, _rows), do: misshapen()
-
-  defp deliver_delta(conn, id, row, rows) do
-    case :ets.lookup(conn.routes, id) do
-      [{^id, address, _pid, _monitor, :many, _counts_as}] ->
-        Inbox.send(address, {:delta, row})
-        deliver_deltas(conn, rows)
-
-      [] ->
-        deliver_deltas(conn, rows)
-
-      [_once] ->
-        no_stream()
-    end
-  end
-
-  @typedoc """
-  Where the deltas of a step go, by its column of ids: from one step to the next the streams are mostly
-  the same. What was found once may be used on, since an address that is closed takes nothing, and
-  no id is used twice.
-  """
-  @type steps :: %{binary() => [Inbox.address() | nil]}
-
-  # More than vLLM parts the outputs of one step in.
-  @max_steps 8
-
-  @doc """
-  Hands on deltas that came in columns: each as `{:delta, text, token_ids}`, with the ids as they
-  came, or of one token, as most are, in a list. They are no more than that, and of the first completion.
-  """
-  @spec deliver_packed(routed, map(), steps()) :: {:ok, steps()} | {:malformed, String.t()}
-        when routed: %{:routes => :ets.table(), optional(atom()) => term()}
-  def deliver_packed(
-        conn,
-        %{"ids" => ids, "counts" => counts, "token_ids" => bytes} = params,
-        steps
-      )
-      when is_binary(ids) and rem(byte_size(ids), 8) == 0 and is_binary(counts) and
-             is_binary(bytes) do
-    with {:ok, addresses, steps} <- addresses(conn, ids, steps),
-         :ok <- deliver_packed(addresses, counts, bytes, params["texts"]),
-         do: {:ok, steps}
-  end
-
-  def deliver_packed(_conn, _params, _steps), do: misshapen()
-
-  defp addresses(conn, ids, steps) do
-    case steps do
-      %{^ids => addresses} ->
-        {:ok, addresses, steps}
-
-      _new ->
-        addresses = for <<id::64-little <- ids>>, do: stream(conn, id)
-        steps = if map_size(steps) < @max_steps, do: steps, else: %{}
-
-        if :once in addresses,
-          do: no_stream(),
-          else: {:ok, addresses, Map.put(steps, :binary.copy(ids), addresses)}
-    end
-  end
-
-  defp stream(conn, id) do
-    case :ets.lookup(conn.routes, id) do
-      [{_id, address, _pid, _monitor, :many, _counts_as}] -> address
-      [_once] -> :once
-      [] -> nil
-    end
-  end
-
-  # Copies, which cost no more than references do: one delta that is kept keeps no others.
-  defp deliver_packed(
-         [address | addresses],
-         <<1::32-little, counts::binary>>,
-         <<token_id::32-little, bytes::binary>>,
-         [text | texts]
-       )
-       when is_binary(text) do
-    if address, do: Inbox.send(address, {:delta, :binary.copy(text), [token_id]})
-    deliver_packed(addresses, counts, bytes, texts)
-  end
-
-  defp deliver_packed(
-         [address | addresses],
-         <<count::32-little, counts::binary>>,
-         bytes,
-         [text | texts]
-       )
-       when is_binary(text) and count * 4 <= byte_size(bytes) do
-    size = count * 4
-    <<token_ids::binary-size(size), bytes::binary>> = bytes
-    if address, do: Inbox.send(address, {:delta, :binary.copy(text), :binary.copy(token_ids)})
-    deliver_packed(addresses, counts, bytes, texts)
-  end
-
-  defp deliver_packed([], <<>>, <<>>, []), do: :ok
-  defp deliver_packed(_addresses, _counts, _bytes, _texts), do: misshapen()
-
-  # Its caller would take the delta for the answer.
-  defp no_stream, do: {:malformed, "a delta of a request that is no stream"}
-  defp misshapen, do: {:malformed, "a delta of another shape"}
 
   @doc "Tells the caller of `id` how far its request is, if it wants to know."
   @spec deliver_progress(t(), non_neg_integer(), map()) :: :ok

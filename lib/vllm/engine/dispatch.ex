@@ -19,7 +19,7 @@ defmodule VLLM.Engine.Dispatch do
   Runs a request again that was `lost`, once another worker is there, or the same
   one again. What counted for the first run counts for this one.
   """
-  @spec again(target(), map(), Call.t(), Connection.request(), :once | :many) ::
+  @spec again(target(), map(), Call.t(), Connection.request(), Connection.answers()) ::
           {:ok, Connection.request()} | {:error, Error.t()}
   def again(target, params, call, lost, answers) do
     case submit(target, params, Call.queue(call), answers: answers, lost: lost) do

@@ -49,9 +49,9 @@ defmodule VLLM.Engine.InFlight do
 
   @doc """
   Sends a request; see `Dispatch.submit/4` for what stands in its way. A stream is one with `:many`
-  answers.
+  answers, or with a relay: what that hands on comes here.
   """
-  @spec submit(t(), key(), map(), Call.t(), :once | :many) ::
+  @spec submit(t(), key(), map(), Call.t(), Connection.answers()) ::
           {:ok, t()} | :none_ready | :window | {:error, Error.t()}
   def submit(in_flight, key, params, call, answers \\ :once) do
     opts = [own: count(in_flight), answers: answers]
@@ -152,11 +152,13 @@ defmodule VLLM.Engine.InFlight do
   # Of a request that has ended meanwhile, or a turn that was given back.
   def handle(in_flight, _message), do: {:none, in_flight}
 
-  defp delta?("http_request", {:delta, row}), do: Shape.http_delta?(row)
-  defp delta?("http_request", _columns), do: false
+  @doc "Whether something that came for a stream of `method` can be a delta of it."
+  @spec delta?(String.t(), Connection.delta()) :: boolean()
+  def delta?("http_request", {:delta, row}), do: Shape.http_delta?(row)
+  def delta?("http_request", _columns), do: false
   # Of columns the owner of the port has seen the shape.
-  defp delta?(_method, {:delta, _text, _token_ids}), do: true
-  defp delta?(_method, {:delta, row}), do: Shape.delta?(row)
+  def delta?(_method, {:delta, _text, _token_ids}), do: true
+  def delta?(_method, {:delta, row}), do: Shape.delta?(row)
 
   defp delta(in_flight, key, delta) do
     case in_flight.requests do

@@ -31,7 +31,7 @@ defmodule VLLM.Engine.Router do
   end
 
   @doc "Sends a request with nothing else under way; waits for a starting engine."
-  @spec open(in_flight(), InFlight.key(), map(), Call.t(), :once | :many) ::
+  @spec open(in_flight(), InFlight.key(), map(), Call.t(), Connection.answers()) ::
           {:ok, in_flight()} | {:error, Error.t()}
   def open(%via{} = in_flight, key, params, call, answers) do
     with :none_ready <- via.submit(in_flight, key, params, call, answers),

@@ -4,7 +4,7 @@ defmodule VLLM.Engine.Run do
   # the program, the connection to it, its log, and its heartbeat. Belongs to
   # the process of the worker, which owns the port.
 
-  alias VLLM.Bridge.{Connection, Frames, Inbox, Log, Nursery, Program}
+  alias VLLM.Bridge.{Connection, Deltas, Frames, Inbox, Log, Nursery, Program}
   alias VLLM.Engine.{Config, Heartbeat, Table}
   alias VLLM.Error
 
@@ -20,7 +20,7 @@ defmodule VLLM.Engine.Run do
           frames: Frames.t(),
           log: Log.t(),
           heartbeat: Heartbeat.t() | nil,
-          steps: Connection.steps()
+          steps: Deltas.steps()
         }
 
   @doc """
@@ -166,7 +166,7 @@ defmodule VLLM.Engine.Run do
   @doc "Hands deltas on that came in columns."
   @spec packed_deltas(t(), map()) :: {:ok, t()} | {:malformed, String.t()}
   def packed_deltas(run, params) do
-    with {:ok, steps} <- Connection.deliver_packed(run.conn, params, run.steps),
+    with {:ok, steps} <- Deltas.columns(run.conn, params, run.steps),
          do: {:ok, %{run | steps: steps}}
   end
 

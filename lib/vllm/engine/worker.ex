@@ -26,7 +26,7 @@ defmodule VLLM.Engine.Worker do
 
   @behaviour :gen_statem
 
-  alias VLLM.Bridge.{Connection, ExitStatus, Inbox}
+  alias VLLM.Bridge.{Connection, Deltas, ExitStatus, Inbox}
   alias VLLM.Engine.{Config, Heartbeat, Progress, Report, Run, Table}
   alias VLLM.{Error, Options}
 
@@ -475,7 +475,7 @@ defmodule VLLM.Engine.Worker do
   end
 
   defp receive_message({:notification, "deltas", %{"deltas" => rows}}, data) when is_list(rows) do
-    with :ok <- Connection.deliver_deltas(data.run.conn, rows), do: {:ok, data}
+    with :ok <- Deltas.rows(data.run.conn, rows), do: {:ok, data}
   end
 
   defp receive_message({:notification, "packed_deltas", params}, data) do

@@ -1,8 +1,8 @@
 defmodule VLLM.Remote.Call do
   @moduledoc false
   # One call to an engine of another node, as its caller sees it. What comes back comes to the
-  # caller's inbox from the VLLM.Remote.Proxy itself, or, as the end of the VLLM.Remote.Courier, by
-  # the VM.
+  # caller's inbox from the VLLM.Remote.Proxy itself, of a stream from the VLLM.Remote.Pier, or, as the
+  # end of the VLLM.Remote.Courier, by the VM.
 
   alias VLLM.Bridge.{Connection, Deadline, Inbox}
   alias VLLM.Engine.Call

@@ -3,7 +3,7 @@ defmodule VLLM.Remote.Protocol do
   # How nodes with this library speak with each other.
 
   # It changes where an older side would not understand.
-  @number 1
+  @number 2
 
   @spec number() :: pos_integer()
   def number, do: @number

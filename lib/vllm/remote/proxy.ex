@@ -9,10 +9,15 @@ defmodule VLLM.Remote.Proxy do
 
   alias VLLM.Bridge.{Connection, Deadline, Inbox}
   alias VLLM.Engine.{Call, InFlight, Operations, Router, Table}
-  alias VLLM.Remote.Protocol
+  alias VLLM.Remote.{Ferry, Protocol}
   alias VLLM.Streaming.{Forwarded, Mailbox, Pipeline}
 
   @protocol Protocol.number()
+
+  # How long an answer may be on its way, in ms: to a caller, and to one who waits for it no longer than
+  # his deadline.
+  @linger 60_000
+  @soon 1_000
 
   @typedoc "What a caller says of itself, in every version: how it speaks, and where answers come to."
   @type hello :: %{protocol: pos_integer(), version: String.t(), address: Inbox.address()}
@@ -40,19 +45,16 @@ defmodule VLLM.Remote.Proxy do
   defp serve({:run, operation}, engine, call, address),
     do: answer(address, Operations.run(engine, operation, call))
 
-  defp serve({:stream, method, params}, engine, call, address),
-    do: serve_one(engine, method, call, address, &Router.open(&1, :stream, params, call, :many))
+  defp serve({:stream, method, params}, engine, call, address) do
+    send = &Router.open(&1, :stream, params, call, &2)
+    serve_one(engine, method, :many, call, address, send)
+  end
 
   # For a VLLM.Cluster.InFlight, which has other engines to ask where this one takes nothing now.
-  defp serve({:try, method, params, answers}, engine, call, address),
-    do:
-      serve_one(
-        engine,
-        method,
-        call,
-        address,
-        &InFlight.submit(&1, :stream, params, call, answers)
-      )
+  defp serve({:try, method, params, answers}, engine, call, address) do
+    send = &InFlight.submit(&1, :stream, params, call, &2)
+    serve_one(engine, method, answers, call, address, send)
+  end
 
   # Prompts are fetched and results given one by one, when the caller asks for the next.
   defp serve({:pipeline, method}, engine, call, {inbox, _} = address) do
@@ -87,14 +89,20 @@ defmodule VLLM.Remote.Proxy do
   defp serve({:cancel, ref}, caller, _call, address),
     do: answer(address, Forwarded.cancel(ref, caller))
 
-  defp serve_one(engine, method, call, {inbox, _} = address, send) do
+  defp serve_one(engine, method, answers, call, {inbox, _} = address, send) do
     with {:ok, table, _pid} <- Table.lookup(engine),
-         {:ok, in_flight} <- send.(InFlight.new(table, method, inbox)) do
-      relay(in_flight, call, address)
+         answers = way(answers, address),
+         {:ok, in_flight} <- send.(InFlight.new(table, method, inbox), answers) do
+      follow(in_flight, call, address, answers)
     else
       refused -> answer(address, refused)
     end
   end
+
+  # The deltas of a stream go by the ferry, as many as the caller has granted; of the first it tells
+  # here.
+  defp way(:many, address), do: Ferry.take(address)
+  defp way(:once, _address), do: :once
 
   # What the caller of a pipeline says next. Where it leaves, the pipeline gives up what is in flight
   # on the way out.
@@ -120,56 +128,51 @@ defmodule VLLM.Remote.Proxy do
     end
   end
 
-  # Deltas go on as they come, as many as the caller has granted.
-  defp relay(in_flight, call, {inbox, _} = address) do
+  defp follow(in_flight, call, {inbox, _} = address, answers) do
     case Inbox.next(inbox, Deadline.remaining(call.deadline)) do
-      :timeout -> expire(in_flight, address)
-      message -> relay(message, in_flight, call, address)
-    end
-  end
+      {:caller, {:grant, count}} ->
+        InFlight.grant(in_flight, :stream, count)
+        follow(in_flight, call, address, answers)
 
-  defp relay({:caller, {:grant, count}}, in_flight, call, address) do
-    InFlight.grant(in_flight, :stream, count)
-    relay(in_flight, call, address)
-  end
+      {:caller, {:leave, error}} ->
+        InFlight.cancel(in_flight, error)
 
-  defp relay({:caller, {:leave, error}}, in_flight, _call, _address),
-    do: InFlight.cancel(in_flight, error)
-
-  defp relay(message, in_flight, call, address) do
-    case InFlight.handle(in_flight, message) do
-      {:none, in_flight} ->
-        relay(in_flight, call, address)
-
-      {:stream, delta, in_flight} when elem(delta, 0) == :delta ->
-        Inbox.send(address, delta)
-        flow(in_flight, call, address)
-
-      {:stream, last, _in_flight} ->
-        answer(address, last)
-    end
-  end
-
-  # After the first delta the request is not run again: nothing comes but more of them, and the end.
-  defp flow(in_flight, call, {inbox, _} = address) do
-    case Inbox.next(inbox, Deadline.remaining(call.deadline)) do
-      {_ref, {:delta, _text, _token_ids} = delta} ->
-        Inbox.send(address, delta)
-        flow(in_flight, call, address)
-
+      # The caller waits a little longer than this side, for what it says. That he leaves may have
+      # been dropped with the rest.
       :timeout ->
-        expire(in_flight, address)
+        error = Connection.timeout()
+        InFlight.cancel(in_flight, error)
+        finish(answers, {:error, error}, address, @soon)
 
       message ->
-        relay(message, in_flight, call, address)
+        case InFlight.handle(in_flight, message) do
+          {:none, in_flight} ->
+            follow(in_flight, call, address, answers)
+
+          {:stream, delta, in_flight} when elem(delta, 0) == :delta ->
+            follow(in_flight, call, address, answers)
+
+          {:stream, last, _in_flight} ->
+            finish(answers, last, address, @linger)
+        end
     end
   end
 
-  # The caller waits a little longer than this side, for what it says.
-  defp expire(in_flight, address) do
-    error = Connection.timeout()
-    InFlight.cancel(in_flight, error)
-    answer(address, {:error, error})
+  defp finish(:once, answer, address, _patience), do: answer(address, answer)
+
+  # The courier would end with this process, and its end might come before what the ferry brings. So
+  # the caller ends both, once he has seen it; one who does not look is not waited for for ever.
+  defp finish(relay, answer, {inbox, _}, patience) do
+    Ferry.answer(relay, {:answer, answer})
+    await_leave(inbox, Deadline.new(patience))
+  end
+
+  defp await_leave(inbox, deadline) do
+    case Inbox.next(inbox, Deadline.remaining(deadline)) do
+      {:caller, {:leave, _error}} -> :ok
+      :timeout -> :ok
+      _late -> await_leave(inbox, deadline)
+    end
   end
 
   defp answer(address, answer), do: Inbox.send(address, {:answer, answer})
