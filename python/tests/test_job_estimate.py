@@ -44,6 +44,28 @@ def test_files_are_as_large_as_foreseen(form: str, options: dict[str, Any], size
     assert seen.bytes == pytest.approx(size, rel=0.02)
 
 
+@pytest.mark.parametrize(
+    ("form", "options", "kl"),
+    [
+        ("gguf", {"ftype": "Q4_K_M"}, 0.031273),
+        ("gguf", {"ftype": "TQ1_0"}, None),
+        ("gptq", {"bits": 8}, 0.001355),
+        ("awq", {}, 0.071940),
+        ("hqq", {"nbits": 1}, None),
+        ("bitsandbytes", {"load_in_8bit": True}, 0.001355),
+        ("bitsandbytes", {"bnb_4bit_quant_type": "nf4"}, 0.071940),
+        ("compressed-tensors", {"scheme": "W4A16_ASYM"}, 0.071940),
+        ("compressed-tensors", {"scheme": "FP8_DYNAMIC"}, 0.020),
+        ("compressed-tensors", {"scheme": "NVFP4"}, None),
+        ("torchao", {"quant_type": "Int8DynamicActivationInt8WeightConfig"}, 0.020),
+    ],
+)
+def test_what_is_usually_lost_is_known_before(
+    form: str, options: dict[str, Any], kl: float | None
+) -> None:
+    assert estimate.usual_kl(form, options) == kl
+
+
 def test_what_was_foreseen_is_what_jobs_took() -> None:
     recorded = json.loads((ROOT / "bench" / "job_sizes.json").read_text())
     demo = models.check_model(DEMO, {})

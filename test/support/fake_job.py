@@ -117,7 +117,8 @@ def quantize_options(_request: int, _params: dict) -> object:
 def plan_quantize(_request: int, params: dict) -> object:
     names = ("bytes", "memory", "disk", "verification")
     plans = [
-        {name: options.get(name, 0) for name in names} | {"minutes": [1, 2]}
+        {name: options.get(name, 0) for name in names}
+        | {"minutes": [1, 2], "usual_kl": options.get("usual_kl")}
         for _, options, _tokens in params["outputs"]
     ]
     together = {name: sum(plan[name] for plan in plans) for name in names}

@@ -412,12 +412,16 @@ defmodule VLLM.JobTest do
   end
 
   test "an estimate says what each output would take, and all of them, without a job", context do
-    to = [gguf: [bytes: 5, disk: 7, memory: 9], awq: [bytes: 1, disk: 1, memory: 20]]
+    to = [
+      gguf: [bytes: 5, disk: 7, memory: 9, usual_kl: 0.03],
+      awq: [bytes: 1, disk: 1, memory: 20]
+    ]
 
     assert {:ok, %VLLM.Job.Estimate{outputs: [gguf, awq]} = estimate} =
              VLLM.Job.estimate(context.model, VLLM.FakeJobs.options(to))
 
     assert %{label: "gguf", bytes: 5, disk: 7, memory: 9, minutes: {1, 2}} = gguf
+    assert {gguf.usual_kl, awq.usual_kl} == {0.03, nil}
     assert %{format: "awq", memory: 20} = awq
     assert {estimate.bytes, estimate.minutes} == {6, {2, 4}}
     # With the verification, which there is unless it is not wanted.

@@ -19,7 +19,10 @@ defmodule VLLM.Job.Estimate do
     bytes: "of its files",
     disk: "of these, and of what is there only while it is made",
     memory: "the most that making it takes",
-    minutes: "`{least, most}`, to make it"
+    minutes: "`{least, most}`, to make it",
+    usual_kl:
+      "the mean KL divergence that its format is known to have, of another model and text, as `:usual` of " <>
+        "`VLLM.Quantization.compare/2`; nil where none is known, and of an adapter"
   ]
 
   @moduledoc """
@@ -51,6 +54,7 @@ defmodule VLLM.Job.Estimate do
       for {one, plan} <- Enum.zip(asked, outputs) do
         %{label: one["label"], format: one["format"], options: one["options"]}
         |> Map.merge(sizes(plan))
+        |> Map.put(:usual_kl, plan["usual_kl"])
       end
 
     struct!(__MODULE__, Map.merge(%{model: model, outputs: each}, sizes(together)))

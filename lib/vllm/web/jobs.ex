@@ -56,7 +56,6 @@ defmodule VLLM.Web.Jobs do
     end)
   end
 
-  # How good it will be nobody says before it is made.
   defp estimated(output) do
     %{
       format: output.format,
@@ -65,7 +64,7 @@ defmodule VLLM.Web.Jobs do
       disk_bytes: output.disk,
       memory_bytes: output.memory,
       minutes: output.minutes,
-      quality: nil
+      quality: output.usual_kl
     }
   end
 

@@ -46,6 +46,14 @@ def of(figures: Mapping[str, Any]) -> Usual | None:
     return Usual(kl, named, kl * margin, table["sources"][source]["url"], is_small)
 
 
+def kl(format: str, bits: float | None, activation_bits: int | None = None) -> float | None:
+    """The mean KL divergence of what is not made yet, with its format as `compare` calls it; None
+    where nothing is known."""
+    figures = {"format": format, "bits": bits, "activation_bits": activation_bits}
+    found = _figure(figures, _table())
+    return found and found[0]
+
+
 def _figure(figures: Mapping[str, Any], table: Mapping[str, Any]) -> tuple[float, str, str] | None:
     name, bits = figures["format"], figures["bits"]
     if name.startswith("gguf ("):

@@ -42,7 +42,14 @@ def _plan(params: PlanQuantizeParams) -> dict[str, Any]:
         estimate.verification(checkpoint, len(each), here) if params.verify else (0.0, 0.0)
     )
     return {
-        "outputs": [one.to_wire() | {"verification": measure.memory(one.bytes)} for one in each],
+        "outputs": [
+            one.to_wire()
+            | {
+                "verification": measure.memory(one.bytes),
+                "usual_kl": estimate.usual_kl(form, options),
+            }
+            for one, (form, options, _tokens) in zip(each, params.outputs, strict=True)
+        ],
         "together": foreseen.together(each, verification).to_wire(),
         "verification": measure.memory(detect.of(checkpoint).bytes or 0),
     }

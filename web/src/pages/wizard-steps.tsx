@@ -167,6 +167,7 @@ function EstimateTable({ estimates: { each, together, refused, busy } }: { estim
     );
   if (each.length === 0) return <p class="muted">{busy ? "Estimating…" : "Choose a type to see what it takes."}</p>;
   const most = Math.max(...each.map((one) => one.disk_bytes ?? 0), 1);
+  const isKnown = each.some((one) => one.quality !== null);
 
   return (
     <div class="scroll" tabIndex={0} role="region" aria-label="Estimates" aria-busy={busy}>
@@ -177,9 +178,11 @@ function EstimateTable({ estimates: { each, together, refused, busy } }: { estim
             <th scope="col" class="wide">
               Size
             </th>
-            <th scope="col" class="right">
-              Usual loss (KL)
-            </th>
+            {isKnown && (
+              <th scope="col" class="right">
+                Usual loss (KL)
+              </th>
+            )}
             <th scope="col" class="right">
               Memory to make it
             </th>
@@ -190,7 +193,7 @@ function EstimateTable({ estimates: { each, together, refused, busy } }: { estim
         </thead>
         <tbody>
           {each.map((one, n) => (
-            <EstimateRow key={n} estimate={one} most={most} />
+            <EstimateRow key={n} estimate={one} most={most} isKnown={isKnown} />
           ))}
         </tbody>
         {together && (
@@ -198,7 +201,7 @@ function EstimateTable({ estimates: { each, together, refused, busy } }: { estim
             <tr>
               <th scope="row">Together</th>
               <td>{file(together.disk_bytes)}</td>
-              <td />
+              {isKnown && <td />}
               <td class="right">{memory(together.memory_bytes)}</td>
               <td class="right">{minutes(together.minutes)}</td>
             </tr>
@@ -209,7 +212,7 @@ function EstimateTable({ estimates: { each, together, refused, busy } }: { estim
   );
 }
 
-function EstimateRow({ estimate, most }: { estimate: OutputEstimate; most: number }) {
+function EstimateRow({ estimate, most, isKnown }: { estimate: OutputEstimate; most: number; isKnown: boolean }) {
   return (
     <tr>
       <th scope="row">
@@ -223,7 +226,7 @@ function EstimateRow({ estimate, most }: { estimate: OutputEstimate; most: numbe
           </svg>
         </span>
       </td>
-      <td class="right">{small(estimate.quality)}</td>
+      {isKnown && <td class="right">{small(estimate.quality)}</td>}
       <td class="right">{memory(estimate.memory_bytes)}</td>
       <td class="right">{minutes(estimate.minutes)}</td>
     </tr>

@@ -15,6 +15,7 @@ from typing import Any, Final, NamedTuple
 
 from vllm_bridge.checkpoints.checkpoint import Checkpoint
 from vllm_bridge.errors import BridgeError
+from vllm_bridge.jobs import usual
 from vllm_bridge.jobs.foreseen import Foreseen, Machine
 from vllm_bridge.quantization.hqq.settings import PACKINGS
 from vllm_bridge.sizing import formats, layers, parts
@@ -119,6 +120,25 @@ def of(
             remedy="Name the plain model that it was made of.",
         )
     return [_output(checkpoint, kept, *one, machine) for one in asked]
+
+
+def usual_kl(form: str, options: Mapping[str, Any]) -> float | None:
+    """The mean KL divergence that such an output usually has; None where none is known."""
+    if form == "gguf":
+        return usual.kl(f"gguf ({options.get('ftype', 'Q4_K_M')})", None)
+    if form == "compressed-tensors":
+        scheme = str(options.get("scheme", "W4A16"))
+        bits = _scheme(options)[0]
+        if "A16" in scheme:
+            return usual.kl(form, bits)
+        # Of activations with fewer bits than eight, and of both in few, nobody has published it.
+        return usual.kl(form, bits, 8) if bits == 8 else None
+    if form == "torchao":
+        kind = str(options.get("quant_type")).lower()
+        return usual.kl(form, 4 if "int4" in kind else 8, 8 if "dynamic" in kind else None)
+    if form == "bitsandbytes":
+        return usual.kl(form, 8 if options.get("load_in_8bit") else 4)
+    return usual.kl(form, options.get("nbits" if form == "hqq" else "bits", 4))
 
 
 def verification(checkpoint: Checkpoint, outputs: int, machine: Machine) -> tuple[float, float]:
