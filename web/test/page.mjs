@@ -20,7 +20,7 @@ export class Page {
 
   constructor(browser, tab, { url, key, shots }) {
     Object.assign(this, { browser, tab, url, key, shots, faults: [], hosts: new Set() });
-    tab.setDefaultTimeout(60_000);
+    tab.setDefaultTimeout(120_000);
     tab.on("pageerror", (error) => this.faults.push(`error: ${error.message}`));
     tab.on("console", (line) => /Content Security Policy/i.test(line.text()) && this.faults.push(line.text()));
     tab.on("request", (request) => this.hosts.add(new URL(request.url()).host));
@@ -40,6 +40,11 @@ export class Page {
 
   async shot(name) {
     await this.tab.screenshot({ path: `${this.shots}${name}.png` });
+  }
+
+  // To one of the pages.
+  to(name) {
+    return this.tab.getByRole("navigation").getByRole("link", { name });
   }
 
   link(name) {
