@@ -4,6 +4,7 @@ import { duration, file, number, percent, small } from "../format";
 import { Gauge } from "../parts/bars";
 import { Scatter } from "../parts/charts";
 import { Check, SelectField, TextField } from "../parts/fields";
+import { Table } from "../parts/table";
 import { useStore } from "../store";
 import type { ComparisonRow } from "../types";
 import { useModels } from "../use-models";
@@ -116,27 +117,13 @@ function Result({ rows }: { rows: ComparisonRow[] }) {
         {bySize.length > 0 && <Scatter title="What is lost, by size" x={{ label: "size of the weights in files", show: file }} y={loss} points={bySize} />}
         {bySpeed.length > 0 && <Scatter title="What is lost, by speed" x={{ label: "tokens a second, one request", show: number }} y={loss} points={bySpeed} />}
       </div>
-      <div class="scroll" tabIndex={0} role="region" aria-label="Figures">
-        <table>
-          <thead>
-            <tr>
-              <th scope="col">Model</th>
-              <th scope="col">Format</th>
-              {["Size", "KL", "KL 99 %", "Perplexity", "Same top", "Tokens/s"].map((name) => (
-                <th scope="col" class="right" key={name}>
-                  {name}
-                </th>
-              ))}
-              <th scope="col">Verdict</th>
-            </tr>
-          </thead>
-          <tbody>
-            {rows.map((row, n) => (
-              <Row key={row.model} row={row} reference={n === 0} />
-            ))}
-          </tbody>
-        </table>
-      </div>
+      <Table label="Figures" columns={["Model", "Format", ">Size", ">KL", ">KL 99 %", ">Perplexity", ">Same top", ">Tokens/s", "Verdict"]}>
+        <tbody>
+          {rows.map((row, n) => (
+            <Row key={row.model} row={row} reference={n === 0} />
+          ))}
+        </tbody>
+      </Table>
       <ul class="plain-list">
         {rows.flatMap((row) =>
           (row.says ?? []).map((text) => (

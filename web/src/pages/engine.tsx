@@ -9,6 +9,7 @@ import { Figure } from "../parts/figure";
 import { Lines, LiveLog } from "../parts/log";
 import { attempt } from "../parts/notices";
 import { State } from "../parts/state";
+import { Table } from "../parts/table";
 import { link } from "../route";
 import type { Death, Engine, Replica } from "../types";
 import type { Asked } from "./engine-dialogs";
@@ -131,58 +132,34 @@ function Replicas({ replicas, path }: { replicas: Replica[]; path: string }) {
   return (
     <section>
       <h2>Replicas</h2>
-      <div class="scroll" tabIndex={0} role="region" aria-label="Replicas">
-        <table>
-          <thead>
-            <tr>
-              <th scope="col">No.</th>
-              <th scope="col">State</th>
-              <th scope="col" class="right">
-                In flight
-              </th>
-              <th scope="col" class="right">
-                Restarts
-              </th>
-              <th scope="col">Devices</th>
-              <th scope="col">Node</th>
-              <th scope="col" class="right">
-                Process
-              </th>
+      <Table label="Replicas" columns={["No.", "State", ">In flight", ">Restarts", "Devices", "Node", ">Process", ...(replicas.length > 1 ? [""] : [])]}>
+        <tbody>
+          {replicas.map((replica) => (
+            <tr key={replica.index}>
+              <th scope="row">{replica.index}</th>
+              <td>
+                <State state={replica.state} />
+              </td>
+              <td class="right">{number(replica.in_flight)}</td>
+              <td class="right">{number(replica.restarts)}</td>
+              <td>{replica.devices?.join(", ") || UNKNOWN}</td>
+              <td>{replica.node ?? UNKNOWN}</td>
+              <td class="right">{replica.pid ?? UNKNOWN}</td>
               {replicas.length > 1 && (
-                <th scope="col">
-                  <span class="unseen">What to do</span>
-                </th>
+                <td>
+                  <div class="actions end">
+                    {(replica.state === "drained" ? ["resume", "restart"] : ["drain", "restart"]).map((what) => (
+                      <button key={what} type="button" aria-label={`${what} replica ${replica.index}`} onClick={() => order(what, replica)}>
+                        {what}
+                      </button>
+                    ))}
+                  </div>
+                </td>
               )}
             </tr>
-          </thead>
-          <tbody>
-            {replicas.map((replica) => (
-              <tr key={replica.index}>
-                <th scope="row">{replica.index}</th>
-                <td>
-                  <State state={replica.state} />
-                </td>
-                <td class="right">{number(replica.in_flight)}</td>
-                <td class="right">{number(replica.restarts)}</td>
-                <td>{replica.devices?.join(", ") || UNKNOWN}</td>
-                <td>{replica.node ?? UNKNOWN}</td>
-                <td class="right">{replica.pid ?? UNKNOWN}</td>
-                {replicas.length > 1 && (
-                  <td>
-                    <div class="actions end">
-                      {(replica.state === "drained" ? ["resume", "restart"] : ["drain", "restart"]).map((what) => (
-                        <button key={what} type="button" aria-label={`${what} replica ${replica.index}`} onClick={() => order(what, replica)}>
-                          {what}
-                        </button>
-                      ))}
-                    </div>
-                  </td>
-                )}
-              </tr>
-            ))}
-          </tbody>
-        </table>
-      </div>
+          ))}
+        </tbody>
+      </Table>
     </section>
   );
 }

@@ -3,6 +3,7 @@ import { ask } from "../api";
 import { file, moment, UNKNOWN } from "../format";
 import { Dialog } from "../parts/dialog";
 import { notify } from "../parts/notices";
+import { Table } from "../parts/table";
 import { link } from "../route";
 import type { Model } from "../types";
 import { useModels } from "../use-models";
@@ -25,52 +26,37 @@ export function ModelsPage() {
       {!models && !refused && <p class="muted">Reading…</p>}
       {models?.length === 0 && <p class="card empty">This machine has no models with names: none was made by a job, registered, or downloaded.</p>}
       {!!shown?.length && (
-        <div class="scroll" tabIndex={0} role="region" aria-label="Models of this machine">
-          <table>
-            <thead>
-              <tr>
-                <th scope="col">Name</th>
-                <th scope="col">Format</th>
-                <th scope="col" class="right">
-                  Size
+        <Table label="Models of this machine" columns={["Name", "Format", ">Size", "Since", ""]}>
+          <tbody>
+            {shown.map((model) => (
+              <tr key={model.name}>
+                <th scope="row" title={model.path ?? undefined}>
+                  {model.name}
                 </th>
-                <th scope="col">Since</th>
-                <th scope="col">
-                  <span class="unseen">What to do</span>
-                </th>
+                <td>{formatOf(model)}</td>
+                <td class="right">{file(model.bytes)}</td>
+                <td>{model.created_at ? moment(model.created_at) : UNKNOWN}</td>
+                <td>
+                  <div class="actions end">
+                    {model.kind === "model" && (
+                      <>
+                        <button type="button" aria-label={`Deploy ${model.name}`} onClick={() => setDeploying(model.name)}>
+                          Deploy…
+                        </button>
+                        <a class="button" href={link("sizing", model.name)} aria-label={`Sizing of ${model.name}`}>
+                          Sizing
+                        </a>
+                      </>
+                    )}
+                    <button type="button" class="danger" aria-label={`Delete ${model.name}`} onClick={() => setDeleting(model)}>
+                      Delete…
+                    </button>
+                  </div>
+                </td>
               </tr>
-            </thead>
-            <tbody>
-              {shown.map((model) => (
-                <tr key={model.name}>
-                  <th scope="row" title={model.path ?? undefined}>
-                    {model.name}
-                  </th>
-                  <td>{formatOf(model)}</td>
-                  <td class="right">{file(model.bytes)}</td>
-                  <td>{model.created_at ? moment(model.created_at) : UNKNOWN}</td>
-                  <td>
-                    <div class="actions end">
-                      {model.kind === "model" && (
-                        <>
-                          <button type="button" aria-label={`Deploy ${model.name}`} onClick={() => setDeploying(model.name)}>
-                            Deploy…
-                          </button>
-                          <a class="button" href={link("sizing", model.name)} aria-label={`Sizing of ${model.name}`}>
-                            Sizing
-                          </a>
-                        </>
-                      )}
-                      <button type="button" class="danger" aria-label={`Delete ${model.name}`} onClick={() => setDeleting(model)}>
-                        Delete…
-                      </button>
-                    </div>
-                  </td>
-                </tr>
-              ))}
-            </tbody>
-          </table>
-        </div>
+            ))}
+          </tbody>
+        </Table>
       )}
       {deploying && <StartDialog model={deploying} onClose={() => setDeploying(null)} />}
       {deleting && <DeleteDialog model={deleting} onClose={() => setDeleting(null)} onDeleted={again} />}

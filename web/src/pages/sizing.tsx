@@ -6,6 +6,7 @@ import { TextField } from "../parts/fields";
 import { Figure } from "../parts/figure";
 import type { Draft } from "../parts/options";
 import { NO_OPTIONS, OptionFields, options } from "../parts/options";
+import { Table } from "../parts/table";
 import type { Check, DeviceEstimate, Estimate, Finding, Options } from "../types";
 import { useModels } from "../use-models";
 
@@ -168,32 +169,18 @@ function Formats({ estimate }: { estimate: Estimate }) {
   return (
     <details>
       <summary>In other formats</summary>
-      <div class="scroll" tabIndex={0} role="region" aria-label="Formats">
-        <table>
-          <thead>
-            <tr>
-              <th scope="col">Format</th>
-              <th scope="col" class="right">
-                Files
-              </th>
-              <th scope="col" class="right">
-                In memory
-              </th>
-              <th scope="col">Here</th>
+      <Table label="Formats" columns={["Format", ">Files", ">In memory", "Here"]}>
+        <tbody>
+          {estimate.formats.map((format) => (
+            <tr key={format.name}>
+              <th scope="row">{format.name}</th>
+              <td class="right">{file(format.disk)}</td>
+              <td class="right">{memory(format.memory)}</td>
+              <td>{format["fits?"] ? "fits" : "too large"}</td>
             </tr>
-          </thead>
-          <tbody>
-            {estimate.formats.map((format) => (
-              <tr key={format.name}>
-                <th scope="row">{format.name}</th>
-                <td class="right">{file(format.disk)}</td>
-                <td class="right">{memory(format.memory)}</td>
-                <td>{format["fits?"] ? "fits" : "too large"}</td>
-              </tr>
-            ))}
-          </tbody>
-        </table>
-      </div>
+          ))}
+        </tbody>
+      </Table>
     </details>
   );
 }

@@ -1,6 +1,7 @@
 import { file, memory, minutes, small } from "../format";
 import { Check, SelectField, TextField } from "../parts/fields";
 import { Figure } from "../parts/figure";
+import { Table } from "../parts/table";
 import type { Format, FormatOption, OutputEstimate } from "../types";
 import { useModels } from "../use-models";
 import type { Estimates, Plan } from "./wizard";
@@ -170,45 +171,24 @@ function EstimateTable({ estimates: { each, together, refused, busy } }: { estim
   const isKnown = each.some((one) => one.quality !== null);
 
   return (
-    <div class="scroll" tabIndex={0} role="region" aria-label="Estimates" aria-busy={busy}>
-      <table class={busy ? "stale" : ""}>
-        <thead>
+    <Table label="Estimates" columns={["Output", "Size", ...(isKnown ? [">Usual loss (KL)"] : []), ">Memory to make it", ">Time"]} class={busy ? "stale" : ""}>
+      <tbody>
+        {each.map((one, n) => (
+          <EstimateRow key={n} estimate={one} most={most} isKnown={isKnown} />
+        ))}
+      </tbody>
+      {together && (
+        <tfoot>
           <tr>
-            <th scope="col">Output</th>
-            <th scope="col" class="wide">
-              Size
-            </th>
-            {isKnown && (
-              <th scope="col" class="right">
-                Usual loss (KL)
-              </th>
-            )}
-            <th scope="col" class="right">
-              Memory to make it
-            </th>
-            <th scope="col" class="right">
-              Time
-            </th>
+            <th scope="row">Together</th>
+            <td>{file(together.disk_bytes)}</td>
+            {isKnown && <td />}
+            <td class="right">{memory(together.memory_bytes)}</td>
+            <td class="right">{minutes(together.minutes)}</td>
           </tr>
-        </thead>
-        <tbody>
-          {each.map((one, n) => (
-            <EstimateRow key={n} estimate={one} most={most} isKnown={isKnown} />
-          ))}
-        </tbody>
-        {together && (
-          <tfoot>
-            <tr>
-              <th scope="row">Together</th>
-              <td>{file(together.disk_bytes)}</td>
-              {isKnown && <td />}
-              <td class="right">{memory(together.memory_bytes)}</td>
-              <td class="right">{minutes(together.minutes)}</td>
-            </tr>
-          </tfoot>
-        )}
-      </table>
-    </div>
+        </tfoot>
+      )}
+    </Table>
   );
 }
 
