@@ -7,7 +7,7 @@ import { Figure } from "../parts/figure";
 import type { Draft } from "../parts/options";
 import { NO_OPTIONS, OptionFields, options } from "../parts/options";
 import { Table } from "../parts/table";
-import type { Check, DeviceEstimate, Estimate, Finding, Options } from "../types";
+import type { Check, DeviceEstimate, Estimate, Finding } from "../types";
 import { useModels } from "../use-models";
 
 interface Answer {
@@ -15,6 +15,8 @@ interface Answer {
   estimate: Estimate | null;
   refused: string[];
 }
+
+const NOTHING: Answer = { check: null, estimate: null, refused: [] };
 
 // Whether a model would run, and what it takes, before anything is loaded.
 export function SizingPage({ model: given = "" }: { model?: string }) {
@@ -24,11 +26,25 @@ export function SizingPage({ model: given = "" }: { model?: string }) {
   const [concurrency, setConcurrency] = useState("");
   const [draft, setDraft] = useState(NO_OPTIONS);
   const [busy, setBusy] = useState(false);
-  const [answer, setAnswer] = useState<Answer | null>(null);
+  const [answer, setAnswer] = useState(NOTHING);
 
+  // Both questions at once, each shown when it is answered: what one of them refuses, the other may not, and a
+  // check has vLLM imported.
   const look = async (from: Draft) => {
+    const refuse = (error: unknown) => setAnswer((last) => ({ ...last, refused: [...new Set([...last.refused, message(error)])] }));
+    const tell = (part: Partial<Answer>) => setAnswer((last) => ({ ...last, ...part }));
+    setAnswer(NOTHING);
     setBusy(true);
-    setAnswer(await inquire(model.trim(), from, device.trim(), concurrency.trim()));
+    try {
+      const given = device.trim() ? { ...options(from), device: device.trim() } : options(from);
+      const wished = concurrency.trim() ? { ...given, concurrency: Number(concurrency) } : given;
+      await Promise.all([
+        post<Estimate>("api/v1/models/estimate", { model: model.trim(), options: wished }).then((estimate) => tell({ estimate }), refuse),
+        post<Check>("api/v1/models/check", { model: model.trim(), options: given }).then((check) => tell({ check }), refuse),
+      ]);
+    } catch (error) {
+      refuse(error);
+    }
     setBusy(false);
   };
 
@@ -73,37 +89,16 @@ export function SizingPage({ model: given = "" }: { model?: string }) {
         </div>
       </form>
       <div aria-live="polite" aria-busy={busy}>
-        {answer?.refused.map((text) => (
+        {answer.refused.map((text) => (
           <p class="note bad" key={text}>
             {text}
           </p>
         ))}
-        {answer?.estimate && <EstimateView estimate={answer.estimate} onTake={take} />}
-        {answer?.check && <CheckView check={answer.check} />}
+        {answer.estimate && <EstimateView estimate={answer.estimate} onTake={take} />}
+        {answer.check && <CheckView check={answer.check} />}
       </div>
     </>
   );
-}
-
-// Both questions at once; what one of them refuses, the other may answer.
-async function inquire(model: string, draft: Draft, device: string, concurrency: string): Promise<Answer> {
-  let given: Options;
-  try {
-    given = options(draft);
-  } catch (error) {
-    return { check: null, estimate: null, refused: [message(error)] };
-  }
-  if (device) given.device = device;
-  const [check, estimate] = await Promise.allSettled([
-    post<Check>("api/v1/models/check", { model, options: given }),
-    post<Estimate>("api/v1/models/estimate", { model, options: concurrency ? { ...given, concurrency: Number(concurrency) } : given }),
-  ]);
-  const refused = [estimate, check].filter((one) => one.status === "rejected").map((one) => message(one.reason));
-  return {
-    check: check.status === "fulfilled" ? check.value : null,
-    estimate: estimate.status === "fulfilled" ? estimate.value : null,
-    refused: [...new Set(refused)],
-  };
 }
 
 function EstimateView({ estimate, onTake }: { estimate: Estimate; onTake: (options: Record<string, string>) => void }) {
