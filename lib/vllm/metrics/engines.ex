@@ -124,6 +124,51 @@ defmodule VLLM.Metrics.Engines do
     end
   end
 
+  @doc "Every replica as one flat map, for a table; figures that it has not told in time are nil."
+  @spec rows(timeout()) :: [%{atom() => term()}]
+  def rows(timeout) do
+    for engine <- timeout |> Deadline.new() |> now(), replica <- engine.replicas do
+      kv_cache = figure(replica, "vllm:kv_cache_usage_perc")
+      running = running(replica)
+
+      %{
+        engine: engine.name,
+        replica: replica.index,
+        model: replica.model,
+        state: replica.state,
+        running: running,
+        waiting: replica.in_flight - running,
+        kv_cache: kv_cache && Float.round(100.0 * kv_cache, 1),
+        deaths: count(engine.counts.deaths, replica.index),
+        restarts: count(engine.counts.restarts, replica.index),
+        load_seconds: replica.load_time && seconds(replica.load_time)
+      }
+    end
+  end
+
+  defp figure(%{answer: nil}, _name), do: nil
+
+  defp figure(%{answer: families}, name) do
+    case for %{"name" => ^name} = family <- families,
+             [_name, _labels, value] <- family["samples"],
+             do: value do
+      [] -> nil
+      values -> Enum.sum(values) / length(values)
+    end
+  end
+
+  defp count(counts, index),
+    do: Enum.sum(for {values, count} <- counts, elem(values, 0) == index, do: count)
+
+  defp seconds(time),
+    do: Float.round(System.convert_time_unit(time, :native, :millisecond) / 1000, 1)
+
+  @doc "How many of its requests a replica may compute at once; the others wait."
+  @spec running(replica()) :: non_neg_integer()
+  # One that drains gets no more, and all that it has may run.
+  def running(%{worker: nil, in_flight: in_flight}), do: in_flight
+  def running(%{worker: %{window: window}, in_flight: in_flight}), do: min(in_flight, window)
+
   @doc """
   A model as labels name it: one of the hub by its name, one at a path by the last part of that.
 

@@ -116,18 +116,17 @@ defmodule VLLM.Metrics.Families do
   defp of_replica(:replica_state, replica),
     do: for(state <- @states, do: {[state], if(replica.state == state, do: 1, else: 0)})
 
-  defp of_replica(:requests_running, replica), do: [{[], running(replica)}]
-  defp of_replica(:requests_waiting, replica), do: [{[], replica.in_flight - running(replica)}]
+  defp of_replica(:requests_running, replica), do: [{[], Engines.running(replica)}]
+
+  defp of_replica(:requests_waiting, replica),
+    do: [{[], replica.in_flight - Engines.running(replica)}]
+
   defp of_replica(:requests_limit, %{worker: nil}), do: [{[], 0}]
   defp of_replica(:requests_limit, %{worker: %{limit: limit}}), do: [{[], limit}]
   defp of_replica(:last_load_seconds, %{load_time: nil}), do: []
 
   defp of_replica(:last_load_seconds, %{load_time: time}),
     do: [{[], System.convert_time_unit(time, :native, :microsecond) / 1.0e6}]
-
-  # One that drains gets no more, and all that it has may run.
-  defp running(%{worker: nil, in_flight: in_flight}), do: in_flight
-  defp running(%{worker: %{window: window}, in_flight: in_flight}), do: min(in_flight, window)
 
   # What an engine has counted, and 0 for what each replica has not yet.
   defp counted(engines, name, of_replica) do
