@@ -6,11 +6,6 @@ defmodule VLLM.Real.StreamTest do
 
   alias VLLM.{Delta, DemoModel, FakeEngine, Peers}
 
-  Code.require_file("../../examples/live_stream.exs", __DIR__)
-
-  # The compiler of this file does not see what that one defines.
-  @compile {:no_warn_undefined, LiveStream}
-
   @moduletag timeout: 300_000
 
   setup_all do
@@ -148,15 +143,18 @@ defmodule VLLM.Real.StreamTest do
   end
 
   test "the death of a receiver aborts the request in vLLM", %{llm: llm} do
-    {:ok, view} = LiveStream.start_link(llm, self(), max_tokens: 4000, ignore_eos: true)
-    LiveStream.ask(view, "Count:")
-    # Two, since a page is shown before the first delta.
-    assert_receive {:rendered, " (writing)"}
-    assert_receive {:rendered, _page}
-    assert FakeEngine.in_flight(llm) == 1
+    test = self()
 
-    Process.unlink(view)
-    Process.exit(view, :kill)
+    receiver =
+      spawn(fn ->
+        ref = VLLM.stream_to(llm, "Count:", self(), max_tokens: 4000, ignore_eos: true)
+        receive do: ({:vllm, ^ref, %Delta{}} -> send(test, :begun))
+        Process.sleep(:infinity)
+      end)
+
+    assert_receive :begun
+    assert FakeEngine.in_flight(llm) == 1
+    Process.exit(receiver, :kill)
     assert eventually(fn -> FakeEngine.in_flight(llm) == 0 and idle?(llm) end)
   end
 
