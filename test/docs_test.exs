@@ -19,6 +19,34 @@ defmodule VLLM.DocsTest do
     assert functions -- documented == []
   end
 
+  test "each public module and each guide has its place on the docs' pages" do
+    docs = Mix.Project.config()[:docs].()
+    {:ok, modules} = :application.get_key(:ex_vllm, :modules)
+
+    for module <- modules,
+        {:docs_v1, _, _, _, %{"en" => _}, _, _} <- [Code.fetch_docs(module)],
+        # Not those of test/support.
+        List.to_string(module.module_info(:compile)[:source]) =~ "/lib/vllm",
+        name = inspect(module) do
+      groups = for {group, pattern} <- docs[:groups_for_modules], name =~ pattern, do: group
+      assert match?([_one], groups), "#{name} is in the groups #{inspect(groups)} of mix.exs"
+    end
+
+    pages = for page <- docs[:extras], do: if(is_tuple(page), do: elem(page, 0), else: page)
+    for page <- pages, do: assert(File.regular?(page), page)
+    assert (Path.wildcard("guides/*.md") ++ Path.wildcard("livebooks/*.livemd")) -- pages == []
+
+    # Two pages of one name would be one.
+    names =
+      for page <- docs[:extras] do
+        with {_path, filename: name} <- page,
+             do: name,
+             else: (path -> Path.basename(path, Path.extname(path)))
+      end
+
+    assert names == Enum.uniq(names)
+  end
+
   test "the examples of engines that change, sleep and end run" do
     DocExamples.run(:scripted, VLLM.Test.start!(script: "", enable_sleep_mode: true))
   end
