@@ -92,7 +92,7 @@ defmodule VLLM.MixProject do
       Parameters: ~r/^VLLM\.(\w+Params|LoRARequest)$/,
       Results:
         ~r/^VLLM\.(\w+Output|\w*Delta|BeamSearchSequence|ChatMessage|ToolCall|Logprob|Embedding|Classification|Score)$/,
-      "Serving and watching": ~r/^VLLM\.(Server|Plug|Web|LiveDashboard|Metrics|Telemetry)\b/,
+      "Serving and watching": ~r/^VLLM\.(Cluster|Server|Plug|Web|LiveDashboard|Metrics|Telemetry)\b/,
       "Models and their formats": ~r/^VLLM\.(Hub|Models|Quantization)\b/,
       "Making models": ~r/^VLLM\.Job\b/,
       Measuring: ~r/^VLLM\.Bench\b/,
