@@ -70,7 +70,7 @@ defmodule VLLM.MixProject do
     [
       Notebooks: ~w(livebooks/start.livemd livebooks/streaming.livemd),
       "In an application":
-        ~w(guides/phoenix.md guides/serving.md guides/deploying.md guides/observability.md) ++
+        ~w(guides/phoenix.md guides/serving.md guides/dashboard.md guides/deploying.md guides/observability.md) ++
           ~w(guides/reliability.md guides/clusters.md guides/migrating.md),
       Models:
         ~w(guides/hub.md guides/models.md guides/choosing.md guides/sizing.md guides/quantization.md) ++
@@ -92,7 +92,8 @@ defmodule VLLM.MixProject do
       Parameters: ~r/^VLLM\.(\w+Params|LoRARequest)$/,
       Results:
         ~r/^VLLM\.(\w+Output|\w*Delta|BeamSearchSequence|ChatMessage|ToolCall|Logprob|Embedding|Classification|Score)$/,
-      "Serving and watching": ~r/^VLLM\.(Cluster|Server|Plug|Web|LiveDashboard|Metrics|Telemetry)\b/,
+      "Serving and watching":
+        ~r/^VLLM\.(Cluster|Server|Plug|Web|LiveDashboard|Metrics|Telemetry)\b/,
       "Models and their formats": ~r/^VLLM\.(Hub|Models|Quantization)\b/,
       "Making models": ~r/^VLLM\.Job\b/,
       Measuring: ~r/^VLLM\.Bench\b/,
