@@ -16,7 +16,6 @@ Mix.install([
 
 defmodule Chat.Page do
   use Phoenix.LiveView
-  alias Phoenix.LiveView.JS
 
   @options [max_tokens: 512]
 
@@ -36,7 +35,7 @@ defmodule Chat.Page do
         name="question"
         placeholder="Ask something"
         autocomplete="off"
-        phx-mounted={JS.focus()}
+        phx-mounted={Phoenix.LiveView.JS.focus()}
         required
       />
       <button :if={!@stream}>Send</button>

@@ -12,7 +12,12 @@ defmodule Phoenix.LiveView do
     end
   end
 
-  defmacro sigil_H({:<<>>, _meta, [template]}, _modifiers), do: template
+  defmacro sigil_H({:<<>>, _meta, [template]}, _modifiers) do
+    quote do
+      _ = var!(assigns)
+      unquote(template)
+    end
+  end
 
   def assign(socket, assigns), do: update_in(socket.assigns, &Map.merge(&1, Map.new(assigns)))
 end

@@ -11,7 +11,12 @@ defmodule Phoenix.LiveDashboard.PageBuilder do
     end
   end
 
-  defmacro sigil_H({:<<>>, _meta, [template]}, _modifiers), do: template
+  defmacro sigil_H({:<<>>, _meta, [template]}, _modifiers) do
+    quote do
+      _ = var!(assigns)
+      unquote(template)
+    end
+  end
 end
 
 Code.compile_file(Path.expand("../../lib/vllm/live_dashboard.ex", __DIR__))
