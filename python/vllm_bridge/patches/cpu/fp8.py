@@ -30,6 +30,7 @@ from vllm.platforms import PlatformEnum, current_platform
 from vllm.v1.worker.worker_base import WorkerBase
 
 from vllm_bridge.patches import add, replace
+from vllm_bridge.patches.cpu import amx
 
 SEEN = ("0.31.", "0.32.")
 TOUCHES = {
@@ -58,6 +59,7 @@ def is_missing() -> bool:
 
 
 def apply() -> None:
+    amx.apply()  # Which kernels the CPU supports depends on it.
     if not is_missing() or not add(WorkerBase, COUNT_METHOD, _count_dequantized):
         return
     kernels = linear._POSSIBLE_FP8_KERNELS[PlatformEnum.CPU]
