@@ -223,11 +223,20 @@ defmodule VLLM.Web do
 
   defp run(%{run: run, status: status}, asked) do
     case run.(asked) do
-      {:ok, term} -> Answer.json(status, term)
-      :ok -> Answer.none()
-      {:events, pieces} -> Answer.events(pieces)
-      :none -> Answer.refusal(404, :not_found, "There is none of this id.")
-      {:error, error} -> Answer.error(error)
+      {:ok, term} ->
+        Answer.json(status, term)
+
+      :ok ->
+        Answer.none()
+
+      {:events, pieces} ->
+        Answer.events(pieces)
+
+      :none ->
+        Answer.refusal(404, :not_found, "There is no engine of this id, or no such replica.")
+
+      {:error, error} ->
+        Answer.error(error)
     end
   end
 end

@@ -22,6 +22,7 @@ from vllm_bridge.jobs.quantize.producer import (
     declared,
 )
 from vllm_bridge.rpc.call import Call
+from vllm_bridge.rpc.table import NoParams
 
 DEMO = Path(__file__).resolve().parents[2] / "priv" / "models" / "demo"
 
@@ -91,6 +92,32 @@ def test_options_have_the_defaults_of_their_library_and_the_label_says_them() ->
         "kind": "Q4_K",
     }
     assert one.to_wire()["texts"] == "unused"
+
+
+def test_a_word_among_options_is_one_that_the_others_go_over() -> None:
+    options = formats.output("made-up", {"preset": "q8_0", "sym": False}).options
+    assert options == {**formats.output("made-up", "Q8_0").options, "sym": False}
+    assert formats.output("made-up", {"preset": "Q8_0", "bits": 4}).options["bits"] == 4
+    with pytest.raises(BridgeError, match="Did you mean `Q8_0`"):
+        formats.output("made-up", {"preset": "Q8_1"})
+
+
+def test_all_that_can_be_made_is_described(monkeypatch: pytest.MonkeyPatch) -> None:
+    def lacking() -> None:
+        raise ModuleNotFoundError("No module named 'unheard_of'", name="unheard_of")
+
+    monkeypatch.setattr(formats, "MODULES", {"made-up": "made_up", "lacking": "lacking"})
+    made_up, other = MadeUp(), MadeUp()
+    other.options = lacking  # type: ignore[method-assign, assignment]
+    producers = {"made-up": made_up, "lacking": other}
+    monkeypatch.setattr(formats, "producer", producers.__getitem__)
+    described, refused = asyncio.run(quantize.quantize_options(cast(Call, None), NoParams()))
+    assert (described["format"], described["types"]) == ("made-up", ["Q8_0"])
+    bits = {"name": "bits", "types": ["int"], "default": 4, "allowed": [2, 4, 8], "doc": ""}
+    assert described["options"][0] == bits
+    assert described["refused"] is None
+    assert (refused["options"], refused["types"]) == ([], [])
+    assert "lacks `unheard_of`" in refused["refused"]
 
 
 def test_a_word_stands_for_options() -> None:

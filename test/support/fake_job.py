@@ -8,13 +8,14 @@ megabytes beside what is made), `child` (leaves a process in a session of its ow
 `verdict` what a comparison says of it (`incomparable`: that there is none). The name of a model of the hub is steps, too, for its download, and may end with `@` and the folder that it is
 downloaded to. What a model is registered as is written to `registered` in its folder.
 
-Of the questions of the tools kind it answers those about models: a model's name is steps, too. A
+Of the questions of the tools kind it answers those about models; the name of one may be `wait:FILE`. A
 training takes the same, by its options `check`, `train`, `merged` and `register`; a state of it is there once it has
 begun.
 """
 
 import json
 import os
+import re
 import shutil
 import signal
 import sys
@@ -104,6 +105,8 @@ def quantize_formats(request: int, params: dict) -> object:
         if word := options.pop("preset", None):
             options["word"] = word
         label = options.pop("as", None) or options.get("word") or name
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}", str(label)):
+            raise Refused("invalid_option")
         found.append({"label": label, "format": name, "options": options, "texts": "unused"})
     return found
 
@@ -223,7 +226,7 @@ def register(request: int, params: dict) -> object:
 
 
 def check(request: int, params: dict) -> object:
-    if not os.path.exists(params["model"]):
+    if params["model"].startswith("wait:"):
         steps(params["model"], request)
     message = "The fake job says that it is no model. Take another."
     finding = {"severity": "error", "reason": "not_a_model", "message": message}

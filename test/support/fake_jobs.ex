@@ -2,6 +2,7 @@ defmodule VLLM.FakeJobs do
   @moduledoc "Jobs whose steps are made up: test/support/fake_job.py says what they can be told."
 
   @python Path.expand("fake_job_python", __DIR__)
+  @everywhere Path.expand("fake_web_python", __DIR__)
 
   @doc """
   Gives the tests of a module a data folder of their own in their `tmp_dir`, and a model to quantize:
@@ -22,16 +23,17 @@ defmodule VLLM.FakeJobs do
     %{model: model, folder: folder}
   end
 
+  @doc "The Python that is made up for all of them."
+  def everywhere, do: @everywhere
+
   @doc """
   Has engines, jobs and questions that name no Python of their own use made-up ones, for the tests of a
   module: for `setup`.
   """
   def use_everywhere do
-    python = Path.expand("fake_web_python", __DIR__)
-
     for name <- [:python, :quantize_python] do
       before = Application.get_env(:ex_vllm, name)
-      Application.put_env(:ex_vllm, name, python)
+      Application.put_env(:ex_vllm, name, @everywhere)
       ExUnit.Callbacks.on_exit(fn -> restore(name, before) end)
     end
 

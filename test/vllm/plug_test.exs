@@ -14,6 +14,7 @@ defmodule Plug.Conn do
     :status,
     method: "POST",
     path_info: [],
+    request_path: "/",
     query_string: "",
     req_headers: [],
     resp_headers: [],
@@ -38,7 +39,8 @@ defmodule Plug.Conn do
   defp less({:ok, conn}, room), do: {:ok, %{conn | room: room - 1}}
 end
 
-Code.compile_file(Path.expand("../../lib/vllm/plug.ex", __DIR__))
+for file <- ["plug.ex", "web/plug.ex"],
+    do: Code.compile_file(Path.expand("../../lib/vllm/" <> file, __DIR__))
 
 defmodule VLLM.PlugTest do
   use ExUnit.Case, async: true
@@ -104,6 +106,51 @@ defmodule VLLM.PlugTest do
     refute inspect(made, structs: false) =~ "sk-secret"
     # Phoenix makes it when it compiles.
     assert {^made, _binding} = made |> Macro.escape() |> Code.eval_quoted()
+  end
+
+  test "the admin API, its page and all else are below where they are mounted, whoever read the body" do
+    llm = start!()
+    options = VLLM.Web.Plug.init(models: [llm], api_keys: [{"admin", admin: true}])
+    headers = [{"authorization", "Bearer admin"}, {"content-type", "application/json"}]
+
+    ask = fn fields ->
+      VLLM.Web.Plug.call(
+        struct!(Plug.Conn, [req_headers: headers, method: "GET", body: ""] ++ fields),
+        options
+      )
+    end
+
+    conn = ask.(path_info: ["api", "v1", "engines"])
+    assert {200, true} = {conn.status, conn.halted}
+    {:ok, %{"engines" => engines}} = VLLM.JSON.decode(hd(conn.sent))
+    id = VLLM.Web.Engine.id(llm.id)
+    assert id in Enum.map(engines, & &1["id"])
+
+    for given <- [[body: "{}"], [body_params: %{}]] do
+      conn = ask.([path_info: ["api", "v1", "engines", id, "resume"], method: "POST"] ++ given)
+      assert {202, true} = {conn.status, conn.halted}
+    end
+
+    assert ask.(path_info: ["api", "v1", "engines"], req_headers: []).status == 401
+    complete = [path_info: ["v1", "completions"], method: "POST", body: body("answer:200:yes")]
+    assert ask.(complete).sent == ["yes"]
+
+    # The page must be where its files are found from.
+    moved = ask.(path_info: [], request_path: "/llm")
+
+    assert {308, {"location", "/llm/"}} =
+             {moved.status, List.keyfind(moved.resp_headers, "location", 0)}
+
+    assert ask.(path_info: [], request_path: "/llm/").status in [200, 404]
+
+    large = VLLM.Web.Plug.init(fn -> [max_body_bytes: 4] end)
+    conn = %Plug.Conn{path_info: ["api", "v1", "engines"], body: "12345", req_headers: headers}
+    conn = VLLM.Web.Plug.call(conn, large)
+    assert {413, [text]} = {conn.status, conn.sent}
+    assert text =~ ~s("reason": "body_too_large")
+
+    assert through(llm, path_info: ["api", "v1", "engines"], method: "GET", body: "").status ==
+             404
   end
 
   test "a body that is too large, or does not come" do

@@ -125,6 +125,8 @@ defmodule VLLM.WebTest do
            "Unknown option `nmae`. Did you mean `name`?"},
           {"engines", %{model: "m", name: "a/b"}, 422, "`name` must fit the pattern"},
           {"engines", %{model: "m", options: [1]}, 422, "`options` must be of the type object"},
+          {"quantize/compare", %{models: ["m", "m"]}, 422,
+           "must not have the same element twice"},
           {"quantize/jobs", %{model: "m", to: []}, 422, "`to` must have at least 1 elements."},
           {"quantize/jobs", %{model: "m", to: [%{type: 1, format: "gguf"}]}, 422,
            "`to[0].type` must be of the type string; got 1."}
@@ -169,6 +171,8 @@ defmodule VLLM.WebTest do
     llm = engine!(name: VLLM.WebTest.Told, model: "/models/llama", max_model_len: 64, replicas: 2)
     core = core!(models: [{"chat", llm}])
     VLLM.generate!(llm, "The capital of France is")
+    # How busy all is was looked at a moment ago, maybe before this one was there.
+    assert eventually(fn -> told(core, llm)["running"] == 0 end)
 
     assert %{
              "name" => "VLLM.WebTest.Told",
@@ -186,7 +190,8 @@ defmodule VLLM.WebTest do
              "operation" => nil
            } = told = told(core, llm)
 
-    assert {200, %{"engine" => ^told}} = get(core, "engines/" <> told["id"])
+    assert {200, %{"engine" => same}} = get(core, "engines/" <> told["id"])
+    assert Map.keys(same) == Map.keys(told)
     assert {200, %{"lines" => []}} = get(core, "engines/#{told["id"]}/log")
     # Of one that another serves it is not said what this one would call it.
     assert told(core!(), llm)["served_name"] == nil
@@ -231,14 +236,18 @@ defmodule VLLM.WebTest do
            }
 
     # What is refused at once is told at once.
-    assert {422, %{"error" => %{"message" => message}}} = ask.("drain", %{replica: 7})
-    assert message =~ "There is no replica 7"
+    assert {422, %{"error" => %{"message" => message}}} =
+             ask.("reload", %{options: %{replicas: 3}})
+
+    assert message =~ "`replicas` is the engine's own"
 
     assert %{"state" => "failed", "error" => %{"reason" => "invalid_option"}} =
              told(core, llm)["operation"]
 
+    for operation <- ~w(drain resume restart),
+        do: assert({404, _error} = ask.(operation, %{replica: 7}))
+
     assert {422, _error} = ask.("scale", %{replicas: 0})
-    assert {422, _error} = ask.("reload", %{options: %{replicas: 3}})
 
     assert {202, %{"engine" => %{"state" => state}}} = ask.("stop", %{})
     assert state in ["stopping", "stopped"]

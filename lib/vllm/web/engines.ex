@@ -116,9 +116,13 @@ defmodule VLLM.Web.Engines do
     end
   end
 
+  defp there?(_table, nil), do: true
+  defp there?(table, replica), do: replica <= Table.replicas(table)
+
   defp operate(asked, name, operation) do
     with {:ok, {key, table} = engine} <- find(asked),
-         {:ok, before} <- answer(engine, asked) do
+         {:ok, before} <- answer(engine, asked),
+         {:there, true} <- {:there, there?(table, asked.body["replica"])} do
       task =
         Task.Supervisor.async_nolink(VLLM.Web.Tasks, fn ->
           note(table, name, :running, nil)
@@ -129,6 +133,9 @@ defmodule VLLM.Web.Engines do
         {:ok, {:error, error}} -> {:error, error}
         _done_or_not_yet -> begun(task, engine, before, asked)
       end
+    else
+      {:there, false} -> :none
+      other -> other
     end
   end
 

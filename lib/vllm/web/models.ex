@@ -2,7 +2,7 @@ defmodule VLLM.Web.Models do
   @moduledoc false
   # Models over HTTP: those of this machine, and what there is to know of any.
 
-  alias VLLM.{Error, Models, Quantization}
+  alias VLLM.{Models, Quantization}
   alias VLLM.Web.{Given, Heavy}
 
   @doc "Whether one would run."
@@ -69,14 +69,6 @@ defmodule VLLM.Web.Models do
   end
 
   @doc "Deletes one."
-  def delete(%{query: %{"files" => false}}) do
-    message =
-      "The files of a model that was made or downloaded here are deleted with its name; those of a folder that " <>
-        "was registered always stay. Leave `files` out."
-
-    {:error, Error.new(:unsupported, message, %{"option" => "files"})}
-  end
-
   def delete(asked) do
     Heavy.run(asked, fn ->
       with {:ok, bytes} <- Models.delete(asked.params["name"]), do: {:ok, %{freed_bytes: bytes}}

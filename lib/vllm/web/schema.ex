@@ -76,6 +76,9 @@ defmodule VLLM.Web.Schema do
   defp constrained(schema, list, path) when is_list(list) do
     count(schema, :Items, length(list), path, "elements")
 
+    if schema[:uniqueItems] && list != Enum.uniq(list),
+      do: wrong(path, "must not have the same element twice")
+
     for {item, index} <- Enum.with_index(list),
         do: checked(schema[:items] || %{}, item, path ++ [index])
   end

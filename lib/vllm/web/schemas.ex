@@ -112,6 +112,7 @@ defmodule VLLM.Web.Schemas do
           items: @text,
           minItems: 2,
           maxItems: 16,
+          uniqueItems: true,
           description: "the first is the reference"
         },
         options: Map.put(@free, :description, "those of `VLLM.Quantization.compare/2`")
@@ -133,10 +134,11 @@ defmodule VLLM.Web.Schemas do
     %{
       files: %{
         type: "boolean",
+        enum: [true],
         default: true,
         description:
-          "with the files that were made or downloaded here; those of a folder that was registered always stay. " <>
-            "They cannot be kept without the name: `false` is refused"
+          "with the files that were made or downloaded here, which are not kept without the name; those of a " <>
+            "folder that was registered always stay"
       }
     }
   end

@@ -149,15 +149,16 @@ defmodule VLLM.Web.JobsTest do
   test "an engine that is started here is loaded, served and stopped" do
     core = core!(api_keys: [{"admin", admin: true}, "plain"])
     key = with_key("admin")
-    assert {202, %{"engine" => engine}} = post(core, "engines", %{model: "org/ready"}, key)
-    assert %{"name" => "ready", "served_name" => "ready", "model" => "org/ready"} = engine
-    # Its model says what it does, and there is no such step.
+    asked = %{model: "refuse:not_a_model", name: "first", options: %{nursery: false}}
+    assert {202, %{"engine" => engine}} = post(core, "engines", asked, key)
+
+    assert %{"name" => "first", "served_name" => "first", "model" => "refuse:not_a_model"} =
+             engine
+
     path = "engines/" <> engine["id"]
-
-    assert eventually(fn ->
-             match?({200, %{"engine" => %{"state" => "failed"}}}, get(core, path, key))
-           end)
-
+    told = fn -> core |> get(path, key) |> elem(1) |> Map.fetch!("engine") end
+    assert eventually(fn -> told.()["state"] == "failed" end, 60_000)
+    assert %{"ready" => false, "error" => %{"reason" => "not_a_model"}} = told.()
     {202, _engine} = post(core, path <> "/stop", %{}, key)
 
     assert {202, %{"engine" => engine}} =
@@ -165,9 +166,12 @@ defmodule VLLM.Web.JobsTest do
 
     path = "engines/" <> engine["id"]
 
-    assert eventually(fn ->
-             match?({200, %{"engine" => %{"ready" => true}}}, get(core, path, key))
-           end)
+    assert eventually(
+             fn ->
+               match?({200, %{"engine" => %{"ready" => true}}}, get(core, path, key))
+             end,
+             60_000
+           )
 
     assert {409, %{"error" => %{"reason" => "name_taken"}}} =
              post(core, "engines", %{model: "x", name: "ready"}, key)
@@ -188,7 +192,7 @@ defmodule VLLM.Web.JobsTest do
     for id <- [engine["id"], second["id"]],
         do: assert({202, _engine} = post(core, "engines/#{id}/stop", %{}, key))
 
-    assert eventually(fn -> VLLM.OpenAI.Models.started() == [] end)
+    assert eventually(fn -> VLLM.OpenAI.Models.started() == [] end, 60_000)
   end
 
   @tag :slow
