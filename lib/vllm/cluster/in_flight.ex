@@ -194,7 +194,7 @@ defmodule VLLM.Cluster.InFlight do
   end
 
   @doc "See `Engine.InFlight.handle/2`."
-  @spec handle(t(), Inbox.message()) ::
+  @spec handle(t(), Inbox.message() | {:held, :try}) ::
           {Engine.InFlight.key(), Engine.InFlight.event(), t()} | {:none, t()}
   def handle(%{keys: keys} = in_flight, {ref, delta})
       when is_map_key(keys, ref) and elem(delta, 0) == :delta,

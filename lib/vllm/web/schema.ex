@@ -116,9 +116,11 @@ defmodule VLLM.Web.Schema do
     if most && count > most, do: wrong(path, "must have at most #{most} #{what}")
   end
 
+  @spec wrong_type(term(), [String.t()], [String.t() | non_neg_integer()]) :: no_return()
   defp wrong_type(value, types, path),
     do: wrong(path, "must be of the type #{Enum.join(types, " or ")}", value)
 
+  @spec wrong([String.t() | non_neg_integer()], String.t(), term()) :: no_return()
   defp wrong(path, how, value) do
     shown =
       if Secrets.name?(List.last(path)),
