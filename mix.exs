@@ -71,7 +71,7 @@ defmodule VLLM.MixProject do
       Notebooks: ~w(livebooks/start.livemd livebooks/streaming.livemd),
       "In an application":
         ~w(guides/phoenix.md guides/serving.md guides/dashboard.md guides/deploying.md guides/observability.md) ++
-          ~w(guides/reliability.md guides/clusters.md guides/migrating.md),
+          ~w(guides/reliability.md guides/clusters.md guides/scaling.md guides/migrating.md),
       Models:
         ~w(guides/hub.md guides/models.md guides/choosing.md guides/sizing.md guides/quantization.md) ++
           ~w(guides/quantizing.md guides/finetuning.md guides/benchmarking.md),

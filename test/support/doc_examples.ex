@@ -17,7 +17,8 @@ defmodule VLLM.DocExamples do
     adapters: [:lora_request, :load_lora, :list_loras, :unload_lora]
   ]
 
-  @timeout 120_000
+  # The first start of an engine that compiles takes two minutes on a busy machine.
+  @timeout 280_000
 
   @doc "Name, arity and doc of each public function of `VLLM`."
   def docs do

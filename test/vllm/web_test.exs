@@ -229,11 +229,8 @@ defmodule VLLM.WebTest do
     assert {202, _engine} = ask.("reload", %{options: %{max_model_len: 32}})
     assert eventually(fn -> told(core, llm)["max_model_len"] == 32 end)
 
-    assert told(core, llm)["operation"] == %{
-             "name" => "reload",
-             "state" => "done",
-             "error" => nil
-           }
+    done = %{"name" => "reload", "state" => "done", "error" => nil}
+    assert eventually(fn -> told(core, llm)["operation"] == done end)
 
     # What is refused at once is told at once.
     assert {422, %{"error" => %{"message" => message}}} =
