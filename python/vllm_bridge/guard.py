@@ -454,6 +454,9 @@ class Guard:
             return 0
         with open(os.path.join(self.run, "clean"), "xb"):
             pass
+        if self.hung_up():
+            # Since it was asked: nobody is left to read the status.
+            remove_run(self.run)
         code = os.waitstatus_to_exitcode(self.status)
         return code if code >= 0 else 128 - code
 
