@@ -61,6 +61,24 @@ def test_one_rank_on_few_cores_computes_in_the_engine_core(machine: Callable[...
     )
 
 
+@pytest.mark.parametrize(
+    ("given", "threads"),
+    [
+        # As many ranks here as there are NUMA nodes: vLLM binds them.
+        ({"nnodes": 2, "tensor_parallel_size": 2}, None),
+        ({"nnodes": 2, "tensor_parallel_size": 4}, "4"),
+        ({"nnodes": 4, "data_parallel_size": 2, "tensor_parallel_size": 4}, "4"),
+        ({"nnodes": 2, "data_parallel_size": 2, "tensor_parallel_size": 4}, "2"),
+    ],
+)
+def test_ranks_of_other_machines_take_no_cores(
+    machine: Callable[..., None], given: dict[str, Any], threads: str | None
+) -> None:
+    machine(cores=8)
+    bound = {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": threads} if threads else {}
+    assert chosen(**given) == ({}, bound)
+
+
 def test_one_rank_on_many_cores_has_a_process_of_its_own(machine: Callable[..., None]) -> None:
     machine(cores=16)
     assert chosen() == ({}, {})

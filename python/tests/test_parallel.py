@@ -100,3 +100,12 @@ def test_what_divides_a_model(config: dict[str, Any], options: dict[str, Any]) -
 
 def test_the_vocabulary_is_padded_as_vllm_does() -> None:
     assert parallel.VOCABULARY_PADDING == vocab_parallel_embedding.DEFAULT_VOCAB_PADDING_SIZE
+
+
+def test_nodes_have_equal_shares() -> None:
+    parallel.check(Checkpoint(), {"nnodes": 2, "tensor_parallel_size": 2})
+    parallel.check(Checkpoint(), {"nnodes": 4, "data_parallel_size": 2, "tensor_parallel_size": 2})
+    error = refused({}, nnodes=2, pipeline_parallel_size=3)
+    assert error.what == "2 nodes cannot have equal shares of 3 processes."
+    assert error.details == {"option": "nodes", "nodes": 2, "processes": 3}
+    assert "of 1 process." in refused({}, nnodes=2).what

@@ -51,8 +51,7 @@ def before_config(arguments: dict[str, Any]) -> None:
         if arguments.get("enforce_eager") is None:
             arguments["enforce_eager"] = True
 
-    ranks = _ranks(arguments)
-    if ranks == 1:
+    if _ranks(arguments) == 1:
         # A Worker process of its own costs its start, a hand-over per step, and the core that
         # either side of the hand-over waits on by spinning. vLLM has it to bind OpenMP threads
         # to cores, which gains nothing where there are few.
@@ -64,11 +63,13 @@ def before_config(arguments: dict[str, Any]) -> None:
             # vLLM leaves one thread to an engine core that computes itself. One core stays
             # free for the event loop and the BEAM, as vLLM reserves one for its own.
             os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores() - 1)))
-    elif ranks > _numa_nodes() and "VLLM_CPU_OMP_THREADS_BIND" not in os.environ:
+        return
+    here = _ranks_here(arguments)
+    if here > _numa_nodes() and "VLLM_CPU_OMP_THREADS_BIND" not in os.environ:
         # vLLM binds each rank to a NUMA node of its own and refuses more ranks than nodes.
         # Unbound, each would take threads for all cores, and they would wait for each other.
         os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
-        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores() // ranks)))
+        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores() // here)))
 
 
 def after_config(config: Any, arguments: Mapping[str, Any], checkpoint: Checkpoint) -> None:
@@ -83,11 +84,12 @@ def after_config(config: Any, arguments: Mapping[str, Any], checkpoint: Checkpoi
             arguments, "kv_cache_memory_bytes", "gpu_memory_utilization", "num_gpu_blocks_override"
         )
     ):
-        ranks = _ranks(arguments) * arguments.get("data_parallel_size", 1)
+        here = _ranks(arguments) * arguments.get("data_parallel_size", 1)
+        here = max(1, here // arguments.get("nnodes", 1))
         left = memory.available_cpu() - fit.loaded_bytes(checkpoint, arguments)
         config.cache_config.kv_cache_memory_bytes = min(
             max(CPU_KV_CACHE_BYTES, CPU_KV_CACHE_SEQUENCES * _sequence_bytes(config)),
-            max(left, 0) // (2 * ranks),
+            max(left, 0) // (2 * here),
         )
 
 
@@ -113,6 +115,12 @@ def _ranks(arguments: Mapping[str, Any]) -> int:
     """Worker processes of one engine core."""
     size = arguments.get("tensor_parallel_size", 1) * arguments.get("pipeline_parallel_size", 1)
     return int(size)
+
+
+def _ranks_here(arguments: Mapping[str, Any]) -> int:
+    """Those of them that are on this machine."""
+    engines, nodes = arguments.get("data_parallel_size", 1), arguments.get("nnodes", 1)
+    return int(_ranks(arguments) // max(1, nodes // engines))
 
 
 def _compiler() -> str | None:

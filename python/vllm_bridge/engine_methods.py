@@ -8,7 +8,7 @@ from typing import Annotated, Any, Protocol
 import msgspec
 
 from vllm_bridge import admin, lora, tokenizer
-from vllm_bridge.engine import engine, start
+from vllm_bridge.engine import engine, rank, start
 from vllm_bridge.engine.engine import Engine
 from vllm_bridge.errors import BridgeError
 from vllm_bridge.outputs import add_parsed
@@ -54,9 +54,7 @@ class Slot:
         return self.engine
 
     async def load(self, call: Call, params: LoadParams) -> dict[str, Any]:
-        if self._is_taken:
-            raise BridgeError("unsupported", "A worker loads one model, once; start another.")
-        self._is_taken = True
+        self._take()
 
         def progress(phase: str, figures: Mapping[str, Any] = {}) -> None:
             call.notify("load_progress", {"phase": phase, **figures})
@@ -64,6 +62,19 @@ class Slot:
         self.engine = await self._load(params.model, params.options, progress, params.devices)
         self.engine.on_death(call.engine_died)
         return self.engine.info()
+
+    async def rank(self, call: Call, params: LoadParams) -> None:
+        self._take()
+
+        def progress(phase: str, figures: Mapping[str, Any] = {}) -> None:
+            call.notify("progress", {"id": call.id, "phase": phase, **figures})
+
+        await rank.run(params.model, params.options, progress, params.devices)
+
+    def _take(self) -> None:
+        if self._is_taken:
+            raise BridgeError("unsupported", "A worker loads one model, once; start another.")
+        self._is_taken = True
 
     def progress(self) -> dict[str, int]:
         return NOT_STARTED if self.engine is None else self.engine.progress()
@@ -119,6 +130,7 @@ def table(slot: Slot) -> Table:
 
     methods: dict[str, Method[Any]] = {
         "load": Method(LoadParams, slot.load),
+        "rank": Method(LoadParams, slot.rank),
         "engine_info": Method(NoParams, engine_info),
         "http_request": Method(HttpParams, http_request),
     }

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from vllm_bridge import defaults, generation_config, quantization
 from vllm_bridge.checkpoints import fit
+from vllm_bridge.engine import nodes
 from vllm_bridge.engine.plan import BESIDE, Plan
 from vllm_bridge.params import engine_options
 from vllm_bridge.quantization import kv_cache, naming, online, preflight, registry
@@ -51,6 +52,7 @@ def configure(plan: Plan) -> Config:
     if plan.isq is None:
         fit.check_device_memory(checkpoint, arguments)
     generation_config.check(checkpoint.folder, arguments)
+    nodes.meet(arguments)
     defaults.before_config(arguments)
     with offline(plan):
         model = _prepared(plan, arguments)

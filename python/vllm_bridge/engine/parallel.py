@@ -1,6 +1,7 @@
 """Whether a model can be divided among the devices that the options ask for, by vLLM's rules and
 from the model's config alone."""
 
+import math
 import re
 from collections.abc import Mapping
 from typing import Any, TypeGuard
@@ -12,6 +13,9 @@ from vllm_bridge.sizing.layers import text_config
 # vLLM rounds the vocabulary up to a multiple of it. Source: ``DEFAULT_VOCAB_PADDING_SIZE`` in
 # vLLM's vocab_parallel_embedding.py; a test compares.
 VOCABULARY_PADDING = 64
+
+# How many processes there are is their product.
+_SIZES = ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size")
 
 # What models have that are no mixtures of experts.
 _DENSE = re.compile(r"\.mlp\.down_proj\.qweight$")
@@ -26,6 +30,7 @@ def check(checkpoint: Checkpoint, options: Mapping[str, Any]) -> None:
     Raises:
         BridgeError: ``invalid_option``
     """
+    _check_nodes(options)
     if not checkpoint.config:
         return
     text = text_config(checkpoint.config)
@@ -40,6 +45,21 @@ def check(checkpoint: Checkpoint, options: Mapping[str, Any]) -> None:
             "devices would have none.",
             {"option": "pipeline_parallel_size", "value": stages, "num_hidden_layers": layers},
             remedy=f"Give {layers} at most.",
+        )
+
+
+def _check_nodes(options: Mapping[str, Any]) -> None:
+    """Refuses a number of nodes that cannot have equal shares."""
+    nodes = _count(options, "nnodes")
+    processes = math.prod(_count(options, name) for name in _SIZES)
+    if processes % nodes:
+        raise BridgeError(
+            "invalid_option",
+            f"{nodes} nodes cannot have equal shares of {processes} "
+            f"{'process' if processes == 1 else 'processes'}.",
+            {"option": "nodes", "nodes": nodes, "processes": processes},
+            remedy=f"Have the product of {', '.join(f'`{name}`' for name in _SIZES)} be a multiple "
+            f"of {nodes}.",
         )
 
 

@@ -12,14 +12,17 @@ import logging
 import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from vllm_bridge import diagnosis, forking, quantization
 from vllm_bridge.chat import Chat
+from vllm_bridge.checkpoints.checkpoint import Checkpoint
+from vllm_bridge.checkpoints.digest import digest
 from vllm_bridge.engine import facts, isq
 from vllm_bridge.engine.check import check
 from vllm_bridge.engine.config import Config, offline
 from vllm_bridge.engine.engine import Engine, warm_up
+from vllm_bridge.engine.plan import Plan
 from vllm_bridge.hub import download
 from vllm_bridge.hub.repository import Repository
 from vllm_bridge.quantization import online
@@ -37,6 +40,22 @@ class Progress(Protocol):
     def __call__(self, phase: str, figures: Mapping[str, Any] = {}, /) -> None: ...
 
 
+class Prepared(NamedTuple):
+    """An engine that can be started.
+
+    Args:
+        plan: what is known of it without vLLM
+        config: what it is made of
+        source: the model as it was named, before anything was made of it here
+        note: what users are told of what was made; None where nothing was
+    """
+
+    plan: Plan
+    config: Config
+    source: Checkpoint
+    note: str | None
+
+
 async def load(
     model: str,
     options: Mapping[str, Any],
@@ -44,9 +63,6 @@ async def load(
     devices: Sequence[str] | None = None,
 ) -> Engine:
     """Starts an engine, if ``check`` has nothing against it. Imports vLLM.
-
-    Of a model that is still on the hub, what the hub tells of it is checked before anything large
-    is fetched.
 
     Args:
         options: engine options as the user gave them
@@ -57,6 +73,44 @@ async def load(
         BridgeError: with the reason why it did not start. The process is of no use then.
     """
     started = time.monotonic()
+    prepared = await prepare(model, options, progress, devices)
+    plan, config = prepared.plan, prepared.config
+    with diagnosis.load_errors(plan.options):
+        from vllm.v1.engine.async_llm import AsyncLLM
+
+        with offline(plan):
+            is_one_of_several = config.vllm_config.parallel_config.nnodes > 1
+            progress("engine", {"checkpoint": digest(prepared.source)} if is_one_of_several else {})
+            llm = AsyncLLM.from_vllm_config(
+                config.vllm_config,
+                enable_log_requests=bool(config.arguments.get("enable_log_requests")),
+                disable_log_stats=bool(config.arguments.get("disable_log_stats")),
+            )
+        tasks = await llm.get_supported_tasks()
+        chat = Chat(llm)
+        if llm.model_config.runner_type == "generate":
+            await warm_up(llm)
+            await chat.warm_up()
+        made = prepared.note or online.note(plan.online_dtype, config.settings, llm.model_config)
+        info = _info(model, config, tasks) | {
+            "quantization_note": await quantization.note(llm, made, config.kernel),
+            "load_seconds": time.monotonic() - started,
+        }
+        return Engine(llm, chat, tasks, info, plan)
+
+
+async def prepare(
+    model: str, options: Mapping[str, Any], progress: Progress, devices: Sequence[str] | None
+) -> Prepared:
+    """Brings the model here and makes of it what the options ask for, if ``check`` has nothing
+    against it. Imports vLLM.
+
+    Of a model that is still on the hub, what the hub tells of it is checked before anything large
+    is fetched.
+
+    Raises:
+        BridgeError: with the reason why it cannot be started
+    """
     checked = check(model, options, progress, devices, _import, is_start=True)
     if (repository := checked.plan.checkpoint.repository) is not None:
         checked.refuse()
@@ -66,9 +120,9 @@ async def load(
         checked = check(model, options, devices=devices, is_start=True)
         assert checked.plan.checkpoint.repository is None, repository  # noqa: S101 - it is here
     note = None
+    source = checked.plan.checkpoint
     if (wish := checked.plan.isq) is not None:
         checked.refuse()
-        source = checked.plan.checkpoint
         folder = await _in_thread(lambda told: isq.made(source, wish, told), "quantizing", progress)
         options = isq.options_for(options, source, wish)
         options.setdefault("served_model_name", model)
@@ -80,28 +134,7 @@ async def load(
     for finding in checked.findings:
         if finding.severity == "warning":
             logger.warning(finding.text)
-    plan = checked.plan
-    with diagnosis.load_errors(plan.options):
-        from vllm.v1.engine.async_llm import AsyncLLM
-
-        with offline(plan):
-            progress("engine")
-            llm = AsyncLLM.from_vllm_config(
-                config.vllm_config,
-                enable_log_requests=bool(config.arguments.get("enable_log_requests")),
-                disable_log_stats=bool(config.arguments.get("disable_log_stats")),
-            )
-        tasks = await llm.get_supported_tasks()
-        chat = Chat(llm)
-        if llm.model_config.runner_type == "generate":
-            await warm_up(llm)
-            await chat.warm_up()
-        made = note or online.note(plan.online_dtype, config.settings, llm.model_config)
-        info = _info(model, config, tasks) | {
-            "quantization_note": await quantization.note(llm, made, config.kernel),
-            "load_seconds": time.monotonic() - started,
-        }
-        return Engine(llm, chat, tasks, info, plan)
+    return Prepared(checked.plan, config, source, note)
 
 
 async def _fetch(repository: Repository, options: Mapping[str, Any], progress: Progress) -> None:
