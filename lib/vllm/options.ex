@@ -32,6 +32,7 @@ defmodule VLLM.Options do
           | :machine
           | :env
           | :devices
+          | :nodes
           | :patterns
           | :notify
           | :texts
@@ -53,6 +54,11 @@ defmodule VLLM.Options do
      "the devices of each replica: `[[0, 1], [2, 3]]` gives the first two to the first one. Numbers " <>
        "or names, as `CUDA_VISIBLE_DEVICES` (or what the platform has in its place) takes them. By " <>
        "default each replica sees all that there are"},
+    {:nodes, :nodes, nil,
+     "the nodes of Erlang's distribution that each replica is split over, this one first: " <>
+       "`[:\"gpu1@10.0.0.1\", :\"gpu2@10.0.0.2\"]`. Each has an equal share of the processes that " <>
+       "`tensor_parallel_size`, `pipeline_parallel_size` and `data_parallel_size` make together. " <>
+       "They talk without authentication: see guides/clusters.md"},
     {:env, :env, %{},
      "environment variables of the worker, as a map, or a list of maps, one for each replica; nil " <>
        "unsets one. For vLLM's own switches, such as `%{\"VLLM_LOGGING_LEVEL\" => \"DEBUG\"}`. Values " <>
@@ -983,6 +989,11 @@ defmodule VLLM.Options do
     do: all?(envs, &env?/1)
 
   defp valid?(:env, env), do: env?(env)
+
+  defp valid?(:nodes, [_ | _] = nodes),
+    do: all?(nodes, &(is_atom(&1) and &1 != nil)) and Enum.uniq(nodes) == nodes
+
+  defp valid?(:nodes, _value), do: false
   defp valid?(:devices, [_ | _] = replicas), do: all?(replicas, &devices?/1)
   defp valid?(:devices, _value), do: false
   defp valid?(:patterns, [_ | _] = patterns), do: all?(patterns, &pattern?/1)
@@ -1060,6 +1071,7 @@ defmodule VLLM.Options do
     do: "a map from names (each once) to strings of valid UTF-8, or a list of such maps"
 
   defp expected(:devices), do: "a list of lists of devices, one for each replica"
+  defp expected(:nodes), do: "a list of names of nodes, each once"
   defp expected(:patterns), do: "a list of strings and regular expressions"
   defp expected(:texts), do: "a list of strings of valid UTF-8 that are not empty"
   defp expected(:notify), do: "a pid or `{pid, ref}`"

@@ -6,7 +6,8 @@ prompt how it is answered: steps, parted by ";", each a name and perhaps ":" and
 Loading: `ready`, `refuse:REASON`, `sleep:SECONDS`, `touch:FILE`, `exit:STATUS`, `kill`, `hang`, `garbage`, `print:TEXT`,
 `once:FILE:STEP` (do STEP unless FILE exists, and make it), `if:FILE:STEP` (only STEP if FILE exists), `raw:HEX` (write these bytes), `frame:HEX`
 (write a frame with these bytes, in which "ID" stands for the request's id), `litter` (make what may be left behind:
-stubborn and stopped children, shared memory, a file and a socket in the temporary folder).
+stubborn and stopped children, shared memory, a file and a socket in the temporary folder). One that is a rank
+does the steps behind a step `rank`, and is ready without a word; `told:FILE` writes its options.
 Prompts: `reply:TEXT`, `error:REASON`, `hold` (answer when cancelled, or on `release`), `late:TEXT`
 (answer with TEXT only after a cancel), `release`, `wait:FILE` (answer once there is the file), `held` (answer with how many are held), `duplicate:TEXT`, `unknown:TEXT` (first an
 answer to an id that was never used), `print:TEXT`, `garbage`, `shapeless`, `malformed`, `truncated`,
@@ -238,7 +239,7 @@ def prompt_step(name: str, argument: str, request: int) -> None:
 
 
 def load(model: str, request: int) -> None:
-    for step in model.split(";"):
+    for step in model.partition(";rank;")[0].split(";"):
         name, _, argument = step.partition(":")
         if name == "ready":
             send([1, request, None, INFO])
@@ -252,6 +253,19 @@ def load(model: str, request: int) -> None:
                 return load(step, request)
         elif not common(name, argument, request):
             raise ValueError(name)
+
+
+def rank(model: str, options: dict[str, object], request: int) -> None:
+    checkpoint = os.environ.get("FAKE_CHECKPOINT", "fake")
+    send([2, "progress", {"id": request, "phase": "engine", "checkpoint": checkpoint}])
+    _, _, steps = model.partition(";rank;")
+    for step in filter(None, steps.split(";")):
+        name, _, argument = step.partition(":")
+        if name == "told":
+            with open(argument, "w") as file:
+                json.dump(options, file)
+        else:
+            load(step, request)
 
 
 def generate(prompt: str, request: int) -> None:
@@ -269,11 +283,17 @@ def main() -> None:
     while True:
         match receive():
             case [0, request, "hello", _]:
-                hello = {"protocol": 2, "bridge": "0", "python": "3", "pid": os.getpid()}
-                send([1, request, None, hello | {"packages": {}, "methods": []}])
+                hello = {"protocol": 2, "bridge": "0", "python": "3.11", "pid": os.getpid()}
+                packages = {"vllm": os.environ.get("FAKE_VLLM", "0")}
+                send([1, request, None, hello | {"packages": packages, "methods": []}])
+            case [0, request, "rank", {"model": model, "options": options}]:
+                rank(model, options, request)
             case [0, request, "load", {"model": model, **given}]:
                 devices[:] = given.get("devices", [])
-                send([2, "load_progress", {"phase": "engine"}])
+                phase = {"phase": "engine"}
+                if "nnodes" in given["options"]:
+                    phase["checkpoint"] = "fake"
+                send([2, "load_progress", phase])
                 load(model, request)
             case [0, request, "generate", {"prompt": prompt, **rest}]:
                 params = rest

@@ -10,6 +10,9 @@ defmodule VLLM.Peers do
   @enforce_keys [:node, :peer, :os_pid, :net, :start]
   defstruct @enforce_keys
 
+  # How long a peer may take to answer, in ms.
+  @patience 60_000
+
   @doc """
   Starts one of each of `names`; all are gone at the end of the test or of the test file. They can
   reach each other, and those of `beside`. A node that is `bare` has nothing of the library.
@@ -79,15 +82,11 @@ defmodule VLLM.Peers do
   end
 
   @doc "Has it serve an engine of the fake worker, or of a script, that has a name."
-  def serve(peer, module \\ VLLM.FakeEngine, options) do
+  def serve(peer, module \\ VLLM.FakeEngine, options, timeout \\ @patience) do
     spec = call(peer, module, :child_spec, [options])
     pid = supervise(peer, spec)
-
-    :ok =
-      call(peer, VLLM, :await_ready, [
-        %VLLM.LLM{id: options[:name] || pid, model: "", node: peer.node}
-      ])
-
+    llm = %VLLM.LLM{id: options[:name] || pid, model: "", node: peer.node}
+    :ok = call(peer, VLLM, :await_ready, [llm, timeout], timeout + 1_000)
     pid
   end
 
@@ -151,8 +150,8 @@ defmodule VLLM.Peers do
   end
 
   @doc "Calls a function there, as a process of that node."
-  def call(peer, module, function, args),
-    do: :peer.call(peer.peer, module, function, args, 60_000)
+  def call(peer, module, function, args, timeout \\ @patience),
+    do: :peer.call(peer.peer, module, function, args, timeout)
 
   @doc "Evaluates code there, with `bindings`."
   def eval(peer, code, bindings \\ []) do

@@ -100,9 +100,9 @@ defmodule Mix.Vllm.Arguments do
   @doc """
   The value of an option as it is written on a command line, or in the environment.
 
-      iex> for {name, text} <- [{"port", "80"}, {"revision", "80"}, {"hosts", "a, b"}],
+      iex> for {name, text} <- [{"port", "80"}, {"revision", "80"}, {"hosts", "a, b"}, {"nodes", "a@b"}],
       ...>   do: Mix.Vllm.Arguments.value(name, text)
-      [80, "80", ["a", "b"]]
+      [80, "80", ["a", "b"], [:a@b]]
   """
   @spec value(String.t(), String.t()) :: term()
   def value(name, text) do
@@ -110,6 +110,7 @@ defmodule Mix.Vllm.Arguments do
       # A revision may look like a number.
       name in named(:string) -> text
       name in named(:machine) or name in named(:patterns) -> list(text)
+      name in named(:nodes) -> text |> list() |> Enum.map(&String.to_atom/1)
       name in named(:counts) -> counts(value(text))
       true -> value(text)
     end

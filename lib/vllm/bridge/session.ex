@@ -47,7 +47,7 @@ defmodule VLLM.Bridge.Session do
 
   Options: `:timeout` in milliseconds until it has answered, default 30,000;
   `:python`, the path of the interpreter; `:env`, a map of environment variables on
-  top of the BEAM's; `:on_log`, a function that is given what the worker prints, as a list of lines,
+  top of the BEAM's; `:mode`, as `Program.start/2` takes it; `:on_log`, a function that is given what the worker prints, as a list of lines,
   in the process of the session, before that ends.
   """
   @spec open(kind(), keyword()) :: {:ok, t()} | {:error, Error.t()}
@@ -146,7 +146,7 @@ defmodule VLLM.Bridge.Session do
     Process.flag(:trap_exit, true)
     Process.monitor(owner)
 
-    case Program.start(program(kind), Keyword.take(opts, [:python, :env])) do
+    case Program.start(program(kind), Keyword.take(opts, [:python, :env, :mode])) do
       {:ok, program} ->
         if opts[:on_log], do: :timer.send_interval(@log_interval, :read_log)
 

@@ -34,6 +34,7 @@ defmodule VLLM.Engine.Config do
          {:ok, model, rest} <- model(rest),
          :ok <- AllowedModels.check(model, options.allowed_models),
          {:ok, rest} <- Options.to_wire(rest),
+         :ok <- check_nodes(options.nodes, rest),
          {:ok, options} <- replicas(options),
          {env, options} = Map.pop!(options, :env),
          options = Map.put(options, :environments, count(env)),
@@ -48,6 +49,27 @@ defmodule VLLM.Engine.Config do
          options: Map.delete(options, :name),
          secrets: fn -> %{env: env, engine_options: Map.new(secret), given: given} end
        }}
+    end
+  end
+
+  # What says of a part of the model which it is; with `nodes` that is known.
+  @parts ["nnodes", "node_rank"]
+
+  defp check_nodes(nil, _rest), do: :ok
+
+  defp check_nodes([first | _], _rest) when first != node() do
+    hint =
+      if Node.alive?(),
+        do: "Start the engine there, or begin the list with this one.",
+        else: "Start this one with `--name` or `--sname`."
+
+    invalid("nodes", "The first of `nodes` is #{first}, and this node is #{node()}. #{hint}")
+  end
+
+  defp check_nodes(_nodes, rest) do
+    case Enum.find(@parts, &is_map_key(rest, &1)) do
+      nil -> :ok
+      name -> invalid(name, "`#{name}` is given by `nodes`; leave it out.")
     end
   end
 

@@ -55,6 +55,11 @@ defmodule VLLM.Engine.Report do
     %{worker | progress: progress}
   end
 
+  @doc "Says that the start waits for a node."
+  @spec away(worker(), node()) :: :ok
+  def away(worker, node),
+    do: log(worker, :warning, fn -> "waits for the node #{node}, which cannot be reached" end)
+
   @doc "Counts a load that has ended with an error."
   @spec not_loaded(worker(), Error.t()) :: :ok
   def not_loaded(worker, error), do: count(worker, :loads, error.reason)

@@ -1,15 +1,15 @@
 defmodule VLLM.Engine.Run do
   @moduledoc false
   # One run of a worker's program, from its start until nothing of it is left:
-  # the program, the connection to it, its log, and its heartbeat. Belongs to
-  # the process of the worker, which owns the port.
+  # the program, the connection to it, its log, and its heartbeat; of an engine over several
+  # nodes also what these have of it. Belongs to the process of the worker, which owns the port.
 
   alias VLLM.Bridge.{Connection, Deltas, Frames, Inbox, Log, Nursery, Program}
-  alias VLLM.Engine.{Config, Heartbeat, Table}
+  alias VLLM.Engine.{Config, Heartbeat, Rank, Ranks, Table}
   alias VLLM.Error
 
-  @enforce_keys [:table, :slot, :port, :program, :conn, :frames, :log, :heartbeat]
-  defstruct @enforce_keys ++ [steps: %{}]
+  @enforce_keys [:table, :slot, :port, :program, :conn, :frames, :log, :heartbeat, :ranks]
+  defstruct @enforce_keys ++ [:hello, meeting: %{}, steps: %{}]
 
   @type t :: %__MODULE__{
           table: Table.t(),
@@ -20,6 +20,10 @@ defmodule VLLM.Engine.Run do
           frames: Frames.t(),
           log: Log.t(),
           heartbeat: Heartbeat.t() | nil,
+          ranks: Ranks.t(),
+          # What the program says of itself, and the options by which it meets those of other nodes.
+          hello: map() | nil,
+          meeting: map(),
           steps: Deltas.steps()
         }
 
@@ -32,6 +36,8 @@ defmodule VLLM.Engine.Run do
     with {:ok, program} <- start_program(table, slot, config) do
       conn = Connection.new(program.port, config.options.max_frame, config.options.max_unsent)
       Table.put_run(table, slot, program, conn)
+      ranks = Ranks.start(config, Table.index(slot))
+      Table.put_ranks(table, slot, ranks)
 
       {:ok,
        %__MODULE__{
@@ -42,7 +48,8 @@ defmodule VLLM.Engine.Run do
          conn: conn,
          frames: Frames.new(config.options.max_frame),
          log: Log.new(program.run_dir),
-         heartbeat: Heartbeat.new(config.options.hang_timeout)
+         heartbeat: Heartbeat.new(config.options.hang_timeout),
+         ranks: ranks
        }}
     end
   end
@@ -50,6 +57,8 @@ defmodule VLLM.Engine.Run do
   # If the worker process was killed, its port was closed and the program ends by
   # itself; a new one must not start before that.
   defp leave_nothing_behind(table, slot) do
+    with %Ranks{} = ranks <- Table.ranks(table, slot), do: Ranks.await_end(ranks)
+
     with {program, _conn} <- Table.run(table, slot) do
       Program.kill(program)
       Program.clean_up(program)
@@ -79,6 +88,30 @@ defmodule VLLM.Engine.Run do
        )}
   end
 
+  @doc "Notes what the program says of itself."
+  @spec greeted(t(), map()) :: t()
+  def greeted(run, hello), do: %{run | hello: hello}
+
+  @doc "Takes note of what is told of a rank, or, by its port, of the program here; an error ends the run."
+  @spec hear(t(), pid() | port(), Rank.told()) :: {:ok, t()} | {:error, Error.t()}
+  def hear(run, teller, told) do
+    with {:ok, ranks} <- Ranks.hear(run.ranks, Map.get(run.ranks.keepers, teller, node()), told),
+         do: {:ok, %{run | ranks: ranks}}
+  end
+
+  @doc "The nodes that a start waits for."
+  @spec missing(t()) :: [node()]
+  def missing(run), do: Ranks.missing(run.ranks)
+
+  @doc "Has the ranks of other nodes begin; the program is to be loaded then."
+  @spec begin(t(), Config.t()) :: {:ok, t()} | {:error, Error.t()}
+  def begin(run, config) do
+    params = &params(%{run | meeting: &1}, :load, config)
+
+    with {:ok, meeting} <- Ranks.begin(run.ranks, config, run.hello, params),
+         do: {:ok, %{run | meeting: meeting}}
+  end
+
   @doc "Sends one of the requests of a start; its answer comes to the calling process."
   @spec ask(t(), :hello | :load, Config.t()) :: {:ok, Connection.request()} | {:error, Error.t()}
   def ask(run, step, config) do
@@ -89,7 +122,8 @@ defmodule VLLM.Engine.Run do
   defp params(run, :hello, _config), do: Connection.hello(run.conn.max_frame)
 
   defp params(run, :load, config) do
-    options = Map.merge(config.engine_options, config.secrets.().engine_options)
+    given = Map.merge(config.engine_options, config.secrets.().engine_options)
+    options = Map.merge(run.meeting, given)
     params = %{"model" => config.model, "options" => options}
     devices = Config.devices(config, Table.index(run.slot))
     if devices, do: Map.put(params, "devices", Enum.map(devices, &to_string/1)), else: params
@@ -101,6 +135,7 @@ defmodule VLLM.Engine.Run do
 
   def stop(run, error) do
     Table.delete_worker(run.table, run.slot)
+    Ranks.stop(run.ranks)
     Program.stop(run.program, fn -> Connection.notify(run.conn, "shutdown", %{}) end)
     close(run, error)
   end
@@ -111,6 +146,7 @@ defmodule VLLM.Engine.Run do
 
   def kill(run, error) do
     Table.delete_worker(run.table, run.slot)
+    Ranks.stop(run.ranks)
     Program.kill(run.program)
     close(run, error)
   end
@@ -121,8 +157,10 @@ defmodule VLLM.Engine.Run do
 
   def close(run, error) do
     Table.delete_worker(run.table, run.slot)
+    Ranks.stop(run.ranks)
     Connection.close(run.conn, error)
     Program.clean_up(run.program)
+    Ranks.await_end(run.ranks)
     Table.delete_run(run.table, run.slot)
     nil
   end

@@ -5,7 +5,7 @@ defmodule VLLM.Engine.Table do
   # Callers read it; nobody is asked.
 
   alias VLLM.Bridge.{Connection, Program}
-  alias VLLM.Engine.Config
+  alias VLLM.Engine.{Config, Ranks}
   alias VLLM.{Error, Secrets}
 
   @type t :: :ets.table()
@@ -19,7 +19,7 @@ defmodule VLLM.Engine.Table do
   @type slot :: pos_integer() | {:beside, pos_integer()}
 
   # What is noted of each worker.
-  @noted [:worker, :status, :config, :process, :run, :child, :load_time, :progress]
+  @noted [:worker, :status, :config, :process, :run, :ranks, :child, :load_time, :progress]
 
   # How many deaths are noted.
   @deaths 10
@@ -297,6 +297,13 @@ defmodule VLLM.Engine.Table do
 
   @spec run(t(), slot()) :: {Program.t(), Connection.t()} | nil
   def run(table, slot), do: get(table, {:run, slot})
+
+  @doc "Notes what other nodes have of a worker's run."
+  @spec put_ranks(t(), slot(), Ranks.t()) :: true
+  def put_ranks(table, slot, ranks), do: :ets.insert(table, {{:ranks, slot}, ranks})
+
+  @spec ranks(t(), slot()) :: Ranks.t() | nil
+  def ranks(table, slot), do: get(table, {:ranks, slot})
 
   @doc "Notes how long the last load of a worker took, in native units."
   @spec put_load_time(t(), slot(), integer()) :: true

@@ -226,8 +226,8 @@ defmodule VLLM.Engine.Worker do
         %{request: {step, %{address: {inbox, ref}} = request}} = data
       ) do
     case {step, Connection.answer(request, last)} do
-      {:hello, {:ok, _hello}} ->
-        ask(data, :load)
+      {:hello, {:ok, hello}} ->
+        load(%{data | run: Run.greeted(data.run, hello), request: nil})
 
       {:load, {:ok, info}} ->
         {:next_state, :ready, %{data | info: info, request: nil, error: nil}}
@@ -244,17 +244,36 @@ defmodule VLLM.Engine.Worker do
 
   def handle_event(:state_timeout, :load_timeout, :starting, data) do
     data = Report.follow_log(data)
-
-    error =
-      Error.new(
-        :load_timeout,
-        "#{Report.name(data)} was not ready within #{option(data, :load_timeout)} ms. If the model is " <>
-          "still being downloaded or read, give it longer with `load_timeout:`. What has come of a " <>
-          "download is kept, and the next start goes on from there.",
-        %{"log" => Run.recent(data.run)}
-      )
-
+    error = late(data, Run.missing(data.run))
     refused(kill(data, error), error)
+  end
+
+  # The program's own checkpoint is told of as those of other nodes are.
+  def handle_event(
+        :info,
+        {:rank, teller, told},
+        state,
+        %{run: %{port: port, ranks: %{keepers: keepers}}} = data
+      )
+      when teller == port or is_map_key(keepers, teller) do
+    if told == :away, do: Report.away(data, keepers[teller])
+
+    case Run.hear(data.run, teller, told) do
+      {:ok, run} when state == :starting and data.request == nil -> load(%{data | run: run})
+      {:ok, run} -> {:keep_state, %{data | run: run}}
+      {:error, error} -> ended_elsewhere(state, Report.follow_log(data), error)
+    end
+  end
+
+  def handle_event(
+        :info,
+        {:EXIT, keeper, _reason},
+        state,
+        %{run: %{ranks: %{keepers: keepers}}} = data
+      )
+      when is_map_key(keepers, keeper) do
+    error = Error.new(:engine_dead, "The process that keeps the run on #{keepers[keeper]} ended.")
+    died(state, kill(data, error), error)
   end
 
   def handle_event(:state_timeout, :restart, :dead, data) do
@@ -458,6 +477,46 @@ defmodule VLLM.Engine.Worker do
     end
   end
 
+  # Once all nodes of the run are there.
+  defp load(data) do
+    with [] <- Run.missing(data.run),
+         %{} <- data.run.hello,
+         {:ok, run} <- Run.begin(data.run, data.config) do
+      ask(%{data | run: run}, :load)
+    else
+      {:error, error} -> refused(kill(data, error), error)
+      _not_yet -> {:keep_state, data}
+    end
+  end
+
+  defp late(data, []) do
+    Error.new(
+      :load_timeout,
+      "#{Report.name(data)} was not ready within #{option(data, :load_timeout)} ms. If the model is " <>
+        "still being downloaded or read, give it longer with `load_timeout:`. What has come of a " <>
+        "download is kept, and the next start goes on from there.",
+      %{"log" => Run.recent(data.run)}
+    )
+  end
+
+  defp late(data, missing) do
+    Error.new(
+      :node_down,
+      "#{Report.name(data)} has waited #{option(data, :load_timeout)} ms (`load_timeout:`) for " <>
+        "#{Enum.join(missing, ", ")}. See whether the node runs and has this library started, whether " <>
+        "`Node.ping/1` answers `:pong`, and whether both nodes have the same cookie.",
+      %{"nodes" => Enum.map(missing, &Atom.to_string/1)}
+    )
+  end
+
+  # A node or its program is gone, or refuses to start.
+  defp ended_elsewhere(state, data, %{reason: reason} = error)
+       when state != :starting or reason in [:engine_dead, :node_down],
+       do: died(state, kill(data, error), error)
+
+  defp ended_elsewhere(:starting, data, error),
+    do: refused(kill(data, error), Options.or_ours(error))
+
   defp receive_frames([], data), do: {:ok, data}
   defp receive_frames([:too_long], data), do: {{:malformed, "a frame that is too long"}, data}
 
@@ -487,6 +546,9 @@ defmodule VLLM.Engine.Worker do
   end
 
   defp receive_message({:notification, "load_progress", params}, data) do
+    with %{"checkpoint" => checkpoint} <- params,
+         do: send(self(), {:rank, data.run.port, {:checkpoint, checkpoint}})
+
     case Progress.of_wire(params) do
       nil -> {:ok, data}
       progress -> {:ok, Report.progress(data, progress)}

@@ -42,9 +42,11 @@ defmodule VLLM.Error.Reasons do
     failed: "the engine gave up after too many failures; the message has the last one",
     not_running: "there is no engine of this name, or it was stopped",
     node_down:
-      "the engine's node cannot be reached, or was lost with the call; see guides/clusters.md",
+      "the engine's node, or one that computes a part of its model, cannot be reached, or was " <>
+        "lost with the call; see guides/clusters.md",
     node_incompatible:
-      "the engine's node has no version of this library that understands this one's",
+      "the engine's node has no version of this library that understands this one's; or not the " <>
+        "packages or the model of the others",
     shutdown: "the engine was stopped while the request was in flight",
     # Requests
     timeout:
