@@ -66,8 +66,7 @@ defmodule VLLM.Peers do
         host: '127.#{a}.#{b}.#{n}',
         longnames: true,
         connection: :standard_io,
-        # Of a machine that is busy.
-        wait_boot: 60_000,
+        wait_boot: @patience,
         # Stopped or not, it does not outlive this BEAM.
         exec: {:os.find_executable('setpriv'), ['--pdeathsig', 'KILL', 'erl']},
         args: Enum.map(args, &to_charlist/1)

@@ -8,6 +8,9 @@ defmodule VLLM.NodesTest do
   alias VLLM.{Error, FakeEngine, Footprint, Peers}
   alias VLLM.Engine.Config
 
+  # For machines that are busy.
+  @moduletag timeout: 600_000
+
   @options [name: Split, model: "ready", tensor_parallel_size: 2, max_restarts: 1000]
 
   setup_all do
