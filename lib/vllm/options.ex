@@ -32,7 +32,7 @@ defmodule VLLM.Options do
           | :machine
           | :env
           | :devices
-          | :nodes
+          | :distinct_nodes
           | :patterns
           | :notify
           | :texts
@@ -54,7 +54,7 @@ defmodule VLLM.Options do
      "the devices of each replica: `[[0, 1], [2, 3]]` gives the first two to the first one. Numbers " <>
        "or names, as `CUDA_VISIBLE_DEVICES` (or what the platform has in its place) takes them. By " <>
        "default each replica sees all that there are"},
-    {:nodes, :nodes, nil,
+    {:nodes, :distinct_nodes, nil,
      "the nodes of Erlang's distribution that each replica is split over, this one first: " <>
        "`[:\"gpu1@10.0.0.1\", :\"gpu2@10.0.0.2\"]`. Each has an equal share of the processes that " <>
        "`tensor_parallel_size`, `pipeline_parallel_size` and `data_parallel_size` make together. " <>
@@ -965,6 +965,10 @@ defmodule VLLM.Options do
   defp valid?(:name, name), do: is_atom(name) and name not in [true, false, :undefined]
   defp valid?(:atom, value), do: is_atom(value) and value not in [true, false, nil]
   defp valid?(:nodes, nodes), do: is_list(nodes) and all?(nodes, &valid?(:atom, &1))
+
+  defp valid?(:distinct_nodes, nodes),
+    do: nodes != [] and valid?(:nodes, nodes) and Enum.uniq(nodes) == nodes
+
   defp valid?(:pos_integer, value), do: is_integer(value) and value > 0
   defp valid?(:non_neg_integer, value), do: is_integer(value) and value >= 0
   defp valid?(:pos_number, value), do: is_number(value) and value > 0
@@ -990,10 +994,6 @@ defmodule VLLM.Options do
 
   defp valid?(:env, env), do: env?(env)
 
-  defp valid?(:nodes, [_ | _] = nodes),
-    do: all?(nodes, &(is_atom(&1) and &1 != nil)) and Enum.uniq(nodes) == nodes
-
-  defp valid?(:nodes, _value), do: false
   defp valid?(:devices, [_ | _] = replicas), do: all?(replicas, &devices?/1)
   defp valid?(:devices, _value), do: false
   defp valid?(:patterns, [_ | _] = patterns), do: all?(patterns, &pattern?/1)
@@ -1050,6 +1050,7 @@ defmodule VLLM.Options do
 
   defp expected(:atom), do: "an atom"
   defp expected(:nodes), do: "a list of names of nodes, as atoms"
+  defp expected(:distinct_nodes), do: "a list of names of nodes, as atoms, each once"
   defp expected(:pos_integer), do: "a positive integer"
   defp expected(:non_neg_integer), do: "an integer of at least 0"
 
@@ -1071,7 +1072,6 @@ defmodule VLLM.Options do
     do: "a map from names (each once) to strings of valid UTF-8, or a list of such maps"
 
   defp expected(:devices), do: "a list of lists of devices, one for each replica"
-  defp expected(:nodes), do: "a list of names of nodes, each once"
   defp expected(:patterns), do: "a list of strings and regular expressions"
   defp expected(:texts), do: "a list of strings of valid UTF-8 that are not empty"
   defp expected(:notify), do: "a pid or `{pid, ref}`"

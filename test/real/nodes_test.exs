@@ -1,6 +1,6 @@
 defmodule VLLM.Real.NodesTest do
-  # A real engine over two nodes: two BEAMs on this machine, which vLLM's processes of either do not
-  # know of each other. bench/ranks.exs kills every part of one, with a network between them.
+  # A real engine over two nodes: two BEAMs on this machine. test/vllm/nodes_test.exs kills every part of
+  # one, with the fake worker.
   use ExUnit.Case
 
   import VLLM.OSProcess

@@ -110,7 +110,7 @@ defmodule Mix.Vllm.Arguments do
       # A revision may look like a number.
       name in named(:string) -> text
       name in named(:machine) or name in named(:patterns) -> list(text)
-      name in named(:nodes) -> text |> list() |> Enum.map(&String.to_atom/1)
+      name in named(:distinct_nodes) -> text |> list() |> Enum.map(&String.to_atom/1)
       name in named(:counts) -> counts(value(text))
       true -> value(text)
     end
