@@ -17,7 +17,7 @@ from vllm.v1.executor import multiproc_executor
 from checkpoints import DEMO
 from vllm_bridge.checkpoints.checkpoint import Checkpoint
 from vllm_bridge.checkpoints.digest import digest
-from vllm_bridge.engine import nodes, rank
+from vllm_bridge.engine import nodes, rank, start
 from vllm_bridge.errors import BridgeError
 
 VARIABLES = ("VLLM_HOST_IP", "GLOO_SOCKET_IFNAME")
@@ -162,7 +162,7 @@ def test_what_a_node_starts(
     async def prepare(*_given: Any) -> SimpleNamespace:
         return prepared
 
-    monkeypatch.setattr(rank.start, "prepare", prepare)
+    monkeypatch.setattr(start, "prepare", prepare)
     told: list[Any] = []
 
     def progress(phase: str, figures: Mapping[str, Any] = {}, /) -> None:
