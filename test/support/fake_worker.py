@@ -291,7 +291,7 @@ def main() -> None:
             case [0, request, "load", {"model": model, **given}]:
                 devices[:] = given.get("devices", [])
                 phase = {"phase": "engine"}
-                if "nnodes" in given["options"]:
+                if "nnodes" in given.get("options", {}):
                     phase["checkpoint"] = "fake"
                 send([2, "load_progress", phase])
                 load(model, request)
