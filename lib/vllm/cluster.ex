@@ -17,6 +17,7 @@ defmodule VLLM.Cluster do
 
   On both, `VLLM.generate(MyApp.LLM, "…")` then asks any engine of that name on this node or a connected one.
   Nodes find each other by Erlang's distribution; who connects them does not matter (`nodes:`, libcluster, …).
+  Hidden nodes (`-hidden`, or `dist_listen: false`) are not found: call their engines as `{MyApp.LLM, node}`.
   The engine of one node is `{MyApp.LLM, :"gpu@10.0.0.2"}`, also on that node itself.
 
   ## Which engine a request goes to

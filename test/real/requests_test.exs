@@ -108,7 +108,7 @@ defmodule VLLM.Real.RequestsTest do
 
     # Both replicas had some of them.
     {:ok, table, _pid} = VLLM.Engine.Table.lookup(llm)
-    workers = VLLM.Engine.Table.workers(table)
+    workers = for worker <- VLLM.Engine.Table.workers(table), do: {0, worker}
     call = VLLM.Engine.Call.new(%{timeout: :infinity})
     choose = &VLLM.Engine.Balancer.choose(workers, %{"prompt" => &1}, call).index
     sessions = for n <- 1..20, do: "session #{n}"

@@ -115,14 +115,6 @@ defmodule VLLM.Real.StreamTest do
 
     assert Peers.eval(caller, code, far: far, facts: facts) == Enum.map(facts, &elem(&1, 1))
 
-    # And by the name of a cluster, in which no other engine is.
-    Peers.cluster(caller, name: llm.id)
-    assert Peers.eval(caller, code, far: llm.id, facts: facts) == Enum.map(facts, &elem(&1, 1))
-    {prompts, completions} = Enum.unzip(facts)
-    options = [temperature: 0.0, max_tokens: 64]
-    assert {:ok, outputs} = Peers.call(caller, VLLM, :generate, [llm.id, prompts, options])
-    assert VLLM.text(outputs) == completions
-
     # It begins, and reads no more.
     code = """
     test = self()
@@ -140,6 +132,15 @@ defmodule VLLM.Real.StreamTest do
     assert FakeEngine.in_flight(llm) == 1
     Peers.kill(caller)
     assert eventually(fn -> FakeEngine.in_flight(llm) == 0 and idle?(llm) end)
+  end
+
+  test "the name of a cluster stands for its engine", %{llm: llm} do
+    start_supervised!({VLLM.Cluster, name: llm.id})
+    {prompts, completions} = Enum.unzip(DemoModel.facts())
+    options = [temperature: 0.0, max_tokens: 64]
+    assert {:ok, outputs} = VLLM.generate(llm.id, prompts, options)
+    assert VLLM.text(outputs) == completions
+    assert Enum.join(VLLM.stream_text!(llm.id, hd(prompts), options)) == hd(completions)
   end
 
   test "the death of a receiver aborts the request in vLLM", %{llm: llm} do
