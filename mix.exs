@@ -68,7 +68,9 @@ defmodule VLLM.MixProject do
 
   defp pages do
     [
-      Notebooks: ~w(livebooks/start.livemd livebooks/streaming.livemd),
+      Notebooks:
+        ~w(livebooks/start.livemd livebooks/streaming.livemd livebooks/structured_outputs_and_tools.livemd) ++
+          ~w(livebooks/embeddings.livemd livebooks/choosing_a_model.livemd livebooks/quantizing_a_model.livemd),
       "In an application":
         ~w(guides/phoenix.md guides/serving.md guides/dashboard.md guides/deploying.md guides/observability.md) ++
           ~w(guides/reliability.md guides/clusters.md guides/scaling.md guides/migrating.md),

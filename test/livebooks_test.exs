@@ -6,10 +6,10 @@ defmodule VLLM.LivebooksTest do
 
   @root Path.expand("..", __DIR__)
 
-  @packages [{~r/\bKino\./, :kino}]
+  @packages [{~r/\bKino\./, :kino}, {~r/\bNx\./, :nx}]
 
   test "a set-up cell installs this library, and the packages that the cells use" do
-    assert length(Livebook.books()) >= 2
+    assert length(Livebook.books()) >= 6
 
     for book <- Livebook.books() do
       %{setup: setup, cells: cells} = Livebook.read(book)

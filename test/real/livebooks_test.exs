@@ -47,4 +47,22 @@ defmodule VLLM.Real.LivebooksTest do
     Kino.submit(bindings[:form], %{question: "Who are you?"})
     assert Kino.Frame.text(bindings[:chat]) == "**Who are you?**" <> answers["Who are you?"]
   end
+
+  test "answers that a program can read" do
+    read("structured_outputs_and_tools")
+  end
+
+  test "texts as vectors" do
+    read("embeddings")
+  end
+
+  test "choosing a quantized model" do
+    read("choosing_a_model")
+  end
+
+  test "quantizing a model, and what that lost" do
+    bindings = read("quantizing_a_model")
+    assert Kino.Frame.text(bindings[:frame]) =~ "done"
+    assert VLLM.Job.list() == []
+  end
 end

@@ -1,4 +1,4 @@
-# What the notebooks use of Kino, in a few lines: the package is not here.
+# What the notebooks use of Kino and Nx, in a few lines: the packages are not here.
 
 defmodule Kino do
   def render(term), do: term
@@ -64,4 +64,28 @@ end
 defmodule Kino.Control do
   defstruct [:fields]
   def form(fields, _options), do: %__MODULE__{fields: fields}
+end
+
+# A tensor is a list of lists.
+defmodule Nx do
+  def from_binary(data, {:f, 32}), do: for(<<number::float-little-32 <- data>>, do: number)
+  def reshape(vector, {_length}), do: vector
+  def stack(vectors), do: vectors
+  def shape([row | _] = rows), do: {length(rows), length(row)}
+  def transpose(rows), do: Enum.zip_with(rows, & &1)
+
+  def dot(rows, others) do
+    columns = transpose(others)
+
+    for row <- rows,
+        do: for(column <- columns, do: Enum.sum(Enum.zip_with(row, column, &(&1 * &2))))
+  end
+
+  def argsort(rows, axis: 1, direction: :desc) do
+    for row <- rows do
+      row |> Enum.with_index() |> Enum.sort(:desc) |> Enum.map(&elem(&1, 1))
+    end
+  end
+
+  def to_list(rows), do: rows
 end
