@@ -23,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "python" / "tests")
 
 import attention_layers
 from attention_layers import BLOCK, SIZE
+from vllm_bridge.patches.cpu import amx
 from vllm_bridge.patches.cpu import attention as patch
 
 LAYERS, HEADS, KV_HEADS, CONTEXT = 28, 20, 4, 64
@@ -63,6 +64,7 @@ class Attention:
 
 def main() -> None:
     torch.set_num_threads(1)
+    amx.apply()
     attention = Attention()
     weights = torch.zeros(LAYERS, WEIGHTS, dtype=torch.uint8).view(torch.int64)
     write = cpu_attn.CPUAttentionBackendImpl.do_kv_cache_update
