@@ -9,13 +9,7 @@ defmodule Phoenix.LiveView do
     quote do
       @behaviour Phoenix.LiveView
       import Phoenix.LiveView
-    end
-  end
-
-  defmacro sigil_H({:<<>>, _meta, [template]}, _modifiers) do
-    quote do
-      _ = var!(assigns)
-      unquote(template)
+      import VLLM.HEEx
     end
   end
 

@@ -7,14 +7,7 @@ defmodule Phoenix.LiveDashboard.PageBuilder do
   defmacro __using__(_options) do
     quote do
       @behaviour Phoenix.LiveDashboard.PageBuilder
-      import Phoenix.LiveDashboard.PageBuilder
-    end
-  end
-
-  defmacro sigil_H({:<<>>, _meta, [template]}, _modifiers) do
-    quote do
-      _ = var!(assigns)
-      unquote(template)
+      import VLLM.HEEx
     end
   end
 end
