@@ -1,17 +1,12 @@
-"""Engines that compute with AMX; all other tests do without (see bin/test)."""
+"""Engines that compute with all that the processor has, AMX included; all other tests do without
+(see bin/test)."""
 
 import pytest
-import torch
 
 from conftest import MODELS
 from running import Running
 
-pytestmark = [
-    pytest.mark.engine,
-    pytest.mark.skipif(
-        not torch.cpu._is_amx_tile_supported(), reason="this processor has no AMX to compute with"
-    ),
-]
+pytestmark = pytest.mark.engine
 
 
 @pytest.mark.parametrize("model", ["demo", pytest.param("demo-awq", marks=pytest.mark.slow)])
