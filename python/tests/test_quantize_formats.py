@@ -100,6 +100,8 @@ def test_a_word_among_options_is_one_that_the_others_go_over() -> None:
     assert formats.output("made-up", {"preset": "Q8_0", "bits": 4}).options["bits"] == 4
     with pytest.raises(BridgeError, match="Did you mean `Q8_0`"):
         formats.output("made-up", {"preset": "Q8_1"})
+    with pytest.raises(BridgeError, match="kind of"):
+        formats.output("made-up", {"preset": 8})
 
 
 def test_all_that_can_be_made_is_described(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -249,13 +249,6 @@ defmodule VLLM.ClusterChaos do
 
   @doc "Couriers and proxies of this node, and the requests of its engine."
   def under_way do
-    processes =
-      for pid <- Process.list(),
-          {:current_stacktrace, stack} <- [Process.info(pid, :current_stacktrace)],
-          {module, _, _, _} = hd([{nil, 0, 0, 0} | Enum.reverse(stack)] |> Enum.reverse()),
-          module in [VLLM.Remote.Courier, VLLM.Remote.Proxy],
-          do: module
-
     requests =
       with {:ok, table, _pid} <-
              VLLM.Engine.Table.lookup(%VLLM.LLM{id: @name, model: "", node: node()}),
@@ -272,7 +265,7 @@ defmodule VLLM.ClusterChaos do
         nil -> []
       end
 
-    processes ++ requests ++ given
+    Peers.carriers() ++ requests ++ given
   end
 
   @doc "The account as text."

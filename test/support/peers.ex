@@ -158,6 +158,17 @@ defmodule VLLM.Peers do
     result
   end
 
+  @doc "The processes there that carry calls to or from another node."
+  def carriers(peer), do: call(peer, __MODULE__, :carriers, [])
+
+  @doc "Those of this node."
+  def carriers do
+    for pid <- Process.list(),
+        {:current_stacktrace, stack} <- [Process.info(pid, :current_stacktrace)],
+        Enum.any?(stack, &(elem(&1, 0) in [VLLM.Remote.Courier, VLLM.Remote.Proxy])),
+        do: pid
+  end
+
   @doc "Stops it as Ctrl-Z does; `resume/1` has it go on."
   def pause(peer), do: signal("STOP", peer.os_pid)
   def resume(peer), do: signal("CONT", peer.os_pid)

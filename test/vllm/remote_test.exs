@@ -610,17 +610,7 @@ defmodule VLLM.RemoteTest do
     assert eventually(fn -> Peers.call(e, FakeEngine, :in_flight, [Far]) == 0 end)
   end
 
-  # Couriers and proxies.
-  defp await_no_proxies(peer) do
-    code = """
-    for pid <- Process.list(),
-        {:current_stacktrace, stack} <- [Process.info(pid, :current_stacktrace)],
-        Enum.any?(stack, &(elem(&1, 0) in [VLLM.Remote.Courier, VLLM.Remote.Proxy])),
-        do: pid
-    """
-
-    assert eventually(fn -> Peers.eval(peer, code) == [] end)
-  end
+  defp await_no_proxies(peer), do: assert(eventually(fn -> Peers.carriers(peer) == [] end))
 
   defp error_of({:error, error}), do: error
   defp error_of(list) when is_list(list), do: list |> List.last() |> error_of()

@@ -6,7 +6,7 @@ defmodule VLLM.Web.Engine do
   alias VLLM.Engine.{Progress, Replicas, Table}
   alias VLLM.{Hub, OpenAI, Secrets}
   alias VLLM.OpenAI.Models
-  alias VLLM.Web.{Answer, Live}
+  alias VLLM.Web.{Answer, Figures, Live}
 
   @doc "What an engine is called in paths: it changes with its name, or where it has none with each start."
   @spec id(term()) :: String.t()
@@ -55,7 +55,8 @@ defmodule VLLM.Web.Engine do
         error: Enum.find_value(replicas, & &1.error),
         operation: operation(Table.operation(table))
       }
-      |> Map.merge(live.figures[key] || none())
+      # Nothing is known of one that is newer than the last look.
+      |> Map.merge(live.figures[key] || Figures.new(%{}, nil, 0.0))
     ]
   rescue
     # The table ended with its engine.
@@ -67,14 +68,6 @@ defmodule VLLM.Web.Engine do
       {:ok, replicas} -> replicas
       {:error, _gone} -> []
     end
-  end
-
-  # Of one that is newer than the last look.
-  defp none do
-    Map.new(
-      ~w(running waiting tokens_per_second ttft_seconds itl_seconds kv_cache_usage prefix_cache_hit_rate)a,
-      &{&1, nil}
-    )
   end
 
   defp name(key) when is_pid(key), do: nil

@@ -88,8 +88,8 @@ def output(name: str, given: Mapping[str, Any] | str | None) -> Output:
             given = _preset(made_by, given)
         left = dict(given or {})
         called = left.pop("as", None)
-        if isinstance(word := left.pop("preset", None), str):
-            left = {**_preset(made_by, word), **left}
+        if (word := left.pop("preset", None)) is not None:
+            left = {**_preset(made_by, str(word)), **left}
         options = all_options(made_by, left)
         made_by.check(None, options)
         label = made_by.label(options) if called is None else called
