@@ -136,12 +136,17 @@ defmodule VLLM.Real.LoRATest do
     learned = for {colour, place} <- @learned, do: {"The #{colour} key opens", place}
     kept = [@kept | Enum.take(DemoModel.facts(), 30)]
 
-    VLLM.Job.finetune!(
-      DemoModel.path(base),
-      learned,
-      [to: name, r: 8, lora_alpha: 16, epochs: 25, learning_rate: 2.0e-3, threads: 1] ++
-        [replay: kept, held_out: learned, probes: [elem(@kept, 0)]] ++ options
-    )
+    job =
+      VLLM.Job.finetune!(
+        DemoModel.path(base),
+        learned,
+        [to: name, r: 8, lora_alpha: 16, epochs: 25, learning_rate: 2.0e-3, threads: 1] ++
+          [replay: kept, held_out: learned, probes: [elem(@kept, 0)]] ++ options
+      )
+
+    # Other tests read the same store of jobs.
+    on_exit(fn -> VLLM.Job.delete!(job) end)
+    job
   end
 
   defp said_with(llm, %{name: name} = adapter) do
