@@ -8,8 +8,8 @@ megabytes beside what is made), `child` (leaves a process in a session of its ow
 `verdict` what a comparison says of it (`incomparable`: that there is none). The name of a model of the hub is steps, too, for its download, and may end with `@` and the folder that it is
 downloaded to. What a model is registered as is written to `registered` in its folder.
 
-Of the questions of the tools kind it answers those about models; the name of one may be `wait:FILE`. A
-training takes the same, by its options `check`, `train`, `merged` and `register`; a state of it is there once it has
+Of the questions of the tools kind it answers those about models; the name of one may be `wait:FILE`, and the
+repository that one is uploaded to may be steps. A training takes the same, by its options `check`, `train`, `merged` and `register`; a state of it is there once it has
 begun.
 """
 
@@ -264,10 +264,20 @@ def unregister(_request: int, params: dict) -> object:
     return {"freed": 7, "names": [params["name"]]}
 
 
+def push(request: int, params: dict) -> object:
+    if params["model"] != REGISTERED["name"]:
+        raise Refused("model_not_found")
+    told = {"bytes": 3, "total_bytes": 7, "files": 0, "total_files": 1}
+    send([2, "progress", {"id": request} | told])
+    if ":" in params["repository"]:
+        steps(params["repository"], request)
+    return {"url": "https://hub.example/" + params["repository"], "commit": "c0ffee"}
+
+
 METHODS = [
     *(pull, taken, quantize_options, quantize_formats, plan_quantize, quantize, measure, compare, register),
     *(check_finetune, finetune, merge),
-    *(check, estimate, registered, unregister),
+    *(check, estimate, registered, unregister, push),
 ]
 
 

@@ -110,6 +110,13 @@ export interface Model {
   aliases: string[];
 }
 
+// How far an upload is.
+export interface UploadProgress {
+  bytes: number;
+  total_bytes: number;
+  seconds_left: number | null;
+}
+
 export type Options = Record<string, unknown>;
 
 export interface Format {

@@ -11,15 +11,17 @@ const CHROMIUM = process.env.CHROMIUM ?? "/usr/bin/chromium";
 // Without these Chromium asks hosts of its maker.
 const QUIET = ["--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync"];
 
+const SIZES = { phone: { width: 375, height: 740 }, wide: { width: 1280, height: 860 } };
+
 export class Page {
   static async open(url, key, shots) {
     const browser = await chromium.launch({ executablePath: CHROMIUM, args: ["--no-sandbox", "--disable-gpu", ...QUIET] });
-    const context = await browser.newContext({ viewport: { width: 1280, height: 860 }, colorScheme: "light", reducedMotion: "reduce" });
+    const context = await browser.newContext({ viewport: SIZES.wide, colorScheme: "light", reducedMotion: "reduce" });
     return new Page(browser, await context.newPage(), { url, key, shots });
   }
 
   constructor(browser, tab, { url, key, shots }) {
-    Object.assign(this, { browser, tab, url, key, shots, faults: [], hosts: new Set() });
+    Object.assign(this, { browser, tab, url, key, shots, faults: [], hosts: new Set(), views: 0 });
     tab.setDefaultTimeout(120_000);
     tab.on("pageerror", (error) => this.faults.push(`error: ${error.message}`));
     tab.on("console", (line) => /Content Security Policy/i.test(line.text()) && this.faults.push(line.text()));
@@ -75,6 +77,24 @@ export class Page {
     return violations
       .filter(({ impact }) => impact === "serious" || impact === "critical")
       .map(({ id, nodes }) => `${id}: ${nodes.map((node) => node.target.join(" ")).join(", ")}`);
+  }
+
+  // What is shown now, as everybody may see it: nothing serious in light and dark, wide and as on a phone.
+  async view(name) {
+    await this.shot(name);
+    const found = [];
+    for (const colorScheme of ["light", "dark"]) {
+      await this.tab.emulateMedia({ colorScheme });
+      for (const [size, viewport] of Object.entries(SIZES)) {
+        await this.tab.setViewportSize(viewport);
+        await this.fits();
+        found.push(...(await this.axe()).map((fault) => `${name}, ${colorScheme}, ${size}: ${fault}`));
+        this.views += 1;
+      }
+    }
+    await this.tab.emulateMedia({ colorScheme: "light" });
+    await this.tab.setViewportSize(SIZES.wide);
+    assert.deepEqual(found, []);
   }
 
   // Nothing may stand out of the page to the right.

@@ -1,6 +1,8 @@
-# The server that test/run drives: the demo model, the page, and a key that may use it.
+# The server that test/run drives: the demo model, the page, a key that may use it, and a stand-in for the hub.
 
-Application.put_env(:ex_vllm, :data_dir, System.fetch_env!("DASHBOARD_DATA"))
+data = System.fetch_env!("DASHBOARD_DATA")
+Application.put_env(:ex_vllm, :data_dir, data)
+data |> VLLM.HubServer.start() |> VLLM.HubServer.env() |> System.put_env()
 
 engine =
   {VLLM,

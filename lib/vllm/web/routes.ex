@@ -3,7 +3,7 @@ defmodule VLLM.Web.Routes do
   # All that the admin API has, each declared once: it is found, checked, described
   # and, in a test that walks all of it, refused by this table.
 
-  alias VLLM.Web.{Engines, Events, Jobs, Models, Schemas}
+  alias VLLM.Web.{Engines, Events, Jobs, Models, Push, Schemas}
 
   @typedoc """
   What is served at a path: `run` is asked with what comes, or nil where it is the description itself. `{name}` is a
@@ -95,6 +95,14 @@ defmodule VLLM.Web.Routes do
       get("/models", &Models.list/1, :Models, "The models and adapters of this machine."),
       delete("/models/{name...}", &Models.delete/1, :Freed, "Deletes a model or an adapter.",
         query: Schemas.files()
+      ),
+      post(
+        "/models/push",
+        &Push.stream/1,
+        nil,
+        "Uploads a model or an adapter to the hub, which is told as events (`progress`, then `done` or `error`); " <>
+          "it ends with whoever reads them.",
+        body: :Push
       ),
       get(
         "/quantize/options",

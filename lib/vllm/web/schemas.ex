@@ -85,6 +85,16 @@ defmodule VLLM.Web.Schemas do
           )
       }
     },
+    Push: %{
+      type: "object",
+      required: ["model", "repository"],
+      additionalProperties: false,
+      properties: %{
+        model: Map.put(@text, :description, "its name on this machine"),
+        repository: Map.put(@text, :description, "`owner/name`"),
+        options: Map.put(@free, :description, "those of `VLLM.Models.push/3`")
+      }
+    },
     Quantize: %{
       type: "object",
       required: ["model", "to"],

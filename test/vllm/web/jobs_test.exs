@@ -230,6 +230,61 @@ defmodule VLLM.Web.JobsTest do
     assert {422, _error} = delete(core, "models/org/llama:Q4?files=false")
   end
 
+  describe "a model is uploaded, which" do
+    defp push(core, repository, model \\ "org/llama:Q4") do
+      body = VLLM.JSON.encode(%{model: model, repository: repository, options: %{private: true}})
+      answer(core, "POST", "models/push", body, [{"content-type", "application/json"}])
+    end
+
+    defp told(events) do
+      for event <- events do
+        ["event: " <> name, "data: " <> data, "", ""] = String.split(event, "\n")
+        {:ok, term} = VLLM.JSON.decode(data)
+        {name, term}
+      end
+    end
+
+    test "is told until its end" do
+      core = core!()
+      {200, headers, events} = push(core, "me/llama")
+      assert {"content-type", "text/event-stream"} in headers
+      assert [{"progress", progress}, {"done", %{"url" => url}}] = told(events)
+      assert %{"bytes" => 3, "total_bytes" => 7, "files" => 0, "seconds_left" => nil} = progress
+      assert url == "https://hub.example/me/llama"
+
+      {200, _headers, events} = push(core, "refuse:rate_limited")
+
+      assert [{"progress", ^progress}, {"error", %{"reason" => "rate_limited", "message" => _}}] =
+               told(events)
+
+      assert Registry.keys(VLLM.Places, self()) == []
+    end
+
+    test "is refused at once where it cannot begin" do
+      core = core!()
+      {404, _headers, error} = push(core, "me/llama", "unheard-of")
+      assert error =~ "model_not_found"
+
+      for body <- [
+            %{model: "m"},
+            %{model: "m", repository: "me/m", options: %{notify: 1}},
+            %{model: "m", repository: "me/m", options: %{privte: true}}
+          ],
+          do: assert({422, _error} = post(core, "models/push", body))
+
+      assert Registry.keys(VLLM.Places, self()) == []
+    end
+
+    test "ends with whoever reads of it", %{folder: folder} do
+      core = core!()
+      begun = Process.info(self(), :links)
+      {200, _headers, events} = push(core, "wait:#{folder}/never")
+      assert [_progress] = Enum.take(events, 1)
+      assert Process.info(self(), :links) == begun
+      assert Registry.keys(VLLM.Places, self()) == []
+    end
+  end
+
   @tag :slow
   test "of what takes a process each there are few at a time", %{folder: folder} do
     core = core!()

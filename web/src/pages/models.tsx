@@ -7,11 +7,13 @@ import { Table } from "../parts/table";
 import { link } from "../route";
 import type { Model } from "../types";
 import { useModels } from "../use-models";
+import { ShareDialog, Uploads } from "./share";
 import { StartDialog } from "./start";
 
 export function ModelsPage() {
   const { models, refused, again } = useModels();
   const [deploying, setDeploying] = useState<string | null>(null);
+  const [sharing, setSharing] = useState<string | null>(null);
   const [deleting, setDeleting] = useState<Model | null>(null);
   const [filter, setFilter] = useState("");
   const shown = models?.filter((model) => [model.name, model.format, model.type].join(" ").toLowerCase().includes(filter.toLowerCase()));
@@ -22,6 +24,7 @@ export function ModelsPage() {
         <h1 tabIndex={-1}>Models</h1>
         <input type="search" placeholder="Filter" aria-label="Filter the models" value={filter} onInput={(event) => setFilter(event.currentTarget.value)} />
       </div>
+      <Uploads />
       {refused && <p class="note bad">{refused}</p>}
       {!models && !refused && <p class="muted">Reading…</p>}
       {models?.length === 0 && <p class="card empty">This machine has no models with names: none was made by a job, registered, or downloaded.</p>}
@@ -48,6 +51,9 @@ export function ModelsPage() {
                         </a>
                       </>
                     )}
+                    <button type="button" aria-label={`Share ${model.name}`} onClick={() => setSharing(model.name)}>
+                      Share…
+                    </button>
                     <button type="button" class="danger" aria-label={`Delete ${model.name}`} onClick={() => setDeleting(model)}>
                       Delete…
                     </button>
@@ -59,6 +65,7 @@ export function ModelsPage() {
         </Table>
       )}
       {deploying && <StartDialog model={deploying} onClose={() => setDeploying(null)} />}
+      {sharing && <ShareDialog model={sharing} onClose={() => setSharing(null)} />}
       {deleting && <DeleteDialog model={deleting} onClose={() => setDeleting(null)} onDeleted={again} />}
     </>
   );
