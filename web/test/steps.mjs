@@ -132,7 +132,6 @@ export const steps = [
       await page.tab.waitForFunction(() => /now [1-9]/.test(document.querySelector(".chart svg").getAttribute("aria-label")));
       const seen = await page.tab.locator(".chart .legend b").first().textContent();
       assert.deepEqual([...new Set(await answers)], [200]);
-      await page.view("engine");
       return `${seen} tokens/s`;
     },
   ],
@@ -162,6 +161,14 @@ export const steps = [
         await page.field("Replicas", page.dialog()).fill(replicas);
         await page.button("Scale", page.dialog()).click();
         await page.tab.waitForFunction((n) => document.querySelectorAll("tbody tr").length === n && [...document.querySelectorAll("tbody .state")].every((one) => one.textContent === "ready"), Number(replicas), LONG);
+        if (replicas === "2") {
+          const before = await page.tab.evaluate(requests, [SERVED, page.key]);
+          const answers = page.tab.evaluate(requests, [SERVED, page.key]);
+          // Both have something to do.
+          await page.tab.waitForFunction(() => [...document.querySelectorAll("tbody tr td:nth-child(3)")].every((one) => Number(one.textContent) > 0));
+          await page.view("engine");
+          assert.deepEqual([...new Set([...before, ...(await answers)])], [200]);
+        }
       }
     },
   ],
