@@ -18,8 +18,7 @@ defmodule VLLM.MixProject do
   end
 
   def application do
-    # The httpd of inets is needed by VLLM.Server only.
-    [mod: {VLLM.Application, []}, extra_applications: [:logger, :crypto, inets: :optional]]
+    [mod: {VLLM.Application, []}, extra_applications: [:logger, :crypto]]
   end
 
   defp elixirc_paths(:test), do: ["lib", "test/support"]

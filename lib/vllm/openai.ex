@@ -155,27 +155,37 @@ defmodule VLLM.OpenAI do
   # The same, of which the front sends no body.
   def answer(core, %{method: "HEAD"} = request), do: answer(core, %{request | method: "GET"})
 
-  # For those who look whether this server is there, and have no key.
-  def answer(_core, %{method: "GET", path: "/health"}),
-    do: {200, [{"content-type", "text/plain"}], "ok\n"}
-
-  def answer(%{metrics: true, metrics_without_key: true}, %{method: "GET", path: "/metrics"}),
-    do: metrics()
-
   def answer(core, request) do
-    with {:ok, client} <- who(core, request.headers),
+    with :no <- open(core, request),
+         {:ok, client} <- who(core, request.headers),
          {:ok, answer} <- route(core, client, request) do
       answer
     else
       {:error, refusal} -> Refusal.answer(refusal)
+      open -> open
     end
   end
+
+  # What needs no key: for those who look whether this server is there, and have none.
+  defp open(_core, %{method: "GET", path: "/health"}),
+    do: {200, [{"content-type", "text/plain"}], "ok\n"}
+
+  defp open(%{metrics: true, metrics_without_key: true}, %{
+         method: "GET",
+         path: "/metrics"
+       }),
+       do: metrics()
+
+  defp open(_core, _request), do: :no
 
   @doc """
   The answer to a request that will not be served whatever its body is, so that nobody needs to read it; nil
   for others.
   """
   @spec refused(t(), request()) :: answer() | nil
+  # What needs no key is answered, whatever comes along.
+  def refused(_core, %{method: method}) when method in ["GET", "HEAD"], do: nil
+
   def refused(core, request) do
     case who(core, request.headers) do
       {:ok, _client} -> nil

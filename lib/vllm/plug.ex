@@ -52,15 +52,14 @@ if Code.ensure_loaded?(Plug.Conn) do
       }
 
       {answer, conn} =
-        case body(conn, limit) do
-          {:ok, body, conn} ->
-            {Web.answer(core, %{request | body: body}), conn}
-
-          {:more, _part, conn} ->
-            {Web.refusal(core, request, Refusal.too_large(limit)), conn}
-
-          {:error, _closed_or_late} ->
-            {Web.refusal(core, request, Refusal.no_body()), conn}
+        with nil <- Web.refused(core, request),
+             {:ok, body, conn} <- body(conn, limit) do
+          {Web.answer(core, %{request | body: body}), conn}
+        else
+          {:more, _part, conn} -> {Web.refusal(core, request, Refusal.too_large(limit)), conn}
+          {:error, _closed_or_late} -> {Web.refusal(core, request, Refusal.no_body()), conn}
+          # Nobody reads a body that helps nothing.
+          refused -> {refused, conn}
         end
 
       conn |> answer(answer) |> Plug.Conn.halt()

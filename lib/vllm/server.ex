@@ -18,15 +18,28 @@ defmodule VLLM.Server do
   slows down nobody else. guides/serving.md has the rest: what is served and what is not, keys, proxies,
   and Phoenix, where `VLLM.Plug` does the same in your own endpoint.
 
-  The server is `httpd` of OTP's own `:inets`; where releases are made, list it in `extra_applications`.
-  It speaks plain HTTP/1.1, for this machine or behind a proxy that has the certificates.
+  The server needs no package. It speaks plain HTTP/1.1, for this machine or behind a proxy that has the
+  certificates.
 
   ## Options
 
   #{VLLM.Options.docs(VLLM.Options.server())}
   """
 
+  use Supervisor
+
   alias VLLM.{Error, OpenAI, Options}
+  alias VLLM.Server.{Acceptor, Hosts}
+
+  # How long a client may be connected without a request, may take for each piece of one, and to read what
+  # waits for it, in ms.
+  @idle 150_000
+  @patience 60_000
+  @send_timeout 60_000
+
+  # How many clients may wait to be taken in, and how many be told that they are too many.
+  @backlog 1024
+  @turned_away 64
 
   @doc """
   The child spec for a supervision tree. Raises `VLLM.Error` for options that are wrong.
@@ -54,13 +67,41 @@ defmodule VLLM.Server do
   def start_link(options) do
     with {:ok, known} <- Options.only(options, Options.server()),
          {:ok, core} <- OpenAI.new(known, make_ref()),
-         :ok <- check_inets() do
-      case :inets.start(:httpd, config(known, core), :stand_alone) do
-        {:ok, pid} -> {:ok, pid}
-        {:error, _reason} -> {:error, not_started(known)}
-      end
+         {:ok, listening} <- listen(known),
+         {:ok, server} <- Supervisor.start_link(__MODULE__, {known, core, listening}) do
+      # It is closed with the server.
+      :ok = :gen_tcp.controlling_process(listening, server)
+      {:ok, server}
     end
   end
+
+  @impl Supervisor
+  def init({known, core, listening}) do
+    {:ok, address} = :inet.sockname(listening)
+
+    served = %{
+      core: core,
+      hosts: Hosts.new(known),
+      max_body_bytes: known.max_body_bytes,
+      idle: @idle,
+      patience: @patience
+    }
+
+    children = [
+      connections(:clients, known.max_connections),
+      connections(:turned_away, @turned_away),
+      %{
+        id: {Acceptor, address},
+        start: {Acceptor, :start_link, [self(), listening, served]},
+        shutdown: :brutal_kill
+      }
+    ]
+
+    Supervisor.init(children, strategy: :one_for_all)
+  end
+
+  defp connections(id, most),
+    do: Supervisor.child_spec({Task.Supervisor, max_children: most}, id: id)
 
   @doc """
   Where a server is to be reached, as the `base_url` of a client.
@@ -71,60 +112,46 @@ defmodule VLLM.Server do
   """
   @spec url(pid()) :: String.t()
   def url(server) do
-    [{{:httpd_instance_sup, ip, port, _profile}, _, _, _}] = Supervisor.which_children(server)
+    [{ip, port}] =
+      for {{Acceptor, address}, _, _, _} <- Supervisor.which_children(server), do: address
+
     host = :inet.ntoa(ip)
     host = if tuple_size(ip) == 8, do: "[#{host}]", else: host
     "http://#{host}:#{port}/v1"
   end
 
-  defp check_inets do
-    if Code.ensure_loaded?(:httpd) do
-      :ok
-    else
-      {:error,
-       Error.new(
-         :unsupported,
-         "VLLM.Server needs OTP's application `:inets`, which is not here. List it in " <>
-           "`extra_applications` of your mix.exs; on Debian the package is `erlang-inets`.",
-         %{}
-       )}
-    end
-  end
-
-  # What httpd wants of folders it gets: none of its own modules is used, which would read them.
-  defp config(options, core) do
-    [
-      port: options.port,
-      bind_address: options.ip,
-      ipfamily: if(tuple_size(options.ip) == 8, do: :inet6, else: :inet),
-      server_name: 'vllm',
-      server_root: :code.root_dir(),
-      document_root: :code.root_dir(),
-      server_tokens: :none,
-      modules: [VLLM.Server.Handler],
-      max_clients: options.max_connections,
-      # Smaller bodies come in one piece. Sizes are the handler's affair: httpd's own limit crashes it where
-      # it is met to the byte.
-      max_client_body_chunk: 65_536,
-      customize: VLLM.Server.Headers,
-      vllm: %{
-        core: core,
-        hosts: VLLM.Server.Hosts.new(options),
-        max_body_bytes: options.max_body_bytes
-      }
+  defp listen(options) do
+    socket_options = [
+      :binary,
+      if(tuple_size(options.ip) == 8, do: :inet6, else: :inet),
+      ip: options.ip,
+      active: false,
+      reuseaddr: true,
+      backlog: @backlog,
+      # What is written is sent, and a client that is gone without a word is noticed in the end.
+      nodelay: true,
+      keepalive: true,
+      send_timeout: @send_timeout,
+      send_timeout_close: true
     ]
+
+    with {:error, reason} <- :gen_tcp.listen(options.port, socket_options),
+         do: {:error, not_started(options, reason)}
   end
 
-  # Of all that may be the matter httpd tells only that it did not start.
-  defp not_started(options) do
+  defp not_started(options, reason) do
     address = options.ip |> :inet.ntoa() |> to_string()
 
     Error.new(
       :invalid_option,
-      "The server cannot listen on #{address}, port #{options.port}. Something else does, or the address " <>
-        "is none of this machine's, or the port is one that only root may take. Give it another `port:` or " <>
-        "`ip:`.",
+      "The server cannot listen on #{address}, port #{options.port}: #{:inet.format_error(reason)}. " <>
+        why(reason),
       %{"option" => "port"}
     )
   end
+
+  defp why(:eaddrinuse), do: "Something else does. Give it another `port:` or `ip:`."
+  defp why(:eaddrnotavail), do: "The machine has no such address. Give it another `ip:`."
+  defp why(:eacces), do: "Only root may take that port. Give it another `port:`."
+  defp why(_other), do: "Give it another `port:` or `ip:`."
 end

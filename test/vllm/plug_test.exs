@@ -164,6 +164,10 @@ defmodule VLLM.PlugTest do
       assert {conn.status, conn.halted} == {status, true}
       assert [text] = conn.sent
       assert text =~ ~s("code": "#{code}")
+
+      # Nobody reads it for a client without a key.
+      conn = through(llm, [path_info: ["completions"], body: body], api_keys: ["key"])
+      assert conn.status == 401
     end
   end
 

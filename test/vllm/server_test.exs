@@ -1,6 +1,7 @@
 defmodule VLLM.ServerTest do
   use ExUnit.Case, async: true
   doctest VLLM.Server, only: [child_spec: 1]
+  doctest VLLM.Server.Head
   doctest VLLM.Server.Hosts
 
   import VLLM.FakeEngine
@@ -45,9 +46,13 @@ defmodule VLLM.ServerTest do
   end
 
   # The processes of a server's connections.
-  defp connections(port) do
-    name = :httpd_util.make_name('httpd_connection_sup', {127, 0, 0, 1}, port)
-    for {_id, pid, _type, _modules} <- Supervisor.which_children(name), do: pid
+  defp connections do
+    {:ok, test} = ExUnit.fetch_test_supervisor()
+
+    for {{Server, _port}, server, _, _} <- Supervisor.which_children(test),
+        {:clients, clients, _, _} <- Supervisor.which_children(server),
+        pid <- Task.Supervisor.children(clients),
+        do: pid
   end
 
   # What has come when `ending` is there.
@@ -230,7 +235,7 @@ defmodule VLLM.ServerTest do
 
     assert port |> connect() |> post("answer:200:yes") |> read_until("yes")
     # That one is still open.
-    assert eventually(fn -> length(connections(port)) == 1 end)
+    assert eventually(fn -> length(connections()) == 1 end)
   end
 
   test "requests end with the server, and nothing of them is left" do
@@ -249,12 +254,12 @@ defmodule VLLM.ServerTest do
     refused = read_until(socket, "}\n}")
     assert "HTTP/1.1 413 " <> _ = refused
     assert refused =~ ~s("code": "body_too_large")
-    # It was read nevertheless.
-    assert socket |> post("answer:200:yes") |> read_until("yes")
+    assert {:error, :closed} = :gen_tcp.recv(socket, 0, 20_000)
     socket = connect(port)
     :ok = :gen_tcp.send(socket, "BREW /v1/models HTTP/1.1\r\nhost: localhost\r\n\r\n")
-    assert {:ok, "HTTP/1.1 501 " <> _} = :gen_tcp.recv(socket, 0, 20_000)
-    assert port |> connect() |> post("answer:200:yes") |> read_until("yes")
+    assert "HTTP/1.1 405 Method Not Allowed\r\n" <> refused = read_until(socket, "}\n}")
+    assert refused =~ ~s("code": "method_not_allowed")
+    assert socket |> post("answer:200:yes") |> read_until("yes")
   end
 
   for {what, options, length, status} <- [
@@ -269,22 +274,121 @@ defmodule VLLM.ServerTest do
       refused = read_until(socket, "}\n}")
       assert String.starts_with?(refused, "HTTP/1.1 #{unquote(status)} ")
       assert refused =~ "connection: close\r\n"
-      # What still comes is not kept, and then the connection ends.
+      # What still comes is not kept.
       :ok = :gen_tcp.send(socket, String.duplicate("x", rest - 1))
-      [connection] = connections(port)
+      [connection] = connections()
 
       {:binary, binaries} = Process.info(connection, :binary)
       assert binaries |> Enum.map(&elem(&1, 1)) |> Enum.sum() < 1_000_000
-      :ok = :gen_tcp.send(socket, "x")
-      assert {:error, :closed} = :gen_tcp.recv(socket, 0, 20_000)
-      assert eventually(fn -> connections(port) == [] end)
+      :ok = :gen_tcp.close(socket)
+      assert eventually(fn -> connections() == [] end)
     end
   end
 
-  test "a body whose length is not told is refused, since it has no limit" do
+  test "a body may come in chunks, and no more of them than a body may have" do
+    {_llm, port} = serve(max_body_bytes: 1000)
+    body = ~s({"model": "ready", "prompt": "answer:200:yes"})
+    socket = connect(port)
+
+    for size <- [1, 7, 1000] do
+      chunks =
+        for <<piece::binary-size(1) <- body>>, reduce: [""] do
+          [last | done] when byte_size(last) < size -> [last <> piece | done]
+          full -> [piece | full]
+        end
+
+      sent =
+        for chunk <- Enum.reverse(chunks),
+            do: [Integer.to_string(byte_size(chunk), 16), "; a=b\r\n", chunk, "\r\n"]
+
+      begin(socket, ["Transfer-Encoding: Chunked"], [sent, "0\r\ntrailer: x\r\n\r\n"])
+      assert read_until(socket, "yes")
+    end
+
+    for {chunks, status} <- [
+          {"3E9\r\n", 413},
+          {["1F4\r\n", String.duplicate("x", 500), "\r\n1F5\r\n"], 413},
+          {"FFFFFFFFFFFFFFFF\r\n", 400},
+          {"-1\r\n", 400},
+          {"2\r\nabc\r\n", 400},
+          {String.duplicate("1", 5000), 400},
+          {["0\r\n", String.duplicate("a: b\r\n", 2000)], 400}
+        ] do
+      socket = port |> connect() |> begin(["transfer-encoding: chunked"], chunks)
+      assert {chunks, "HTTP/1.1 #{status} "} == {chunks, socket |> read_until("}\n}") |> head()}
+    end
+  end
+
+  defp head(answer), do: binary_part(answer, 0, 13)
+
+  test "a head that two programs could read differently is refused, in OpenAI's shape" do
     {_llm, port} = serve()
-    socket = port |> connect() |> begin(["transfer-encoding: chunked"], "7FFFFFF\r\nxxx")
-    assert {:ok, "HTTP/1.1 501 " <> _} = :gen_tcp.recv(socket, 0, 20_000)
+    post = "POST /v1/completions HTTP/1.1\r\nhost: a\r\n"
+
+    for {sent, status, code} <- [
+          {"hello\r\n\r\n", 400, "malformed_request"},
+          {"GET /health HTTP/2.0\r\nhost: a\r\n\r\n", 400, "malformed_request"},
+          {"GET health HTTP/1.1\r\nhost: a\r\n\r\n", 400, "malformed_request"},
+          {"GET /health HTTP/1.1\r\n\r\n", 400, "malformed_request"},
+          {"GET /health HTTP/1.1\r\nhost: a\r\nhost: b\r\n\r\n", 400, "malformed_request"},
+          {"GET /health HTTP/1.1\r\nhost: a\r\n b\r\n\r\n", 400, "malformed_request"},
+          {"GET /health HTTP/1.1\r\nhost: a\r\nb : c\r\n\r\n", 400, "malformed_request"},
+          {"GET /health HTTP/1.1\r\nhost: a\r\nb: \0\r\n\r\n", 400, "malformed_request"},
+          {post <> "content-length: 1\r\ncontent-length: 2\r\n\r\n", 400, "malformed_request"},
+          {post <> "content-length: +1\r\n\r\n", 400, "malformed_request"},
+          {post <> "content-length: 5\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n", 400,
+           "malformed_request"},
+          {post <> "transfer-encoding: gzip, chunked\r\n\r\n", 400, "malformed_request"},
+          {"GET /#{String.duplicate("x", 40_000)} HTTP/1.1\r\nhost: a\r\n\r\n", 431,
+           "head_too_large"}
+        ] do
+      socket = connect(port)
+      :ok = :gen_tcp.send(socket, sent)
+      refused = read_until(socket, "}\n}")
+      assert {sent, "HTTP/1.1 #{status} "} == {sent, head(refused)}
+      assert refused =~ ~s("code": "#{code}")
+      assert {:error, :closed} = :gen_tcp.recv(socket, 0, 20_000)
+    end
+
+    # As a proxy is asked, with the empty line that some clients send after a body.
+    socket = connect(port)
+    sent = "\r\nGET http://localhost:1/health HTTP/1.1\r\nHOST:\tlocalhost \r\n\r\n"
+    :ok = :gen_tcp.send(socket, sent)
+    assert "HTTP/1.1 200 OK\r\n" <> _ = read_until(socket, "\r\n\r\nok\n")
+  end
+
+  test "requests that are sent before the answers are answered one after the other" do
+    {_llm, port} = serve()
+    socket = connect(port)
+    for word <- ["one", "two", "three"], do: post(socket, "answer:200:#{word}")
+
+    assert [_, "one" <> _, "two" <> _, "three"] =
+             socket |> read_until("three") |> String.split("\r\n\r\n")
+  end
+
+  test "a client that asks whether its body is wanted is told so, or why not" do
+    {_llm, port} = serve(api_keys: ["sk-secret"])
+    body = ~s({"model": "ready", "prompt": "answer:200:yes"})
+    headers = ["content-length: #{byte_size(body)}", "expect: 100-continue"]
+    key = "authorization: Bearer sk-secret"
+    socket = port |> connect() |> begin([key | headers])
+    assert read_until(socket, "HTTP/1.1 100 Continue\r\n\r\n")
+    :ok = :gen_tcp.send(socket, body)
+    assert read_until(socket, "yes")
+    assert "HTTP/1.1 401 " <> _ = port |> connect() |> begin(headers) |> read_until("}\n}")
+  end
+
+  test "one client more than may be connected is told so, until another has gone" do
+    {llm, port} = serve(max_connections: 2)
+    [one, _two] = for _ <- 1..2, do: port |> connect() |> post("hold")
+    await_held(llm, 2)
+    refused = port |> connect() |> post("answer:200:yes") |> read_until("}\n}")
+    assert "HTTP/1.1 503 Service Unavailable\r\n" <> _ = refused
+    assert refused =~ ~s("code": "overloaded")
+    assert refused =~ "retry-after: 1\r\n"
+    :ok = :gen_tcp.close(one)
+    assert eventually(fn -> length(connections()) == 1 end)
+    assert port |> connect() |> post("answer:200:yes") |> read_until("yes")
   end
 
   test "a body of several parts is what was sent, and takes little more memory than it has bytes" do
@@ -295,7 +399,7 @@ defmodule VLLM.ServerTest do
     post(socket, "hold:#{String.duplicate(text, 10)}")
     await_held(llm, 1)
 
-    for connection <- connections(port) do
+    for connection <- connections() do
       assert {:memory, bytes} = Process.info(connection, :memory)
       assert bytes < 1_000_000
     end
@@ -303,31 +407,46 @@ defmodule VLLM.ServerTest do
     :gen_tcp.close(socket)
   end
 
-  test "a body that does not come is not waited for" do
-    {_llm, port} = serve()
+  # What a connection that serves `core` answers to what is sent, with no patience for more.
+  defp answered(sent, core) do
+    served = %{core: core, hosts: :any, max_body_bytes: 100_000, idle: 50, patience: 50}
+    {:ok, listening} = :gen_tcp.listen(0, [:binary, active: false, ip: {127, 0, 0, 1}])
+    {:ok, port} = :inet.port(listening)
+    client = connect(port)
+    {:ok, socket} = :gen_tcp.accept(listening)
+    :ok = :gen_tcp.send(client, sent)
+    serve = fn -> receive(do: (:go -> VLLM.Server.Connection.serve(socket, served))) end
+    serving = Task.async(serve)
+    :ok = :gen_tcp.controlling_process(socket, serving.pid)
+    send(serving.pid, :go)
+    answer = :gen_tcp.recv(client, 0, 20_000)
+    :ok = :gen_tcp.close(client)
+    assert Task.await(serving, 20_000) == :ok
+    :ok = :gen_tcp.close(listening)
+    answer
+  end
 
-    timer = fn ->
-      with [connection] <- connections(port),
-           {:dictionary, entries} <- Process.info(connection, :dictionary),
-           timer when timer != nil <- entries[VLLM.Server.Headers],
-           do: {connection, timer}
+  test "what does not come is not waited for" do
+    core = core(models: [:none])
+    post = "POST /v1/completions HTTP/1.1\r\nhost: a\r\n"
+    assert {:error, :closed} = answered("", core)
+
+    for late <- [
+          "POST",
+          post <> "content-length: 100000\r\n\r\n",
+          post <> "content-length: 100000\r\n\r\nx",
+          post <> "content-length: 100000\r\n\r\n#{String.duplicate("x", 65_537)}",
+          post <> "transfer-encoding: chunked\r\n\r\n5\r\nx"
+        ] do
+      assert {:ok, "HTTP/1.1 408 Request Timeout\r\n" <> refused} = answered(late, core)
+      assert refused =~ ~s("code": "body_incomplete")
     end
+  end
 
-    # Whether it has begun or not, and one part more begins the time anew.
-    for body <- ["", "x", String.duplicate("x", 65_537)] do
-      socket = port |> connect() |> begin(["content-length: 100000"], body)
-      assert eventually(fn -> match?({_, _}, timer.()) end)
-      {connection, timer} = timer.()
-      assert Process.cancel_timer(timer) in 1..60_000
-      send(connection, :timeout)
-      assert {:ok, "HTTP/1.1 408 " <> _} = :gen_tcp.recv(socket, 0, 20_000)
-      assert eventually(fn -> connections(port) == [] end)
-    end
-
-    # Nor does it end a connection whose body has come.
-    socket = connect(port)
-    assert socket |> post("answer:200:yes") |> read_until("yes")
-    assert timer.() == nil
+  defp core(options) do
+    {:ok, known} = VLLM.Options.only(options, VLLM.Options.openai())
+    {:ok, core} = VLLM.OpenAI.new(known, make_ref())
+    core
   end
 
   test "the admin API is served beside it, with its errors and its events" do
@@ -382,7 +501,9 @@ defmodule VLLM.ServerTest do
     assert {:error, %Error{reason: :invalid_option} = error} =
              Server.start_link(models: [:a], port: port)
 
-    assert error.message =~ "cannot listen on 127.0.0.1, port #{port}. Something else does"
+    assert error.message =~
+             "cannot listen on 127.0.0.1, port #{port}: address already in use. Something"
+
     assert {:error, %Error{} = error} = Server.start_link(models: [:a], prt: 1)
     assert error.message =~ "Did you mean `port`?"
 
@@ -439,23 +560,18 @@ defmodule VLLM.ServerTest do
              port |> connect() |> post("answer:200:yes") |> read_until("}\n}")
   end
 
-  test "keys are in no log, not even where httpd has a fault" do
-    {_llm, port} = serve(api_keys: ["sk-secret"], max_body_bytes: 50)
+  test "a fault is answered as one, and tells the log where it was, but no key" do
+    core = %{core(models: [:none], api_keys: ["sk-secret"]) | models: [:wrong]}
+    head = "GET /v1/models HTTP/1.1\r\nhost: a\r\nauthorization: Bearer sk-secret\r\n\r\n"
 
     log =
       ExUnit.CaptureLog.capture_log(fn ->
-        # A length that httpd's own limit crashes at.
-        headers = ["content-length: 50", "authorization: Bearer sk-secret"]
-        expecting = port |> connect() |> begin(["expect: 100-continue" | headers])
-        assert {:ok, "HTTP/1.1 100 " <> _} = :gen_tcp.recv(expecting, 0, 20_000)
-        [connection] = connections(port)
-        monitor = Process.monitor(connection)
-        catch_exit(GenServer.call(connection, :unknown))
-        assert_receive {:DOWN, ^monitor, :process, _pid, {:call_api_violation, _, _}}, 20_000
+        assert {:ok, "HTTP/1.1 500 Internal Server Error\r\n" <> answer} = answered(head, core)
+        assert answer =~ ~s("code": "internal")
       end)
 
-    assert log =~ "call_api_violation"
-    assert log =~ "content-length"
+    assert log =~ "A request over HTTP has met a fault"
+    assert log =~ "lib/vllm/openai.ex"
     refute log =~ "sk-secret"
   end
 end

@@ -100,7 +100,28 @@ defmodule VLLM.OpenAI.Refusal do
 
   @spec no_body() :: t()
   def no_body,
-    do: new(408, "body_incomplete", "The body did not come in time. Send the request again.")
+    do: new(408, "body_incomplete", "The request did not come in time. Send it again.")
+
+  @spec malformed(String.t()) :: t()
+  def malformed(what),
+    do: new(400, "malformed_request", "The request is none of HTTP/1.1. " <> what)
+
+  @spec head_too_large(pos_integer()) :: t()
+  def head_too_large(limit) do
+    new(
+      431,
+      "head_too_large",
+      "The first line and the headers may have #{limit} bytes, and these have more."
+    )
+  end
+
+  @spec too_many_clients() :: t()
+  def too_many_clients do
+    later(
+      new(503, "overloaded", "As many clients are connected as may be. Try again later."),
+      nil
+    )
+  end
 
   @spec unnamed() :: t()
   def unnamed,
