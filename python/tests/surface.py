@@ -1,14 +1,15 @@
 """Says what the installed vLLM offers, and what the bridge takes of it.
 
-    python surface.py
+    python surface.py > ../../test/support/surface.tsv
 
 prints a line for each field of vLLM's classes of parameters and for each public member of its
 engines, `class<TAB>name`, and the same for what a request may say to the bridge, `bridge
-class<TAB>name`. The test that Elixir covers it reads them.
+class<TAB>name`. The test that Elixir covers it reads them; that the file is of the installed vLLM
+is tested here, where vLLM is imported anyhow.
 """
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import msgspec
@@ -28,17 +29,20 @@ def fields(parameters: type[Any]) -> list[str]:
     return [field.name for field in msgspec.structs.fields(parameters)]
 
 
-def show(owner: str, names: Iterable[str]) -> None:
-    for name in names:
-        if not name.startswith("_"):
-            print(f"{owner}\t{name}")
+def lines() -> Iterator[str]:
+    parameters = (SamplingParams, PoolingParams, StructuredOutputsParams, BeamSearchParams)
+    owners: dict[str, Iterable[str]] = {one.__name__: fields(one) for one in parameters}
+    owners |= {engine.__name__: dir(engine) for engine in (LLM, AsyncLLM)}
+    owners |= {
+        "bridge SamplingParams": SamplingParamsFactory({}).names,
+        "bridge PoolingParams": pooling_fields(),
+        "bridge BeamSearchParams": beam_search_fields(),
+    }
+    for owner, names in owners.items():
+        for name in sorted(names):
+            if not name.startswith("_"):
+                yield f"{owner}\t{name}"
 
 
 if __name__ == "__main__":
-    for parameters in (SamplingParams, PoolingParams, StructuredOutputsParams, BeamSearchParams):
-        show(parameters.__name__, fields(parameters))
-    for engine in (LLM, AsyncLLM):
-        show(engine.__name__, dir(engine))
-    show("bridge SamplingParams", SamplingParamsFactory({}).names)
-    show("bridge PoolingParams", pooling_fields())
-    show("bridge BeamSearchParams", beam_search_fields())
+    print(*lines(), sep="\n")

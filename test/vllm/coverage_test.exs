@@ -1,4 +1,4 @@
-defmodule VLLM.Real.CoverageTest do
+defmodule VLLM.CoverageTest do
   # All that the installed vLLM offers can be done from Elixir, or is listed here with the reason
   # why not. What a new vLLM adds, and what it takes away, fails until somebody has looked at it.
   use ExUnit.Case, async: true
@@ -135,18 +135,13 @@ defmodule VLLM.Real.CoverageTest do
     }
   }
 
+  # Written by python/tests/surface.py.
+  @surface Path.expand("../support/surface.tsv", __DIR__)
+
   setup_all do
-    python = Path.expand("../../python", __DIR__)
-
-    {output, status} =
-      System.cmd(VLLM.TestPython.executable!(), [Path.join(python, "tests/surface.py")],
-        env: [{"PYTHONPATH", python}, {"VLLM_LOGGING_STREAM", "ext://sys.stderr"}]
-      )
-
-    assert status == 0, output
-
     surface =
-      output
+      @surface
+      |> File.read!()
       |> String.split("\n", trim: true)
       |> Enum.map(&String.split(&1, "\t"))
       |> Enum.group_by(&hd/1, &List.last/1)
