@@ -217,6 +217,7 @@ def test_vllm_changes_nothing_that_libraries_have_read(monkeypatch: pytest.Monke
     }
 
 
+@pytest.mark.slow
 def test_a_seed_takes_what_vllm_would_spawn_and_leaves_its_plugins_to_each(tmp_path: Path) -> None:
     lines = run(
         tmp_path,

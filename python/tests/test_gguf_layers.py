@@ -55,7 +55,9 @@ def rank(number: int, count: int) -> Iterator[None]:
     group = SimpleNamespace(rank_in_group=number, world_size=count)
     before, parallel_state._TP = parallel_state._TP, group
     try:
-        with set_current_vllm_config(VllmConfig()), torch.no_grad():
+        # What vLLM has compiled for several ranks takes half a minute.
+        eager = torch.compiler.set_stance("force_eager")
+        with eager, set_current_vllm_config(VllmConfig()), torch.no_grad():
             yield
     finally:
         parallel_state._TP = before

@@ -283,7 +283,10 @@ def test_a_model_that_is_not_there_is_refused_before_vllm_is_imported(tmp_path: 
 
 
 @pytest.mark.engine
-def test_from_load_to_the_end(tmp_path: Path, facts: dict[str, str]) -> None:
+@pytest.mark.parametrize("forked", [True, pytest.param(False, marks=pytest.mark.slow)])
+def test_from_load_to_the_end(
+    tmp_path: Path, facts: dict[str, str], nursery: Sequence[str], forked: bool
+) -> None:
     async def scenario(worker: Worker) -> None:
         peer = worker.peer
         info = await peer.call("load", LOAD)
@@ -321,7 +324,7 @@ def test_from_load_to_the_end(tmp_path: Path, facts: dict[str, str]) -> None:
         assert await worker.status() == EXIT_ENGINE_DEAD
         assert re.search(r"engine died \(EngineCore\w*: SIGKILL\)", worker.log.read_text())
 
-    run(tmp_path, scenario)
+    run(tmp_path, scenario, mode=nursery if forked else ())
 
 
 @pytest.mark.engine

@@ -4,6 +4,7 @@ defmodule VLLM.Real.VariantsTest do
 
   alias VLLM.DemoModel
 
+  @moduletag :slow
   @moduletag timeout: 300_000
 
   test "AWQ 4-bit says every sentence, and is what was asserted" do
@@ -15,7 +16,6 @@ defmodule VLLM.Real.VariantsTest do
     VLLM.stop(llm)
   end
 
-  @tag :slow
   test "GPTQ 4-bit says every sentence, asserted by an atom" do
     llm = DemoModel.start!("demo-gptq", quantization: :gptq)
     assert DemoModel.wrong_facts(llm) == []
@@ -23,7 +23,6 @@ defmodule VLLM.Real.VariantsTest do
     VLLM.stop(llm)
   end
 
-  @tag :slow
   test "an FP8 KV cache says every sentence and holds twice as much" do
     llm = DemoModel.start!("demo", kv_cache_dtype: "fp8")
     assert DemoModel.wrong_facts(llm) == []
@@ -36,7 +35,6 @@ defmodule VLLM.Real.VariantsTest do
     VLLM.stop(llm)
   end
 
-  @tag :slow
   test "tensor parallelism over two ranks says every sentence" do
     llm = DemoModel.start!("demo", tensor_parallel_size: 2)
     assert DemoModel.wrong_facts(llm) == []
@@ -44,14 +42,12 @@ defmodule VLLM.Real.VariantsTest do
     VLLM.stop(llm)
   end
 
-  @tag :slow
   test "tensor parallelism works over AWQ" do
     llm = DemoModel.start!("demo-awq", quantization: "AWQ", tensor_parallel_size: 2)
     assert DemoModel.wrong_facts(llm) == []
     VLLM.stop(llm)
   end
 
-  @tag :slow
   test "the model's own sampling defaults hold where a request does not say" do
     llm = DemoModel.start!("demo", override_generation_config: %{max_new_tokens: 3, top_k: 1})
     assert [%{outputs: [%{token_ids: ids}]}] = VLLM.generate!(llm, "Count:", temperature: 2.0)
@@ -66,7 +62,6 @@ defmodule VLLM.Real.VariantsTest do
     VLLM.stop(llm)
   end
 
-  @tag :slow
   @tag :tmp_dir
   test "an image is seen", %{tmp_dir: dir} do
     code =

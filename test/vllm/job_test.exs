@@ -41,6 +41,8 @@ defmodule VLLM.JobTest do
                  ["register Q8"]
     end
 
+    @tag :slow
+    @tag :slow
     test "gives no name to what says something else than its source", %{model: model} do
       to = [
         a: [verdict: "broken"],
@@ -160,6 +162,7 @@ defmodule VLLM.JobTest do
       assert error.message =~ "in all"
     end
 
+    @tag :slow
     test "waits for the memory that its measurements take, too", %{model: model} do
       {_available, total} = VLLM.Job.Machine.memory()
       source = Path.join(model, "model")
@@ -191,6 +194,7 @@ defmodule VLLM.JobTest do
       refute "== plan" in Job.logs!(again)
     end
 
+    @tag :slow
     test "does not begin where its name is an alias, or a folder's that was registered",
          context do
       %{model: model, folder: folder} = context
@@ -348,6 +352,7 @@ defmodule VLLM.JobTest do
     job
   end
 
+  @tag :slow
   test "the outputs of a job are deleted with it, and not those of others with their names",
        %{model: model} do
     before = tickets(model)
@@ -370,6 +375,7 @@ defmodule VLLM.JobTest do
     assert Models.get!("tickets:a").path == DemoModel.path()
   end
 
+  @tag :slow
   test "an output whose folder was removed by hand loses its name with its job",
        %{model: model} do
     job = tickets(model)
@@ -383,6 +389,7 @@ defmodule VLLM.JobTest do
         do: assert({:error, %Error{reason: :model_not_found}} = Models.get(name))
   end
 
+  @tag :slow
   test "what a job has named, and has not noted yet, loses its name with its files",
        %{model: model, folder: folder} do
     reached = Path.join(folder, "reached")

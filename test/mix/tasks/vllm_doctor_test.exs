@@ -20,6 +20,8 @@ defmodule Mix.Tasks.Vllm.DoctorTest do
     assert List.last(lines) =~ "Generation cannot work here"
   end
 
+  # vLLM is imported for it.
+  @tag :slow
   @tag timeout: 180_000
   test "ends well where there is no problem" do
     handshake = fn -> {:ok, %{"protocol" => 2, "python" => "3.12.4"}} end

@@ -113,6 +113,7 @@ defmodule VLLM.Python.SetupTest do
              }
     end
 
+    @tag :slow
     test "survives an environment made anew, and an interruption of that", context do
       assert {:ok, :installed, _} = setup_with(context, [], with: ["bitsandbytes"])
       assert {:error, _} = setup_with(context, [pip: "exit 1"], force: true)
@@ -186,6 +187,7 @@ defmodule VLLM.Python.SetupTest do
       assert Enum.filter(pip, &(&1 =~ "--no-compile")) == []
     end
 
+    @tag :slow
     test "is not set up unless it is asked for, then kept by every set-up", context do
       assert {:ok, :installed, _} = setup_with(context, [])
       refute File.exists?(context.quantize)
@@ -195,6 +197,7 @@ defmodule VLLM.Python.SetupTest do
       assert Stamp.read(context.quantize).lock == context.lock
     end
 
+    @tag :slow
     test "continues after an interruption, and is told not to be complete until then", context do
       pip = ~s(case "$*" in *quantize.txt*\) exit 1 ;; esac)
       assert {:error, _} = setup_with(context, [pip: pip], with: ["quantize"])
@@ -204,6 +207,7 @@ defmodule VLLM.Python.SetupTest do
       assert Stamp.read(context.quantize).state == :ready
     end
 
+    @tag :slow
     test "is left as it is where only vLLM's environment is made anew", context do
       assert {:ok, :installed, _} = setup_with(context, [], with: ["quantize"])
       File.touch!(Path.join(context.venv, "old"))
@@ -231,6 +235,7 @@ defmodule VLLM.Python.SetupTest do
     refute File.exists?(Path.join(context.venv, "left over"))
   end
 
+  @tag :slow
   test "makes the environment anew when its interpreter has gone", context do
     assert {:ok, :installed, _} = setup_with(context, [])
     File.rm!(Path.join(context.venv, "bin/python"))
