@@ -20,15 +20,14 @@ Over HTTP the prompt is the one in the body: `answer:STATUS:TEXT`, or `head:STAT
 and `end` for an answer that comes bit by bit; `asked` (answer with the params of the request, as Python writes them).
 """
 
-import json
 import os
 import signal
-import socket
 import struct
 import sys
 import threading
 import time
 
+# Hundreds are started, so what few of them need is imported there.
 # Isolated, so that the folder of the program is not among those with modules.
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 
@@ -107,6 +106,8 @@ def litter() -> None:
     for path in (f"{folder}/file", f"/dev/shm/psm_{os.getpid()}_{os.urandom(4).hex()}"):
         with open(path, "wb") as file:
             file.write(b"left behind")
+    import socket
+
     socket.socket(socket.AF_UNIX).bind(f"{folder}/socket")
 
 
@@ -256,6 +257,8 @@ def load(model: str, request: int) -> None:
 
 
 def rank(model: str, options: dict[str, object], request: int) -> None:
+    import json
+
     checkpoint = os.environ.get("FAKE_CHECKPOINT", "fake")
     send([2, "progress", {"id": request, "phase": "engine", "checkpoint": checkpoint}])
     _, _, steps = model.partition(";rank;")
@@ -303,6 +306,8 @@ def main() -> None:
             case [0, request, "reset_prefix_cache", _]:
                 send([1, request, None, None])
             case [0, request, "http_request", given]:
+                import json
+
                 params = given
                 generate(json.loads(given["body"])["prompt"], request)
             case [0, request, "metric_families", _]:
