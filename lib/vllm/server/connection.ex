@@ -106,7 +106,7 @@ defmodule VLLM.Server.Connection do
   # A client may ask whether it is worth sending the body.
   defp go_on(client, head) do
     if client.chunks? and Head.says?(head, "expect", "100-continue"),
-      do: :gen_tcp.send(client.socket, "HTTP/1.1 100 Continue\r\n\r\n"),
+      do: Response.go_on(client),
       else: :ok
   end
 

@@ -52,6 +52,13 @@ defmodule VLLM.Server.Response do
     }
   end
 
+  @doc "Tells the client that its body is wanted."
+  @spec go_on(client()) :: :ok | {:error, :closed}
+  def go_on(client) do
+    with {:error, _reason} <- :gen_tcp.send(client.socket, "HTTP/1.1 100 Continue\r\n\r\n"),
+         do: {:error, :closed}
+  end
+
   @doc "Sends an answer. It is `:broken` where the client did not take it, or it did not come to its end."
   @spec send(client(), VLLM.OpenAI.answer()) :: :whole | :broken
   def send(client, {status, headers, body}) when is_binary(body) do
