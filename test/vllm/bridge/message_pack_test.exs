@@ -16,6 +16,9 @@ defmodule VLLM.Bridge.MessagePackTest do
     IO.iodata_to_binary(iodata)
   end
 
+  defp parts([head | tail]), do: parts(head) ++ parts(tail)
+  defp parts(part), do: [part]
+
   defp text(length), do: String.duplicate("x", length)
   defp list(length), do: List.duplicate(nil, length)
   defp nils(length), do: :binary.copy(<<0xC0>>, length)
@@ -266,16 +269,20 @@ defmodule VLLM.Bridge.MessagePackTest do
       end
     end
 
-    test "keeps binaries over 1 KiB as parts of their own" do
-      assert MessagePack.encode(text(1024)) == {:ok, <<0xDA, 1024::16, text(1024)::binary>>}
-
+    test "does not copy what is long" do
       long = text(1025)
-      assert MessagePack.encode(long) == {:ok, [<<0xDA, 1025::16>>, long, <<>>]}
+      {:ok, iodata} = MessagePack.encode([1, MessagePack.bin([long, [?y]]), 2, long, 3])
 
-      data = [long, [?y]]
+      assert iodata |> parts() |> Enum.count(&:erts_debug.same(&1, long)) == 2
 
-      assert MessagePack.encode([1, MessagePack.bin(data), 2, long, 3]) ==
-               {:ok, [<<0x95, 1, 0xC5, 1026::16>>, data, <<2, 0xDA, 1025::16>>, long, <<3>>]}
+      assert IO.iodata_to_binary(iodata) ==
+               <<0x95, 1, 0xC5, 1026::16, long::binary, ?y, 2, 0xDA, 1025::16, long::binary, 3>>
+    end
+
+    test "makes iodata of a byte alone, too" do
+      for {term, byte} <- [{7, 7}, {-32, 0xE0}, {nil, 0xC0}, {[], 0x90}] do
+        assert encode(term) == <<byte>>
+      end
     end
 
     test "takes iodata as raw bytes" do
@@ -353,7 +360,7 @@ defmodule VLLM.Bridge.MessagePackTest do
       [_ | rest] = data
       almost = [:binary.copy(<<0>>, 1_048_575) | rest]
 
-      assert {:ok, [<<0xC6, 0xFFFFFFFF::32>>, ^almost, <<>>]} =
+      assert {:ok, [[<<0xC6, 0xFFFFFFFF::32>> | ^almost]]} =
                MessagePack.encode(MessagePack.bin(almost))
     end
 
