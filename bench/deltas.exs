@@ -1,8 +1,10 @@
 # What a delta costs on its way: CPU microseconds on the BEAM and in the worker's Python.
 #
-#     MIX_ENV=prod elixir --erl "+sbwt none +sbwtdcpu none +sbwtdio none" -S mix run bench/deltas.exs [firehose|paced|engine]
+#     MIX_ENV=prod elixir --erl "+sbwt none +sbwtdcpu none +sbwtdio none" -S mix run bench/deltas.exs \
+#       [firehose|forwarded|paced|engine]
 #
-# `firehose` streams from a worker whose engine computes nothing (bench/bridge/worker.py). `paced`
+# `firehose` streams from a worker whose engine computes nothing (bench/bridge/worker.py), `forwarded` has its
+# deltas sent to each reader (`VLLM.stream_to`). `paced`
 # has a step of it each 10 ms, so that every delta wakes a process that has slept; beside it is what
 # such a message alone costs, from one process of the BEAM to as many others (`floor`). `engine`
 # streams from the demo model, and beside it, in turns, AsyncLLM's deltas are read in its own
@@ -24,17 +26,18 @@ defmodule Bench.Deltas do
   @options [enforce_eager: true, kv_cache_memory_bytes: 268_435_456, max_model_len: 1024]
   @prompt "The capital of France is"
 
-  def run([]), do: run(["firehose", "paced", "engine"])
+  def run([]), do: run(["firehose", "forwarded", "paced", "engine"])
   def run(parts), do: for(part <- parts, do: run_one(part))
 
   # A step takes as long as one of the demo model's with 256 streams.
   defp run_one("paced") do
     System.put_env("EX_VLLM_BENCH_STEP", "0.01")
-    without_engine("paced", 100, fn streams -> [floor(streams, 100)] end)
+    without_engine("paced", fn _streams -> 200 end, fn streams -> [floor(streams, 200)] end)
     System.delete_env("EX_VLLM_BENCH_STEP")
   end
 
-  defp run_one("firehose"), do: without_engine("firehose", 500, fn _streams -> [] end)
+  defp run_one(name) when name in ["firehose", "forwarded"],
+    do: without_engine(name, &max(div(100_000, &1), 500), fn _streams -> [] end)
 
   defp run_one("engine") do
     llm = VLLM.llm!(@model, [nursery: false] ++ @options)
@@ -48,7 +51,7 @@ defmodule Bench.Deltas do
 
       figures =
         for _ <- 0..@rounds do
-          one = ours(llm, worker, streams, tokens)
+          one = ours(fn -> count(llm, tokens) end, worker, streams)
           before = Processes.cpu_seconds([Beside.pid(beside)])
           other = Beside.ask(beside, "stream", streams, 1, tokens, @prompt)
           cpu = Processes.cpu_seconds([Beside.pid(beside)]) - before
@@ -65,6 +68,7 @@ defmodule Bench.Deltas do
   end
 
   defp without_engine(name, steps, beside) do
+    read = if name == "forwarded", do: &forwarded/2, else: &count/2
     {:ok, python} = VLLM.Python.executable()
     System.put_env("EX_VLLM_BENCH_PYTHON", python)
     program = Path.expand("bridge/python", __DIR__)
@@ -77,11 +81,11 @@ defmodule Bench.Deltas do
     )
 
     for streams <- @streams do
-      tokens = max(div(200 * steps, streams), steps)
+      tokens = steps.(streams)
 
       figures =
         for _ <- 0..@rounds do
-          one = ours(llm, worker, streams, tokens)
+          one = ours(fn -> read.(llm, tokens) end, worker, streams)
 
           [
             per(one.beam, one.deltas),
@@ -131,7 +135,7 @@ defmodule Bench.Deltas do
     receive do: ({^inbox, _ref, _message} -> receive_all_of(inbox, messages - 1))
   end
 
-  defp ours(llm, worker, streams, tokens) do
+  defp ours(read, worker, streams) do
     [python, beam, start] = [
       Processes.cpu_seconds([worker]),
       Processes.own_cpu_seconds(),
@@ -140,7 +144,7 @@ defmodule Bench.Deltas do
 
     deltas =
       1..streams
-      |> Enum.map(fn _ -> Task.async(fn -> count(llm, tokens) end) end)
+      |> Enum.map(fn _ -> Task.async(read) end)
       |> Task.await_many(:infinity)
       |> Enum.sum()
 
@@ -156,9 +160,21 @@ defmodule Bench.Deltas do
   end
 
   defp count(llm, tokens) do
-    options = [temperature: 0.0, max_tokens: tokens, ignore_eos: true]
-    Enum.reduce(VLLM.stream!(llm, @prompt, options), 0, fn %VLLM.Delta{}, count -> count + 1 end)
+    stream = VLLM.stream!(llm, @prompt, options(tokens))
+    Enum.reduce(stream, 0, fn %VLLM.Delta{}, count -> count + 1 end)
   end
+
+  defp forwarded(llm, tokens),
+    do: receive_deltas(VLLM.stream_to(llm, @prompt, self(), options(tokens)), 0)
+
+  defp receive_deltas(ref, count) do
+    receive do
+      {:vllm, ^ref, %VLLM.Delta{}} -> receive_deltas(ref, count + 1)
+      {:vllm, ^ref, {:done, _output}} -> count
+    end
+  end
+
+  defp options(tokens), do: [temperature: 0.0, max_tokens: tokens, ignore_eos: true]
 
   defp per(seconds, deltas), do: 1.0e6 * seconds / deltas
 

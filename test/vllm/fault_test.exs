@@ -562,6 +562,20 @@ defmodule VLLM.FaultTest do
       assert_receive {:vllm, ^ref, {:done, _}}
     end
 
+    test "to a process that does not read give it 64 messages, and the rest as it reads" do
+      llm = start!()
+      pieces = Enum.map(1..100, &to_string/1)
+      ref = VLLM.stream_to(llm, "packed:#{Enum.join(pieces, ",")};reply:done")
+      unread = fn -> self() |> Process.info(:message_queue_len) |> elem(1) end
+      assert eventually(fn -> unread.() == 64 end)
+      # All has come by then, and waits.
+      await_held(llm, 0)
+      assert unread.() == 64
+
+      for piece <- pieces, do: assert_receive({:vllm, ^ref, %VLLM.Delta{text: ^piece}})
+      assert_receive {:vllm, ^ref, {:done, _}}
+    end
+
     test "to a process that is busy until the deadline give it all that has come, and the end" do
       llm = VLLM.Test.start!(script: %{"whole" => "ab", "begun" => {:deltas, ["a", :hang]}})
       for n <- 1..100, do: send(self(), {:busy, n})

@@ -84,8 +84,10 @@ defmodule VLLM.Streaming.Forwarder do
       # Messages of the stream that are held back from a busy receiver.
       held: :queue.new(),
       looking?: false,
-      # Whether the receiver has been sent a delta.
+      # Whether the receiver has been sent a delta, and how many more it may be sent before it is
+      # looked at again. While there is room, nothing is held.
       begun?: false,
+      room: 0,
       timer: nil
     }
 
@@ -115,6 +117,17 @@ defmodule VLLM.Streaming.Forwarder do
   end
 
   def handle_info(:look_again, state), do: drain(%{state | looking?: false})
+
+  # What `drain/1` would do, without the queue.
+  def handle_info(
+        {inbox, ref, {:delta, _text, _token_ids} = delta},
+        %{inbox: inbox, room: room, gauge: nil} = state
+      )
+      when room > 0 do
+    {{:delta, delta}, reader} = Reader.handle(state.reader, {ref, delta})
+    send(state.pid, {:vllm, state.ref, delta})
+    {:noreply, wait(%{state | reader: reader, room: room - 1})}
+  end
 
   def handle_info(message, %{inbox: inbox} = state) when elem(message, 0) == inbox do
     drain(%{state | held: :queue.in(Inbox.read(message), state.held)})
@@ -153,25 +166,27 @@ defmodule VLLM.Streaming.Forwarder do
   # Forwards what is held, as far as the receiver keeps up. How long it takes is
   # its own affair, until the deadline: then it gets all that has come in time.
   defp drain(state) do
-    cond do
-      :queue.is_empty(state.held) ->
-        {:noreply, wait(state)}
+    if :queue.is_empty(state.held), do: {:noreply, wait(state)}, else: drain_held(look(state))
+  end
 
-      hold_back?(state) ->
-        {:noreply, look_again(state)}
-
-      true ->
-        {{:value, message}, held} = :queue.out(state.held)
-        {event, reader} = Reader.handle(state.reader, message)
-        forward(event, %{state | held: held, reader: reader})
+  defp drain_held(state) do
+    if hold_back?(state) do
+      {:noreply, look_again(state)}
+    else
+      {{:value, message}, held} = :queue.out(state.held)
+      {event, reader} = Reader.handle(state.reader, message)
+      forward(event, %{state | held: held, reader: reader})
     end
   end
+
+  defp look(%{room: 0, begun?: true} = state), do: %{state | room: room(state)}
+  defp look(state), do: state
 
   # A turn is for the request and not for the receiver, and others wait for it. That
   # a stream has begun is told at once: a receiver of several that waits for each to
   # begin would wait for ever behind what the first has sent it meanwhile.
   defp hold_back?(%{reader: reader} = state) do
-    state.begun? and busy?(state) and not Reader.waits_for_turn?(reader) and
+    state.begun? and state.room == 0 and not Reader.waits_for_turn?(reader) and
       not Deadline.passed?(reader.call.deadline)
   end
 
@@ -189,7 +204,8 @@ defmodule VLLM.Streaming.Forwarder do
 
   defp forward({:delta, delta}, state) do
     send(state.pid, {:vllm, state.ref, delta})
-    drain(%{state | begun?: true, gauge: state.gauge && Remote.Gauge.sent(state.gauge)})
+    gauge = state.gauge && Remote.Gauge.sent(state.gauge)
+    drain(%{state | begun?: true, room: max(state.room - 1, 0), gauge: gauge})
   end
 
   defp forward(last, state) do
@@ -197,8 +213,8 @@ defmodule VLLM.Streaming.Forwarder do
     {:stop, :normal, state}
   end
 
-  defp busy?(%{gauge: nil, pid: pid}), do: Mailbox.busy?(pid)
-  defp busy?(%{gauge: gauge}), do: Remote.Gauge.full?(gauge)
+  defp room(%{gauge: nil, pid: pid}), do: Mailbox.room(pid)
+  defp room(%{gauge: gauge}), do: if(Remote.Gauge.full?(gauge), do: 0, else: 1)
 
   # Restarts the timer for the reader's patience. Without an inter-token timeout
   # only the deadline counts, and one timer is enough.

@@ -17,10 +17,18 @@ defmodule VLLM.Streaming.Mailbox do
 
   @doc "Whether a process of this node is; one that has ended is not."
   @spec busy?(pid()) :: boolean()
-  def busy?(pid) do
+  def busy?(pid), do: room(pid) == 0
+
+  @doc """
+  How many messages such a process may be sent before it is to be looked at again, which costs as much as
+  a message: none while it is busy, and few enough that several streams overfill it little.
+  """
+  @spec room(pid()) :: non_neg_integer()
+  def room(pid) do
     case Process.info(pid, :message_queue_len) do
-      {:message_queue_len, length} -> length >= @busy
-      nil -> false
+      {:message_queue_len, length} when length >= @busy -> 0
+      {:message_queue_len, length} -> max(div(@busy - length, 8), 1)
+      nil -> 1
     end
   end
 end

@@ -91,6 +91,10 @@ defmodule VLLM.Streaming.Reader do
 
   @doc "The event that has come with a message to the inbox; `:none` where it is for nobody outside."
   @spec handle(t(), Inbox.message()) :: {event() | :none, t()}
+  # See `next/1`.
+  def handle(%{begun?: true} = reader, {_ref, {:delta, text, token_ids}}),
+    do: {{:delta, Delta.of_text(text, token_ids)}, acknowledge(reader)}
+
   def handle(reader, message) do
     case reader.via.handle(reader.source, message) do
       {@stream, event, source} -> read(event, %{reader | source: source})
