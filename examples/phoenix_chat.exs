@@ -94,6 +94,7 @@ defmodule Chat.Layout do
         <meta name="viewport" content="width=device-width, initial-scale=1" />
         <meta name="csrf-token" content={Plug.CSRFProtection.get_csrf_token()} />
         <title>Chat</title>
+        <link rel="icon" href="data:," />
         <style>
           body { font: 1rem/1.5 system-ui, sans-serif; max-width: 40rem; margin: 2rem auto; padding: 0 1rem }
           article { white-space: pre-wrap; margin: .5rem 0; padding: .5rem .75rem; border-radius: .5rem }

@@ -46,7 +46,11 @@ if Code.ensure_loaded?(Phoenix.LiveDashboard.PageBuilder) do
     @doc false
     def rows(%{search: search, sort_by: field, sort_dir: direction, limit: limit}, node) do
       rows = :erpc.call(node, Engines, :rows, [@timeout])
-      found = Enum.filter(rows, &("#{&1.engine} #{&1.model} #{&1.state}" =~ (search || "")))
+      search = String.downcase(search || "")
+
+      found =
+        Enum.filter(rows, &(String.downcase("#{&1.engine} #{&1.model} #{&1.state}") =~ search))
+
       {found |> Enum.sort_by(& &1[field], direction) |> Enum.take(limit), length(found)}
     end
   end

@@ -48,7 +48,7 @@ defmodule VLLM.LiveDashboardTest do
     assert %{deaths: 0, restarts: 0, running: 0, waiting: 0} = other
 
     assert {[%{engine: "VLLM.LiveDashboardTest.A"}], 2} =
-             rows(%{search: "LiveDashboardTest", sort_by: :deaths, sort_dir: :desc, limit: 1})
+             rows(%{search: "livedashboardtest", sort_by: :deaths, sort_dir: :desc, limit: 1})
 
     assert {[], 0} = rows(%{search: "no such engine"})
 
