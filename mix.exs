@@ -61,6 +61,7 @@ defmodule VLLM.MixProject do
         "README.md" | Enum.flat_map(pages(), fn {_group, paths} -> Enum.map(paths, &page/1) end)
       ],
       groups_for_extras: pages(),
+      skip_undefined_reference_warnings_on: named(),
       groups_for_modules: modules()
     ]
   end
@@ -77,9 +78,15 @@ defmodule VLLM.MixProject do
         ~w(guides/hub.md guides/models.md guides/choosing.md guides/sizing.md guides/quantization.md) ++
           ~w(guides/quantizing.md guides/finetuning.md guides/benchmarking.md),
       "The library":
-        ~w(guides/architecture.md guides/protocol.md bench/README.md scripts/demo_model/README.md) ++
-          ~w(CHANGELOG.md LICENSE)
+        ~w(guides/architecture.md guides/protocol.md bench/README.md bench/vllm_versions.md) ++
+          ~w(scripts/demo_model/README.md CHANGELOG.md LICENSE)
     ]
+  end
+
+  # Pages that name what has none: modules that are hidden, functions of another library, files that are no page.
+  defp named do
+    ~w(guides/architecture.md guides/protocol.md guides/clusters.md guides/scaling.md guides/migrating.md) ++
+      ~w(guides/deploying.md)
   end
 
   # Of several pages of one name.

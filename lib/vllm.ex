@@ -64,9 +64,9 @@ defmodule VLLM do
     BeamSearchOutput,
     BeamSearchParams,
     Chat,
+    ChatMessage,
     Classification,
     Completions,
-    Conversation,
     Embedding,
     Error,
     LLM,
@@ -114,13 +114,24 @@ defmodule VLLM do
   `%{type: "image_url", image_url: %{url: url}}`. In a prompt, what cannot be read is `:invalid_prompt`,
   and an image for a model that takes none `:unsupported`.
   """
-  @type prompt :: Prompt.t()
+  @type prompt ::
+          String.t()
+          | %{prompt_token_ids: [non_neg_integer()]}
+          | %{prompt_embeds: binary(), shape: {pos_integer(), pos_integer()}}
+          | %{prompt: String.t(), multi_modal_data: %{image: image() | [image()]}}
+          | %{
+              prompt_token_ids: [non_neg_integer()],
+              multi_modal_data: %{image: image() | [image()]}
+            }
+
+  @typedoc "An image of a prompt, see `t:prompt/0`."
+  @type image :: {:file, Path.t()} | {:binary, binary()} | {:url, String.t()}
 
   @typedoc """
   A conversation: messages as maps or keyword lists in the shape of OpenAI's chat API, such as
   `[%{role: "user", content: "Hello!"}]`, and `VLLM.ChatMessage`s.
   """
-  @type conversation :: Conversation.t()
+  @type conversation :: [ChatMessage.t() | keyword() | %{optional(atom() | String.t()) => term()}]
 
   @doc """
   Starts an engine for `model`, a folder, a GGUF file, a name of `VLLM.Models` (`"llama:Q4_K_M"`) or a
@@ -208,6 +219,8 @@ defmodule VLLM do
 
   #{Options.docs(Options.drain())}
 
+  For example:
+
       :ok = VLLM.scale(llm, 2)
   """
   @spec scale(engine(), pos_integer(), keyword() | map()) :: :ok | {:error, Error.t()}
@@ -224,6 +237,8 @@ defmodule VLLM do
   The other replicas serve on. Where there is none, calls end with `:not_running`.
 
   #{Options.docs(Options.drain())}
+
+  For example:
 
       :ok = VLLM.drain(llm, 2)
   """
@@ -242,6 +257,8 @@ defmodule VLLM do
   one after another; calls wait where there is no other.
 
   #{Options.docs(Options.drain())}
+
+  For example:
 
       :ok = VLLM.restart(llm)
       :ok = VLLM.restart(llm, 2, timeout: 60_000)
@@ -266,6 +283,8 @@ defmodule VLLM do
   restarts it.
 
   #{Options.docs(Options.drain())}
+
+  For example:
 
       :ok = VLLM.reload(llm, max_model_len: 8192)
       :ok = VLLM.reload(llm, [model: "/models/llama-2"], timeout: 60_000)
@@ -497,6 +516,8 @@ defmodule VLLM do
   from the start of the enumeration to the end of the stream. One option more:
 
   #{Options.docs(Options.stream())}
+
+  For example:
 
       llm
       |> VLLM.stream("Count:", max_tokens: 200)
@@ -994,6 +1015,8 @@ defmodule VLLM do
 
   #{Options.docs(Options.tokenize())}
 
+  For example:
+
       {:ok, ids} = VLLM.tokenize(llm, "The capital of France is")
   """
   @spec tokenize(engine(), String.t() | [String.t()], keyword() | map()) ::
@@ -1009,6 +1032,8 @@ defmodule VLLM do
   The text that token ids stand for.
 
   #{Options.docs(Options.detokenize())}
+
+  For example:
 
       {:ok, ids} = VLLM.tokenize(llm, "The capital of France is")
       {:ok, "The capital of France is"} = VLLM.detokenize(llm, ids)
@@ -1107,6 +1132,8 @@ defmodule VLLM do
   Requests in flight end with `:aborted`, and what there is of them in `details["outputs"]`.
 
   #{Options.docs(Options.sleep())}
+
+  For example:
 
       :ok = VLLM.sleep(llm, level: 2)
   """

@@ -47,6 +47,23 @@ defmodule VLLM.DocsTest do
     assert names == Enum.uniq(names)
   end
 
+  test "examples are no part of a list that is before them" do
+    {:ok, modules} = :application.get_key(:ex_vllm, :modules)
+
+    docs =
+      for module <- modules,
+          {:docs_v1, _, _, _, of_module, _, functions} <- [Code.fetch_docs(module)],
+          {name, %{"en" => doc}} <- [
+            {"", of_module} | for({n, _, _, doc, _} <- functions, do: {n, doc})
+          ],
+          do: {module, name, doc}
+
+    assert length(docs) > 200
+    # Markdown takes what is indented after a list for its last item's.
+    in_list = ~r/^ {0,3}[*-] .*\n(?: +\S.*\n)*\n {4}\S/m
+    assert for({module, name, doc} <- docs, doc =~ in_list, do: {module, name}) == []
+  end
+
   test "the examples of engines that change, sleep and end run" do
     DocExamples.run(:scripted, VLLM.Test.start!(script: "", enable_sleep_mode: true))
   end

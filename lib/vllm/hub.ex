@@ -63,6 +63,8 @@ defmodule VLLM.Hub do
 
   #{Options.docs(Options.cached())}
 
+  For example:
+
       {:ok, models} = VLLM.Hub.list()
   """
   @spec list(keyword() | map()) :: {:ok, [Model.t()]} | {:error, Error.t()}
@@ -83,6 +85,8 @@ defmodule VLLM.Hub do
 
   #{Options.docs(Options.delete())}
 
+  For example:
+
       {:ok, _bytes} = VLLM.Hub.delete("Qwen/Qwen2.5-0.5B-Instruct")
   """
   @spec delete(String.t(), keyword() | map()) :: {:ok, non_neg_integer()} | {:error, Error.t()}
@@ -102,6 +106,8 @@ defmodule VLLM.Hub do
   `author:`; those first that are downloaded most.
 
   #{Options.docs(Options.search())}
+
+  For example:
 
       {:ok, [%VLLM.Hub.Found{} | _]} = VLLM.Hub.search("qwen2.5 awq", limit: 5)
   """

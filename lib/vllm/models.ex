@@ -42,6 +42,8 @@ defmodule VLLM.Models do
 
   #{Options.docs(Options.cached())}
 
+  For example:
+
       {:ok, models} = VLLM.Models.list()
       for model <- models, model.kind == :model, do: {model.name, model.size}
   """
@@ -76,6 +78,8 @@ defmodule VLLM.Models do
 
   #{Options.docs(Options.cached())}
 
+  For example:
+
       {:ok, model} = VLLM.Models.get("llama:Q4_K_M")
       model.quality["perplexity"]
   """
@@ -99,6 +103,8 @@ defmodule VLLM.Models do
   has is refused, too (`:name_taken`), unless `replace: true` is given.
 
   #{Options.docs(Options.register())}
+
+  For example:
 
       {:ok, model} = VLLM.Models.register("/models/mistral-awq", "mistral")
       {:ok, _model} = VLLM.Models.register("/adapters/sql", "sql")
@@ -128,6 +134,8 @@ defmodule VLLM.Models do
 
   #{Options.docs(Options.alias())}
 
+  For example:
+
       :ok = VLLM.Models.alias("llama:Q4_K_M", "prod")
       :ok = VLLM.Models.alias("llama:Q8_0", "prod", replace: true)
   """
@@ -156,6 +164,8 @@ defmodule VLLM.Models do
   them. An adapter may be deleted at any time; requests that name it are refused from then on.
 
   #{Options.docs(Options.unregister())}
+
+  For example:
 
       {:ok, _bytes} = VLLM.Models.delete("llama:Q8_0")
   """

@@ -4,8 +4,7 @@ defmodule VLLM.Conversation do
 
   alias VLLM.{ChatMessage, Error, Params, Secrets, Wire}
 
-  @type message :: ChatMessage.t() | keyword() | %{optional(atom() | String.t()) => term()}
-  @type t :: [message()]
+  @type t :: VLLM.conversation()
 
   @example "`[%{role: \"user\", content: \"Hello!\"}]`"
 

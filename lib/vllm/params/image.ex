@@ -5,7 +5,7 @@ defmodule VLLM.Image do
   alias VLLM.Bridge.MessagePack
   alias VLLM.{Params, Secrets}
 
-  @type t :: {:file, String.t()} | {:binary, binary()} | {:url, String.t()}
+  @type t :: VLLM.image()
 
   @doc "What `multi_modal_data` says, for the wire; files are read here."
   @spec to_wire(term()) :: {:ok, map()} | {:error, String.t()}

@@ -5,15 +5,7 @@ defmodule VLLM.Prompt do
   alias VLLM.Bridge.MessagePack
   alias VLLM.{Error, Image, Params, Secrets}
 
-  @type t ::
-          String.t()
-          | %{prompt_token_ids: [non_neg_integer()]}
-          | %{prompt_embeds: binary(), shape: {pos_integer(), pos_integer()}}
-          | %{prompt: String.t(), multi_modal_data: %{image: Image.t() | [Image.t()]}}
-          | %{
-              prompt_token_ids: [non_neg_integer()],
-              multi_modal_data: %{image: Image.t() | [Image.t()]}
-            }
+  @type t :: VLLM.prompt()
 
   @doc """
   One prompt or a list of prompts as a list for the wire.
