@@ -76,7 +76,6 @@ defmodule VLLM do
     Pooling,
     PoolingOutput,
     PoolingParams,
-    Prompt,
     Remote,
     Replica,
     RequestOutput,
