@@ -14,10 +14,7 @@ defmodule VLLM.Real.QuantizationTest do
 
   for {variant, name, method} <- [
         {"w4a16", "compressed-tensors", "compressed-tensors"},
-        {"w8a8", :compressed_tensors, "compressed-tensors"},
-        {"fp8-static", "compressed-tensors", "compressed-tensors"},
         {"auto-round", "auto-round", "inc"},
-        {"gptq-w4-asym-act", "auto-gptq", "auto_gptq"},
         {"fp8-tensor", :fp8, "fp8"},
         {"bnb-nf4", "bnb", "bitsandbytes"}
       ] do
@@ -46,13 +43,6 @@ defmodule VLLM.Real.QuantizationTest do
     assert VLLM.text(outputs) == answers
     assert Enum.all?(outputs, &match?([%{finish_reason: "stop"}], &1.outputs))
     assert adapted?(llm)
-    VLLM.stop(llm)
-  end
-
-  test "a plain model is quantized by bitsandbytes while it is loaded" do
-    llm = DemoModel.start!("demo", quantization: "bitsandbytes", load_format: "bitsandbytes")
-    assert VLLM.engine_info!(llm).quantization == "bitsandbytes"
-    assert DemoModel.wrong_facts(llm) == []
     VLLM.stop(llm)
   end
 
