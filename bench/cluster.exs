@@ -202,8 +202,8 @@ defmodule Bench.Cluster do
 
   @report 250.0
   @engines [1, 10, 100]
-  # `:two` is the less busy of two that are drawn, which the library does not do.
-  @policies [:random, :two, :least_busy, :prefix]
+  # `:two` is the library's choice for requests that belong nowhere. `:random` and `:least_busy` it does not do.
+  @policies [:random, :least_busy, :two, :prefix]
 
   # Tokens.
   @instructions 2000
@@ -401,9 +401,10 @@ defmodule Bench.Cluster do
   defp choose(%{policy: :random} = state, _request),
     do: {:rand.uniform(map_size(state.engines)), state}
 
-  defp choose(%{policy: :two} = state, request) do
-    drawn = for _ <- 1..2, do: :rand.uniform(map_size(state.engines))
-    {Enum.min_by(drawn, &load(state, request, &1)), state}
+  defp choose(%{policy: :least_busy} = state, request) do
+    # Of several that are, any.
+    indexes = Enum.shuffle(Map.keys(state.said))
+    {Enum.min_by(indexes, &load(state, request, &1)), state}
   end
 
   defp choose(state, request) do
@@ -414,7 +415,7 @@ defmodule Bench.Cluster do
     params = if state.policy == :prefix, do: request.params, else: %{}
     call = if state.policy == :prefix, do: request.call, else: %{request.call | session: nil}
     began = System.monotonic_time(:nanosecond)
-    one = Balancer.choose(loads, params, call)
+    one = Balancer.choose_reported(loads, params, call, nil)
     took = System.monotonic_time(:nanosecond) - began
     {one.index, %{state | choosing: [took | state.choosing]}}
   end

@@ -23,8 +23,9 @@ defmodule VLLM.Cluster do
   ## Which engine a request goes to
 
   The one of the caller's own node; where that is busier than the others, the one that has the
-  beginning of the prompt, or its `session:`, in its cache; where that is busier, too, the least busy
-  one. Busier is what has, for the requests that it computes at once, more than a quarter and one
+  beginning of the prompt, or its `session:`, in its cache; where that is busier, too, the less busy of
+  its two stand-ins, which are always the same; else the less busy of any two (how busy others are is known a
+  moment late: all that look for the least busy would find the same one). Busier is what has, for the requests that it computes at once, more than a quarter and one
   request more than all together, or a queue. Each prompt of a list, and of `VLLM.generate_stream/3`, is a
   request of its own. An engine that is full, drains, starts or was stopped is passed over; only where
   all are full is a call `:overloaded`, and where none is ready it waits until its deadline.

@@ -106,11 +106,11 @@ defmodule VLLM.BalancerTest do
 
     test "is the one at home unless it is busier than the others, and then as without one" do
       key = Enum.find(1..100, &(choose(workers_with([0, 0, 0]), &1) == 2))
-      assert choose(workers_with([1, 0, 0]), key, 1) == 1
-      assert choose(workers_with([40, 35, 30]), key, 1) == 1
-      assert choose(workers_with([60, 50, 20]), key, 1) == 2
-      assert choose(workers_with([62, 62, 20]), key, 1) == 3
-      assert choose(workers_with([9, 0, 0]), key, :elsewhere) == 2
+      assert reported(workers_with([1, 0, 0]), key, 1) == 1
+      assert reported(workers_with([40, 35, 30]), key, 1) == 1
+      assert reported(workers_with([60, 50, 20]), key, 1) == 2
+      assert reported(workers_with([62, 20]), key, 1) == 2
+      assert reported(workers_with([9, 0, 0]), key, :elsewhere) == 2
     end
 
     test "counts what each computes at once" do
@@ -122,6 +122,44 @@ defmodule VLLM.BalancerTest do
 
     test "is the least busy one for what belongs nowhere" do
       assert Balancer.choose(workers_with([2, 1, 3]), %{}, @call).index == 2
+    end
+
+    test "is of a cluster's engines the less busy of any two for what belongs nowhere" do
+      engines = workers_with([2, 1, 3, 0])
+      drawn = for _ <- 1..300, do: Balancer.choose_reported(engines, %{}, @call, nil).index
+      # Never the busiest of all, and not the least busy one alone.
+      assert drawn |> Enum.uniq() |> Enum.sort() == [1, 2, 4]
+      assert Enum.count(drawn, &(&1 == 4)) in 100..200
+      two = [{1, %{index: 1, window: 16}}, {30, %{index: 2, window: 256}}]
+      for _ <- 1..20, do: assert(Balancer.choose_reported(two, %{}, @call, nil).index == 1)
+    end
+
+    test "is always the same stand-in, or the less busy of two, where the right one is busy" do
+      idle = [0, 0, 0, 0, 0, 0]
+      busy = fn index, load -> List.replace_at(idle, index - 1, load) end
+
+      stand_ins =
+        for key <- 1..60 do
+          right = choose(workers_with(idle), key)
+
+          [stand_in] =
+            Enum.uniq(for _ <- 1..10, do: reported(workers_with(busy.(right, 30)), key))
+
+          assert stand_in != right
+
+          # Where that has something to do, one other.
+          loads = List.replace_at(busy.(right, 30), stand_in - 1, 2)
+          [other] = Enum.uniq(for _ <- 1..10, do: reported(workers_with(loads), key))
+          assert other not in [right, stand_in]
+
+          # Where both are busy, whichever is drawn.
+          loads = List.replace_at(List.replace_at(loads, stand_in - 1, 30), other - 1, 30)
+          drawn = for _ <- 1..40, do: reported(workers_with(loads), key)
+          assert length(Enum.uniq(drawn)) > 1
+          stand_in
+        end
+
+      assert stand_ins |> Enum.uniq() |> Enum.sort() == [1, 2, 3, 4, 5, 6]
     end
   end
 
@@ -168,8 +206,11 @@ defmodule VLLM.BalancerTest do
 
   defp key(params), do: Balancer.key(params, @call)
 
-  defp choose(workers, key, home \\ nil) do
-    Balancer.choose(workers, %{"prompt" => "x"}, %{@call | session: key}, home).index
+  defp choose(workers, key),
+    do: Balancer.choose(workers, %{"prompt" => "x"}, %{@call | session: key}).index
+
+  defp reported(engines, key, home \\ nil) do
+    Balancer.choose_reported(engines, %{"prompt" => "x"}, %{@call | session: key}, home).index
   end
 
   defp workers_with(loads) do

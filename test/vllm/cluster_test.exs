@@ -26,7 +26,11 @@ defmodule VLLM.ClusterTest do
 
   # Each test leaves all as it was, and nothing of its requests.
   setup %{a: a, b: b, c: c} = peers do
-    for name <- [Shared, Tight], do: await(c, name, %{a => :ready, b => :ready})
+    for name <- [Shared, Tight] do
+      await(c, name, %{a => :ready, b => :ready})
+      # What they had before is no longer held against them.
+      assert eventually(fn -> Enum.all?(serving(c, name), &match?({0, _}, &1)) end)
+    end
 
     on_exit(fn ->
       Peers.resume(a)
@@ -299,13 +303,18 @@ defmodule VLLM.ClusterTest do
   # So that others, by what the caller knows, are not busier with a few.
   defp occupy(peer, caller) do
     for _ <- 1..4, do: in_background(peer, {Shared, peer.node}, "hold")
-    code = "VLLM.Cluster.Members.serving(VLLM.Cluster.Members.find(Shared))"
 
     assert eventually(fn ->
-             Enum.any?(Peers.eval(caller, code), fn {load, member} ->
+             Enum.any?(serving(caller, Shared), fn {load, member} ->
                load == 4 and member.index == peer.node
              end)
            end)
+  end
+
+  # Which engines a node knows, and how busy.
+  defp serving(peer, name) do
+    code = "VLLM.Cluster.Members.serving(VLLM.Cluster.Members.find(name))"
+    Peers.eval(peer, code, name: name)
   end
 
   # A session that a node's engine has.

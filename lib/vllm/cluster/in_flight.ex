@@ -89,7 +89,7 @@ defmodule VLLM.Cluster.InFlight do
   end
 
   defp give(in_flight, key, one, candidates) do
-    member = Balancer.choose(candidates, one.params, one.call, node())
+    member = Balancer.choose_reported(candidates, one.params, one.call, node())
 
     case begin(in_flight, key, one, member) do
       {:ok, at, in_flight} -> {:ok, put(in_flight, key, %{one | at: at, member: member})}
