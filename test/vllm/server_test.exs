@@ -172,6 +172,34 @@ defmodule VLLM.ServerTest do
     end
   end
 
+  test "of many requests at once as many are let in as may be, in all and of a key" do
+    keys = ["sk-all", {"sk-two", max_concurrent_requests: 2}]
+    {llm, port} = serve(max_concurrent_requests: 5, api_keys: keys)
+
+    ask = fn key ->
+      socket = port |> connect() |> post("hold", "authorization: Bearer #{key}\r\n")
+      :ok = :inet.setopts(socket, active: :once)
+      socket
+    end
+
+    # One that is held is not answered.
+    for {key, held} <- [{"sk-two", 2}, {"sk-all", 3}] do
+      sockets = for _ <- 1..20, do: ask.(key)
+
+      refused =
+        for _ <- 1..(20 - held) do
+          assert_receive {:tcp, socket, "HTTP/1.1 429 " <> _}, 20_000
+          socket
+        end
+
+      assert length(sockets -- refused) == held
+    end
+
+    await_held(llm, 5)
+    assert in_flight(llm) == 5
+    refute_received {:tcp, _socket, _data}
+  end
+
   test "a client that goes is noticed though it has sent more than its request" do
     {llm, port} = serve()
     socket = port |> connect() |> post("hold")

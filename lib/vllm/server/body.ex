@@ -15,16 +15,23 @@ defmodule VLLM.Server.Body do
   From where it is read: `limit` is how many bytes it may have, `patience` how long a piece of it
   may take to come, in ms.
   """
-  @type source :: %{socket: :gen_tcp.socket(), limit: pos_integer(), patience: timeout()}
+  @type source :: %{socket: :gen_tcp.socket(), limit: pos_integer(), patience: pos_integer()}
 
   @doc "The body of a request with this head, of which `read` is there, and what comes after it."
   @spec read(source(), Head.t(), binary()) ::
           {:ok, binary(), binary()} | {:error, Refusal.t() | :closed}
-  def read(source, %{length: :chunked}, read), do: chunks(source, read, "")
+  def read(source, %{length: :chunked}, read),
+    do: source |> until(source.limit) |> chunks(read, "")
 
   def read(source, %{length: length}, read) do
-    with {:ok, body, rest} <- bytes(source, length, read),
+    with {:ok, body, rest} <- source |> until(length) |> bytes(length, read),
          do: {:ok, IO.iodata_to_binary(body), rest}
+  end
+
+  # However small the pieces are in which it comes, it takes no longer than one of so many bytes may.
+  defp until(source, bytes) do
+    time = source.patience * (div(bytes, @piece) + 1)
+    Map.put(source, :deadline, System.monotonic_time(:millisecond) + time)
   end
 
   defp bytes(_source, count, read) when byte_size(read) >= count do
@@ -98,7 +105,9 @@ defmodule VLLM.Server.Body do
   end
 
   defp more(source, count) do
-    case :gen_tcp.recv(source.socket, count, source.patience) do
+    left = max(source.deadline - System.monotonic_time(:millisecond), 0)
+
+    case :gen_tcp.recv(source.socket, count, min(source.patience, left)) do
       {:ok, piece} -> {:ok, piece}
       {:error, :timeout} -> {:error, Refusal.no_body()}
       {:error, _gone} -> {:error, :closed}

@@ -21,8 +21,8 @@ defmodule VLLM.Server.Connection do
           core: VLLM.OpenAI.t(),
           hosts: Hosts.t(),
           max_body_bytes: pos_integer(),
-          idle: timeout(),
-          patience: timeout()
+          idle: pos_integer(),
+          patience: pos_integer()
         }
 
   # What is kept of what a client sends before it has its answer, in bytes.
@@ -135,14 +135,16 @@ defmodule VLLM.Server.Connection do
   # What a fault has to say of itself may have the request in it, and that a key.
   defp answer(core, request) do
     Web.answer(core, request)
-  rescue
-    error ->
+  catch
+    kind, fault ->
+      what = if kind == :error, do: Exception.normalize(kind, fault).__struct__, else: kind
+
       where =
         for {module, function, arity, at} <- __STACKTRACE__,
             do: {module, function, if(is_list(arity), do: length(arity), else: arity), at}
 
       Logger.error([
-        "A request over HTTP has met a fault: #{inspect(error.__struct__)}\n",
+        "A request over HTTP has met a fault: #{inspect(what)}\n",
         Exception.format_stacktrace(where)
       ])
 
