@@ -142,6 +142,8 @@ export interface Wanted {
 }
 
 export interface Sizes {
+  // Of the files that are made; of these and of those that are there only meanwhile.
+  bytes: number | null;
   disk_bytes: number | null;
   memory_bytes: number | null;
   minutes: [number, number] | null;

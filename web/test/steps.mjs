@@ -222,7 +222,7 @@ export const steps = [
     },
   ],
   [
-    "the wizard makes a GGUF file and an AWQ model",
+    "the wizard makes two GGUF files",
     async (page) => {
       await page.to("Quantize").click();
       await page.link("New job").click();

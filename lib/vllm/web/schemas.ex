@@ -296,6 +296,7 @@ defmodule VLLM.Web.Schemas do
     object(
       format: %{type: "string"},
       type: %{type: "string"},
+      bytes: %{type: "integer"},
       disk_bytes: %{type: "integer"},
       memory_bytes: %{type: "integer"},
       minutes: %{type: "array", items: %{type: "number"}},

@@ -167,11 +167,11 @@ function EstimateTable({ estimates: { each, together, refused, busy } }: { estim
       </p>
     );
   if (each.length === 0) return <p class="muted">{busy ? "Estimating…" : "Choose a type to see what it takes."}</p>;
-  const most = Math.max(...each.map((one) => one.disk_bytes ?? 0), 1);
+  const most = Math.max(...each.map((one) => one.bytes ?? 0), 1);
   const isKnown = each.some((one) => one.quality !== null);
 
   return (
-    <Table label="Estimates" columns={["Output", "Size", ...(isKnown ? [">Usual loss (KL)"] : []), ">Memory to make it", ">Time"]} class={busy ? "stale" : ""}>
+    <Table label="Estimates" columns={["Output", "Size", ...(isKnown ? [">Usual loss (KL)"] : []), ">Disk to make it", ">Memory to make it", ">Time"]} class={busy ? "stale" : ""}>
       <tbody>
         {each.map((one, n) => (
           <EstimateRow key={n} estimate={one} most={most} isKnown={isKnown} />
@@ -181,8 +181,9 @@ function EstimateTable({ estimates: { each, together, refused, busy } }: { estim
         <tfoot>
           <tr>
             <th scope="row">Together</th>
-            <td>{file(together.disk_bytes)}</td>
+            <td>{file(together.bytes)}</td>
             {isKnown && <td />}
+            <td class="right">{file(together.disk_bytes)}</td>
             <td class="right">{memory(together.memory_bytes)}</td>
             <td class="right">{minutes(together.minutes)}</td>
           </tr>
@@ -200,13 +201,14 @@ function EstimateRow({ estimate, most, isKnown }: { estimate: OutputEstimate; mo
       </th>
       <td>
         <span class="sized">
-          {file(estimate.disk_bytes)}
+          {file(estimate.bytes)}
           <svg class="bar thin" aria-hidden="true">
-            <rect class="tone-1" width={`${((estimate.disk_bytes ?? 0) / most) * 100}%`} height="100%" />
+            <rect class="tone-1" width={`${((estimate.bytes ?? 0) / most) * 100}%`} height="100%" />
           </svg>
         </span>
       </td>
       {isKnown && <td class="right">{small(estimate.quality)}</td>}
+      <td class="right">{file(estimate.disk_bytes)}</td>
       <td class="right">{memory(estimate.memory_bytes)}</td>
       <td class="right">{minutes(estimate.minutes)}</td>
     </tr>
