@@ -237,6 +237,7 @@ export const steps = [
       await page.view("wizard");
       const sizes = await page.tab.locator("tfoot td").first().textContent();
       await page.button("Next").click();
+      await page.view("review");
       await page.button("Start the job").click();
       await page.heading("Quantize").waitFor();
       await page.tab.locator(".job", { hasText: "demo" }).locator("h2 .state", { hasText: "done" }).waitFor(LONG);
