@@ -283,10 +283,8 @@ def test_a_model_that_is_not_there_is_refused_before_vllm_is_imported(tmp_path: 
 
 
 @pytest.mark.engine
-@pytest.mark.parametrize("forked", [True, pytest.param(False, marks=pytest.mark.slow)])
-def test_from_load_to_the_end(
-    tmp_path: Path, facts: dict[str, str], nursery: Sequence[str], forked: bool
-) -> None:
+@pytest.mark.slow
+def test_from_load_to_the_end(tmp_path: Path, facts: dict[str, str]) -> None:
     async def scenario(worker: Worker) -> None:
         peer = worker.peer
         info = await peer.call("load", LOAD)
@@ -324,7 +322,7 @@ def test_from_load_to_the_end(
         assert await worker.status() == EXIT_ENGINE_DEAD
         assert re.search(r"engine died \(EngineCore\w*: SIGKILL\)", worker.log.read_text())
 
-    run(tmp_path, scenario, mode=nursery if forked else ())
+    run(tmp_path, scenario)
 
 
 @pytest.mark.engine
@@ -420,6 +418,7 @@ def test_vectors_that_vllm_ends_are_no_fault_of_the_worker(
 
 
 @pytest.mark.engine
+@pytest.mark.slow
 def test_an_engine_that_dies_while_it_is_idle(tmp_path: Path, nursery: Sequence[str]) -> None:
     async def scenario(worker: Worker) -> None:
         await worker.peer.call("load", LOAD)
@@ -430,6 +429,7 @@ def test_an_engine_that_dies_while_it_is_idle(tmp_path: Path, nursery: Sequence[
 
 
 @pytest.mark.engine
+@pytest.mark.slow
 def test_a_cause_in_a_child_process_reaches_the_caller(
     tmp_path: Path, nursery: Sequence[str]
 ) -> None:

@@ -83,6 +83,7 @@ defmodule VLLM.Real.RefusalsTest do
     assert error.message =~ "missing"
   end
 
+  @tag :slow
   test "a folder that holds no model", %{tmp_dir: dir} do
     assert refusal(dir).reason == :not_a_model
   end
@@ -144,6 +145,7 @@ defmodule VLLM.Real.RefusalsTest do
     assert "fp8" in error.details["allowed"]
   end
 
+  @tag :slow
   test "a config that lies about its quantization", %{tmp_dir: dir} do
     model = changed(dir, "demo-gptq", ~s("bits": 4), ~s("bits": 8))
     assert refusal(model).reason == :invalid_checkpoint
@@ -234,6 +236,7 @@ defmodule VLLM.Real.RefusalsTest do
     assert refusal(dir).reason == :invalid_checkpoint
   end
 
+  @tag :slow
   test "a GGUF file that breaks off, or holds no model", %{tmp_dir: dir} do
     text = &<<byte_size(&1)::64-little, &1::binary>>
     says = text.("general.architecture") <> <<8::32-little>> <> text.("clip")
