@@ -77,8 +77,9 @@ defmodule VLLM.Python.Command do
   @spec end_leftovers(Path.t()) :: :ok | {:error, Error.t()}
   def end_leftovers(venv) do
     # A guard that is told to end clears away all that is below it.
-    with [_ | _] <- signalled(venv, "TERM", now() + @patience_ms),
-         [_ | _] = pids <- signalled(venv, "KILL", now() + @patience_ms) do
+    with [_ | _] = pids <- leftovers(venv),
+         [_ | _] = pids <- signalled(pids, venv, "TERM", now() + @patience_ms),
+         [_ | _] = pids <- signalled(pids, venv, "KILL", now() + @patience_ms) do
       {:error,
        Error.new(
          :vllm_not_installed,
@@ -91,17 +92,15 @@ defmodule VLLM.Python.Command do
     end
   end
 
-  # Those that are there still at the deadline.
-  defp signalled(venv, signal, deadline) do
+  # Those that are there still at the deadline. On a busy machine one look may take as long.
+  defp signalled(pids, venv, signal, deadline) do
+    System.cmd("kill", ["-" <> signal | pids], stderr_to_stdout: true)
+    Process.sleep(@look_ms)
     pids = leftovers(venv)
 
-    if pids == [] or now() > deadline do
-      pids
-    else
-      System.cmd("kill", ["-" <> signal | pids], stderr_to_stdout: true)
-      Process.sleep(@look_ms)
-      signalled(venv, signal, deadline)
-    end
+    if pids == [] or now() > deadline,
+      do: pids,
+      else: signalled(pids, venv, signal, deadline)
   end
 
   defp leftovers(venv) do
