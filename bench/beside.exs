@@ -1,11 +1,25 @@
 defmodule Bench.Beside do
   # vLLM in a Python program (beside.py), which streams and answers of this library are measured against.
 
-  def start(program, model, options, environment \\ []) do
+  @doc "The model that is asked: the demo model, or what `MODEL=FOLDER` says (see two_layers.py)."
+  def model, do: System.get_env("MODEL", Application.app_dir(:ex_vllm, "priv/models/demo"))
+
+  # The executor that this library takes on few cores.
+  @uni [{'VLLM_ENABLE_V1_MULTIPROCESSING', '0'}, {'OMP_NUM_THREADS', '1'}]
+
+  def start(program, model, options, executor \\ nil)
+
+  def start(program, model, options, "uni"),
+    do: open(program, model, [distributed_executor_backend: "uni"] ++ options, @uni)
+
+  def start(program, model, options, nil), do: open(program, model, options, [])
+
+  defp open(program, model, options, environment) do
     {:ok, python} = VLLM.Python.executable()
     script = Path.expand("beside.py", __DIR__)
     values = for {name, value} <- options, do: ~s("#{name}": #{inspect(value)})
     args = [script, program, model, "{#{Enum.join(values, ", ")}}"]
+    environment = [{'PYTHONPATH', '#{Path.expand("beside", __DIR__)}'} | environment]
     settings = [:binary, :exit_status, line: 1000, args: args, env: environment]
     port = Port.open({:spawn_executable, python}, settings)
     "ready" = line(port)

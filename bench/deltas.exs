@@ -22,7 +22,6 @@ defmodule Bench.Deltas do
   @streams for n <- String.split(System.get_env("STREAMS", "1 16 64 256")),
                do: String.to_integer(n)
   @rounds String.to_integer(System.get_env("ROUNDS", "5"))
-  @model Application.app_dir(:ex_vllm, "priv/models/demo")
   @options [enforce_eager: true, kv_cache_memory_bytes: 268_435_456, max_model_len: 1024]
   @prompt "The capital of France is"
 
@@ -40,9 +39,9 @@ defmodule Bench.Deltas do
     do: without_engine(name, &max(div(100_000, &1), 500), fn _streams -> [] end)
 
   defp run_one("engine") do
-    llm = VLLM.llm!(@model, [nursery: false] ++ @options)
+    llm = VLLM.llm!(Beside.model(), [nursery: false] ++ @options)
     worker = worker(llm)
-    beside = Beside.start("AsyncLLM", @model, @options)
+    beside = Beside.start("AsyncLLM", Beside.model(), @options)
 
     heading("engine", ["BEAM µs", "Python µs", "in-process", "above", "deltas/s", "in-process"])
 

@@ -17,21 +17,18 @@ defmodule Bench.FewCores do
 
   @streams for n <- String.split(System.get_env("STREAMS", "1 16")), do: String.to_integer(n)
   @rounds String.to_integer(System.get_env("ROUNDS", "15"))
-  @model Application.app_dir(:ex_vllm, "priv/models/demo")
   @options [enforce_eager: true, kv_cache_memory_bytes: 268_435_456, max_model_len: 1024]
   @prompt "The capital of France is"
-  @uni [{'VLLM_ENABLE_V1_MULTIPROCESSING', '0'}, {'OMP_NUM_THREADS', '1'}]
   @measures ["tokens/s", "CPU ms of 1,000", "p50 ms", "p99 ms"]
 
   # Readers of shared memory spin for a second after what they read last.
   @settle 1_200
 
   def run do
-    llm = VLLM.llm!(@model, [nursery: false] ++ @options)
-    plain = Beside.start("AsyncLLM", @model, @options)
+    llm = VLLM.llm!(Beside.model(), [nursery: false] ++ @options)
+    plain = Beside.start("AsyncLLM", Beside.model(), @options)
 
-    uni =
-      Beside.start("AsyncLLM", @model, [distributed_executor_backend: "uni"] ++ @options, @uni)
+    uni = Beside.start("AsyncLLM", Beside.model(), @options, "uni")
 
     ways = [
       ours: {&ours(llm, &1, &2), fn -> Processes.of(llm) end},

@@ -1,5 +1,6 @@
-# `generate`, `stream` and a list of prompts beside vLLM in its own process: the same model with the same
-# options, and what else each side takes by default, asked in turns.
+# `generate`, `stream` and a list of prompts beside vLLM in its own process: the same model (the demo
+# model, or another one: `MODEL=FOLDER`) with the same options, asked in turns. What else each side takes is its default;
+# `EXECUTOR=uni` has the other side take the executor that this library takes on few cores.
 #
 #     MIX_ENV=prod elixir --erl "+sbwt none +sbwtdcpu none +sbwtdio none" -S mix run bench/generate.exs \
 #       [final|stream|list|serve-final|serve-stream]
@@ -19,7 +20,6 @@ defmodule Bench.Generate do
   alias VLLM.Bench.{Dataset, Load, Processes, Statistics}
 
   @rounds String.to_integer(System.get_env("ROUNDS", "15"))
-  @model Application.app_dir(:ex_vllm, "priv/models/demo")
   @options [
     enforce_eager: true,
     kv_cache_memory_bytes: 268_435_456,
@@ -43,12 +43,12 @@ defmodule Bench.Generate do
   def run([]), do: @peers |> Enum.flat_map(&elem(&1, 1)) |> run()
 
   def run(kinds) do
-    llm = VLLM.llm!(@model, [nursery: false, max_queue: 20_000] ++ @options)
+    llm = VLLM.llm!(Beside.model(), [nursery: false, max_queue: 20_000] ++ @options)
 
     for {program, own} <- @peers,
         mine = Enum.filter(kinds, &(&1 in own)),
         mine != [] do
-      beside = Beside.start(program, @model, @options)
+      beside = Beside.start(program, Beside.model(), @options, System.get_env("EXECUTOR"))
       for kind <- mine, count <- counts(kind), do: row(kind, count, llm, beside)
       Port.close(beside)
     end
