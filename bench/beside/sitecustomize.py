@@ -1,7 +1,7 @@
 """Lets plain vLLM live on processors with AMX, in each of its processes.
 
-Without it the program of ``beside.py`` ends by SIGILL there, and nothing is left to measure against: see
-the patch, of which this is all that it gets.
+Without it the program of ``beside.py`` ends by SIGILL there, and nothing is left to measure
+against: see the patch, which is all that it gets of ours.
 """
 
 import runpy
