@@ -50,16 +50,18 @@ defmodule VLLM.OrphanTest do
 
   describe "a BEAM killed by SIGKILL" do
     test "at random moments leaves nothing" do
-      kill_at_random(3)
+      kill_at_random(2)
     end
 
+    # EX_VLLM_TEST_KILLS=50 was for guides/reliability.md.
     @tag :slow
-    test "fifty times at random moments leaves nothing" do
-      times = kill_at_random(50)
+    test "many times at random moments leaves nothing" do
+      count = String.to_integer(System.get_env("EX_VLLM_TEST_KILLS", "12"))
+      times = kill_at_random(count)
 
       IO.puts(
-        "\n50 BEAMs killed: all was gone after #{Enum.max(times)} ms at most, " <>
-          "#{Enum.at(Enum.sort(times), 25)} ms in the middle"
+        "\n#{count} BEAMs killed: all was gone after #{Enum.max(times)} ms at most, " <>
+          "#{Enum.at(Enum.sort(times), div(count, 2))} ms in the middle"
       )
     end
 
