@@ -137,6 +137,19 @@ defmodule VLLM.NodesTest do
       assert error.details["nodes"] == ["nobody@127.0.0.1"]
       assert processes(head) == []
     end
+
+    @tag :slow
+    test "waits for one that has not started its applications yet", %{head: head, other: other} do
+      :ok = Peers.call(other, Application, :stop, [:ex_vllm])
+      start(head, other, [])
+
+      assert {:error, %Error{reason: :timeout}} =
+               Peers.call(head, VLLM, :await_ready, [Split, 500])
+
+      {:ok, _} = Peers.call(other, Application, :ensure_all_started, [:ex_vllm])
+      assert :ok = await(head)
+      assert {:ok, "right"} = ask(head, "reply:right")
+    end
   end
 
   test "nothing is left of it on a node whose BEAM is killed, nor on the other" do

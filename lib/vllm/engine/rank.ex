@@ -29,7 +29,7 @@ defmodule VLLM.Engine.Rank do
         }
 
   @typedoc """
-  What a worker is told of a rank: that its node is not there (once, it is looked for again); what its program
+  What a worker is told of a rank: that its node, or this library on it, is not there (once, it is looked for again); what its program
   says of itself, with the address of this machine on the network that leads there; of which checkpoint it is;
   why it has ended.
   """
@@ -46,7 +46,8 @@ defmodule VLLM.Engine.Rank do
 
     spawn_link(fn ->
       Process.flag(:trap_exit, true)
-      find(%{node: node, worker: worker, holder: nil, session: nil}, program)
+      rank = %{node: node, worker: worker, program: program, told_away: false}
+      find(Map.merge(rank, %{holder: nil, session: nil}))
     end)
   end
 
@@ -76,19 +77,18 @@ defmodule VLLM.Engine.Rank do
 
   ## The keeper
 
-  defp find(rank, program, told_away \\ false) do
+  defp find(rank) do
     # The program is no argument: what a node without this library prints of the call that it cannot
     # make has no environment in it.
     request = :erlang.spawn_request(rank.node, __MODULE__, :hold, [self(), version()], [:link])
 
     receive do
       {:spawn_reply, ^request, :ok, holder} ->
-        send(holder, {self(), program})
+        send(holder, {self(), rank.program})
         keep(%{rank | holder: holder})
 
       {:spawn_reply, ^request, :error, _not_there} ->
-        unless told_away, do: tell(rank, :away)
-        if pause(rank), do: find(rank, program, true)
+        find_again(rank)
 
       # A holder that comes to be nevertheless ends by the link.
       :stop ->
@@ -97,6 +97,11 @@ defmodule VLLM.Engine.Rank do
       {:EXIT, worker, _} when worker == rank.worker ->
         exit(:shutdown)
     end
+  end
+
+  defp find_again(rank) do
+    unless rank.told_away, do: tell(rank, :away)
+    if pause(rank), do: find(%{rank | told_away: true})
   end
 
   # False where it is to end meanwhile.
@@ -129,6 +134,9 @@ defmodule VLLM.Engine.Rank do
       {^holder, told} ->
         tell(rank, told)
         keep(rank)
+
+      {:EXIT, ^holder, {:shutdown, :not_started}} ->
+        find_again(rank)
 
       {:EXIT, ^holder, reason} ->
         tell(rank, {:ended, lost(rank.node, reason)})
@@ -209,6 +217,8 @@ defmodule VLLM.Engine.Rank do
   def hold(keeper, version) do
     # What is logged is of this node.
     Process.group_leader(self(), Process.whereis(:init))
+    # A node is reached before its applications are started.
+    unless started?(), do: exit({:shutdown, :not_started})
     if version != version(), do: exit({:shutdown, {:version, version()}})
 
     receive do
@@ -220,6 +230,8 @@ defmodule VLLM.Engine.Rank do
     # Told before the link says it.
     exit(:normal)
   end
+
+  defp started?, do: List.keymember?(Application.started_applications(), :ex_vllm, 0)
 
   defp hold_program(keeper, program) do
     mode = if program.nursery, do: &Nursery.mode(&1, program.env)
