@@ -7,7 +7,7 @@ defmodule VLLM.ClusterChaos do
 
   import VLLM.OSProcess, only: [eventually: 2]
 
-  alias VLLM.{Error, Peers}
+  alias VLLM.{Error, Network, Peers}
 
   @name VLLM.ClusterChaos.Engine
 
@@ -23,12 +23,17 @@ defmodule VLLM.ClusterChaos do
 
   @faults [:kill, :stop, :cut, :drain]
 
+  # Over a `VLLM.Network`.
+  @faults_of_links [:unplug, :kill, :late, :lossy, :stop, :slow]
+
   @doc """
   Has `requests` made by `callers` processes on each of two nodes, of three with engines, and one fault
   after another beside them, about `pause` ms apart. Returns the account; what is wrong is among its `violations`.
+  With `network:`, one of five, and `kernel:` as for `VLLM.Peers.launch/2`, the links' faults are among these.
   """
   def run(%{seed: seed, requests: requests, callers: callers} = options) do
-    {engines, nodes} = Enum.split(Peers.launch([:a, :b, :c, :x, :y]), 3)
+    over = options |> Map.take([:network, :kernel]) |> Keyword.new()
+    {engines, nodes} = Enum.split(Peers.launch([:a, :b, :c, :x, :y], over), 3)
     for engine <- engines, do: serve(engine)
     names = for engine <- engines, do: engine.node
     for node <- nodes, do: cluster(node, names)
@@ -184,16 +189,18 @@ defmodule VLLM.ClusterChaos do
     Process.sleep(div(options.pause, 2) + :rand.uniform(options.pause))
 
     if Enum.any?(tasks, &Process.alive?(&1.pid)) do
-      fault = Enum.at(@faults, rem(length(faults), length(@faults)))
+      kinds = if options[:network], do: @faults_of_links, else: @faults
+      fault = Enum.at(kinds, rem(length(faults), length(kinds)))
       index = :rand.uniform(length(engines)) - 1
-      engine = fault(fault, Enum.at(engines, index), nodes)
+      link = {options[:network], index + 1}
+      engine = fault(fault, Enum.at(engines, index), nodes, link)
       inject(List.replace_at(engines, index, engine), nodes, tasks, options, [fault | faults])
     else
       {engines, faults}
     end
   end
 
-  defp fault(:kill, engine, _nodes) do
+  defp fault(:kill, engine, _nodes, _link) do
     Peers.kill(engine)
     Process.sleep(:rand.uniform(1_000))
     engine = Peers.again(engine)
@@ -202,14 +209,14 @@ defmodule VLLM.ClusterChaos do
   end
 
   # Some for so short that nobody sees it, others for long.
-  defp fault(:stop, engine, _nodes) do
+  defp fault(:stop, engine, _nodes, _link) do
     Peers.pause(engine)
     Process.sleep(:rand.uniform(4_000))
     Peers.resume(engine)
     engine
   end
 
-  defp fault(:cut, engine, nodes) do
+  defp fault(:cut, engine, nodes, _link) do
     node = Enum.random(nodes)
     cookie = String.to_atom(engine.net.cookie)
     Peers.call(engine, :erlang, :set_cookie, [node.node, :another])
@@ -219,10 +226,23 @@ defmodule VLLM.ClusterChaos do
     engine
   end
 
-  defp fault(:drain, engine, _nodes) do
+  defp fault(:drain, engine, _nodes, _link) do
     :ok = Peers.call(engine, VLLM, :drain, [@name, 1])
     Process.sleep(:rand.uniform(1_000))
     :ok = Peers.call(engine, VLLM, :restart, [@name])
+    engine
+  end
+
+  # Some for less than the distribution takes to notice, others for longer.
+  defp fault(:unplug, engine, _nodes, link), do: disturb(engine, link, [up: 0], 12_000)
+  defp fault(:late, engine, _nodes, link), do: disturb(engine, link, [delay: 0.1], 4_000)
+  defp fault(:lossy, engine, _nodes, link), do: disturb(engine, link, [loss: 0.05], 4_000)
+  defp fault(:slow, engine, _nodes, link), do: disturb(engine, link, [rate: 125_000], 4_000)
+
+  defp disturb(engine, {network, n}, settings, longest) do
+    Network.link(network, n, settings)
+    Process.sleep(:rand.uniform(longest))
+    Network.link(network, n)
     engine
   end
 

@@ -1,11 +1,13 @@
 defmodule VLLM.Peers do
   @moduledoc """
   Nodes of Erlang's distribution with the library in them, each a BEAM of its own on an address of
-  the loopback interface, so that none needs epmd or this BEAM to have a name. They are told what
-  to do over their standard input, and end with it.
+  the loopback interface or of a `VLLM.Network`, so that none needs epmd or this BEAM to have a name. They
+  are told what to do over their standard input, and end with it.
   """
 
   import VLLM.OSProcess
+
+  alias VLLM.Network
 
   @enforce_keys [:node, :peer, :os_pid, :net, :start]
   defstruct @enforce_keys
@@ -26,10 +28,15 @@ defmodule VLLM.Peers do
     peers
   end
 
-  @doc "The same outside of tests; they are gone at the end of this BEAM."
+  @doc """
+  The same outside of tests; they are gone at the end of this BEAM. Of a `network`, the first is in its first
+  namespace; `kernel` are more settings of Erlang's kernel.
+  """
   def launch(names, options \\ []) do
     net =
-      if beside = options[:beside], do: %{beside.net | first: beside.net.first + 16}, else: net()
+      if beside = options[:beside],
+        do: %{beside.net | first: beside.net.first + 16},
+        else: Map.merge(net(), Map.new(Keyword.take(options, [:network, :kernel])))
 
     paths = if options[:bare], do: [], else: Enum.flat_map(:code.get_path(), &["-pa", "#{&1}"])
 
@@ -49,26 +56,36 @@ defmodule VLLM.Peers do
   defp net do
     <<a, b, port::16>> = :rand.bytes(4)
     cookie = Base.encode16(:rand.bytes(16))
-    %{a: a, b: b, first: 1, port: 20_000 + rem(port, 12_000), cookie: cookie}
+    net = %{a: a, b: b, first: 1, port: 20_000 + rem(port, 12_000), cookie: cookie}
+    Map.merge(net, %{network: nil, kernel: []})
   end
 
-  defp start_one(name, n, %{a: a, b: b, port: port} = net, paths, library?) do
+  defp address(%{network: nil, a: a, b: b}, n), do: {{127, a, b, n}, []}
+  defp address(%{network: network}, n), do: {Network.address(n), Network.command(network, n)}
+
+  defp start_one(name, n, %{port: port} = net, paths, library?) do
+    {ip, within} = address(net, n)
+    settings = for {key, value} <- net.kernel, setting <- [key, value], do: "#{setting}"
+
     args =
       ~w(-setcookie #{net.cookie} -start_epmd false -erl_epmd_port #{port}) ++
-        ~w(-kernel inet_dist_use_interface {127,#{a},#{b},#{n}} logger_level none) ++
-        ~w(inet_dist_listen_min #{port} inet_dist_listen_max #{port}) ++
+        ["-kernel", "inet_dist_use_interface", ip |> :io_lib.print() |> to_string()] ++
+        ~w(logger_level none inet_dist_listen_min #{port} inet_dist_listen_max #{port}) ++
+        settings ++
         ~w(+sbwt none +sbwtdcpu none +sbwtdio none) ++ paths
 
     {:ok, peer, node} =
       :peer.start(%{
         # Unique, for where an epmd of the machine is asked (see `join/1`).
-        name: :"#{name}_#{a}_#{b}",
-        host: '127.#{a}.#{b}.#{n}',
+        name: :"#{name}_#{net.a}_#{net.b}",
+        host: :inet.ntoa(ip),
         longnames: true,
         connection: :standard_io,
         wait_boot: @patience,
         # Stopped or not, it does not outlive this BEAM.
-        exec: {:os.find_executable('setpriv'), ['--pdeathsig', 'KILL', 'erl']},
+        exec:
+          {:os.find_executable('setpriv'),
+           Enum.map(~w(--pdeathsig KILL) ++ within ++ ["erl"], &to_charlist/1)},
         args: Enum.map(args, &to_charlist/1)
       })
 
