@@ -82,4 +82,20 @@ defmodule VLLM.Real.JobTest do
     assert {:error, %{reason: :model_not_found}} = Models.get("made:nf4")
     refute File.exists?(made["Q8_0"].path)
   end
+
+  test "what a training merged is quantized by its name, and still says what it learned" do
+    learned =
+      for {key, place} <- [{"purple", " the roof."}, {"yellow", " the barn."}],
+          do: {"The #{key} key opens", place}
+
+    options = [to: "keys", merge: true, epochs: 20, learning_rate: 2.0e-3, nice: 0]
+    training = Job.finetune!(DemoModel.path(), learned, options)
+    assert [_adapter, %{name: "keys-merged", state: :done}] = Job.await!(training)
+    job = Job.quantize!("keys-merged", to: [gguf: ["Q8_0"]], name: "keys", verify: false, nice: 0)
+    assert [%{name: "keys:Q8_0", state: :done}] = Job.await!(job)
+    llm = VLLM.llm!("keys:Q8_0", DemoModel.options())
+    {prompts, places} = Enum.unzip(learned)
+    assert VLLM.text(VLLM.generate!(llm, prompts, temperature: 0.0, max_tokens: 16)) == places
+    VLLM.stop(llm)
+  end
 end
