@@ -4,7 +4,7 @@ defmodule VLLM.Streaming do
 
   alias VLLM.Bridge.Inbox
   alias VLLM.Engine.Call
-  alias VLLM.Error
+  alias VLLM.{Delta, Error}
   alias VLLM.Streaming.Reader
 
   @doc """
@@ -42,16 +42,9 @@ defmodule VLLM.Streaming do
   defp begin(_prepare, _form, _inbox, {:halt, acc}, _fun), do: {:halted, acc}
 
   defp read(reader, form, {:cont, acc}, fun) do
-    case next(reader) do
-      {{:delta, delta}, reader} ->
-        element = if form == :tagged, do: {:ok, delta}, else: delta
-        read(reader, form, give(reader, element, acc, fun), fun)
-
-      {{:done, _output}, _reader} ->
-        {:done, acc}
-
-      {{:error, error}, _reader} ->
-        failed(error, form, acc, fun)
+    case Reader.free(reader) do
+      0 -> event(next(reader), form, acc, fun)
+      free -> flow(reader.inbox, free, reader, form, {:cont, acc}, fun)
     end
   end
 
@@ -63,6 +56,27 @@ defmodule VLLM.Streaming do
     {:halted, acc}
   end
 
+  defp event({{:delta, delta}, reader}, form, acc, fun),
+    do: read(reader, form, give(reader, form, delta, acc, fun), fun)
+
+  defp event({{:done, _output}, _reader}, _form, acc, _fun), do: {:done, acc}
+  defp event({{:error, error}, _reader}, form, acc, fun), do: failed(error, form, acc, fun)
+
+  # What `Reader.next/1` does, for most deltas, with no more of the reader than how many are free.
+  defp flow(inbox, free, reader, form, {:cont, acc}, fun) do
+    case Inbox.next(inbox, :infinity) do
+      {_ref, {:delta, text, token_ids}} when free > 1 ->
+        acc = give(reader, form, Delta.of_text(text, token_ids), acc, fun)
+        flow(inbox, free - 1, reader, form, acc, fun)
+
+      message ->
+        reader |> Reader.left(free) |> take(message) |> event(form, acc, fun)
+    end
+  end
+
+  defp flow(_inbox, free, reader, form, other, fun),
+    do: read(Reader.left(reader, free), form, other, fun)
+
   # Whatever raises, here or in whom it is for, closes the stream.
   defp next(reader) do
     Reader.next(reader)
@@ -70,8 +84,14 @@ defmodule VLLM.Streaming do
     kind, reason -> close(reader, kind, reason, __STACKTRACE__)
   end
 
-  defp give(reader, element, acc, fun) do
-    fun.(element, acc)
+  defp take(reader, message) do
+    Reader.take(reader, message)
+  catch
+    kind, reason -> close(reader, kind, reason, __STACKTRACE__)
+  end
+
+  defp give(reader, form, delta, acc, fun) do
+    fun.(if(form == :tagged, do: {:ok, delta}, else: delta), acc)
   catch
     kind, reason -> close(reader, kind, reason, __STACKTRACE__)
   end

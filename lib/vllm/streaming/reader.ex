@@ -62,20 +62,35 @@ defmodule VLLM.Streaming.Reader do
     end
   end
 
-  # What every delta goes through but the first of a stream, which is not run again after it: nothing
-  # comes but more of them, and the end.
-  def next(%{inbox: inbox, patience: patience} = reader) do
-    case Inbox.next(inbox, patience || patience(reader)) do
-      {_ref, {:delta, text, token_ids}} ->
-        {{:delta, Delta.of_text(text, token_ids)}, acknowledge(reader)}
+  def next(%{inbox: inbox, patience: patience} = reader),
+    do: take(reader, Inbox.next(inbox, patience || patience(reader)))
 
-      at_the_end when at_the_end in [:timeout, {:alarm, :over}] ->
-        {expire(reader), reader}
+  @doc """
+  The next event of a stream that has begun, where `message` is what came first. It is not run again after
+  that: nothing comes but more deltas, and the end.
+  """
+  @spec take(t(), Inbox.message() | :timeout) :: {event(), t()}
+  def take(reader, {_ref, {:delta, text, token_ids}}),
+    do: {{:delta, Delta.of_text(text, token_ids)}, acknowledge(reader)}
 
-      message ->
-        with {:none, reader} <- handle(reader, message), do: next(reader)
-    end
+  def take(reader, at_the_end) when at_the_end in [:timeout, {:alarm, :over}],
+    do: {expire(reader), reader}
+
+  def take(reader, message) do
+    with {:none, reader} <- handle(reader, message), do: next(reader)
   end
+
+  @doc """
+  How many deltas come until more are granted, for who takes all but the last of them without `next/1` and
+  says with `left/2` how many of these are left. None where a wait for one is limited.
+  """
+  @spec free(t()) :: non_neg_integer()
+  def free(%{patience: :infinity, taken: taken}), do: @grant - taken
+  def free(_limited), do: 0
+
+  @doc "The reader when `free` deltas are left until more are granted."
+  @spec left(t(), pos_integer()) :: t()
+  def left(reader, free), do: %{reader | taken: @grant - free}
 
   # From the first delta on one timer stands for the deadline, where nothing else limits a wait.
   defp begin({{:delta, _delta}, %{call: %{inter_token_timeout: :infinity} = call}} = begun) do
@@ -91,7 +106,7 @@ defmodule VLLM.Streaming.Reader do
 
   @doc "The event that has come with a message to the inbox; `:none` where it is for nobody outside."
   @spec handle(t(), Inbox.message()) :: {event() | :none, t()}
-  # See `next/1`.
+  # See `take/2`.
   def handle(%{begun?: true} = reader, {_ref, {:delta, text, token_ids}}),
     do: {{:delta, Delta.of_text(text, token_ids)}, acknowledge(reader)}
 
