@@ -246,7 +246,7 @@ defmodule VLLM.Python.SetupTest do
   test "runs once when two want the same at the same time", context do
     opts = [device: :cpu, venv: context.venv, python: FakeInterpreter.write!(context.tmp_dir)]
     tasks = for _ <- 1..2, do: Task.async(fn -> Setup.run(opts) end)
-    results = for {:ok, result, _} <- Task.await_many(tasks), do: result
+    results = for {:ok, result, _} <- Task.await_many(tasks, 60_000), do: result
     assert Enum.sort(results) == [:installed, :unchanged]
     assert length(installs(context)) == 2
   end
