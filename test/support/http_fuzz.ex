@@ -8,8 +8,6 @@ defmodule VLLM.HTTPFuzz do
 
   @key "sk-fuzz"
 
-  @config Path.expand("../../bench/http_fuzz.toml", __DIR__)
-
   # How many engines and jobs may gather, and how often that is looked at, in ms.
   @most 4
   @interval 500
@@ -38,7 +36,7 @@ defmodule VLLM.HTTPFuzz do
     {:ok, server} = Server.start_link(web: true, port: 0, api_keys: [{@key, admin: true}])
     janitor = spawn_link(&tidy_up/0)
     url = server |> Server.url() |> URI.merge("/api/v1/openapi.json") |> to_string()
-    arguments = ["--config-file", @config, "run", url | @fixed] ++ arguments
+    arguments = ["run", url | @fixed] ++ arguments
 
     {text, status} =
       System.cmd(schemathesis, arguments, stderr_to_stdout: true, cd: System.tmp_dir!())
