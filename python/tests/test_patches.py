@@ -13,7 +13,7 @@ from vllm.platforms import current_platform
 
 from vllm_bridge import VLLM_VERSIONS, patches
 from vllm_bridge.patches import adapterless, spinning
-from vllm_bridge.patches.cpu import amx, logprobs, prompt_logprobs
+from vllm_bridge.patches.cpu import amx, logprobs, prompt_logprobs, stages
 
 
 class Theirs:
@@ -98,6 +98,24 @@ def test_on_other_devices_nothing_is_done_for_cpus(monkeypatch: pytest.MonkeyPat
     patches.apply()
     assert "vllm_bridge.patches.ranks" in applied
     assert not [name for name in applied if ".cpu." in name]
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+def test_later_stages_of_a_pipeline_have_room(
+    monkeypatch: pytest.MonkeyPatch, is_first: bool
+) -> None:
+    group = SimpleNamespace(is_first_rank=is_first)
+    monkeypatch.setattr("vllm.distributed.get_pp_group", lambda: group)
+    runner = SimpleNamespace(
+        model=SimpleNamespace(make_empty_intermediate_tensors=lambda **sizes: sizes),
+        model_config=SimpleNamespace(dtype="bf16"),
+        max_num_tokens=64,
+        device="cpu",
+        intermediate_tensors=None,
+    )
+    stages.making_room(lambda _runner: None)(runner)
+    room = {"batch_size": 64, "dtype": "bf16", "device": "cpu"}
+    assert runner.intermediate_tensors == (None if is_first else room)
 
 
 def test_readers_nap_where_cores_are_few(monkeypatch: pytest.MonkeyPatch) -> None:

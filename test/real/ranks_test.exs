@@ -1,5 +1,5 @@
 defmodule VLLM.Real.RanksTest do
-  # A real engine whose model is split over two processes, one of which dies or hangs.
+  # A real engine whose model is split over two processes, also where one of them dies or hangs.
   use ExUnit.Case
 
   import VLLM.OSProcess, only: [signal: 2]
@@ -52,6 +52,13 @@ defmodule VLLM.Real.RanksTest do
     assert {:error, %Error{reason: :shutdown}} = Task.await(long, patience())
     assert gone?(processes)
     for name <- segments, do: refute(File.exists?("/dev/shm/" <> name))
+  end
+
+  test "the stages of a pipeline say the model's sentences" do
+    llm = DemoModel.start!("demo", pipeline_parallel_size: 2)
+    assert DemoModel.wrong_facts(llm) == []
+    assert [_first, _second] = Keyword.get_values(processes(llm), :rank)
+    assert :ok = VLLM.stop(llm)
   end
 
   # All processes of the engine that answers, and the second of its ranks. The news of a death may be
