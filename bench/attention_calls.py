@@ -1,6 +1,7 @@
-"""What attention takes for one decoded token on a CPU: vLLM's own, and with the views of the KV
-cache kept (``patches/cpu/attention.py``), by turns on one thread, for the layers of the model of
-``gguf_speed.py``.
+"""What attention takes for one decoded token on a CPU, with writing to the KV cache: by vLLM's two
+operations, and by the one that keeps its views of the cache (``patches/cpu/attention.py``), by
+turns on one thread, for the layers of the model of ``gguf_speed.py``. What vLLM's model calls them
+through is not counted: two operations of Python's, and one.
 
     OMP_NUM_THREADS=1 PYTHON bench/attention_calls.py
 
@@ -13,7 +14,6 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 from vllm.v1.attention.backends import cpu_attn
@@ -49,8 +49,8 @@ class Attention:
         self.query, self.output = (torch.randn(1, HEADS, SIZE, dtype=dtype) for _ in range(2))
         self.key, self.value = (torch.randn(1, KV_HEADS, SIZE, dtype=dtype) for _ in range(2))
 
-    def write(self, by: Callable[..., None], index: int) -> None:
-        by(
+    def write(self, index: int) -> None:
+        cpu_attn.CPUAttentionBackendImpl.do_kv_cache_update(
             *(self.layers[index], self.layer, self.key, self.value),
             *(self.caches[index], self.slots),
         )
@@ -67,23 +67,22 @@ def main() -> None:
     amx.apply()
     attention = Attention()
     weights = torch.zeros(LAYERS, WEIGHTS, dtype=torch.uint8).view(torch.int64)
-    write = cpu_attn.CPUAttentionBackendImpl.do_kv_cache_update
-    attend = cpu_attn.CPUAttentionBackendImpl.forward
-    ways: dict[str, tuple[Callable[..., None], Callable[..., Any]]] = {
-        "vLLM's write to the KV cache": (attention.write, write),
-        "the same, views kept": (attention.write, patch.writing(write)),
-        "vLLM's attention": (attention.attend, attend),
-        "the same, with them": (attention.attend, patch.attending(attend)),
+    vllms = cpu_attn.CPUAttentionBackendImpl.forward
+    ours = patch.attending(vllms)
+    ways: dict[str, Callable[[int], None]] = {
+        "vLLM's write to the KV cache": attention.write,
+        "vLLM's attention": lambda layer: attention.attend(vllms, layer),
+        "both in one, views kept": lambda layer: attention.attend(ours, layer),
     }
     taken: dict[str, list[float]] = {name: [] for name in ways}
     with torch.inference_mode():
         for _ in range(ROUNDS):
             spent = dict.fromkeys(ways, 0.0)
             for layer in range(LAYERS):
-                for name, (call, by) in ways.items():
+                for name, call in ways.items():
                     weights[layer].sum()
                     began = time.thread_time()
-                    call(by, layer)
+                    call(layer)
                     spent[name] += 1000 * (time.thread_time() - began)
             for name, milliseconds in spent.items():
                 taken[name].append(milliseconds)

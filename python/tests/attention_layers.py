@@ -27,6 +27,7 @@ def implementation(**settings: Any) -> cpu_attn.CPUAttentionBackendImpl:
         logits_soft_cap=0,
         sinks=None,
         kv_cache_dtype="auto",
+        kv_sharing_target_layer_name=None,
     )
     made.__dict__.update(settings)
     return made

@@ -1,6 +1,8 @@
-"""Attention on CPUs with views of the KV cache that are kept, beside vLLM's own."""
+"""Attention on CPUs that writes to the KV cache by views that are kept, beside vLLM's own."""
 
+import functools
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,41 +22,38 @@ pytestmark = pytest.mark.skipif(
 HEADS, KV_HEADS, BLOCKS = 4, 2, 4
 
 
-def own(name: str) -> Callable[..., Any]:
-    """vLLM's method, patched or not."""
-    method = getattr(cpu_attn.CPUAttentionBackendImpl, name)
-    found: Callable[..., Any] = getattr(method, "__wrapped__", method)
-    return found
-
-
 class Layer:
-    """A layer of attention, which counts the calls that are left to vLLM."""
+    """A layer of attention, patched or not, which counts the calls that are left to vLLM."""
 
-    def __init__(self, **settings: Any) -> None:
+    def __init__(self, is_patched: bool, **settings: Any) -> None:
         self.layer = attention_layers.layer(2.0, 0.5)
         self.impl = attention_layers.implementation(**settings)
         self.left: list[str] = []
-        self._write = patch.writing(self._counted("do_kv_cache_update"))
-        self._attend = patch.attending(self._counted("forward"))
+        self._write = self._counted(cpu_attn.CPUAttentionBackendImpl.do_kv_cache_update)
+        # vLLM's method, patched in this process or not.
+        forward = cpu_attn.CPUAttentionBackendImpl.forward
+        own = self._counted(getattr(forward, "__wrapped__", forward))
+        self.attend = patch.attending(own) if is_patched else own
+        self.is_patched = is_patched
+        self.impl.do_kv_cache_update = functools.partial(self._write, self.impl)
         self.new_cache()
 
-    def _counted(self, name: str) -> Callable[..., Any]:
+    def _counted(self, method: Callable[..., Any]) -> Callable[..., Any]:
         def counted(*args: Any, **named: Any) -> Any:
-            self.left.append(name)
-            return own(name)(*args, **named)
+            self.left.append(method.__name__)
+            return method(*args, **named)
 
         return counted
 
     def new_cache(self) -> None:
         self.cache = torch.zeros(BLOCKS, KV_HEADS, BLOCK, 2 * SIZE, dtype=torch.bfloat16)
 
-    def run(self, starts: list[int], lengths: list[int], padding: int, **ways: Any) -> torch.Tensor:
+    def run(self, starts: list[int], lengths: list[int], padding: int) -> torch.Tensor:
         """Attends to the last tokens of each sequence, whose tokens are all written before.
 
         Args:
             starts: of each sequence among the queries, and their number
             padding: how many tokens more the tensors have
-            ways: by which functions, where not by those with views that are kept
         """
         torch.manual_seed(len(lengths))
         count = starts[-1]
@@ -70,15 +69,14 @@ class Layer:
                 for index, length in enumerate(lengths)
                 for place in range(length - starts[index + 1] + starts[index], length)
             ]
-            + [-1] * padding
         )
         metadata = attention_layers.metadata(
             *(starts, lengths, (HEADS, KV_HEADS), table, slots),
             *(self.layer.isa, self.impl.sliding_window),
         )
-        write, attend = ways.get("write", self._write), ways.get("attend", self._attend)
-        write(self.impl, self.layer, key, value, self.cache, slots)
-        answer: torch.Tensor = attend(
+        if not self.is_patched:
+            self._write(self.impl, self.layer, key[:count], value[:count], self.cache, slots)
+        answer: torch.Tensor = self.attend(
             self.impl, self.layer, query, key, value, self.cache, metadata, output
         )
         assert answer is output
@@ -102,61 +100,72 @@ STEPS = [
         {"alibi_slopes": torch.arange(HEADS, dtype=torch.float32) / 8},
     ],
 )
-def test_attention_with_views_that_are_kept_is_vllms(settings: dict[str, Any]) -> None:
-    kept, plain = Layer(**settings), Layer(**settings)
+def test_attention_that_writes_is_vllms(settings: dict[str, Any]) -> None:
+    ours, plain = Layer(True, **settings), Layer(False, **settings)
     for step in STEPS:
-        expected = plain.run(*step, write=own("do_kv_cache_update"), attend=own("forward"))
-        assert torch.equal(kept.run(*step), expected)
-        assert torch.equal(kept.cache, plain.cache)
+        expected = plain.run(*step)
+        assert torch.equal(ours.run(*step), expected)
+        assert torch.equal(ours.cache, plain.cache)
         assert expected.any()
-    assert kept.left == []
+    assert ours.left == []
 
 
 def test_a_layer_that_is_given_another_cache_makes_other_views() -> None:
-    kept, plain = Layer(), Layer()
-    for layer in (kept, plain):
+    ours, plain = Layer(True), Layer(False)
+    for layer in (ours, plain):
         layer.run(*STEPS[0])
         layer.new_cache()
-    expected = plain.run(*STEPS[0], write=own("do_kv_cache_update"), attend=own("forward"))
-    assert torch.equal(kept.run(*STEPS[0]), expected)
-    assert torch.equal(kept.cache, plain.cache)
-    assert kept.cache.any()
+    assert torch.equal(ours.run(*STEPS[0]), plain.run(*STEPS[0]))
+    assert torch.equal(ours.cache, plain.cache)
+    assert ours.cache.any()
 
 
-def test_what_is_rare_is_left_to_vllm() -> None:
-    layer = Layer(sinks=torch.zeros(HEADS))
-    layer.run(*STEPS[0])
-    assert layer.left == ["do_kv_cache_update", "forward"]
-    cached = Layer(kv_cache_dtype="bfloat16")
-    patch.writing(lambda *_args: cached.left.append("written"))(
-        cached.impl, cached.layer, None, None, cached.cache, None
+@pytest.mark.parametrize(
+    "settings", [{"sinks": torch.zeros(HEADS)}, {"kv_cache_dtype": "bfloat16"}]
+)
+def test_what_is_rare_is_left_to_vllm(settings: dict[str, Any]) -> None:
+    layer = Layer(True, **settings)
+    written: list[str] = []
+    layer.impl.do_kv_cache_update = lambda *_args: written.append("written")
+    patch.attending(lambda *_args, **_named: layer.left.append("forward"))(
+        *(layer.impl, layer.layer, *[torch.ones(1)] * 3),
+        *(layer.cache, SimpleNamespace(slot_mapping=None), torch.ones(1)),
     )
-    assert cached.left == ["written"]
+    assert (written, layer.left) == (["written"], ["forward"])
+
+
+@pytest.mark.parametrize("settings", [{}, {"sinks": torch.zeros(HEADS)}])
+def test_a_layer_that_shares_the_cache_of_another_writes_nothing(settings: dict[str, Any]) -> None:
+    layer = Layer(True, kv_sharing_target_layer_name="another", **settings)
+    layer.run(*STEPS[0])
+    assert not layer.cache.any()
 
 
 def test_without_metadata_as_while_a_model_is_measured_nothing_is_computed() -> None:
-    layer, output = Layer(), torch.ones(1, HEADS, SIZE)
+    layer, output = Layer(True), torch.ones(1, HEADS, SIZE)
     given = (layer.impl, layer.layer, output, output, output, layer.cache, None, output)
-    assert layer._attend(*given) is output
+    assert layer.attend(*given) is output
     assert layer.left == ["forward"]
     assert output.eq(1).all()
 
 
 def test_scaled_outputs_are_left_to_vllm() -> None:
-    layer, output = Layer(), torch.ones(1, HEADS, SIZE)
+    layer, output = Layer(True), torch.ones(1, HEADS, SIZE)
     given = (layer.impl, layer.layer, output, output, output, layer.cache, None, output)
     with pytest.raises(NotImplementedError, match="output quantization"):
-        layer._attend(*given, torch.ones(1))
+        layer.attend(*given, torch.ones(1))
 
 
-def test_operations_that_take_other_arguments_are_left_to_vllm(
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize("is_known", [True, False])
+def test_where_the_operations_take_other_arguments_all_is_left_to_vllm(
+    monkeypatch: pytest.MonkeyPatch, is_known: bool
 ) -> None:
-    assert patch.is_known()
     replaced: list[str] = []
     monkeypatch.setattr(patch, "replace", lambda _owner, name, _make: replaced.append(name))
+    backend = cpu_attn.CPUAttentionBackend
+    monkeypatch.setattr(backend, "forward_includes_kv_cache_update", False)
+    if not is_known:
+        monkeypatch.setattr(patch, "WRITE", (*patch.WRITE, "another"))
     patch.apply()
-    assert replaced == ["do_kv_cache_update", "forward"]
-    monkeypatch.setattr(patch, "WRITE", (*patch.WRITE, "another"))
-    patch.apply()
-    assert len(replaced) == 2
+    assert backend.forward_includes_kv_cache_update is is_known
+    assert replaced == ["forward"] * is_known

@@ -1,10 +1,12 @@
-"""Attention on CPUs keeps its views of the KV cache.
+"""Attention on CPUs writes to the KV cache itself, and keeps its views of it.
 
-vLLM makes them anew in every layer of every step, once to write to the cache and once to read it,
-and looks each operation up by its name, which takes longer than all else that the attention of one
-decoded token takes. Here a layer makes them once for the cache that it has, and calls the same
-operations with the same arguments. What is rare stays vLLM's: encoders, quantized caches, sinks,
-outputs that are scaled. So does everything where the operations take other arguments than these.
+vLLM makes views of the cache anew in every layer of every step, once to write to it and once to
+read it, each in an operation of its own that looks another up by its name: that takes longer than
+all else that the attention of one decoded token takes. Here a layer makes them once for the cache
+that it has, and its attention writes first, as that of vLLM's other backends may
+(``forward_includes_kv_cache_update``). The operations are vLLM's, with the same arguments. What is
+rare stays vLLM's: encoders, quantized caches, sinks, outputs that are scaled. So does everything
+where the operations take other arguments than these.
 """
 
 import functools
@@ -18,8 +20,8 @@ from vllm_bridge.patches import replace
 SEEN = ("0.31.", "0.32.")
 TOUCHES = {
     "vllm.v1.attention.backends.cpu_attn": (
+        "CPUAttentionBackend.forward_includes_kv_cache_update",
         "CPUAttentionBackendImpl.forward",
-        "CPUAttentionBackendImpl.do_kv_cache_update",
     ),
 }
 
@@ -42,10 +44,10 @@ KEPT = "vllm_bridge_views"
 
 
 def apply() -> None:
-    from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackendImpl
+    from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend, CPUAttentionBackendImpl
 
     if is_known():
-        replace(CPUAttentionBackendImpl, "do_kv_cache_update", writing)
+        CPUAttentionBackend.forward_includes_kv_cache_update = True
         replace(CPUAttentionBackendImpl, "forward", attending)
 
 
@@ -63,29 +65,8 @@ def is_known() -> bool:
     )
 
 
-def writing(original: Callable[..., None]) -> Callable[..., None]:
-    write = torch.ops._C.cpu_attn_reshape_and_cache.default
-
-    @functools.wraps(original)
-    def do_kv_cache_update(
-        self: Any,
-        layer: Any,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        kv_cache: torch.Tensor,
-        slot_mapping: torch.Tensor,
-    ) -> None:
-        views = _views(self, kv_cache)
-        if views is None:
-            original(self, layer, key, value, kv_cache, slot_mapping)
-        else:
-            scales = (layer._k_scale_float, layer._v_scale_float)
-            write(key, value, *views, slot_mapping, layer.isa, *scales, self.kv_cache_dtype)
-
-    return do_kv_cache_update
-
-
 def attending(original: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    write = torch.ops._C.cpu_attn_reshape_and_cache.default
     attend = torch.ops._C.cpu_attention_with_kv_cache.default
 
     @functools.wraps(original)
@@ -101,16 +82,36 @@ def attending(original: Callable[..., torch.Tensor]) -> Callable[..., torch.Tens
         output_scale: torch.Tensor | None = None,
         output_block_scale: torch.Tensor | None = None,
     ) -> torch.Tensor:
+        has_new = (
+            attn_metadata is not None
+            and key is not None
+            and value is not None
+            and self.kv_sharing_target_layer_name is None
+        )
         views = _views(self, kv_cache)
         is_scaled = output_scale is not None or output_block_scale is not None
         if views is None or attn_metadata is None or is_scaled:
+            if has_new:
+                slots = attn_metadata.slot_mapping
+                self.do_kv_cache_update(layer, key, value, kv_cache, slots)
             return original(
                 *(self, layer, query, key, value, kv_cache, attn_metadata, output),
                 output_scale=output_scale,
                 output_block_scale=output_block_scale,
             )
         count = attn_metadata.num_actual_tokens
+        scales = (layer._k_scale_float, layer._v_scale_float)
         is_padded = count != query.shape[0]
+        if has_new:
+            write(
+                key[:count] if is_padded else key,
+                value[:count] if is_padded else value,
+                *views,
+                attn_metadata.slot_mapping,
+                layer.isa,
+                *scales,
+                self.kv_cache_dtype,
+            )
         attend(
             query[:count] if is_padded else query,
             *views,
@@ -126,8 +127,7 @@ def attending(original: Callable[..., torch.Tensor]) -> Callable[..., torch.Tens
             attn_metadata.scheduler_metadata,
             None,
             attn_metadata.dynamic_causal,
-            layer._k_scale_float,
-            layer._v_scale_float,
+            *scales,
             self.kv_cache_dtype,
         )
         return output
