@@ -16,7 +16,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "python"))
 
-from vllm_bridge.quantization.gguf import ggml, kernels
+from vllm_bridge.quantization.gguf import ggml, kernels, operation
 from vllm_bridge.quantization.gguf.types import TYPES
 
 Q4_K, Q6_K = 12, 14
@@ -25,38 +25,42 @@ ROUNDS = 40
 
 
 class Layer:
-    def __init__(self, columns: int, *parts: tuple[int, int]) -> None:
+    def __init__(self, columns: int, *parts: tuple[int, int], is_gated: bool = False) -> None:
         """
         Args:
             parts: type and rows of each
+            is_gated: whether the second one multiplies what SwiGLU makes of the first one's product
         """
         self.x = torch.randn(1, columns, dtype=torch.bfloat16)
         self.weights = []
-        for type, rows in parts:
+        for index, (type, rows) in enumerate(parts):
             packing = TYPES[type]
-            width = columns // packing.weights * packing.size
+            width = (parts[0][1] // 2 if is_gated and index else columns) // packing.weights
             # Any bytes are weights; without the highest bits no scale is huge.
-            self.weights.append(torch.randint(0, 60, (rows, width), dtype=torch.uint8))
+            self.weights.append(torch.randint(0, 60, (rows, width * packing.size)).byte())
         self.types = [
             kernels.repack(weight, type)
             for weight, (type, _) in zip(self.weights, parts, strict=True)
         ]
+        self.is_gated = is_gated
 
-    def by(self, product: Callable[..., torch.Tensor]) -> None:
-        for weight, type in zip(self.weights, self.types, strict=True):
-            product(self.x, weight, type, False)
+    def by(self, matmul: Callable[..., torch.Tensor], pair: Callable[..., torch.Tensor]) -> None:
+        packed = zip(self.weights, self.types, strict=True)
+        if len(self.weights) == 1:
+            matmul(self.x, *next(packed), False)
+        else:
+            pair(self.x, *next(packed), *next(packed), self.is_gated)
 
     def by_ggml(self) -> None:
-        for graph in self.graphs:
-            graph._compute(*graph._addresses)
+        self.graph.compute()
 
     def point(self) -> None:
-        """Has a graph of its own for each weight, to be computed with nothing around it."""
-        self.graphs: list[ggml._Product] = []
-        for weight, type in zip(self.weights, self.types, strict=True):
-            graph = ggml._Product(ggml.library(), type, len(weight), self.x.shape[1], 1)
-            graph.compute(weight.data_ptr(), *(room.data_ptr() for room in graph.buffers))
-            self.graphs.append(graph)
+        """Has a graph of its own, to be computed with nothing around it."""
+        kind = operation.GATED if self.is_gated else len(self.weights) - 1
+        shapes = [(type, len(each)) for each, type in zip(self.weights, self.types, strict=True)]
+        self.graph = ggml._Products(ggml.library(), kind, 1, self.x.shape[1], *shapes)
+        for tensor, weight in zip(self.graph.weights, self.weights, strict=True):
+            tensor.data = weight.data_ptr()
 
 
 def layers() -> list[Layer]:
@@ -68,8 +72,7 @@ def layers() -> list[Layer]:
         made += [
             Layer(HIDDEN, *qkv),
             Layer(HIDDEN, (Q4_K, HIDDEN)),
-            Layer(HIDDEN, (Q4_K, 2 * INNER)),
-            Layer(INNER, (more, HIDDEN)),
+            Layer(HIDDEN, (Q4_K, 2 * INNER), (more, HIDDEN), is_gated=True),
         ]
     return [*made, Layer(HIDDEN, (Q6_K, VOCABULARY))]
 
@@ -79,10 +82,15 @@ def main() -> None:
     model = layers()
     for layer in model:
         layer.point()
+    operations = torch.ops.vllm_bridge
     ways: dict[str, Callable[[Layer], None]] = {
         "ggml alone": Layer.by_ggml,
-        "the compiled operation": lambda layer: layer.by(torch.ops.vllm_bridge.gguf_matmul.default),
-        "Python": lambda layer: layer.by(torch.ops.vllm_bridge.gguf_matmul_any.default),
+        "the compiled operations": lambda layer: layer.by(
+            operations.gguf_matmul.default, operations.gguf_pair.default
+        ),
+        "Python": lambda layer: layer.by(
+            operations.gguf_matmul_any.default, operations.gguf_pair_any.default
+        ),
     }
     taken: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(ROUNDS):

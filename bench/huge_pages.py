@@ -45,9 +45,11 @@ def q4_k_m(memory: Memory, model: list[Layer]) -> Callable[[], None]:
     for layer in model:
         layer.weights = [memory.put(weight) for weight in layer.weights]
 
+    operations = torch.ops.vllm_bridge
+
     def compute() -> None:
         for layer in model:
-            layer.by(torch.ops.vllm_bridge.gguf_matmul.default)
+            layer.by(operations.gguf_matmul.default, operations.gguf_pair.default)
 
     return compute
 

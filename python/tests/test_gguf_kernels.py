@@ -118,6 +118,29 @@ def test_repacked_weights_give_the_same_products(number: int, tokens: int) -> No
     assert error(kernels.matmul(x, other, repacked), expected) < 0.02
 
 
+@pytest.mark.parametrize("tokens", [0, 1, 6, 80])
+@pytest.mark.parametrize("is_gated", [False, True])
+def test_two_products_in_one_call(is_gated: bool, tokens: int, computes: str) -> None:
+    first, second = packed(12, 48, 512), packed(14, 32, 512)
+    if is_gated:
+        first = packed(12, 1024, 512)
+    types = kernels.repack(first, 12), kernels.repack(second, 14)
+    x = torch.randn(tokens, 1, 512, generator=torch.Generator().manual_seed(1))
+    one = x @ reference(packed(12, len(first), 512), 12).T
+    if is_gated:
+        gate, up = one.chunk(2, -1)
+        expected = (torch.nn.functional.silu(gate) * up) @ reference(second, 14).T
+    else:
+        expected = torch.cat([one, x @ reference(second, 14).T], -1)
+    found = kernels.pair(x, first, types[0], second, types[1], is_gated)
+    assert found.shape == expected.shape
+    halves = kernels.pair(x.bfloat16(), first, types[0], second, types[1], is_gated)
+    assert halves.dtype == torch.bfloat16
+    if tokens:
+        assert error(found, expected) < (0.02 if computes == "ggml" else 1e-5)
+        assert error(halves, expected) < 0.02
+
+
 def test_rows_that_cannot_be_interleaved_stay_as_they_are() -> None:
     weight = packed(2, 23, 64)
     assert kernels.repack(weight, 2) == 2
@@ -158,6 +181,23 @@ def test_what_is_compiled_gives_what_python_does(
     apart = torch.stack([numbers(5), numbers(5)], -1)[..., 0]
     assert torch.equal(kernels.matmul(apart, weight, type), expected[5])
     python.assert_called_once()
+
+
+@pytest.mark.parametrize("is_gated", [False, True])
+def test_what_is_compiled_of_two_products_gives_what_python_does(
+    is_gated: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = packed(12, 1024, 512), packed(14, 40, 512)
+    weights = (first, kernels.repack(first, 12), second, kernels.repack(second, 14))
+    x = torch.randn(5, 512, generator=torch.Generator().manual_seed(1)).bfloat16()
+    by_python = torch.ops.vllm_bridge.gguf_pair_any
+    expected = {tokens: by_python(x[:tokens], *weights, is_gated) for tokens in (1, 5)}
+    python = Mock(wraps=ggml.pair)
+    monkeypatch.setattr(ggml, "pair", python)
+    for tokens, product in expected.items():
+        assert torch.equal(kernels.pair(x[:tokens], *weights, is_gated), product)
+        assert torch.equal(kernels.pair(x[:tokens, None], *weights, is_gated), product[:, None])
+    python.assert_not_called()
 
 
 def test_what_is_kept_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -202,6 +242,10 @@ def test_a_product_fits_into_a_compiled_graph() -> None:
     operator = torch.ops.vllm_bridge.gguf_matmul.default
     for exact in (True, False):
         torch.library.opcheck(operator, (torch.randn(2, 64), weight, 8, exact))
+    pair = torch.ops.vllm_bridge.gguf_pair.default
+    torch.library.opcheck(pair, (torch.randn(2, 64), weight, 8, packed(8, 8, 64), 8, False))
+    gates = packed(8, 128, 64)
+    torch.library.opcheck(pair, (torch.randn(2, 64), gates, 8, weight, 8, True))
 
 
 def test_what_long_prompts_take_is_given_back() -> None:

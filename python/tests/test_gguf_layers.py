@@ -146,6 +146,44 @@ def test_gate_up_and_down(count: int) -> None:
     same(total, inner @ down.values.T)
 
 
+@pytest.mark.parametrize(
+    ("gate", "is_exact", "is_joined"),
+    [("Q4_K", False, True), ("Q4_K", True, False), ("Q8_0", False, False)],
+)
+def test_what_is_gated_is_one_call_where_activations_are_rounded_and_each_product_is_one(
+    gate: str, is_exact: bool, is_joined: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from vllm.model_executor.models.qwen2 import Qwen2MLP
+
+    from vllm_bridge.quantization.gguf import gated, kernels
+
+    parts = {
+        "gate": Matrix(gate, INNER, HIDDEN),
+        "up": Matrix("Q4_K", INNER, HIDDEN),
+        "down": Matrix("Q6_K", HIDDEN, INNER),
+    }
+    x = inputs(HIDDEN)
+    with rank(0, 1):
+        made = config(**{f"mlp.{name}_proj": matrix for name, matrix in parts.items()})
+        made.is_exact = is_exact
+        made.packed_modules_mapping = {"gate_up_proj": ["gate_proj", "up_proj"]}
+        model = torch.nn.Module()
+        model.mlp = mlp = Qwen2MLP(HIDDEN, INNER, "silu", made, "mlp")
+        filled(mlp.gate_up_proj, gate=parts["gate"].rows, up=parts["up"].rows)
+        filled(mlp.down_proj, whole=parts["down"].rows)
+        before = mlp(x)
+        gated.join(model)
+        products = _count(monkeypatch, kernels)
+        found = mlp(x)
+    assert (products == []) == is_joined
+    inner = torch.nn.functional.silu(x @ parts["gate"].values.T) * (x @ parts["up"].values.T)
+    expected = inner @ parts["down"].values.T
+    for product in (before, found):
+        assert (product - expected).norm() < 0.02 * expected.norm()
+    # ggml's SiLU is not torch's, to the last bit.
+    assert (found - before).norm() < 1e-3 * expected.norm()
+
+
 def test_tensors_of_another_size_than_the_layers_are_refused() -> None:
     from vllm.model_executor.layers.linear import MergedColumnParallelLinear, RowParallelLinear
 

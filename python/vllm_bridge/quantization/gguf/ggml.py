@@ -1,9 +1,9 @@
 """ggml, llama.cpp's kernels for CPUs, by ctypes on torch's memory. Imports torch, and ggml where it
 is installed.
 
-A call of ggml's is a graph of one operation. Making one takes longer than computing a small one:
-those are kept, by their shapes, and pointed at the tensors of each call. ggml and torch have one
-pool of threads, that of the OpenMP library which is loaded first.
+A call of ggml's is a graph of one operation, or of few. Making one takes longer than computing a
+small one: those are kept, by their shapes, and pointed at the tensors of each call. ggml and torch
+have one pool of threads, that of the OpenMP library which is loaded first.
 """
 
 import ctypes
@@ -12,6 +12,7 @@ import importlib
 import threading
 import weakref
 from collections.abc import Callable
+from itertools import chain
 from typing import Any
 
 import torch
@@ -53,25 +54,20 @@ def library() -> Any:
 def matmul(x: torch.Tensor, weight: torch.Tensor, type: int) -> torch.Tensor:
     """``x`` [..., columns] times the transpose of a weight [rows, bytes], which may be repacked.
     As llama.cpp does: the numbers of ``x`` are rounded to 8 bits, with a scale for each block."""
-    columns, rows = x.shape[-1], weight.shape[0]
-    tokens = x.numel() // columns
-    shape = (*x.shape[:-1], rows)
-    if not tokens:
-        return x.new_empty(shape)
-    if tokens > _FEW:
-        # Not kept: there may be one for each length of a prompt, with room for all of its numbers.
-        graph = _Product(library(), type, rows, columns, tokens)
-        numbers = x.to(torch.float32).contiguous()
-        product = torch.empty(shape, dtype=torch.float32)
-        graph.compute(weight.data_ptr(), numbers.data_ptr(), product.data_ptr())
-        return product.to(x.dtype)
-    # Each call of torch's counts here: a token goes through a hundred products and more.
-    graph = _graph(_Product, type, rows, columns, tokens)
-    numbers, product = graph.buffers
-    numbers.copy_(x if x.dim() == 2 else x.reshape(tokens, columns))
-    graph.compute(weight.data_ptr(), numbers.data_ptr(), product.data_ptr())
-    product = product.to(x.dtype, copy=True)
-    return product if x.dim() == 2 else product.view(shape)
+    return _compute_products(operation.SINGLE, x, (weight, type))
+
+
+def pair(
+    x: torch.Tensor,
+    first: torch.Tensor,
+    first_type: int,
+    second: torch.Tensor,
+    second_type: int,
+    is_gated: bool,
+) -> torch.Tensor:
+    """As ``kernels.pair``, in one call of ggml's."""
+    kind = operation.GATED if is_gated else operation.BESIDE
+    return _compute_products(kind, x, (first, first_type), (second, second_type))
 
 
 def dequantize(weight: torch.Tensor, type: int, columns: int) -> torch.Tensor:
@@ -79,7 +75,9 @@ def dequantize(weight: torch.Tensor, type: int, columns: int) -> torch.Tensor:
     values = torch.empty((weight.shape[0], columns), dtype=torch.float32)
     order = torch.arange(weight.shape[0], dtype=torch.int32)
     graph = _graph(_Rows, type, weight.shape[0], columns, weight.shape[0])
-    graph.compute(weight.data_ptr(), order.data_ptr(), values.data_ptr())
+    for tensor, numbers in zip(graph.tensors, (weight, order, values), strict=True):
+        tensor.data = numbers.data_ptr()
+    graph.compute()
     return values
 
 
@@ -109,10 +107,10 @@ def forget() -> None:
 
 
 class _Graph:
-    """A graph of one operation on two tensors, of which the first is a weight."""
+    """A graph of few operations."""
 
     def __init__(self, ggml: Any) -> None:
-        size = 4 * ggml.ggml_tensor_overhead() + ggml.ggml_graph_overhead_custom(4, False)
+        size = 8 * ggml.ggml_tensor_overhead() + ggml.ggml_graph_overhead_custom(8, False)
         parameters = ggml.ggml_init_params(mem_size=size, mem_buffer=None, no_alloc=True)
         self._ggml = ggml
         self._context = ggml.ggml_init(parameters)
@@ -123,17 +121,17 @@ class _Graph:
     def tensor(self, type: int, columns: int, rows: int) -> Any:
         return self._ggml.ggml_new_tensor_2d(self._context, type, columns, rows)
 
-    def plan(self, weight: Any, other: Any, result: Any) -> None:
-        """Plans to compute a result, which is an operation on the other two."""
+    def plan(self, *results: Any) -> None:
+        """Plans to compute results, which are operations."""
         ggml = self._ggml
-        graph = ggml.ggml_new_graph_custom(self._context, 4, False)
-        ggml.ggml_build_forward_expand(graph, result)
+        graph = ggml.ggml_new_graph_custom(self._context, 8, False)
+        for result in results:
+            ggml.ggml_build_forward_expand(graph, result)
         # More threads than OpenMP gives are none.
         self._plan = ggml.ggml_graph_plan(graph, torch.get_num_threads(), None)
         self._work = torch.empty(max(1, self._plan.work_size), dtype=torch.uint8)
         work = ctypes.c_void_p(self._work.data_ptr())
         self._plan.work_data = ctypes.cast(work, ctypes.POINTER(ctypes.c_uint8))
-        self._tensors = (weight.contents, other.contents, result.contents)
         self._addresses = (
             ctypes.cast(graph, ctypes.c_void_p),
             ctypes.c_void_p(ctypes.addressof(self._plan)),
@@ -143,50 +141,116 @@ class _Graph:
     def keep(self) -> None:
         """Called where a thread keeps it."""
 
-    def compute(self, weight: int, other: int, result: int) -> None:
-        tensors = self._tensors
-        tensors[0].data, tensors[1].data, tensors[2].data = weight, other, result
+    def compute(self) -> None:
         if status := self._compute(*self._addresses):
             raise RuntimeError(f"ggml could not compute a product (status {status})")
 
 
-class _Product(_Graph):
-    def __init__(self, ggml: Any, type: int, rows: int, columns: int, tokens: int) -> None:
+class _Products(_Graph):
+    """A product, or two, of numbers that are put into ``numbers``.
+
+    Args:
+        kind: as ``operation`` has them
+        weights: type and rows of each
+    """
+
+    def __init__(
+        self, ggml: Any, kind: int, tokens: int, columns: int, *weights: tuple[int, int]
+    ) -> None:
         super().__init__(ggml)
-        self._key = operation.Key(type, rows, columns, tokens, torch.get_num_threads())
+        self._tokens = tokens
+        self.weights: list[Any] = []
+        absent = (operation.MOST - len(weights)) * [(0, 0)]
+        self._key = operation.Key(
+            *(kind, tokens, torch.get_num_threads(), columns), *chain(*weights, *absent)
+        )
+        x = self.tensor(_F32, columns, tokens)
+        self.numbers = self._room("numbers", columns, x)
+        first = self._product(x, columns, *weights[0])
+        self.results = [self._room("product", weights[0][1], first)]
+        outputs = [first]
+        if kind != operation.SINGLE:
+            if kind == operation.GATED:
+                columns = weights[0][1] // 2
+                x = ggml.ggml_swiglu(self._context, first)
+                self._inner = self._room("inner", columns, x)
+                outputs, self.results = [], []
+            second = self._product(x, columns, *weights[1])
+            self.results.append(self._room("second product", weights[1][1], second))
+            outputs.append(second)
+        self.plan(*outputs)
+
+    def _product(self, x: Any, columns: int, type: int, rows: int) -> Any:
         weight = self.tensor(type % REPACKED, columns, rows)
         if type >= REPACKED:
-            _is_repacked(ggml, _repack_buffer(), weight)
-        other = self.tensor(_F32, columns, tokens)
-        self.plan(weight, other, ggml.ggml_mul_mat(self._context, weight, other))
-        if tokens > _FEW:
-            return
-        numbers = _room("numbers", tokens, columns)
-        product = _room("product", tokens, rows)
-        self.buffers = (numbers, product)
+            _is_repacked(self._ggml, _repack_buffer(), weight)
+        self.weights.append(weight.contents)
+        return self._ggml.ggml_mul_mat(self._context, weight, x)
+
+    def _room(self, what: str, columns: int, tensor: Any) -> torch.Tensor:
+        """Room for the numbers of a tensor."""
+        if self._tokens > _FEW:
+            room = torch.empty(self._tokens, columns, dtype=torch.float32)
+        else:
+            room = _room(what, self._tokens, columns)
+        tensor.contents.data = room.data_ptr()
+        return room
 
     def keep(self) -> None:
-        """Has the compiled operation compute with it, for as long as this thread keeps it."""
-        tensors, (numbers, product) = self._tensors, self.buffers
-        tensors[1].data, tensors[2].data = numbers.data_ptr(), product.data_ptr()
+        """Has the compiled operations compute with it, for as long as this thread keeps it."""
+        places = (
+            ctypes.addressof(weight) + self._ggml.ggml_tensor.data.offset for weight in self.weights
+        )
+        addresses = ctypes.c_void_p * operation.MOST
         operation.keep(
             self._compute,
             self._key,
             operation.Product(
                 *self._addresses,
-                ctypes.addressof(tensors[0]) + self._ggml.ggml_tensor.data.offset,
-                numbers.data_ptr(),
-                product.data_ptr(),
+                addresses(*places),
+                self.numbers.data_ptr(),
+                addresses(*(result.data_ptr() for result in self.results)),
             ),
         )
 
 
 class _Rows(_Graph):
+    """Rows of a weight, in an order."""
+
     def __init__(self, ggml: Any, type: int, rows: int, columns: int, count: int) -> None:
         super().__init__(ggml)
         weight = self.tensor(type, columns, rows)
         order = self.tensor(_I32, count, 1)
-        self.plan(weight, order, ggml.ggml_get_rows(self._context, weight, order))
+        result = ggml.ggml_get_rows(self._context, weight, order)
+        self.plan(result)
+        self.tensors = (weight.contents, order.contents, result.contents)
+
+
+def _compute_products(
+    kind: int, x: torch.Tensor, *weights: tuple[torch.Tensor, int]
+) -> torch.Tensor:
+    """
+    Args:
+        weights: each with its type
+    """
+    columns, shapes = x.shape[-1], [(type, len(weight)) for weight, type in weights]
+    tokens = x.numel() // columns
+    rows = shapes[-1][1] if kind == operation.GATED else sum(rows for _, rows in shapes)
+    if not tokens:
+        return x.new_empty((*x.shape[:-1], rows))
+    if tokens > _FEW:
+        # Not kept: there may be one for each length of a prompt, with room for all of its numbers.
+        graph = _Products(library(), kind, tokens, columns, *shapes)
+    else:
+        graph = _graph(_Products, kind, tokens, columns, *shapes)
+    # Each call of torch's counts here: a token goes through a hundred products and more.
+    graph.numbers.copy_(x if x.dim() == 2 else x.reshape(tokens, columns))
+    for tensor, (weight, _) in zip(graph.weights, weights, strict=True):
+        tensor.data = weight.data_ptr()
+    graph.compute()
+    results = [result.to(x.dtype, copy=True) for result in graph.results]
+    product = results[0] if len(results) == 1 else torch.cat(results, -1)
+    return product if x.dim() == 2 else product.view(*x.shape[:-1], rows)
 
 
 def _room(what: str, tokens: int, size: int) -> torch.Tensor:
@@ -202,7 +266,7 @@ def _room(what: str, tokens: int, size: int) -> torch.Tensor:
     return room[: tokens * size].view(tokens, size)
 
 
-def _graph(kind: Callable[..., Any], *shape: int) -> Any:
+def _graph(kind: Callable[..., Any], *shape: Any) -> Any:
     graphs = _graphs()
     key = (kind, torch.get_num_threads(), shape)
     graph = graphs.get(key)

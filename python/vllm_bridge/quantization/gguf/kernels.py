@@ -30,7 +30,7 @@ def dequantize(weight: torch.Tensor, type: int, dtype: torch.dtype) -> torch.Ten
     shape = (*weight.shape[:-1], columns(weight, type))
     if not weight.numel():
         return weight.new_empty(shape, dtype=dtype)
-    if _is_for_ggml(weight):
+    if is_for_ggml(weight):
         rows = weight.reshape(-1, weight.shape[-1])
         return ggml.dequantize(rows, type, shape[-1]).to(dtype).view(shape)
     packing = TYPES[type]
@@ -48,6 +48,27 @@ def matmul(x: torch.Tensor, weight: torch.Tensor, type: int, exact: bool = False
     return product
 
 
+def pair(
+    x: torch.Tensor,
+    first: torch.Tensor,
+    first_type: int,
+    second: torch.Tensor,
+    second_type: int,
+    is_gated: bool,
+) -> torch.Tensor:
+    """Two products in one call, where ``x`` may be rounded to 8 bits: of ``x`` with both weights,
+    side by side.
+
+    Args:
+        is_gated: whether it is the one with the second weight instead, of what SwiGLU makes of
+            that with the first
+    """
+    product: torch.Tensor = torch.ops.vllm_bridge.gguf_pair(
+        x, first, first_type, second, second_type, is_gated
+    )
+    return product
+
+
 def repack(weight: torch.Tensor, type: int) -> int:
     """Brings a weight into the layout that is computed fastest here, in its place: for products
     that are not exact.
@@ -55,7 +76,7 @@ def repack(weight: torch.Tensor, type: int) -> int:
     Returns:
         the number of what it is then: ``type`` where it stays as it is
     """
-    if not _is_for_ggml(weight):
+    if not is_for_ggml(weight):
         return type
     operation.library()  # compiled while a model loads, and not when it is asked
     return ggml.repack(weight, type, columns(weight, type))
@@ -69,7 +90,7 @@ def kernel(exact: bool = False) -> str:
     return "torch; `mix vllm.setup --with gguf` brings ggml, which is many times as fast"
 
 
-def _is_for_ggml(weight: torch.Tensor) -> bool:
+def is_for_ggml(weight: torch.Tensor) -> bool:
     return not weight.is_cuda and ggml.library() is not None
 
 
@@ -77,15 +98,44 @@ def _matmul(x: torch.Tensor, weight: torch.Tensor, type: int, exact: bool) -> to
     if type >= ggml.REPACKED:
         return ggml.matmul(x, weight, type)
     tokens = x.numel() // x.shape[-1]
-    if not exact and tokens < _MANY and _is_for_ggml(weight):
+    if not exact and tokens < _MANY and is_for_ggml(weight):
         return ggml.matmul(x, weight.contiguous(), type)
     return strips.matmul(x, weight.shape[0], lambda rows: dequantize(weight[rows], type, x.dtype))
 
 
+def _pair(
+    x: torch.Tensor,
+    first: torch.Tensor,
+    first_type: int,
+    second: torch.Tensor,
+    second_type: int,
+    is_gated: bool,
+) -> torch.Tensor:
+    tokens = x.numel() // x.shape[-1]
+    if tokens < _MANY and is_for_ggml(first):
+        return ggml.pair(
+            x, first.contiguous(), first_type, second.contiguous(), second_type, is_gated
+        )
+    one = _matmul(x, first, first_type, False)
+    if is_gated:
+        gate, up = one.float().chunk(2, -1)
+        inner = torch.nn.functional.silu(gate).mul_(up).to(x.dtype)
+        return _matmul(inner, second, second_type, False)
+    return torch.cat([one, _matmul(x, second, second_type, False)], -1)
+
+
 # The first one is ``operation``'s as well, which leaves to the other what it does not do itself.
-for _name in ("gguf_matmul", "gguf_matmul_any"):
+for _suffix in ("", "_any"):
     strips.operation(
-        f"{_name}(Tensor x, Tensor weight, int type, bool exact)",
+        f"gguf_matmul{_suffix}(Tensor x, Tensor weight, int type, bool exact)",
         _matmul,
         lambda x, weight, type, exact: x.new_empty((*x.shape[:-1], weight.shape[0])),
+    )
+    strips.operation(
+        f"gguf_pair{_suffix}(Tensor x, Tensor first, int first_type, Tensor second, "
+        "int second_type, bool is_gated)",
+        _pair,
+        lambda x, first, first_type, second, second_type, is_gated: x.new_empty(
+            (*x.shape[:-1], second.shape[0] + (0 if is_gated else first.shape[0]))
+        ),
     )

@@ -415,11 +415,12 @@ class GGUFLinear(_Method, LinearMethodBase):  # type: ignore[misc]
     def apply(
         self, layer: torch.nn.Module, x: torch.Tensor, bias: torch.Tensor | None = None
     ) -> torch.Tensor:
-        products = [
-            kernels.matmul(x, getattr(layer, name), type, self.is_exact)
-            for name, type in layer.packed
-        ]
-        product = products[0] if len(products) == 1 else torch.cat(products, -1)
+        packed = [(getattr(layer, name), type) for name, type in layer.packed]
+        if len(packed) == 2 and not self.is_exact:
+            product = kernels.pair(x, *packed[0], *packed[1], is_gated=False)
+        else:
+            products = [kernels.matmul(x, *each, self.is_exact) for each in packed]
+            product = products[0] if len(products) == 1 else torch.cat(products, -1)
         return product if bias is None else product + bias
 
 

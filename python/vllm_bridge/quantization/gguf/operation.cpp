@@ -1,12 +1,13 @@
-// The operation `gguf_matmul` without Python, where `ggml.py` has made a graph: a token goes through
-// a hundred products and more, and each call of Python's or torch's counts. All else is left to
-// Python, as `gguf_matmul_any`.
+// The operations `gguf_matmul` and `gguf_pair` without Python, where `ggml.py` has made a graph: a
+// token goes through a hundred products and more, and each call of Python's or torch's counts. All
+// else is left to Python, as `gguf_matmul_any` and `gguf_pair_any`.
 
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
 #include <array>
+#include <optional>
 #include <unordered_map>
 #include <vector>
 
@@ -17,13 +18,17 @@ namespace {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-// Both as in `operation.py`.
-using Key = std::array<int64_t, 5>;
+// All as in `operation.py`: what is computed, apart from the numbers, and by what.
+using Key = std::array<int64_t, 8>;
+
+enum Kind : int64_t { single, beside, gated };
+
+constexpr int most = 2;
 
 struct Product {
   void *graph, *plan;
-  const void** weight;
-  float *numbers, *result;
+  const void** weights[most];
+  float *numbers, *results[most];
 };
 
 struct Hash {
@@ -44,13 +49,31 @@ void convert(const From* from, To* to, int64_t count) {
   for (int64_t i = 0; i < count; ++i) to[i] = ::convert<To>(from[i]);
 }
 
+// Weights that `x` goes through.
+struct Weights {
+  std::array<const Tensor*, most> weights;
+  int count;
+};
+
+// Results that are columns of one, and how many columns each has.
+struct Columns {
+  std::array<int64_t, most> each;
+  int count;
+};
+
 template <class T>
-void multiply(const Product& product, const Tensor& x, const Tensor& weight, const Tensor& result) {
+void multiply(const Product& product, const Tensor& x, const Weights& weights,
+              const Columns& columns, const Tensor& result) {
   convert(static_cast<const T*>(x.const_data_ptr()), product.numbers, x.numel());
-  *product.weight = weight.const_data_ptr();
+  for (int i = 0; i < weights.count; ++i)
+    *product.weights[i] = weights.weights[i]->const_data_ptr();
   const int status = ggml_graph_compute(product.graph, product.plan);
   STD_TORCH_CHECK(status == 0, "ggml could not compute a product (status ", status, ")");
-  convert(product.result, static_cast<T*>(result.mutable_data_ptr()), result.numel());
+  T* const end = static_cast<T*>(result.mutable_data_ptr()) + result.numel();
+  T* row = static_cast<T*>(result.mutable_data_ptr());
+  for (int64_t token = 0; row < end; ++token)
+    for (int i = 0; i < columns.count; row += columns.each[i++])
+      convert(product.results[i] + token * columns.each[i], row, columns.each[i]);
 }
 
 // `x` with rows of another length. As `torch::stable::new_empty`, which looks for the operation by
@@ -69,42 +92,67 @@ Tensor empty(const Tensor& x, int64_t columns) {
   return Tensor(made);
 }
 
-Tensor by_python(const Tensor& x, const Tensor& weight, int64_t type, bool exact) {
+template <class... Arguments>
+Tensor by_python(const char* name, const Arguments&... arguments) {
   using torch::stable::detail::from;
-  std::array<StableIValue, 4> stack{from(x), from(weight), from(type), from(exact)};
-  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("vllm_bridge::gguf_matmul_any", "",
-                                                      stack.data(), TORCH_ABI_VERSION));
+  std::array<StableIValue, sizeof...(arguments)> stack{from(arguments)...};
+  STABLE_TORCH_ERROR_CODE_CHECK(
+      torch_call_dispatcher(name, "", stack.data(), TORCH_ABI_VERSION));
   return torch::stable::detail::to<Tensor>(stack[0]);
 }
 
-Tensor matmul(const Tensor& x, const Tensor& weight, int64_t type, bool exact) {
-  const int64_t rows = weight.size(0), columns = x.sizes().back();
-  const int64_t tokens = columns ? x.numel() / columns : 0;
+// Without a value where there is no graph for it.
+std::optional<Tensor> by_graph(Kind kind, const Tensor& x, const Weights& weights,
+                               std::array<int64_t, most> types) {
+  const int64_t columns = x.sizes().back(), tokens = columns ? x.numel() / columns : 0;
+  std::array<int64_t, most> rows{};
+  bool is_contiguous = x.is_contiguous();
+  for (int i = 0; i < weights.count; ++i) {
+    rows[i] = weights.weights[i]->size(0);
+    is_contiguous &= weights.weights[i]->is_contiguous();
+  }
   const int64_t threads = torch::stable::get_num_threads();
-  const auto found = products.find({type, rows, columns, tokens, threads});
-  if (exact || found == products.end() || !x.is_contiguous() || !weight.is_contiguous())
-    return by_python(x, weight, type, exact);
-  const Tensor result = empty(x, rows);
+  const auto found =
+      products.find({kind, tokens, threads, columns, types[0], rows[0], types[1], rows[1]});
+  if (found == products.end() || !is_contiguous) return std::nullopt;
+  const Columns of = kind == gated ? Columns{{rows[1]}, 1} : Columns{rows, weights.count};
+  const auto by = [&](auto number) {
+    const Tensor result = empty(x, kind == gated ? rows[1] : rows[0] + rows[1]);
+    multiply<decltype(number)>(found->second, x, weights, of, result);
+    return result;
+  };
   switch (x.scalar_type()) {
     case ScalarType::BFloat16:
-      multiply<bfloat16>(found->second, x, weight, result);
-      break;
+      return by(bfloat16{});
     case ScalarType::Half:
-      multiply<float16>(found->second, x, weight, result);
-      break;
+      return by(float16{});
     case ScalarType::Float:
-      multiply<float>(found->second, x, weight, result);
-      break;
+      return by(float{});
     default:
-      return by_python(x, weight, type, exact);
+      return std::nullopt;
   }
-  return result;
+}
+
+Tensor matmul(const Tensor& x, const Tensor& weight, int64_t type, bool exact) {
+  if (!exact)
+    if (const auto result = by_graph(single, x, {{&weight}, 1}, {type})) return *result;
+  return by_python("vllm_bridge::gguf_matmul_any", x, weight, type, exact);
+}
+
+Tensor pair(const Tensor& x, const Tensor& first, int64_t first_type, const Tensor& second,
+            int64_t second_type, bool is_gated) {
+  const Kind kind = is_gated ? gated : beside;
+  if (const auto result = by_graph(kind, x, {{&first, &second}, 2}, {first_type, second_type}))
+    return *result;
+  return by_python("vllm_bridge::gguf_pair_any", x, first, first_type, second, second_type,
+                   is_gated);
 }
 
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(vllm_bridge, CPU, library) {
   library.impl("gguf_matmul", TORCH_BOX(&matmul));
+  library.impl("gguf_pair", TORCH_BOX(&pair));
 }
 
 extern "C" {

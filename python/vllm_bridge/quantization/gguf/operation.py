@@ -1,7 +1,7 @@
-"""The compiled operation of ``operation.cpp``. Imports torch.
+"""The compiled operations of ``operation.cpp``. Imports torch.
 
-It computes ``gguf_matmul`` where ``ggml`` has made the graph for it, in this thread, and leaves all
-else to Python. Where there is no C++ compiler, Python computes the same.
+They compute ``gguf_matmul`` and ``gguf_pair`` where ``ggml`` has made the graph for it, in this
+thread, and leave all else to Python. Where there is no C++ compiler, Python computes the same.
 """
 
 import ctypes
@@ -20,20 +20,37 @@ _TORCH = Path(torch.__file__).parent
 FLAGS = (f"-I{_TORCH / 'include'}", f"-L{_TORCH / 'lib'}", "-ltorch_cpu")
 
 
+# What a graph computes: a product, two of the same numbers, or one of what another makes of them.
+SINGLE, BESIDE, GATED = range(3)
+
+# Weights that a graph has at most.
+MOST = 2
+
+
 class Key(ctypes.Structure):
-    """What a product is of, apart from the numbers."""
+    """What is computed, apart from the numbers. The second weight of one has neither type nor
+    rows."""
 
     _fields_ = tuple(
-        (name, ctypes.c_int64) for name in ("type", "rows", "columns", "tokens", "threads")
+        (name, ctypes.c_int64)
+        for name in (
+            *("kind", "tokens", "threads", "columns"),
+            *("first_type", "first_rows", "second_type", "second_rows"),
+        )
     )
 
 
 class Product(ctypes.Structure):
-    """A graph of ggml's and its plan, the place in it for the address of the weight, and the room
-    for the numbers that go in and come out: as addresses."""
+    """A graph of ggml's and its plan, the places in it for the addresses of the weights, and the
+    room for the numbers that go in and for the results, which come out side by side: as
+    addresses."""
 
-    _fields_ = tuple(
-        (name, ctypes.c_void_p) for name in ("graph", "plan", "weight", "numbers", "result")
+    _fields_ = (
+        ("graph", ctypes.c_void_p),
+        ("plan", ctypes.c_void_p),
+        ("weights", ctypes.c_void_p * MOST),
+        ("numbers", ctypes.c_void_p),
+        ("results", ctypes.c_void_p * MOST),
     )
 
 
