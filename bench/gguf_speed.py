@@ -5,8 +5,8 @@ parameters with random weights.
 
 with the Python of the library's environment (`mix vllm.doctor` names it), and one that has
 llama-cpp-python (`scripts/quantized_models/build` makes it). Both have the file loaded at once and
-are asked by turns, with OMP_NUM_THREADS threads each. The files, some hundred megabytes each, are
-kept in the folder BENCH_GGUF where that is set.
+are asked by turns, with OMP_NUM_THREADS threads each; only for what BENCH_ASKED names, where that is
+set. The files, some hundred megabytes each, are kept in the folder BENCH_GGUF where that is set.
 
 Ratios are medians of those of each round, with the least and the greatest: of tokens per second;
 per CPU second of all processes; and per CPU second of the process that computes, which is what the
@@ -253,7 +253,7 @@ def compare(llama_python: str, type: str, file: Path, folder: Path) -> None:
     try:
         for kind, python in {"ours": sys.executable, "llama.cpp": llama_python}.items():
             sides.append(Side(kind, python, file, folder))
-        for what in ASKED:
+        for what in [os.environ["BENCH_ASKED"]] if "BENCH_ASKED" in os.environ else ASKED:
             for side in sides:
                 side.ask(what)
             rounds = [[side.ask(what) for side in sides] for _ in range(ROUNDS)]
