@@ -5,8 +5,8 @@ parameters with random weights.
 
 with the Python of the library's environment (`mix vllm.doctor` names it), and one that has
 llama-cpp-python (`scripts/quantized_models/build` makes it). Both have the file loaded at once and
-are asked by turns, with OMP_NUM_THREADS threads each; only for what BENCH_ASKED names, where that is
-set. The files, some hundred megabytes each, are kept in the folder BENCH_GGUF where that is set.
+are asked by turns, with OMP_NUM_THREADS threads each; only what BENCH_ASKED names, where it is set.
+The files, some hundred megabytes each, are kept in the folder BENCH_GGUF where that is set.
 
 Ratios are medians of those of each round, with the least and the greatest: of tokens per second;
 per CPU second of all processes; and per CPU second of the process that computes, which is what the

@@ -200,6 +200,30 @@ def test_what_is_compiled_of_two_products_gives_what_python_does(
     python.assert_not_called()
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize("is_second", [False, True])
+def test_what_is_compiled_of_norms_gives_what_torch_does(
+    is_second: bool, dtype: torch.dtype
+) -> None:
+    before, first, second = (packed(12, rows, 512) for rows in (512, 1024, 40))
+    weights = [(weight, kernels.repack(weight, 12)) for weight in (first, second)]
+    weights = weights if is_second else weights[:1]
+    numbers = torch.Generator().manual_seed(1)
+    x, residual = (torch.randn(5, 512, generator=numbers).to(dtype) for _ in range(2))
+    norm = (torch.rand(512, generator=numbers) / 1024).to(dtype)
+    for each in (None, (before, 12)):
+        given = (x, *(each or (None, 0)), residual, norm, 1e-5, *weights[0])
+        given += (*weights[1], True) if is_second else (None, 0, False)
+        by_torch = torch.ops.vllm_bridge.gguf_normed_any(*given)
+        product, sum = kernels.normed(x, residual, norm, 1e-5, weights, is_second, each)
+        assert torch.equal(sum, by_torch[1])
+        # The sum of squares is not torch's to the last bit, and so are some roundings.
+        assert error(product, by_torch[0].float()) < (1e-2 if dtype == torch.bfloat16 else 2e-3)
+        assert product.dtype == dtype
+    mixed = kernels.normed(x, residual, norm.double(), 1e-5, weights, is_second, None)
+    assert mixed[0].shape == product.shape
+
+
 def test_what_is_kept_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ggml, "_GRAPHS", 3)
     weight = packed(12, 64, 512)
@@ -246,6 +270,10 @@ def test_a_product_fits_into_a_compiled_graph() -> None:
     torch.library.opcheck(pair, (torch.randn(2, 64), weight, 8, packed(8, 8, 64), 8, False))
     gates = packed(8, 128, 64)
     torch.library.opcheck(pair, (torch.randn(2, 64), gates, 8, weight, 8, True))
+    normed = torch.ops.vllm_bridge.gguf_normed.default
+    residual, norm = torch.randn(2, 64), torch.ones(64)
+    given = (torch.randn(2, 64), None, 0, residual, norm, 1e-5, weight, 8, None, 0, False)
+    torch.library.opcheck(normed, given)
 
 
 def test_what_long_prompts_take_is_given_back() -> None:

@@ -155,7 +155,7 @@ def test_what_is_gated_is_one_call_where_activations_are_rounded_and_each_produc
 ) -> None:
     from vllm.model_executor.models.qwen2 import Qwen2MLP
 
-    from vllm_bridge.quantization.gguf import gated, kernels
+    from vllm_bridge.quantization.gguf import joined, kernels
 
     parts = {
         "gate": Matrix(gate, INNER, HIDDEN),
@@ -172,7 +172,7 @@ def test_what_is_gated_is_one_call_where_activations_are_rounded_and_each_produc
         filled(mlp.gate_up_proj, gate=parts["gate"].rows, up=parts["up"].rows)
         filled(mlp.down_proj, whole=parts["down"].rows)
         before = mlp(x)
-        gated.join(model)
+        joined.join(model)
         products = _count(monkeypatch, kernels)
         found = mlp(x)
     assert (products == []) == is_joined
@@ -182,6 +182,85 @@ def test_what_is_gated_is_one_call_where_activations_are_rounded_and_each_produc
         assert (product - expected).norm() < 0.02 * expected.norm()
     # ggml's SiLU is not torch's, to the last bit.
     assert (found - before).norm() < 1e-3 * expected.norm()
+
+
+def decoder_layer(parts: dict[str, Matrix], bias: bool) -> Any:
+    """vLLM's layer of a Llama, whose attention mixes nothing, with its matrices of a file."""
+    from vllm.model_executor.layers.layernorm import RMSNorm
+    from vllm.model_executor.layers.linear import QKVParallelLinear, RowParallelLinear
+    from vllm.model_executor.models import llama
+
+    made = config(**{f"{name}_proj": matrix for name, matrix in parts.items()})
+    made.is_exact = False
+    made.packed_modules_mapping = {
+        "qkv_proj": ["q_proj", "k_proj", "v_proj"],
+        "gate_up_proj": ["gate_proj", "up_proj"],
+    }
+
+    class Attention(torch.nn.Module):
+        forward = llama.LlamaAttention.forward
+        q_size, kv_size = HEADS * HEAD, KEYS * HEAD
+
+        def rotary_emb(self, _positions: Any, q: Any, k: Any) -> Any:
+            return q, k
+
+        def attn(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+            return q + torch.cat([k, v], -1)
+
+    class Layer(torch.nn.Module):
+        forward = llama.LlamaDecoderLayer.forward
+
+    layer: Any = Layer()
+    layer.self_attn = attention = Attention()
+    attention.qkv_proj = QKVParallelLinear(
+        HIDDEN, HEAD, HEADS, KEYS, bias, quant_config=made, prefix="qkv_proj"
+    )
+    attention.o_proj = RowParallelLinear(
+        HEADS * HEAD, HIDDEN, False, quant_config=made, prefix="o_proj"
+    )
+    layer.mlp = llama.LlamaMLP(HIDDEN, INNER, "silu", made)
+    for name in ("input_layernorm", "post_attention_layernorm"):
+        norm = RMSNorm(HIDDEN)
+        norm.weight.data = 0.5 + torch.arange(HIDDEN) / HIDDEN
+        setattr(layer, name, norm)
+    filled(attention.qkv_proj, **{name: parts[name].rows for name in "qkv"})
+    if bias:
+        attention.qkv_proj.bias.data = torch.arange(2 * HEADS * HEAD) / HIDDEN
+    filled(attention.o_proj, whole=parts["o"].rows)
+    filled(layer.mlp.gate_up_proj, gate=parts["gate"].rows, up=parts["up"].rows)
+    filled(layer.mlp.down_proj, whole=parts["down"].rows)
+    return layer
+
+
+@pytest.mark.parametrize("is_compiled", [False, True])
+@pytest.mark.parametrize(("value", "bias"), [("Q6_K", True), ("Q4_K", False), ("Q4_0", False)])
+def test_products_are_one_call_with_the_norm_before_them_and_the_product_before_that(
+    value: str, bias: bool, is_compiled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from vllm_bridge.quantization.gguf import joined, kernels, operation
+
+    if operation.library() is None:
+        pytest.skip("there is no C++ compiler")
+    rows = {"q": HEADS * HEAD, "k": KEYS * HEAD, "v": KEYS * HEAD, "o": HIDDEN}
+    rows |= {"gate": INNER, "up": INNER, "down": HIDDEN}
+    columns = {"o": HEADS * HEAD, "down": INNER}
+    parts = {
+        name: Matrix({"v": value, "o": "Q4_0"}.get(name, "Q4_K"), count, columns.get(name, HIDDEN))
+        for name, count in rows.items()
+    }
+    x, residual = inputs(HIDDEN), 3 * inputs(HIDDEN).flip(0)
+    with rank(0, 1):
+        layer = decoder_layer(parts, bias)
+        expected = [layer(None, x, residual), layer(None, x, None)]
+        joined.join(layer)
+        calls = _count(monkeypatch, kernels)
+        run = torch.compile(layer, backend="eager", fullgraph=True) if is_compiled else layer
+        found = [run(None, x, residual), run(None, x, None)]
+    # The first layer of a model has no residual.
+    assert is_compiled or len(calls) == (1 if value == "Q4_K" else 0)
+    for both, others in zip(found, expected, strict=True):
+        for one, other in zip(both, others, strict=True):
+            assert (one - other).norm() < 0.01 * other.norm()
 
 
 def test_tensors_of_another_size_than_the_layers_are_refused() -> None:

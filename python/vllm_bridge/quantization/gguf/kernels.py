@@ -69,6 +69,30 @@ def pair(
     return product
 
 
+def normed(
+    x: torch.Tensor,
+    residual: torch.Tensor,
+    norm: torch.Tensor,
+    epsilon: float,
+    weights: list[tuple[torch.Tensor, int]],
+    is_gated: bool,
+    before: tuple[torch.Tensor, int] | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """In one call: ``x`` is added to a residual, RMSNorm makes something of the sum, and that is
+    multiplied; the product, and the sum.
+
+    Args:
+        norm: the weight of the norm
+        weights: one or two, each with its type, as ``matmul`` and ``pair`` have them
+        before: a weight that ``x`` is multiplied with before that
+    """
+    second = weights[1] if len(weights) > 1 else (None, 0)
+    both: tuple[torch.Tensor, torch.Tensor] = torch.ops.vllm_bridge.gguf_normed(
+        *(x, *(before or (None, 0)), residual, norm, epsilon), *(*weights[0], *second, is_gated)
+    )
+    return both
+
+
 def repack(weight: torch.Tensor, type: int) -> int:
     """Brings a weight into the layout that is computed fastest here, in its place: for products
     that are not exact.
@@ -124,6 +148,48 @@ def _pair(
     return torch.cat([one, _matmul(x, second, second_type, False)], -1)
 
 
+def _normed(
+    x: torch.Tensor,
+    before: torch.Tensor | None,
+    before_type: int,
+    residual: torch.Tensor,
+    norm: torch.Tensor,
+    epsilon: float,
+    first: torch.Tensor,
+    first_type: int,
+    second: torch.Tensor | None,
+    second_type: int,
+    is_gated: bool,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    added = x if before is None else matmul(x, before, before_type)
+    sum = added.float() + residual.float()
+    scale = sum.square().mean(-1, keepdim=True).add(epsilon).rsqrt()
+    inner = (sum * scale).to(norm.dtype).mul(norm).to(x.dtype)
+    if second is None:
+        product = matmul(inner, first, first_type)
+    else:
+        product = pair(inner, first, first_type, second, second_type, is_gated)
+    return product, sum.to(x.dtype)
+
+
+def _normed_shape(
+    x: torch.Tensor,
+    before: torch.Tensor | None,
+    before_type: int,
+    residual: torch.Tensor,
+    norm: torch.Tensor,
+    epsilon: float,
+    first: torch.Tensor,
+    first_type: int,
+    second: torch.Tensor | None,
+    second_type: int,
+    is_gated: bool,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    rows = 0 if second is None else second.shape[0]
+    rows += 0 if is_gated else first.shape[0]
+    return x.new_empty((*x.shape[:-1], rows)), torch.empty_like(residual)
+
+
 # The first one is ``operation``'s as well, which leaves to the other what it does not do itself.
 for _suffix in ("", "_any"):
     strips.operation(
@@ -138,4 +204,12 @@ for _suffix in ("", "_any"):
         lambda x, first, first_type, second, second_type, is_gated: x.new_empty(
             (*x.shape[:-1], second.shape[0] + (0 if is_gated else first.shape[0]))
         ),
+    )
+    strips.operation(
+        f"gguf_normed{_suffix}(Tensor x, Tensor? before, int before_type, Tensor residual, "
+        "Tensor norm, float epsilon, Tensor first, int first_type, Tensor? second, "
+        "int second_type, bool is_gated)",
+        _normed,
+        _normed_shape,
+        returns="(Tensor, Tensor)",
     )

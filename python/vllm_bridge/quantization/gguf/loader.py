@@ -14,7 +14,7 @@ from vllm.model_executor.model_loader.base_loader import BaseModelLoader
 
 from vllm_bridge.checkpoints import gguf, gguf_config, gguf_names
 from vllm_bridge.checkpoints.headers import Tensor
-from vllm_bridge.quantization.gguf import gated, kernels
+from vllm_bridge.quantization.gguf import joined, kernels
 from vllm_bridge.quantization.gguf.layers import PLAIN, has_kernel, packed_names, read
 
 # The architectures whose queries and keys llama.cpp's converter permutes, because it rotates
@@ -33,7 +33,7 @@ class GGUFLoader(BaseModelLoader):  # type: ignore[misc]
     def load_model(self, vllm_config: Any, *args: Any, **named: Any) -> torch.nn.Module:
         model: torch.nn.Module = super().load_model(vllm_config, *args, **named)
         if vllm_config.lora_config is None:  # adapters come between the products
-            gated.join(model)
+            joined.join(model)
         return model
 
     def load_weights(self, model: torch.nn.Module, model_config: Any) -> None:

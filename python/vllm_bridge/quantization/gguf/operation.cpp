@@ -1,13 +1,15 @@
-// The operations `gguf_matmul` and `gguf_pair` without Python, where `ggml.py` has made a graph: a
-// token goes through a hundred products and more, and each call of Python's or torch's counts. All
-// else is left to Python, as `gguf_matmul_any` and `gguf_pair_any`.
+// The operations `gguf_matmul`, `gguf_pair` and `gguf_normed` without Python, where `ggml.py` has made
+// a graph: a token goes through a hundred products and more, and each call of Python's or torch's
+// counts. All else is left to Python, by the same names with `_any`.
 
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
 #include <array>
+#include <cmath>
 #include <optional>
+#include <tuple>
 #include <unordered_map>
 #include <vector>
 
@@ -92,13 +94,17 @@ Tensor empty(const Tensor& x, int64_t columns) {
   return Tensor(made);
 }
 
-template <class... Arguments>
-Tensor by_python(const char* name, const Arguments&... arguments) {
+template <class Result = Tensor, class... Arguments>
+Result by_python(const char* name, const Arguments&... arguments) {
   using torch::stable::detail::from;
+  using torch::stable::detail::to;
   std::array<StableIValue, sizeof...(arguments)> stack{from(arguments)...};
   STABLE_TORCH_ERROR_CODE_CHECK(
       torch_call_dispatcher(name, "", stack.data(), TORCH_ABI_VERSION));
-  return torch::stable::detail::to<Tensor>(stack[0]);
+  if constexpr (std::is_same<Result, Tensor>::value)
+    return to<Tensor>(stack[0]);
+  else
+    return {to<Tensor>(stack[0]), to<Tensor>(stack[1])};
 }
 
 // Without a value where there is no graph for it.
@@ -148,11 +154,67 @@ Tensor pair(const Tensor& x, const Tensor& first, int64_t first_type, const Tens
                    is_gated);
 }
 
+// The sum of two, and what RMSNorm makes of it, both rounded where torch rounds them.
+template <class T>
+void normalize(const Tensor& x, const Tensor& residual, const Tensor& norm, float epsilon,
+               const Tensor& sum, const Tensor& inner) {
+  constexpr int lanes = 16;
+  const int64_t columns = norm.numel(), count = x.numel();
+  std::vector<float> row(columns);
+  const auto *added = static_cast<const T*>(x.const_data_ptr()),
+             *before = static_cast<const T*>(residual.const_data_ptr()),
+             *weight = static_cast<const T*>(norm.const_data_ptr());
+  auto *total = static_cast<T*>(sum.mutable_data_ptr()),
+       *result = static_cast<T*>(inner.mutable_data_ptr());
+  for (int64_t start = 0; start < count; start += columns) {
+    for (int64_t i = 0; i < columns; ++i) {
+      row[i] = to_float(added[start + i]) + to_float(before[start + i]);
+      total[start + i] = from_float<T>(row[i]);
+    }
+    float squares[lanes] = {}, square = 0;
+    int64_t i = 0;
+    for (; i + lanes <= columns; i += lanes)
+      for (int lane = 0; lane < lanes; ++lane) squares[lane] += row[i + lane] * row[i + lane];
+    for (; i < columns; ++i) square += row[i] * row[i];
+    for (float each : squares) square += each;
+    const float scale = 1 / std::sqrt(square / columns + epsilon);
+    for (i = 0; i < columns; ++i)
+      result[start + i] =
+          from_float<T>(to_float(from_float<T>(row[i] * scale)) * to_float(weight[i]));
+  }
+}
+
+std::tuple<Tensor, Tensor> normed(const Tensor& x, const std::optional<Tensor>& before,
+                                  int64_t before_type, const Tensor& residual, const Tensor& norm,
+                                  double epsilon, const Tensor& first, int64_t first_type,
+                                  const std::optional<Tensor>& second, int64_t second_type,
+                                  bool is_gated) {
+  const auto by = [&](auto number) -> std::tuple<Tensor, Tensor> {
+    const Tensor added = before ? matmul(x, *before, before_type, false) : x;
+    const Tensor sum = empty(residual, norm.numel()), inner = empty(residual, norm.numel());
+    normalize<decltype(number)>(added, residual, norm, epsilon, sum, inner);
+    return {second ? pair(inner, first, first_type, *second, second_type, is_gated)
+                   : matmul(inner, first, first_type, false),
+            sum};
+  };
+  const auto type = x.scalar_type();
+  const bool is_plain = type == residual.scalar_type() && type == norm.scalar_type() &&
+                        (before || x.is_contiguous()) && residual.is_contiguous() &&
+                        norm.is_contiguous();
+  if (is_plain && type == ScalarType::BFloat16) return by(bfloat16{});
+  if (is_plain && type == ScalarType::Half) return by(float16{});
+  if (is_plain && type == ScalarType::Float) return by(float{});
+  return by_python<std::tuple<Tensor, Tensor>>(
+      "vllm_bridge::gguf_normed_any", x, before, before_type, residual, norm, epsilon, first,
+      first_type, second, second_type, is_gated);
+}
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(vllm_bridge, CPU, library) {
   library.impl("gguf_matmul", TORCH_BOX(&matmul));
   library.impl("gguf_pair", TORCH_BOX(&pair));
+  library.impl("gguf_normed", TORCH_BOX(&normed));
 }
 
 extern "C" {

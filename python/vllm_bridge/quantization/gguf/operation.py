@@ -1,7 +1,7 @@
 """The compiled operations of ``operation.cpp``. Imports torch.
 
-They compute ``gguf_matmul`` and ``gguf_pair`` where ``ggml`` has made the graph for it, in this
-thread, and leave all else to Python. Where there is no C++ compiler, Python computes the same.
+They compute products where ``ggml`` has made the graph for it, in this thread, with the norm before
+them, and leave all else to Python. Where there is no C++ compiler, Python computes the same.
 """
 
 import ctypes

@@ -27,16 +27,19 @@ def matmul(x: torch.Tensor, rows: int, plain: Callable[[slice], torch.Tensor]) -
     return product
 
 
-def operation(schema: str, compute: Callable[..., Any], shape: Callable[..., Any]) -> None:
+def operation(
+    schema: str, compute: Callable[..., Any], shape: Callable[..., Any], returns: str = "Tensor"
+) -> None:
     """Makes ``torch.ops.vllm_bridge.NAME``, which compiled graphs call as it is. Defined in this
     way, a call costs half of what it does with ``torch.library.custom_op``.
 
     Args:
-        schema: ``NAME(arguments)``; it returns a tensor
+        schema: ``NAME(arguments)``
         compute: what it does, on any device
-        shape: makes an empty tensor of the result's shape and dtype from the arguments
+        shape: makes an empty tensor of the result's shape and dtype from the arguments, or several
+        returns: the schema of the result
     """
     name = schema.partition("(")[0]
-    _library.define(f"{schema} -> Tensor")
+    _library.define(f"{schema} -> {returns}")
     _library.impl(name, compute, "CompositeExplicitAutograd")
     _library._register_fake(name, shape)
