@@ -232,8 +232,10 @@ def decoder_layer(parts: dict[str, Matrix], bias: bool) -> Any:
     return layer
 
 
-@pytest.mark.parametrize("is_compiled", [False, True])
-@pytest.mark.parametrize(("value", "bias"), [("Q6_K", True), ("Q4_K", False), ("Q4_0", False)])
+@pytest.mark.parametrize(
+    ("value", "bias", "is_compiled"),
+    [("Q6_K", True, False), ("Q4_K", False, True), ("Q4_K", False, False), ("Q4_0", True, False)],
+)
 def test_products_are_one_call_with_the_norm_before_them_and_the_product_before_that(
     value: str, bias: bool, is_compiled: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
