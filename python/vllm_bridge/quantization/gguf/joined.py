@@ -18,10 +18,14 @@ from vllm_bridge.quantization.gguf.layers import GGUFLinear
 # Whose modules' methods may be replaced.
 TOUCHES = {
     "vllm.model_executor.models.llama": (
-        *("LlamaDecoderLayer.forward", "LlamaAttention.forward", "LlamaMLP.forward"),
+        "LlamaDecoderLayer.forward",
+        "LlamaAttention.forward",
+        "LlamaMLP.forward",
     ),
     "vllm.model_executor.models.qwen2": (
-        *("Qwen2DecoderLayer.forward", "Qwen2Attention.forward", "Qwen2MLP.forward"),
+        "Qwen2DecoderLayer.forward",
+        "Qwen2Attention.forward",
+        "Qwen2MLP.forward",
     ),
 }
 _KNOWN = {f"{module}.{name}" for module, names in TOUCHES.items() for name in names}
