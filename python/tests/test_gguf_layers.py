@@ -197,7 +197,7 @@ def decoder_layer(parts: dict[str, Matrix], bias: bool) -> Any:
         "gate_up_proj": ["gate_proj", "up_proj"],
     }
 
-    class Attention(torch.nn.Module):
+    class Attention(torch.nn.Module):  # type: ignore[misc]
         forward = llama.LlamaAttention.forward
         q_size, kv_size = HEADS * HEAD, KEYS * HEAD
 
@@ -207,7 +207,7 @@ def decoder_layer(parts: dict[str, Matrix], bias: bool) -> Any:
         def attn(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
             return q + torch.cat([k, v], -1)
 
-    class Layer(torch.nn.Module):
+    class Layer(torch.nn.Module):  # type: ignore[misc]
         forward = llama.LlamaDecoderLayer.forward
 
     layer: Any = Layer()
