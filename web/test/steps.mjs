@@ -240,8 +240,11 @@ export const steps = [
       await page.view("review");
       await page.button("Start the job").click();
       await page.heading("Quantize").waitFor();
-      await page.tab.locator(".job", { hasText: "demo" }).locator("h2 .state", { hasText: "done" }).waitFor(LONG);
+      const job = page.tab.locator(".job", { hasText: "demo" });
+      const state = job.locator("h2 .state", { hasText: /^(done|failed)$/ });
+      await state.waitFor(LONG);
       await page.view("jobs");
+      assert.equal(await state.textContent(), "done", await job.textContent());
       return `estimated together: ${sizes}`;
     },
   ],
