@@ -71,6 +71,11 @@ export class Page {
     return this.tab.getByRole("heading", { name, level: 1 });
   }
 
+  // The card of a job, which may tell of others.
+  job(name) {
+    return this.tab.locator(".job").filter({ has: this.tab.locator("h2", { hasText: new RegExp(`^${name} `) }) });
+  }
+
   dialog() {
     return this.tab.getByRole("dialog");
   }

@@ -240,7 +240,7 @@ export const steps = [
       await page.view("review");
       await page.button("Start the job").click();
       await page.heading("Quantize").waitFor();
-      const job = page.tab.locator(".job", { hasText: "demo" });
+      const job = page.job("demo");
       const state = job.locator("h2 .state", { hasText: /^(done|failed)$/ });
       await state.waitFor(LONG);
       await page.view("jobs");
@@ -302,7 +302,7 @@ export const steps = [
       }, [process.env.DEMO_MODEL, page.key]);
       assert.equal(answer, 201);
       await page.to("Quantize").click();
-      const job = page.tab.locator(".job", { hasText: "again" });
+      const job = page.job("again");
       await page.button("Cancel", job).click();
       await job.locator("h2 .state", { hasText: "cancelled" }).waitFor(LONG);
       await page.button("Retry", job).click();
