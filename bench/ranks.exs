@@ -14,7 +14,7 @@ Logger.configure(level: :error)
 defmodule Bench.Ranks do
   import VLLM.OSProcess, only: [alive?: 1, eventually: 2, signal: 2]
 
-  alias VLLM.{DemoModel, Error, FakeEngine, Footprint, Network, Peers, RealEngine}
+  alias VLLM.{DemoModel, Error, FakeEngine, Network, Peers, RealEngine}
 
   @sizes %{
     "tensor" => [tensor_parallel_size: 2],
@@ -63,13 +63,13 @@ defmodule Bench.Ranks do
     do: Peers.serve(head, VLLM, options, @patience)
 
   defp shown(%{peers: peers}),
-    do: for(peer <- peers, do: for({role, _} <- processes(peer), role != :helper, do: role))
+    do: for(peer <- peers, do: for({role, _} <- Peers.processes(peer), role != :helper, do: role))
 
   # Each process that there is of vLLM's and ours, by its node and what it is, the nodes, and the cable.
   defp victims(%{peers: peers}) do
     parts =
       for {peer, side} <- Enum.zip(peers, [:head, :other]),
-          {role, _} <- Enum.uniq_by(processes(peer), &elem(&1, 0)),
+          {role, _} <- Enum.uniq_by(Peers.processes(peer), &elem(&1, 0)),
           role != :helper,
           do: {side, role}
 
@@ -77,7 +77,7 @@ defmodule Bench.Ranks do
   end
 
   defp round(%{peers: [head, other]} = context, victim) do
-    before = processes(head) ++ processes(other)
+    before = Peers.processes(head) ++ Peers.processes(other)
     lost = for _ <- 1..4, do: Task.async(fn -> ask(head) end)
     true = eventually(fn -> in_flight(head) == 4 end, @patience)
     since = now()
@@ -127,7 +127,7 @@ defmodule Bench.Ranks do
 
   defp strike(%{peers: peers}, {side, role}) do
     peer = Enum.at(peers, if(side == :head, do: 0, else: 1))
-    {^role, pid} = List.keyfind(processes(peer), role, 0)
+    {^role, pid} = List.keyfind(Peers.processes(peer), role, 0)
     true = signal("KILL", pid)
   end
 
@@ -152,12 +152,6 @@ defmodule Bench.Ranks do
     peer = Peers.again(peer)
     Peers.call(peer, System, :put_env, [@environment])
     peer
-  end
-
-  defp processes(peer) do
-    for guard <- Peers.call(peer, Footprint, :guards, []),
-        process <- Footprint.roles(guard),
-        do: process
   end
 
   defp timed(fun) do

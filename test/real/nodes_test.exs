@@ -5,7 +5,7 @@ defmodule VLLM.Real.NodesTest do
 
   import VLLM.OSProcess
 
-  alias VLLM.{DemoModel, Error, Footprint, Peers, RealEngine}
+  alias VLLM.{DemoModel, Error, Peers, RealEngine}
 
   @moduletag :slow
   @moduletag timeout: 1_800_000
@@ -33,8 +33,8 @@ defmodule VLLM.Real.NodesTest do
     Peers.serve(head, VLLM, options, RealEngine.patience())
     assert Peers.call(head, DemoModel, :wrong_facts, [Split], RealEngine.patience()) == []
 
-    before = processes(head) ++ processes(other)
-    [rank] = for {:rank, pid} <- processes(other), do: pid
+    before = Peers.processes(head) ++ Peers.processes(other)
+    [rank] = for {:rank, pid} <- Peers.processes(other), do: pid
     count = [Split, "Count:", [max_tokens: 900, ignore_eos: true, temperature: 0.0]]
     lost = Task.async(fn -> Peers.call(head, VLLM, :generate, count, RealEngine.patience()) end)
     assert eventually(fn -> Peers.call(head, VLLM.FakeEngine, :in_flight, [Split]) == 1 end)
@@ -43,14 +43,8 @@ defmodule VLLM.Real.NodesTest do
     assert RealEngine.gone?(before)
     assert Peers.call(head, RealEngine, :right?, [Split, [retry: true]], RealEngine.patience())
 
-    before = processes(head) ++ processes(other)
+    before = Peers.processes(head) ++ Peers.processes(other)
     assert Peers.kill(head)
     assert RealEngine.gone?(before)
-  end
-
-  defp processes(peer) do
-    for guard <- Peers.call(peer, Footprint, :guards, []),
-        process <- Footprint.roles(guard),
-        do: process
   end
 end

@@ -7,7 +7,7 @@ defmodule VLLM.Peers do
 
   import VLLM.OSProcess
 
-  alias VLLM.Network
+  alias VLLM.{Footprint, Network}
 
   @enforce_keys [:node, :peer, :os_pid, :net, :start]
   defstruct @enforce_keys
@@ -173,6 +173,13 @@ defmodule VLLM.Peers do
   def eval(peer, code, bindings \\ []) do
     {result, _} = call(peer, Code, :eval_string, [code, bindings])
     result
+  end
+
+  @doc "The processes there of engines, by what they are, see `VLLM.Footprint.roles/1`."
+  def processes(peer) do
+    for guard <- call(peer, Footprint, :guards, []),
+        process <- Footprint.roles(guard),
+        do: process
   end
 
   @doc "The processes there that carry calls to or from another node."
