@@ -1,6 +1,7 @@
 """Requests and answers of an ASGI app that does as it is told, without vLLM."""
 
 import asyncio
+import inspect
 from collections.abc import AsyncIterator, Callable, Coroutine
 from types import SimpleNamespace
 from typing import Any
@@ -164,6 +165,16 @@ class Ending:
             if isinstance(end, Exception):
                 raise end
             yield end
+
+
+@pytest.mark.parametrize("method", ["generate", "encode"])
+def test_an_app_may_name_what_it_gives_the_engine_as_vllm_does(method: str) -> None:
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+    ours, theirs = (
+        [*inspect.signature(getattr(each, method)).parameters][:4] for each in (Engine, AsyncLLM)
+    )
+    assert ours == theirs
 
 
 @pytest.mark.parametrize("is_cut_off", [True, False])

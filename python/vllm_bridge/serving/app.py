@@ -55,24 +55,25 @@ class Engine:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._llm, name)
 
+    # By vLLM's names, which the app uses for some.
     def generate(
-        self, prompt: Any, params: Any, request_id: str, *args: Any, **options: Any
+        self, prompt: Any, sampling_params: Any, request_id: str, **options: Any
     ) -> AsyncGenerator[Any, None]:
-        return self._watched(self._llm.generate, prompt, params, request_id, *args, **options)
+        return self._watched(self._llm.generate, prompt, sampling_params, request_id, **options)
 
     def encode(
-        self, prompt: Any, params: Any, request_id: str, *args: Any, **options: Any
+        self, prompt: Any, pooling_params: Any, request_id: str, **options: Any
     ) -> AsyncGenerator[Any, None]:
-        return self._watched(self._llm.encode, prompt, params, request_id, *args, **options)
+        return self._watched(self._llm.encode, prompt, pooling_params, request_id, **options)
 
     async def _watched(
-        self, ask: Any, prompt: Any, params: Any, request_id: str, *args: Any, **options: Any
+        self, ask: Any, prompt: Any, params: Any, request_id: str, **options: Any
     ) -> AsyncGenerator[Any, None]:
         from vllm.v1.engine.exceptions import EngineDeadError
 
         asked = _asked.get()
         asked.submit(request_id)
-        stream = ask(prompt, params, request_id, *args, **options)
+        stream = ask(prompt, params, request_id, **options)
         try:
             async for output in stream:
                 if finish.early(output) is finish.Meaning.CUT_OFF:
