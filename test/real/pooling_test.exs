@@ -4,7 +4,16 @@ defmodule VLLM.Real.PoolingTest do
   # must be is tested there.
   use ExUnit.Case
 
-  alias VLLM.{Classification, DemoModel, DocExamples, Embedding, Error, PoolingOutput, Score}
+  alias VLLM.{
+    Classification,
+    DemoModel,
+    DocExamples,
+    Embedding,
+    Error,
+    PoolingOutput,
+    Score,
+    Server
+  }
 
   @moduletag timeout: 300_000
 
@@ -57,6 +66,40 @@ defmodule VLLM.Real.PoolingTest do
     assert Enum.map(scores, & &1.score) == Enum.sort(Enum.map(scores, & &1.score), :desc)
     assert VLLM.rerank!(llm, query, documents, top_n: 1) |> Enum.map(& &1.index) == [1]
     assert VLLM.rerank!(llm, query, []) == []
+  end
+
+  # What `curl` is answered at a path of a server of this engine.
+  defp curl(llm, path, body) do
+    url = Server.url(start_supervised!({Server, models: [{"pool", llm}], port: 0}))
+    body = VLLM.JSON.encode(Map.put(body, :model, "pool"))
+    json = ["-H", "Content-Type: application/json", "-d", body]
+    {said, 0} = System.cmd("curl", ["-sS", url <> path | json])
+    stop_supervised!({Server, 0})
+    {:ok, answer} = VLLM.JSON.decode(said)
+    answer
+  end
+
+  @tag :slow
+  test "vectors and scores over HTTP are those that Elixir gets", %{llm: llm} do
+    [first | _] = VLLM.embed!(llm, @texts)
+    assert %{"data" => [one | _] = data} = curl(llm, "/embeddings", %{input: @texts})
+    assert Enum.map(data, & &1["index"]) == [0, 1, 2]
+    assert_in_delta dot(one["embedding"], Embedding.to_list(first)), 1.0, 1.0e-2
+    base64 = %{input: hd(@texts), encoding_format: "base64"}
+    assert %{"data" => [%{"embedding" => text}]} = curl(llm, "/embeddings", base64)
+    assert byte_size(Base.decode64!(text)) == 4 * 256
+
+    [query | _] = @texts
+    asked = %{text_1: query, text_2: @texts}
+    assert %{"data" => scores} = curl(llm, "/score", asked)
+
+    for {mine, theirs} <- Enum.zip(VLLM.score!(llm, query, @texts), scores),
+        do: assert_in_delta(mine.score, theirs["score"], 1.0e-2)
+
+    asked = %{query: query, documents: Enum.reverse(@texts), top_n: 1}
+    assert %{"results" => [%{"index" => 2, "document" => document}]} = curl(llm, "/rerank", asked)
+    assert document["text"] == query
+    assert %{"error" => %{"code" => "unsupported"}} = curl(llm, "/completions", %{prompt: "The"})
   end
 
   test "encode gives the engine's own task as it is", %{llm: llm} do
@@ -155,6 +198,13 @@ defmodule VLLM.Real.PoolingTest do
 
         assert_in_delta score, prob, 1.0e-2
       end
+
+      # The same over HTTP.
+      best = Enum.max_by(scores, & &1.score)
+      asked = %{query: hd(@texts), documents: documents}
+      assert %{"results" => [top, _other]} = curl(llm, "/rerank", asked)
+      assert top["index"] == best.index
+      assert_in_delta top["relevance_score"], best.score, 1.0e-2
 
       VLLM.stop(llm)
     end
