@@ -4,7 +4,7 @@ defmodule VLLM.Real.HTTPTest do
   use ExUnit.Case
 
   import VLLM.FakeEngine, only: [in_flight: 1]
-  import VLLM.OSProcess, only: [eventually: 1]
+  import VLLM.OSProcess, only: [eventually: 1, signal: 2]
 
   alias VLLM.{DemoModel, RealEngine, Server}
 
@@ -20,6 +20,7 @@ defmodule VLLM.Real.HTTPTest do
     %{llm: llm, url: Server.url(server), port: URI.parse(Server.url(server)).port}
   end
 
+  # A stream that has begun, of a text that takes its time or is known by heart.
   defp stream(port, prompt, options \\ "") do
     body =
       ~s({"model": "demo", "prompt": "#{prompt}", "stream": true, "temperature": 0#{options}})
@@ -40,12 +41,18 @@ defmodule VLLM.Real.HTTPTest do
     socket
   end
 
-  defp read_until(socket, what, read \\ "") do
-    if read =~ what do
-      read
+  @endless ~s(, "max_tokens": 8000, "ignore_eos": true)
+
+  # What comes until `what` is there, which may come in parts.
+  defp read_until(socket, what, last \\ "", read \\ []) do
+    {:ok, more} = :gen_tcp.recv(socket, 0, RealEngine.patience())
+    last = last <> more
+
+    if String.contains?(last, what) do
+      IO.iodata_to_binary([read, more])
     else
-      {:ok, more} = :gen_tcp.recv(socket, 0, RealEngine.patience())
-      read_until(socket, what, read <> more)
+      keep = min(byte_size(last), byte_size(what))
+      read_until(socket, what, binary_part(last, byte_size(last), -keep), [read, more])
     end
   end
 
@@ -56,6 +63,26 @@ defmodule VLLM.Real.HTTPTest do
   defp curl(arguments) do
     {said, 0} = System.cmd("curl", ["-sS", "-H", "Authorization: Bearer #{@key}" | arguments])
     said
+  end
+
+  test "Anthropic's own client", %{url: url} do
+    {:ok, python} = VLLM.Python.executable()
+    script = Path.expand("../support/anthropic_client.py", __DIR__)
+    {question, answer} = hd(DemoModel.chats())
+    arguments = [script, String.trim_trailing(url, "/v1"), @key, "demo", question]
+    {said, 0} = System.cmd(python, arguments)
+
+    assert [message, stream, usage | rest] = String.split(said, "\n", trim: true)
+    assert message == ~s(["message", ["assistant", "#{answer}", "end_turn"]])
+    assert stream == ~s(["stream", "#{answer}"])
+    assert [_, tokens] = Regex.run(~r/\["usage", (\d+)\]/, usage)
+    assert String.to_integer(tokens) > 1
+
+    assert rest == [
+             ~s(["same", true]),
+             ~s(["refused", [404, "NotFoundError"]]),
+             ~s(["refused", [401, "AuthenticationError"]])
+           ]
   end
 
   test "curl: whole, as a stream, with a body in chunks, and without a key", %{url: url} do
@@ -87,5 +114,27 @@ defmodule VLLM.Real.HTTPTest do
     end
 
     assert eventually(fn -> in_flight(llm) == 0 end)
+  end
+
+  test "clients that go free their places, and a worker's death ends the others' streams with an event",
+       %{llm: llm, port: port} do
+    sockets = for _ <- 1..8, do: stream(port, "Count:", @endless)
+    for socket <- sockets, do: read_until(socket, ~s("text"))
+    assert in_flight(llm) == 8
+    {gone, stay} = Enum.split(sockets, 4)
+    Enum.each(gone, &:gen_tcp.close/1)
+    assert eventually(fn -> in_flight(llm) == 4 end)
+
+    assert signal("KILL", RealEngine.processes(llm)[:worker])
+
+    for socket <- stay do
+      # After the last chunk comes nothing more.
+      ended = read_until(socket, "\r\n0\r\n\r\n")
+      assert ended =~ ~s("code": "engine_dead")
+      assert ended =~ "data: [DONE]\n\n\r\n0\r\n\r\n"
+    end
+
+    {prompt, right} = hd(DemoModel.facts())
+    assert port |> stream(prompt) |> read_until("data: [DONE]\n\n") |> text() == right
   end
 end
