@@ -29,6 +29,7 @@ defmodule VLLM.Server do
   use Supervisor
 
   alias VLLM.{Error, OpenAI, Options}
+  alias VLLM.OpenAI.Models
   alias VLLM.Server.{Acceptor, Hosts}
 
   # How long a client may be connected without a request, may take for each piece of one, and to read what
@@ -69,6 +70,7 @@ defmodule VLLM.Server do
          {:ok, core} <- OpenAI.new(known, make_ref()),
          {:ok, listening} <- listen(known),
          {:ok, server} <- Supervisor.start_link(__MODULE__, {known, core, listening}) do
+      Models.announce(core.models)
       # It is closed with the server.
       :ok = :gen_tcp.controlling_process(listening, server)
       {:ok, server}

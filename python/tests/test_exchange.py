@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from vllm_bridge.errors import BridgeError
 from vllm_bridge.rpc.call import Row
 from vllm_bridge.serving import exchange as exchanges
 from vllm_bridge.serving.app import Adapters, Apps, Engine
@@ -204,6 +205,37 @@ def test_what_an_app_makes_of_the_end_of_its_engine_is_no_answer(is_cut_off: boo
     assert (became.cut_off is cut_off) == is_cut_off
     assert isinstance(became.fault, EngineDeadError) != is_cut_off
     assert submitted == ["cmpl-1"]
+
+
+def test_an_app_that_is_prepared_is_made_once_and_what_is_wrong_is_told_to_who_asks(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made_for: list[Settings] = []
+
+    async def answers(_scope: dict[str, Any], _receive: Receive, send: Send) -> None:
+        await send(START)
+        await send(body(b"", more=False))
+
+    async def make(_llm: Any, _tasks: tuple[str, ...], settings: Settings) -> App:
+        made_for.append(settings)
+        if settings.tool_call_parser is not None:
+            raise BridgeError("invalid_option", "There is no such parser.")
+        return answers
+
+    async def scenario() -> None:
+        apps = Apps(None, ())
+        apps.prepare([Settings(), Settings(tool_call_parser="none")])
+        await asyncio.wait(apps._preparing)
+        assert made_for == [Settings(), Settings(tool_call_parser="none")]
+        await apps.serve(made()[0], Settings(), "m", None, lambda _name: None)
+        assert len(made_for) == 2
+        with pytest.raises(BridgeError, match="no such parser"):
+            await apps.serve(
+                made()[0], Settings(tool_call_parser="none"), "m", None, lambda _name: None
+            )
+
+    monkeypatch.setattr("vllm_bridge.serving.app._make", make)
+    run(scenario())
 
 
 @pytest.mark.parametrize(

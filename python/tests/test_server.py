@@ -48,6 +48,9 @@ class FakeEngine:
     def on_death(self, died: Callable[[], None]) -> None:
         self.died = died
 
+    def prepare_http(self, settings: Sequence[Any]) -> None:
+        self.settings = settings
+
     def info(self) -> dict[str, Any]:
         return self.loaded
 

@@ -14,7 +14,7 @@ from vllm_bridge.errors import BridgeError
 from vllm_bridge.outputs import add_parsed
 from vllm_bridge.rpc.call import Call, Limits
 from vllm_bridge.rpc.table import Method, NoParams, Table
-from vllm_bridge.serving.exchange import Exchange, HttpParams
+from vllm_bridge.serving.exchange import Exchange, HttpParams, Settings
 from vllm_bridge.stream import DeltaStream
 
 # What a ``pong`` tells before there is an engine.
@@ -25,6 +25,7 @@ class LoadParams(msgspec.Struct, forbid_unknown_fields=True):
     model: str
     options: dict[str, Any] = {}
     devices: list[str] | None = None
+    http: list[Settings] = []
 
 
 class Streamed(Limits, Protocol):
@@ -61,6 +62,7 @@ class Slot:
 
         self.engine = await self._load(params.model, params.options, progress, params.devices)
         self.engine.on_death(call.engine_died)
+        self.engine.prepare_http(params.http)
         return self.engine.info()
 
     async def rank(self, call: Call, params: LoadParams) -> None:

@@ -12,7 +12,7 @@ Prompts: `reply:TEXT`, `error:REASON`, `hold` (answer when cancelled, or on `rel
 (answer with TEXT only after a cancel), `release`, `wait:FILE` (answer once there is the file), `held` (answer with how many are held), `duplicate:TEXT`, `unknown:TEXT` (first an
 answer to an id that was never used), `print:TEXT`, `garbage`, `shapeless`, `malformed`, `truncated`,
 `oversized`, `exit:STATUS`, `kill`, `stop`, `child` (answer with the pid of a stubborn child),
-`env:NAME`, `devices`, `pid`, `param:NAME` (answer with a param of the request), `dying` (answer as a dead
+`env:NAME`, `devices`, `http`, `pid`, `param:NAME` (answer with a param of the request), `dying` (answer as a dead
 engine does, and end soon after), `once:FILE:STEP`, `stall` (hold, and make no progress any more), `slow` (hold, and take
 one long step), `sleep:SECONDS`, `delta:TEXT` (a delta; other steps follow), `packed:TEXT,TEXT` (the same in columns, with as many tokens as bytes), `misshapen` (a delta
 that is none), `credit` (answer with the credit granted so far). To `tokenize`, a character is a token.
@@ -70,6 +70,7 @@ INFO = {"model": "fake", "max_num_seqs": 8, "max_model_len": 128, "device": "non
 held: dict[int, str | None] = {}
 granted = 0
 devices: list[str] = []
+http: list[dict[str, str]] = []
 
 # What a ping is told of the engine, and which of the two still move.
 progress = {"steps": 0, "beats": 0}
@@ -224,6 +225,8 @@ def prompt_step(name: str, argument: str, request: int) -> None:
         send([1, request, None, http_answer(200, "")])
     elif name == "devices":
         send([1, request, None, output(request, ",".join(devices))])
+    elif name == "http":
+        send([1, request, None, output(request, str(http))])
     elif name == "pid":
         send([1, request, None, output(request, str(os.getpid()))])
     elif name == "param":
@@ -293,6 +296,7 @@ def main() -> None:
                 rank(model, options, request)
             case [0, request, "load", {"model": model, **given}]:
                 devices[:] = given.get("devices", [])
+                http[:] = given.get("http", [])
                 phase = {"phase": "engine"}
                 if "nnodes" in given.get("options", {}):
                     phase["checkpoint"] = "fake"

@@ -218,6 +218,15 @@ defmodule VLLM.ServerTest do
     assert socket |> post("answer:200:yes") |> read_until("yes")
   end
 
+  test "a worker that starts makes vLLM's app ready for those who name its engine" do
+    llm = start!()
+    assert ask(llm, "http") == {:ok, "[]"}
+    models = [{"plain", llm}, [engine: llm, name: "tools", tool_call_parser: "hermes"]]
+    start_supervised!({Server, models: models, port: 0})
+    {:error, _killed} = ask(llm, "kill")
+    assert ask(llm, "http") == {:ok, "[{}, {'tool_call_parser': 'hermes'}]"}
+  end
+
   test "what was queued in a worker that dies is served after the restart", %{tmp_dir: tmp_dir} do
     {_llm, port} = serve()
     steps = "once:#{tmp_dir}/died:kill;answer:200:yes"

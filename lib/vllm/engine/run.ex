@@ -126,7 +126,14 @@ defmodule VLLM.Engine.Run do
     options = Map.merge(run.meeting, given)
     params = %{"model" => config.model, "options" => options}
     devices = Config.devices(config, Table.index(run.slot))
-    if devices, do: Map.put(params, "devices", Enum.map(devices, &to_string/1)), else: params
+
+    params =
+      if devices, do: Map.put(params, "devices", Enum.map(devices, &to_string/1)), else: params
+
+    case Table.http(run.table) do
+      [] -> params
+      settings -> Map.put(params, "http", settings)
+    end
   end
 
   @doc "Asks the program to end, tells everyone who waits, and returns when nothing of it is left."

@@ -186,6 +186,13 @@ defmodule VLLM.Engine.Table do
   @spec config(t()) :: Config.t()
   def config(table), do: :ets.lookup_element(table, :config, 2)
 
+  @doc "Notes that vLLM's API app is asked with these settings: workers that start make it ready."
+  @spec put_http(t(), map()) :: true
+  def put_http(table, settings), do: :ets.insert(table, {{:http, settings}, true})
+
+  @spec http(t()) :: [map()]
+  def http(table), do: :ets.select(table, [{{{:http, :"$1"}, :_}, [], [:"$1"]}])
+
   @doc "Notes how many replicas there are to be."
   @spec put_replicas(t(), pos_integer()) :: true
   def put_replicas(table, count), do: :ets.insert(table, {:replicas, count})

@@ -59,6 +59,16 @@ defmodule VLLM.OpenAI.Models do
         do: %{name: name, engine: engine, settings: %{}}
   end
 
+  @doc "Has the workers of these engines make vLLM's API app ready when they start, before anybody asks."
+  @spec announce([entry()]) :: :ok
+  def announce(entries) do
+    for entry <- entries,
+        {:ok, table, _pid} <- [Table.lookup(entry.engine)],
+        do: Table.put_http(table, entry.settings)
+
+    :ok
+  end
+
   @doc "What clients call the engine with this table, as far as it is served."
   @spec names_of([entry()], Table.t()) :: [String.t()]
   def names_of(entries, table) do

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator, Mapping
 from contextvars import ContextVar
 from typing import Annotated, Any
 
@@ -31,7 +31,7 @@ from vllm_bridge.prompt_embeds import embeds_prompt
 from vllm_bridge.queueing import Queue, Submit
 from vllm_bridge.rpc.protocol import unpack_u32
 from vllm_bridge.serving.app import Apps
-from vllm_bridge.serving.exchange import Exchange, HttpParams
+from vllm_bridge.serving.exchange import Exchange, HttpParams, Settings
 from vllm_bridge.stream import Put
 
 logger = logging.getLogger(__name__)
@@ -211,6 +211,10 @@ class Engine:
         for wire, completion in zip(result["outputs"], output.outputs, strict=True):
             wire["message"] = conversation.message(completion)
         return result
+
+    def prepare_http(self, settings: Iterable[Settings]) -> None:
+        """Has vLLM's API app made for requests with these settings, while others are served."""
+        self._apps.prepare(settings)
 
     async def http_request(
         self, request_id: str, params: HttpParams, exchange: Exchange

@@ -11,7 +11,7 @@ import contextlib
 import functools
 import logging
 from argparse import Namespace
-from collections.abc import AsyncGenerator, Iterator, Mapping
+from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -117,6 +117,16 @@ class Apps:
         self._tasks = tasks
         self._made: dict[Settings, Any] = {}
         self._lock = asyncio.Lock()
+        self._preparing: set[asyncio.Task[None]] = set()
+
+    def prepare(self, settings: Iterable[Settings]) -> None:
+        """Has the apps for these settings made before anybody asks."""
+        self._preparing = {asyncio.create_task(self._prepared(each)) for each in settings}
+
+    async def _prepared(self, settings: Settings) -> None:
+        # Whoever asks with them is told what is wrong.
+        with contextlib.suppress(Exception):
+            await self._app(settings)
 
     async def serve(
         self, exchange: Exchange, settings: Settings, model: str, lora: Any, submit: Submit
