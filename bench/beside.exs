@@ -1,6 +1,11 @@
 defmodule Bench.Beside do
   # vLLM in a Python program (beside.py), which streams and answers of this library are measured against.
 
+  alias VLLM.Bench.{Processes, Statistics}
+
+  # vLLM's readers of shared memory spin for a second after what they read last, in ms.
+  @settle 1_200
+
   @doc "The model that is asked: the demo model, or what `MODEL=FOLDER` says (see two_layers.py)."
   def model, do: System.get_env("MODEL", Application.app_dir(:ex_vllm, "priv/models/demo"))
 
@@ -37,6 +42,40 @@ defmodule Bench.Beside do
     |> Enum.zip(for word <- String.split(line(port)), do: elem(Float.parse(word), 0))
     |> Map.new()
   end
+
+  @doc "What both sides, functions, have in so many rounds, after one that does not count; nobody is always the first."
+  def rounds(count, sides) do
+    [_ | rounds] =
+      for round <- 0..count do
+        sides = if rem(round, 2) == 0, do: sides, else: Enum.reverse(sides)
+
+        for {side, measure} <- sides, into: %{} do
+          Process.sleep(@settle)
+          {side, measure.()}
+        end
+      end
+
+    rounds
+  end
+
+  @doc "The figures of what is done, with the CPU seconds of these processes and of this BEAM, if it is one of the side's."
+  def measured(pids, beam?, ask) do
+    [cpu, beam] = [Processes.cpu_seconds(pids), Processes.own_cpu_seconds()]
+    figures = ask.()
+    beam = if beam?, do: Processes.own_cpu_seconds() - beam, else: 0.0
+    Map.merge(figures, %{beam: beam, cpu: Processes.cpu_seconds(pids) - cpu + beam})
+  end
+
+  @doc "Prints what functions make of rounds: medians with their 95 % interval by bootstrap."
+  def print(rounds, figures) do
+    for {name, value} <- figures do
+      {median, low, high} = rounds |> Enum.map(value) |> Statistics.interval()
+      IO.puts("  #{String.pad_trailing(name, 36)} #{show(median)} (#{show(low)} - #{show(high)})")
+    end
+  end
+
+  defp show(number) when abs(number) >= 100, do: Integer.to_string(round(number))
+  defp show(number), do: :erlang.float_to_binary(number / 1, decimals: 3)
 
   defp line(port) do
     receive do

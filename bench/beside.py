@@ -1,14 +1,15 @@
 """What this library is measured against: vLLM in a Python program's own process, and behind ``vllm
 serve``.
 
-``python beside.py AsyncLLM|LLM|serve MODEL OPTIONS``, where OPTIONS are JSON. It says ``ready``,
+``python beside.py AsyncLLM|LLM|serve|client MODEL OPTIONS``, where OPTIONS are JSON, of a
+``client`` the ``url`` of a server that is there. It says ``ready``,
 then does what each line says and answers it with its seconds, the tokens and the outputs that it
 had, and milliseconds: the median until the first output, and the median and the 99th percentile
 from one to the next:
 
-* ``final CALLERS REQUESTS TOKENS PROMPT`` (AsyncLLM, serve): so many callers at once that ask so
+* ``final CALLERS REQUESTS TOKENS PROMPT`` (all but LLM): so many callers at once that ask so
   many requests each, one after another, and read their last output
-* ``stream CALLERS REQUESTS TOKENS PROMPT`` (AsyncLLM, serve): the same with deltas
+* ``stream CALLERS REQUESTS TOKENS PROMPT`` (all but LLM): the same with deltas
 * ``list PROMPTS 1 TOKENS PROMPT`` (LLM): one call of ``LLM.generate``
 """
 
@@ -101,9 +102,7 @@ async def serve_async(model: str, options: dict[str, Any]) -> None:
 
 
 async def serve_http(model: str, options: dict[str, Any]) -> None:
-    """Completions over HTTP, with the usual client of Python; its CPU time is that of this side."""
-    import aiohttp
-
+    """vLLM's own server, and completions of it over HTTP."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -116,7 +115,18 @@ async def serve_http(model: str, options: dict[str, Any]) -> None:
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", model]
     quiet = ["--host=127.0.0.1", f"--port={port}", "--uvicorn-log-level=warning"]
     server = await asyncio.create_subprocess_exec(*command, *quiet, *switches)
-    url = f"http://127.0.0.1:{port}"
+    await ask_http(model, {"url": f"http://127.0.0.1:{port}"}, server)
+    server.terminate()
+    await server.wait()
+
+
+async def ask_http(
+    model: str, options: dict[str, Any], server: asyncio.subprocess.Process | None = None
+) -> None:
+    """Completions over HTTP, with the usual client of Python; its CPU time is that of this side."""
+    import aiohttp
+
+    url = options["url"]
     unlimited = aiohttp.TCPConnector(limit=0)
     async with aiohttp.ClientSession(
         connector=unlimited, timeout=aiohttp.ClientTimeout(total=None)
@@ -126,7 +136,7 @@ async def serve_http(model: str, options: dict[str, Any]) -> None:
                 async with session.get(f"{url}/health") as response:
                     if response.status == 200:
                         break
-            if server.returncode is not None:
+            if server is not None and server.returncode is not None:
                 raise SystemExit("vllm serve has ended")
             await asyncio.sleep(0.2)
 
@@ -140,6 +150,7 @@ async def serve_http(model: str, options: dict[str, Any]) -> None:
                 response.raise_for_status()
                 if kind == "final":
                     noted.tokens += (await response.json())["usage"]["completion_tokens"]
+                    noted.first.append(time.perf_counter() - begin)
                     return
                 async for line in response.content:
                     if not line.startswith(b"data: {"):
@@ -152,8 +163,6 @@ async def serve_http(model: str, options: dict[str, Any]) -> None:
                     last = now
 
         await answer_lines(ask)
-    server.terminate()
-    await server.wait()
 
 
 def serve_list(model: str, options: dict[str, Any]) -> None:
@@ -192,5 +201,5 @@ if __name__ == "__main__":
     else:
         import uvloop
 
-        serve = serve_http if sys.argv[1] == "serve" else serve_async
+        serve = {"AsyncLLM": serve_async, "serve": serve_http, "client": ask_http}[sys.argv[1]]
         uvloop.run(serve(model, options))

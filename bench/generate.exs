@@ -31,9 +31,6 @@ defmodule Bench.Generate do
   @prompt "The capital of France is"
   @tokens String.to_integer(System.get_env("TOKENS", "32"))
 
-  # vLLM's readers of shared memory spin for a second after what they read last.
-  @settle 1_200
-
   @peers [
     {"AsyncLLM", ~w(final stream)},
     {"LLM", ~w(list)},
@@ -72,45 +69,34 @@ defmodule Bench.Generate do
     requests = requests(kind, count)
     pid = Beside.pid(beside)
 
-    [_ | rounds] =
-      for round <- 0..@rounds do
-        sides = [
-          ours: fn ->
-            measured(Processes.of(llm), true, fn -> ours(kind, count, requests, llm) end)
-          end,
-          theirs: fn ->
-            measured(Processes.below(pid), false, fn ->
-              Beside.ask(beside, kind, count, requests, @tokens, @prompt)
-            end)
-          end
-        ]
-
-        # Nobody is always the first.
-        sides = if rem(round, 2) == 0, do: sides, else: Enum.reverse(sides)
-
-        for {side, measure} <- sides, into: %{} do
-          Process.sleep(@settle)
-          {side, measure.()}
+    rounds =
+      Beside.rounds(@rounds,
+        ours: fn ->
+          Beside.measured(Processes.of(llm), true, fn -> ours(kind, count, requests, llm) end)
+        end,
+        theirs: fn ->
+          Beside.measured(Processes.below(pid), false, fn ->
+            Beside.ask(beside, kind, count, requests, @tokens, @prompt)
+          end)
         end
-      end
+      )
 
     what = if kind == "list", do: "prompts in a list", else: "callers, #{requests} requests each"
     IO.puts("\n#{part}: #{count} #{what}, #{@tokens} tokens; #{@rounds} rounds")
 
-    for {name, value} <-
-          latencies(kind) ++
-            [
-              {"tokens/s, ours", &(&1.ours.tokens / &1.ours.seconds)},
-              {"tokens/s, theirs", &(&1.theirs.tokens / &1.theirs.seconds)},
-              {"ratio", &(&1.theirs.seconds / &1.ours.seconds)},
-              {"CPU ms of 1,000 tokens, ours", &(1.0e6 * &1.ours.cpu / &1.ours.tokens)},
-              {"CPU ms of 1,000 tokens, theirs", &(1.0e6 * &1.theirs.cpu / &1.theirs.tokens)},
-              {"of ours the BEAM's", &(1.0e6 * &1.ours.beam / &1.ours.tokens)},
-              {"CPU ratio", &(&1.ours.cpu / &1.theirs.cpu)}
-            ] do
-      {median, low, high} = rounds |> Enum.map(value) |> Statistics.interval()
-      IO.puts("  #{String.pad_trailing(name, 36)} #{show(median)} (#{show(low)} - #{show(high)})")
-    end
+    Beside.print(
+      rounds,
+      latencies(kind) ++
+        [
+          {"tokens/s, ours", &(&1.ours.tokens / &1.ours.seconds)},
+          {"tokens/s, theirs", &(&1.theirs.tokens / &1.theirs.seconds)},
+          {"ratio", &(&1.theirs.seconds / &1.ours.seconds)},
+          {"CPU ms of 1,000 tokens, ours", &(1.0e6 * &1.ours.cpu / &1.ours.tokens)},
+          {"CPU ms of 1,000 tokens, theirs", &(1.0e6 * &1.theirs.cpu / &1.theirs.tokens)},
+          {"of ours the BEAM's", &(1.0e6 * &1.ours.beam / &1.ours.tokens)},
+          {"CPU ratio", &(&1.ours.cpu / &1.theirs.cpu)}
+        ]
+    )
   end
 
   defp latencies("stream") do
@@ -121,13 +107,6 @@ defmodule Bench.Generate do
   end
 
   defp latencies(_whole), do: []
-
-  defp measured(pids, beam?, fun) do
-    [cpu, beam] = [Processes.cpu_seconds(pids), Processes.own_cpu_seconds()]
-    figures = fun.()
-    beam = if beam?, do: Processes.own_cpu_seconds() - beam, else: 0.0
-    Map.merge(figures, %{beam: beam, cpu: Processes.cpu_seconds(pids) - cpu + beam})
-  end
 
   defp ours("list", count, _requests, llm) do
     timed(fn ->
@@ -168,9 +147,6 @@ defmodule Bench.Generate do
       p50: if(gaps != [], do: 1000 * Statistics.median(gaps))
     }
   end
-
-  defp show(number) when number >= 100, do: Integer.to_string(round(number))
-  defp show(number), do: :erlang.float_to_binary(number / 1, decimals: 3)
 end
 
 Bench.Generate.run(System.argv())
