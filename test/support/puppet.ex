@@ -60,6 +60,12 @@ defmodule VLLM.Puppet do
     put_in(state.held[prompt], id)
   end
 
+  # Tests beside it ask all engines of the node how they are.
+  defp receive_message([0, id, _method, _], state) do
+    respond(state, id, error("unsupported"), nil)
+    state
+  end
+
   defp receive_message([2, "cancel", %{"id" => id}], state) do
     case Enum.find(state.held, fn {_, held} -> held == id end) do
       {prompt, ^id} ->
