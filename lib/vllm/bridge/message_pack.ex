@@ -322,24 +322,24 @@ defmodule VLLM.Bridge.MessagePack do
 
   defp put_str(data, n, path) do
     cond do
-      is_unsigned(n, 5) -> [0xA0 + n | data]
-      is_unsigned(n, 8) -> [0xD9, n | data]
-      is_unsigned(n, 16) -> [<<0xDA, n::16>> | data]
-      is_unsigned(n, 32) -> [<<0xDB, n::32>> | data]
+      is_unsigned(n, 5) -> [0xA0 + n, data]
+      is_unsigned(n, 8) -> [0xD9, n, data]
+      is_unsigned(n, 16) -> [<<0xDA, n::16>>, data]
+      is_unsigned(n, 32) -> [<<0xDB, n::32>>, data]
       true -> refuse({:too_long, n}, path)
     end
   end
 
   defp put_ext(type, data, n, path) do
     case n do
-      1 -> [<<0xD4, type>> | data]
-      2 -> [<<0xD5, type>> | data]
-      4 -> [<<0xD6, type>> | data]
-      8 -> [<<0xD7, type>> | data]
-      16 -> [<<0xD8, type>> | data]
-      n when is_unsigned(n, 8) -> [<<0xC7, n, type>> | data]
-      n when is_unsigned(n, 16) -> [<<0xC8, n::16, type>> | data]
-      n when is_unsigned(n, 32) -> [<<0xC9, n::32, type>> | data]
+      1 -> [<<0xD4, type>>, data]
+      2 -> [<<0xD5, type>>, data]
+      4 -> [<<0xD6, type>>, data]
+      8 -> [<<0xD7, type>>, data]
+      16 -> [<<0xD8, type>>, data]
+      n when is_unsigned(n, 8) -> [<<0xC7, n, type>>, data]
+      n when is_unsigned(n, 16) -> [<<0xC8, n::16, type>>, data]
+      n when is_unsigned(n, 32) -> [<<0xC9, n::32, type>>, data]
       n -> refuse({:too_long, n}, path)
     end
   end
