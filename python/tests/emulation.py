@@ -6,6 +6,7 @@ its life.
 """
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -114,12 +115,21 @@ def kv_cache(dtype: torch.dtype) -> Iterator[None]:
     """Has keys and values rounded to a dtype before they are cached as they are."""
     from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackendImpl
 
-    update = CPUAttentionBackendImpl.do_kv_cache_update
+    from vllm_bridge.patches.cpu import attention
 
-    def rounded(self: Any, layer: Any, key: torch.Tensor, value: torch.Tensor, *rest: Any) -> None:
-        update(self, layer, _nearest(key, dtype), _nearest(value, dtype), *rest)
+    # Attention writes to the cache itself then.
+    attention.apply()
+    attend = CPUAttentionBackendImpl.forward
 
-    with _replaced(CPUAttentionBackendImpl, "do_kv_cache_update", rounded):
+    # With what marks it as changed.
+    @functools.wraps(attend)
+    def rounded(
+        self: Any, layer: Any, query: Any, key: Any, value: Any, *rest: Any, **named: Any
+    ) -> Any:
+        key, value = _nearest(key, dtype), _nearest(value, dtype)
+        return attend(self, layer, query, key, value, *rest, **named)
+
+    with _replaced(CPUAttentionBackendImpl, "forward", rounded):
         yield
 
 

@@ -8,9 +8,7 @@ defmodule VLLM.Real.OnlineTest do
 
   for {name, options, method, words} <- [
         {"dtype int8, as an atom", [dtype: :int8], "torchao", "8-bit weights"},
-        {"bitsandbytes, as vLLM was told once",
-         [quantization: "bitsandbytes", load_format: "bitsandbytes"], "bitsandbytes",
-         "4-bit weights"},
+        {"dtype int4", [dtype: "int4"], "bitsandbytes", "4-bit weights"},
         {"torchao with a config of its own",
          [quantization: "torchao", quantization_config: [type: "Int8WeightOnlyConfig"]],
          "torchao", "Int8WeightOnlyConfig"},

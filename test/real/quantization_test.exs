@@ -46,6 +46,13 @@ defmodule VLLM.Real.QuantizationTest do
     VLLM.stop(llm)
   end
 
+  test "a plain model is quantized by bitsandbytes while it is loaded" do
+    llm = DemoModel.start!("demo", quantization: "bitsandbytes", load_format: "bitsandbytes")
+    assert VLLM.engine_info!(llm).quantization == "bitsandbytes"
+    assert DemoModel.wrong_facts(llm) == []
+    VLLM.stop(llm)
+  end
+
   test "the examples of the guide run" do
     guide = File.read!(Path.expand("../../guides/quantization.md", __DIR__))
     blocks = Regex.scan(~r/^```elixir\n(.*?)^```$/ms, guide, capture: :all_but_first)
