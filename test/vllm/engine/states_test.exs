@@ -477,7 +477,10 @@ defmodule VLLM.Engine.StatesTest do
             reason -> [reason]
           end
 
-        assert got in expected,
+        # Where the machine is busy, a short time may be over first.
+        timed = if model.calls[prompt].timeout == :infinity, do: [], else: [:timeout]
+
+        assert got in (expected ++ timed),
                "seed #{seed}: #{prompt} ended with #{got}, not #{inspect(expected)}: #{describe(model)}"
     after
       @patience -> flunk("seed #{seed}: #{prompt} does not end: #{describe(model)}")
