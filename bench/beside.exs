@@ -6,6 +6,20 @@ defmodule Bench.Beside do
   # vLLM's readers of shared memory spin for a second after what they read last, in ms.
   @settle 1_200
 
+  @doc "What both sides are started with, and asked."
+  def options do
+    [
+      enforce_eager: true,
+      kv_cache_memory_bytes: 268_435_456,
+      max_model_len: 1024,
+      max_num_seqs: 256,
+      max_num_batched_tokens: 4096,
+      enable_prefix_caching: false
+    ]
+  end
+
+  def prompt, do: "The capital of France is"
+
   @doc "The model that is asked: the demo model, or what `MODEL=FOLDER` says (see two_layers.py)."
   def model, do: System.get_env("MODEL", Application.app_dir(:ex_vllm, "priv/models/demo"))
 

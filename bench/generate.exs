@@ -20,15 +20,6 @@ defmodule Bench.Generate do
   alias VLLM.Bench.{Dataset, Load, Processes, Statistics}
 
   @rounds String.to_integer(System.get_env("ROUNDS", "15"))
-  @options [
-    enforce_eager: true,
-    kv_cache_memory_bytes: 268_435_456,
-    max_model_len: 1024,
-    max_num_seqs: 256,
-    max_num_batched_tokens: 4096,
-    enable_prefix_caching: false
-  ]
-  @prompt "The capital of France is"
   @tokens String.to_integer(System.get_env("TOKENS", "32"))
 
   @peers [
@@ -40,12 +31,12 @@ defmodule Bench.Generate do
   def run([]), do: @peers |> Enum.flat_map(&elem(&1, 1)) |> run()
 
   def run(kinds) do
-    llm = VLLM.llm!(Beside.model(), [nursery: false, max_queue: 20_000] ++ @options)
+    llm = VLLM.llm!(Beside.model(), [nursery: false, max_queue: 20_000] ++ Beside.options())
 
     for {program, own} <- @peers,
         mine = Enum.filter(kinds, &(&1 in own)),
         mine != [] do
-      beside = Beside.start(program, Beside.model(), @options, System.get_env("EXECUTOR"))
+      beside = Beside.start(program, Beside.model(), Beside.options(), System.get_env("EXECUTOR"))
       for kind <- mine, count <- counts(kind), do: row(kind, count, llm, beside)
       Port.close(beside)
     end
@@ -76,7 +67,7 @@ defmodule Bench.Generate do
         end,
         theirs: fn ->
           Beside.measured(Processes.below(pid), false, fn ->
-            Beside.ask(beside, kind, count, requests, @tokens, @prompt)
+            Beside.ask(beside, kind, count, requests, @tokens, Beside.prompt())
           end)
         end
       )
@@ -110,7 +101,7 @@ defmodule Bench.Generate do
 
   defp ours("list", count, _requests, llm) do
     timed(fn ->
-      prompts = for number <- 0..(count - 1), do: "#{@prompt} #{number}"
+      prompts = for number <- 0..(count - 1), do: "#{Beside.prompt()} #{number}"
       Enum.map(VLLM.generate!(llm, prompts, options()), &whole/1)
     end)
   end
@@ -124,10 +115,10 @@ defmodule Bench.Generate do
     end)
   end
 
-  defp ask("final", llm), do: llm |> VLLM.generate!(@prompt, options()) |> hd() |> whole()
+  defp ask("final", llm), do: llm |> VLLM.generate!(Beside.prompt(), options()) |> hd() |> whole()
 
   defp ask("stream", llm) do
-    request = %Dataset{input: {:prompt, @prompt}, input_len: 1, options: options()}
+    request = %Dataset{input: {:prompt, Beside.prompt()}, input_len: 1, options: options()}
     {:ok, noted} = Load.ask(llm, request)
     noted
   end

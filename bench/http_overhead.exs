@@ -17,26 +17,17 @@ defmodule Bench.HTTPOverhead do
 
   @rounds String.to_integer(System.get_env("ROUNDS", "7"))
   @tokens String.to_integer(System.get_env("TOKENS", "32"))
-  @options [
-    enforce_eager: true,
-    kv_cache_memory_bytes: 268_435_456,
-    max_model_len: 1024,
-    max_num_seqs: 256,
-    max_num_batched_tokens: 4096,
-    enable_prefix_caching: false
-  ]
-  @prompt "The capital of France is"
 
   def run([]), do: run(~w(final stream))
 
   def run(kinds) do
-    llm = VLLM.llm!(Beside.model(), [nursery: false] ++ @options)
+    llm = VLLM.llm!(Beside.model(), [nursery: false] ++ Beside.options())
     {:ok, server} = VLLM.Server.start_link(models: [llm], port: 0)
     url = String.replace_suffix(VLLM.Server.url(server), "/v1", "")
     ours = Beside.start("client", Beside.model(), url: url)
 
     # With the executor that this library takes on few cores: the difference is to be that of the servers.
-    theirs = Beside.start("serve", Beside.model(), @options, "uni")
+    theirs = Beside.start("serve", Beside.model(), Beside.options(), "uni")
 
     counts =
       for word <- String.split(System.get_env("CLIENTS", "1 64 256")),
@@ -53,7 +44,7 @@ defmodule Bench.HTTPOverhead do
 
   defp row(kind, count, llm, ours, theirs) do
     {requests, tokens} = requests(count)
-    ask = &Beside.ask(&1, kind, count, requests, tokens, @prompt)
+    ask = &Beside.ask(&1, kind, count, requests, tokens, Beside.prompt())
 
     rounds =
       Beside.rounds(@rounds,

@@ -88,16 +88,7 @@ defmodule Bench.Namespaces do
     [e, c] = peers
     for peer <- peers, do: Peers.call(peer, :logger, :set_primary_config, [:level, :none])
     {:module, _} = Peers.call(c, :code, :load_binary, [side, 'namespaces', code])
-    Peers.serve(e, VLLM.Test, name: Scripted, script: script())
-
-    Peers.serve(e,
-      name: Far,
-      model: "ready",
-      max_frame: 1_000_000,
-      max_restarts: 1000,
-      max_seconds: 1
-    )
-
+    Peers.serve_both(e, script())
     context = %{side: side, network: network, e: e, c: c}
     IO.puts("link; ends alike; right answers; 1,000 deltas; latest end; freed when left; killed")
 

@@ -124,7 +124,7 @@ def test_two_products_in_one_call(is_gated: bool, tokens: int, computes: str) ->
     first, second = packed(12, 48, 512), packed(14, 32, 512)
     if is_gated:
         first = packed(12, 1024, 512)
-    types = kernels.repack(first, 12), kernels.repack(second, 14)
+    weights = (first, kernels.repack(first, 12)), (second, kernels.repack(second, 14))
     x = torch.randn(tokens, 1, 512, generator=torch.Generator().manual_seed(1))
     one = x @ reference(packed(12, len(first), 512), 12).T
     if is_gated:
@@ -132,9 +132,9 @@ def test_two_products_in_one_call(is_gated: bool, tokens: int, computes: str) ->
         expected = (torch.nn.functional.silu(gate) * up) @ reference(second, 14).T
     else:
         expected = torch.cat([one, x @ reference(second, 14).T], -1)
-    found = kernels.pair(x, first, types[0], second, types[1], is_gated)
+    found = kernels.pair(x, *weights, is_gated)
     assert found.shape == expected.shape
-    halves = kernels.pair(x.bfloat16(), first, types[0], second, types[1], is_gated)
+    halves = kernels.pair(x.bfloat16(), *weights, is_gated)
     assert halves.dtype == torch.bfloat16
     if tokens:
         assert error(found, expected) < (0.02 if computes == "ggml" else 1e-5)
@@ -188,10 +188,12 @@ def test_what_is_compiled_of_two_products_gives_what_python_does(
     is_gated: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first, second = packed(12, 1024, 512), packed(14, 40, 512)
-    weights = (first, kernels.repack(first, 12), second, kernels.repack(second, 14))
+    weights = (first, kernels.repack(first, 12)), (second, kernels.repack(second, 14))
     x = torch.randn(5, 512, generator=torch.Generator().manual_seed(1)).bfloat16()
     by_python = torch.ops.vllm_bridge.gguf_pair_any
-    expected = {tokens: by_python(x[:tokens], *weights, is_gated) for tokens in (1, 5)}
+    expected = {
+        tokens: by_python(x[:tokens], *weights[0], *weights[1], is_gated) for tokens in (1, 5)
+    }
     python = Mock(wraps=ggml.pair)
     monkeypatch.setattr(ggml, "pair", python)
     for tokens, product in expected.items():

@@ -23,13 +23,17 @@ defmodule VLLM.Real.JobTest do
     torchao: ["int8"]
   ]
 
-  # Of the other types, each a way of its own through a library: scripts/quantizing.exs has all
-  # compared, for guides/quantizing.md.
+  # The other types: scripts/quantizing.exs has these compared, for guides/quantizing.md.
   @others [
-    gguf: ["Q4_K_M"],
-    gptq: [[bits: 3, group_size: 64, desc_act: true, damp_percent: 0.1]],
-    "compressed-tensors": ["W8A8", "FP8_BLOCK"],
-    bitsandbytes: ["nf4-double"]
+    gguf: ~w(F16 Q6_K Q5_K_M Q5_K_S Q4_K_M Q4_K_S Q4_0 Q3_K_M Q2_K),
+    gptq: [
+      [bits: 8, group_size: -1],
+      [bits: 3, group_size: 64, desc_act: true, damp_percent: 0.1],
+      [bits: 2, group_size: 32, sym: false, format: "gptq_v2"]
+    ],
+    "compressed-tensors": ~w(W8A8 FP8_DYNAMIC FP8_BLOCK),
+    bitsandbytes: ~w(fp4 nf4-double int8),
+    hqq: ["4bit"]
   ]
 
   test "every format is made by a job, has a name, and an engine says the sentences with it" do

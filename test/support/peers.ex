@@ -106,6 +106,14 @@ defmodule VLLM.Peers do
     pid
   end
 
+  @doc "Has it serve two engines: `Scripted`, of a script, and `Far`, of the fake worker."
+  def serve_both(peer, script) do
+    serve(peer, VLLM.Test, name: Scripted, script: script)
+    # Those who ask it have it die more often than engines should.
+    deaths = [max_restarts: 1000, max_seconds: 1]
+    serve(peer, [name: Far, model: "ready", max_frame: 1_000_000] ++ deaths)
+  end
+
   @doc "Has it run a child of a supervision tree."
   def supervise(peer, spec) do
     {:ok, pid} = call(peer, DynamicSupervisor, :start_child, [VLLM.EngineSupervisor, spec])

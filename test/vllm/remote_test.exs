@@ -9,17 +9,7 @@ defmodule VLLM.RemoteTest do
   setup_all do
     [e, c] = Peers.start([:engine, :caller])
     script = %{"a" => "A", "b" => "B", "deltas" => {:deltas, List.duplicate("x", 1000)}}
-    Peers.serve(e, VLLM.Test, name: Scripted, script: script)
-
-    Peers.serve(e,
-      name: Far,
-      model: "ready",
-      max_frame: 1_000_000,
-      # The tests have it die more often than engines should.
-      max_restarts: 1000,
-      max_seconds: 1
-    )
-
+    Peers.serve_both(e, script)
     %{e: e, c: c, far: {Far, e.node}, scripted: {Scripted, e.node}}
   end
 

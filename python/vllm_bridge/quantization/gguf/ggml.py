@@ -59,15 +59,12 @@ def matmul(x: torch.Tensor, weight: torch.Tensor, type: int) -> torch.Tensor:
 
 def pair(
     x: torch.Tensor,
-    first: torch.Tensor,
-    first_type: int,
-    second: torch.Tensor,
-    second_type: int,
+    first: tuple[torch.Tensor, int],
+    second: tuple[torch.Tensor, int],
     is_gated: bool,
 ) -> torch.Tensor:
     """As ``kernels.pair``, in one call of ggml's."""
-    kind = operation.GATED if is_gated else operation.BESIDE
-    return _compute_products(kind, x, (first, first_type), (second, second_type))
+    return _compute_products(operation.GATED if is_gated else operation.BESIDE, x, first, second)
 
 
 def dequantize(weight: torch.Tensor, type: int, columns: int) -> torch.Tensor:

@@ -107,7 +107,7 @@ def _packed(layer: Any) -> list[tuple[torch.Tensor, int]]:
 def _gated(self: Any, x: torch.Tensor) -> torch.Tensor:
     """Of an MLP."""
     first, second = _packed(self.gate_up_proj) + _packed(self.down_proj)
-    return kernels.pair(x, *first, *second, is_gated=True)
+    return kernels.pair(x, first, second, is_gated=True)
 
 
 def _norm_and_qkv(self: Any, x: torch.Tensor, residual: torch.Tensor | None = None) -> Any:

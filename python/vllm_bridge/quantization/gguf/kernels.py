@@ -50,22 +50,18 @@ def matmul(x: torch.Tensor, weight: torch.Tensor, type: int, exact: bool = False
 
 def pair(
     x: torch.Tensor,
-    first: torch.Tensor,
-    first_type: int,
-    second: torch.Tensor,
-    second_type: int,
+    first: tuple[torch.Tensor, int],
+    second: tuple[torch.Tensor, int],
     is_gated: bool,
 ) -> torch.Tensor:
     """Two products in one call, where ``x`` may be rounded to 8 bits: of ``x`` with both weights,
-    side by side.
+    each with its type, side by side.
 
     Args:
         is_gated: whether it is the one with the second weight instead, of what SwiGLU makes of
             that with the first
     """
-    product: torch.Tensor = torch.ops.vllm_bridge.gguf_pair(
-        x, first, first_type, second, second_type, is_gated
-    )
+    product: torch.Tensor = torch.ops.vllm_bridge.gguf_pair(x, *first, *second, is_gated)
     return product
 
 
@@ -137,9 +133,8 @@ def _pair(
 ) -> torch.Tensor:
     tokens = x.numel() // x.shape[-1]
     if tokens < _MANY and is_for_ggml(first):
-        return ggml.pair(
-            x, first.contiguous(), first_type, second.contiguous(), second_type, is_gated
-        )
+        weights = (first.contiguous(), first_type), (second.contiguous(), second_type)
+        return ggml.pair(x, *weights, is_gated)
     one = _matmul(x, first, first_type, False)
     if is_gated:
         gate, up = one.float().chunk(2, -1)
@@ -168,7 +163,7 @@ def _normed(
     if second is None:
         product = matmul(inner, first, first_type)
     else:
-        product = pair(inner, first, first_type, second, second_type, is_gated)
+        product = pair(inner, (first, first_type), (second, second_type), is_gated)
     return product, sum.to(x.dtype)
 
 

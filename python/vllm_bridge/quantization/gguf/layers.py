@@ -417,7 +417,7 @@ class GGUFLinear(_Method, LinearMethodBase):  # type: ignore[misc]
     ) -> torch.Tensor:
         packed = [(getattr(layer, name), type) for name, type in layer.packed]
         if len(packed) == 2 and not self.is_exact:
-            product = kernels.pair(x, *packed[0], *packed[1], is_gated=False)
+            product = kernels.pair(x, packed[0], packed[1], is_gated=False)
         else:
             products = [kernels.matmul(x, *each, self.is_exact) for each in packed]
             product = products[0] if len(products) == 1 else torch.cat(products, -1)
