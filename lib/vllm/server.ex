@@ -69,8 +69,8 @@ defmodule VLLM.Server do
     with {:ok, known} <- Options.only(options, Options.server()),
          {:ok, core} <- OpenAI.new(known, make_ref()),
          {:ok, listening} <- listen(known),
+         :ok = Models.announce(core.models),
          {:ok, server} <- Supervisor.start_link(__MODULE__, {known, core, listening}) do
-      Models.announce(core.models)
       # It is closed with the server.
       :ok = :gen_tcp.controlling_process(listening, server)
       {:ok, server}
@@ -99,7 +99,14 @@ defmodule VLLM.Server do
       }
     ]
 
-    Supervisor.init(children, strategy: :one_for_all)
+    Supervisor.init(children ++ preparing(core.models), strategy: :one_for_all)
+  end
+
+  # Engines that run already are asked once, while others are served.
+  defp preparing(models) do
+    for entry <- Enum.uniq(models) do
+      Supervisor.child_spec({Task, fn -> Models.prepare(entry) end}, id: {:preparing, entry})
+    end
   end
 
   defp connections(id, most),

@@ -16,6 +16,7 @@ from vllm_bridge.engine_methods import Slot, table
 from vllm_bridge.errors import BridgeError
 from vllm_bridge.pooling import PoolParams, ScoreParams
 from vllm_bridge.rpc.server import EXIT_ENGINE_DEAD, EXIT_OK, EXIT_PROTOCOL, Server
+from vllm_bridge.serving.exchange import Settings
 from vllm_bridge.stream import Put
 
 Pipes = tuple[int, int, int, int]
@@ -48,7 +49,7 @@ class FakeEngine:
     def on_death(self, died: Callable[[], None]) -> None:
         self.died = died
 
-    def prepare_http(self, settings: Sequence[Any]) -> None:
+    def prepare_http(self, settings: Sequence[Settings]) -> None:
         self.settings = settings
 
     def info(self) -> dict[str, Any]:
@@ -230,6 +231,19 @@ def test_load_tells_its_progress(pipes: Pipes) -> None:
         answer = await setting.peer.call("load", params)
         assert answer == {"model": "m", "dtype": "auto", "devices": ["0", "1"]}
         assert setting.peer.notifications == [["load_progress", {"phase": "config"}]]
+
+    run(pipes, scenario)
+
+
+def test_the_app_is_prepared_for_what_load_and_others_name(pipes: Pipes) -> None:
+    async def scenario(setting: Setting) -> None:
+        parser = {"tool_call_parser": "hermes"}
+        await setting.peer.call("load", {"model": "m", "http": [{}, parser]})
+        assert setting.engine.settings == [Settings(), Settings(tool_call_parser="hermes")]
+        assert await setting.peer.call("prepare_http", {"settings": parser}) is None
+        assert setting.engine.settings == [Settings(tool_call_parser="hermes")]
+        error = await setting.peer.call("prepare_http", {"settings": {"parser": "hermes"}})
+        assert error["reason"] == "invalid_option"
 
     run(pipes, scenario)
 

@@ -14,7 +14,7 @@ from vllm_bridge.errors import BridgeError
 from vllm_bridge.outputs import add_parsed
 from vllm_bridge.rpc.call import Call, Limits
 from vllm_bridge.rpc.table import Method, NoParams, Table
-from vllm_bridge.serving.exchange import Exchange, HttpParams, Settings
+from vllm_bridge.serving.exchange import Exchange, HttpParams, PrepareParams, Settings
 from vllm_bridge.stream import DeltaStream
 
 # What a ``pong`` tells before there is an engine.
@@ -124,6 +124,9 @@ def table(slot: Slot) -> Table:
         with call.limited(params, functools.partial(loaded.waits, call.name)):
             return await loaded.http_request(call.name, params, exchange)
 
+    async def prepare_http(_call: Call, params: PrepareParams) -> None:
+        slot.loaded.prepare_http([params.settings])
+
     def asked(serve: Any) -> Callable[[Call, Any], Awaitable[Any]]:
         return lambda _call, params: slot.loaded.asked(serve, params)
 
@@ -135,6 +138,7 @@ def table(slot: Slot) -> Table:
         "rank": Method(LoadParams, slot.rank),
         "engine_info": Method(NoParams, engine_info),
         "http_request": Method(HttpParams, http_request),
+        "prepare_http": Method(PrepareParams, prepare_http),
     }
     for exported, serving in (
         (engine.METHODS, plain),

@@ -307,6 +307,9 @@ def main() -> None:
                 generate(prompt, request)
             case [0, request, "tokenize", {"text": text}]:
                 send([1, request, None, {"token_ids": bytes(4 * len(text))}])
+            case [0, request, "prepare_http", {"settings": settings}]:
+                http.append(settings)
+                send([1, request, None, None])
             case [0, request, "reset_prefix_cache", _]:
                 send([1, request, None, None])
             case [0, request, "http_request", given]:

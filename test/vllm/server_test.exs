@@ -218,13 +218,38 @@ defmodule VLLM.ServerTest do
     assert socket |> post("answer:200:yes") |> read_until("yes")
   end
 
-  test "a worker that starts makes vLLM's app ready for those who name its engine" do
+  defp preparing(server),
+    do: for({{:preparing, _}, task, _, _} <- Supervisor.which_children(server), do: task)
+
+  # With which the worker was told to make the app.
+  defp settings(llm) do
+    {:ok, told} = ask(llm, "http")
+    ~r/{[^}]*}/ |> Regex.scan(told) |> List.flatten() |> Enum.sort()
+  end
+
+  test "a worker makes vLLM's app ready for those who name its engine: at once, and when it starts" do
     llm = start!()
     assert ask(llm, "http") == {:ok, "[]"}
     models = [{"plain", llm}, [engine: llm, name: "tools", tool_call_parser: "hermes"]]
-    start_supervised!({Server, models: models, port: 0})
+    server = start_supervised!({Server, models: models, port: 0})
+
+    assert eventually(fn -> preparing(server) == [] end)
+    settings = ["{'tool_call_parser': 'hermes'}", "{}"]
+    assert settings(llm) == settings
     {:error, _killed} = ask(llm, "kill")
-    assert ask(llm, "http") == {:ok, "[{}, {'tool_call_parser': 'hermes'}]"}
+    assert settings(llm) == settings
+  end
+
+  test "an engine that does not start keeps no server from the others, and its end ends what waits for it" do
+    start_supervised!({VLLM.FakeEngine, name: :hanging, model: "hang"})
+    server = start_supervised!({Server, models: [start!(), :hanging], port: 0})
+    assert eventually(fn -> match?([_], preparing(server)) end)
+    [waiting] = preparing(server)
+    monitor = Process.monitor(waiting)
+    :ok = VLLM.stop(:hanging)
+    assert_receive {:DOWN, ^monitor, :process, _task, :normal}, 5_000
+    port = URI.parse(Server.url(server)).port
+    assert port |> connect() |> post("answer:200:yes") |> read_until("yes")
   end
 
   test "what was queued in a worker that dies is served after the restart", %{tmp_dir: tmp_dir} do

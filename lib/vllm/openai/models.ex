@@ -4,8 +4,8 @@ defmodule VLLM.OpenAI.Models do
   # The engines are asked each time: one may start, be reloaded or get an adapter
   # at any moment.
 
-  alias VLLM.{Error, LoRA, Options, Params}
-  alias VLLM.Engine.Table
+  alias VLLM.{Error, LoRA, Options, Params, Remote}
+  alias VLLM.Engine.{Call, Table}
 
   @typedoc "An engine that is served: under a name of its own, or nil for those that it has."
   @type entry :: %{name: String.t() | nil, engine: VLLM.engine(), settings: map()}
@@ -66,6 +66,18 @@ defmodule VLLM.OpenAI.Models do
         {:ok, table, _pid} <- [Table.lookup(entry.engine)],
         do: Table.put_http(table, entry.settings)
 
+    :ok
+  end
+
+  @doc """
+  Has those of them that run already make it ready, and waits until they were told, which may be for as long
+  as the engine starts. What is wrong is told to whoever asks.
+  """
+  @spec prepare(entry()) :: :ok
+  def prepare(entry) do
+    params = %{"settings" => entry.settings}
+    call = Call.new(%{timeout: :infinity})
+    _told = Remote.run(entry.engine, {:each, "prepare_http", params}, call)
     :ok
   end
 

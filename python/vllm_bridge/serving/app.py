@@ -121,7 +121,10 @@ class Apps:
 
     def prepare(self, settings: Iterable[Settings]) -> None:
         """Has the apps for these settings made before anybody asks."""
-        self._preparing = {asyncio.create_task(self._prepared(each)) for each in settings}
+        for each in settings:
+            task = asyncio.create_task(self._prepared(each))
+            self._preparing.add(task)
+            task.add_done_callback(self._preparing.discard)
 
     async def _prepared(self, settings: Settings) -> None:
         # Whoever asks with them is told what is wrong.

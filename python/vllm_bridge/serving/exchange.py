@@ -31,6 +31,12 @@ class Settings(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     chat_template: str | None = None
 
 
+class PrepareParams(msgspec.Struct, forbid_unknown_fields=True):
+    """The params of ``prepare_http``; see guides/protocol.md."""
+
+    settings: Settings = Settings()
+
+
 class HttpParams(msgspec.Struct, forbid_unknown_fields=True):
     """The params of ``http_request``; see guides/protocol.md."""
 
