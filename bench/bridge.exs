@@ -4,6 +4,8 @@
 #     MIX_ENV=prod elixir --erl "+sbwt none +sbwtdcpu none +sbwtdio none +P 300000" -S mix run bench/bridge.exs \
 #       [calls|embeddings|waiting|growth]
 #
+# PLOT=growth.svg has the curves of `growth` drawn, into that file.
+#
 # The worker's engine computes nothing (bench/bridge/worker.py); server, pipe, routing and structs are
 # the real ones. Each figure is the median of the rounds (`ROUNDS=15`) with its 95 % interval by
 # bootstrap. CPU time is that of the processes, BEAM and Python: it stays what it is on a busy machine.
@@ -13,6 +15,7 @@ Logger.configure(level: :error)
 defmodule Bench.Bridge do
   alias VLLM.Bench.{Processes, Statistics}
   alias VLLM.Engine.{Call, InFlight, Router, Table}
+  alias VLLM.Plot
 
   @rounds String.to_integer(System.get_env("ROUNDS", "15"))
   @parts ~w(calls embeddings waiting growth)
@@ -137,54 +140,73 @@ defmodule Bench.Bridge do
   defp part("growth") do
     llm = start()
 
-    for {what, counts, given} <- [
-          {"options of a request (logit_bias)", [1, 10, 100, 1000, 10_000],
-           fn n -> [logit_bias: Map.new(1..n, &{&1, 0.5})] end},
-          {"stop strings of a request", [1, 10, 100, 1000],
-           fn n -> [stop: List.duplicate("x", n)] end}
-        ] do
-      grown(what, counts, fn n ->
-        options = given.(n)
-        {llm, fn -> VLLM.generate!(llm, "now", options) end, fn -> :ok end}
+    of_requests =
+      for {what, counts, given} <- [
+            {"options of a request (logit_bias)", [1, 10, 100, 1000, 10_000],
+             fn n -> [logit_bias: Map.new(1..n, &{&1, 0.5})] end},
+            {"stop strings of a request", [1, 10, 100, 1000],
+             fn n -> [stop: List.duplicate("x", n)] end}
+          ] do
+        grown(what, counts, fn n ->
+          options = given.(n)
+          {llm, fn -> VLLM.generate!(llm, "now", options) end, fn -> :ok end}
+        end)
+      end
+
+    waiting =
+      grown("requests that wait beside it", [1, 10, 100, 1000, 10_000], fn n ->
+        callers = for _ <- 1..n, do: wait(llm)
+        await_in_flight(llm, n)
+
+        {llm, fn -> VLLM.generate!(llm, "now") end,
+         fn ->
+           for caller <- callers, do: Process.exit(caller, :kill)
+           await_in_flight(llm, 0)
+         end}
       end)
-    end
-
-    grown("requests that wait beside it", [1, 10, 100, 1000, 10_000], fn n ->
-      callers = for _ <- 1..n, do: wait(llm)
-      await_in_flight(llm, n)
-
-      {llm, fn -> VLLM.generate!(llm, "now") end,
-       fn ->
-         for caller <- callers, do: Process.exit(caller, :kill)
-         await_in_flight(llm, 0)
-       end}
-    end)
 
     VLLM.stop(llm)
 
     # Engines without Python, because there are no places for a thousand.
-    grown("replicas", [1, 10, 100, 1000], fn n ->
-      llm = VLLM.Test.start!(script: fn _ -> "yes" end, replicas: n)
-      {llm, fn -> VLLM.generate!(llm, "now") end, fn -> VLLM.stop(llm) end}
-    end)
+    replicas =
+      grown("replicas", [1, 10, 100, 1000], fn n ->
+        llm = VLLM.Test.start!(script: fn _ -> "yes" end, replicas: n)
+        {llm, fn -> VLLM.generate!(llm, "now") end, fn -> VLLM.stop(llm) end}
+      end)
+
+    draw(of_requests ++ [waiting, replicas], System.get_env("PLOT"))
   end
 
   defp grown(what, counts, prepare) do
     IO.puts("\n#{what}: CPU µs of a call (BEAM and Python)")
 
-    for count <- counts do
-      {llm, call, done} = prepare.(count)
-      for _ <- 1..50, do: call.()
+    points =
+      for count <- counts do
+        {llm, call, done} = prepare.(count)
+        for _ <- 1..50, do: call.()
 
-      costs =
-        for _ <- 1..@rounds do
-          used = used(llm, fn -> repeat(200, call) end)
-          1.0e6 * (used.beam + used.python) / 200
-        end
+        costs =
+          for _ <- 1..@rounds do
+            used = used(llm, fn -> repeat(200, call) end)
+            1.0e6 * (used.beam + used.python) / 200
+          end
 
-      done.()
-      IO.puts(String.pad_leading("#{count}", 8) <> "  " <> interval(costs))
-    end
+        done.()
+        IO.puts(String.pad_leading("#{count}", 8) <> "  " <> interval(costs))
+        {median, low, high} = Statistics.interval(costs)
+        {count, median, {low, high}}
+      end
+
+    {what, points}
+  end
+
+  defp draw(_grown, nil), do: :ok
+
+  defp draw(grown, path) do
+    title = "CPU µs of a call, BEAM and Python, over how many there are"
+    settings = [x: "how many", y: "µs", log_x: true, log_y: true]
+    {:ok, picture} = Plot.draw(title, [Plot.panel("", "lines", grown, settings)], [])
+    File.write!(path, picture)
   end
 
   ## Helpers

@@ -11,10 +11,10 @@ defmodule VLLM.Bench do
 
       bench = VLLM.Bench.run!("/models/Llama-3.2-1B", max_concurrency: [1, 16, 64], num_prompts: 200)
       IO.puts(bench)
-      File.write!("speed.svg", VLLM.Bench.to_svg(bench))
+      File.write!("speed.svg", VLLM.Bench.plot!(bench))
 
   What `run/2` returns is a text, too (`to_string/1`, `IO.puts/1`); `to_json/1` has all of its figures,
-  and `to_svg/1` draws them. `mix vllm.bench` does the same on the command line, and
+  and `plot/2` draws them. `mix vllm.bench` does the same on the command line, and
   guides/benchmarking.md tells when not to trust the figures.
 
     * `:runs` - a `VLLM.Bench.Run` for each engine and each `max_concurrency`
@@ -206,11 +206,26 @@ defmodule VLLM.Bench do
   def to_json(%__MODULE__{} = bench), do: JSON.encode(bench)
 
   @doc """
-  A picture of it as SVG text: output tokens per second, the median time to the first token and the median time
-  per output token of each engine, over `max_concurrency`.
+  A picture of it, as the content of its file: output tokens per second with their 95 % interval, the ratio to the
+  first engine where there are several, and the times to the first token (TTFT) and per output token
+  (TPOT), from the median to the 99th percentile, over `max_concurrency`; as bars side by side where there is only one.
+
+      File.write!("speed.png", VLLM.Bench.plot!(bench, format: :png))
+
+  ## Options
+
+  #{Options.docs(Options.plot())}
+
+  The error is `:vllm_not_installed` where matplotlib is missing (`mix vllm.setup --with matplotlib`).
   """
-  @spec to_svg(t()) :: String.t()
-  def to_svg(%__MODULE__{} = bench), do: Plot.svg(bench.runs)
+  @spec plot(t(), keyword() | map()) :: {:ok, binary()} | {:error, Error.t()}
+  def plot(%__MODULE__{} = bench, options \\ []) do
+    VLLM.Plot.draw(bench.dataset, Plot.panels(bench.runs), options)
+  end
+
+  @doc "Like `plot/2`, but returns the picture or raises `VLLM.Error`."
+  @spec plot!(t(), keyword() | map()) :: binary()
+  def plot!(bench, options \\ []), do: bang!(plot(bench, options))
 
   @doc false
   @spec lines(t()) :: [IO.ANSI.ansidata()]

@@ -238,7 +238,7 @@ defmodule VLLM.Doctor do
   def missing_extras(system), do: elem(extras_state(system), 1)
 
   # Those that are there with their versions, those that are not, and those of the latter that
-  # were installed once, by the stamp or by what is left of them.
+  # were installed once, by the stamp or by the package that they are named after.
   defp extras_state(%{source: {_, place}} = system) do
     packages =
       Map.new(Python.extras(), &{&1, Enum.map(Python.pins(&1), fn {name, _} -> name end)})
@@ -253,7 +253,8 @@ defmodule VLLM.Doctor do
     there? = fn name -> is_map_key(installed, name) end
     {there, missing} = Enum.split_with(Python.extras(), &Enum.all?(packages[&1], there?))
     asked = Stamp.read(place).extras
-    torn = Enum.filter(missing, &(is_map_key(asked, &1) or Enum.any?(packages[&1], there?)))
+    # The others of its packages may be there for somebody else.
+    torn = Enum.filter(missing, &(is_map_key(asked, &1) or there?.(&1)))
     {Enum.map(there, &{&1, installed[&1]}), missing, torn}
   end
 

@@ -64,7 +64,7 @@ defmodule VLLM.Job do
 
   import VLLM.Error, only: [bang!: 1]
 
-  alias VLLM.{Data, Error, Options, Terminal, Tools}
+  alias VLLM.{Data, Error, Options, Plot, Terminal, Tools}
   alias VLLM.Engine.Table
 
   alias VLLM.Job.{
@@ -317,25 +317,34 @@ defmodule VLLM.Job do
   def formats!(options \\ []), do: bang!(formats(options))
 
   @doc """
-  The losses of a fine-tuning over its steps, as the text of an SVG picture; of one that is done.
+  A picture of the losses of a fine-tuning over its steps, as the content of its file; of one that is done.
 
       File.write!("losses.svg", VLLM.Job.plot!(job))
 
-  The error is `:invalid_option` where the job has no losses, `:job_not_found` where there is none.
+  ## Options
+
+  #{Options.docs(Options.plot())}
+
+  The error is `:invalid_option` where the job has no losses, `:job_not_found` where there is none, and
+  `:vllm_not_installed` where matplotlib is missing (`mix vllm.setup --with matplotlib`).
   """
-  @spec plot(id()) :: {:ok, String.t()} | {:error, Error.t()}
-  def plot(job) do
+  @spec plot(id(), keyword() | map()) :: {:ok, binary()} | {:error, Error.t()}
+  def plot(job, options \\ []) do
     with {:ok, job} <- get(job) do
       case for %{figures: %{"losses" => [_ | _]} = figures} <- job.outputs, do: figures do
-        [figures | _] -> {:ok, Losses.svg(job.name, figures)}
-        [] -> {:error, no_losses(job.id)}
+        [figures | _] ->
+          title = "Loss of #{job.name} over the steps of its training"
+          Plot.draw(title, Losses.panels(figures), options)
+
+        [] ->
+          {:error, no_losses(job.id)}
       end
     end
   end
 
-  @doc "Like `plot/1`, but returns the picture or raises `VLLM.Error`."
-  @spec plot!(id()) :: String.t()
-  def plot!(job), do: bang!(plot(job))
+  @doc "Like `plot/2`, but returns the picture or raises `VLLM.Error`."
+  @spec plot!(id(), keyword() | map()) :: binary()
+  def plot!(job, options \\ []), do: bang!(plot(job, options))
 
   defp no_losses(id) do
     message = "The job #{id} has no losses: only a fine-tuning that is done has some."

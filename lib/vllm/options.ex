@@ -139,6 +139,12 @@ defmodule VLLM.Options do
   # By which Python, and in which environment.
   @where for spec <- @engine, elem(spec, 0) in [:python, :env], do: spec
 
+  @plot @tools ++
+          [
+            {:format, :wire, nil,
+             "what kind of file: `:svg`, which it is by default, `:png` or `:pdf`"}
+          ]
+
   @cached @tools ++
             [
               {:download_dir, :string, nil,
@@ -637,6 +643,10 @@ defmodule VLLM.Options do
   @doc "By which Python, and in which environment, as of an engine."
   @spec where() :: [spec()]
   def where, do: @where
+
+  @doc "What drawing a picture takes."
+  @spec plot() :: [spec()]
+  def plot, do: @plot
 
   @doc "What is asked about the models on this machine."
   @spec cached() :: [spec()]

@@ -179,7 +179,7 @@ defmodule VLLM.Quantization do
         VLLM.Quantization.compare(["/models/Llama-3.2-1B", "/models/Llama-3.2-1B-AWQ", "llama:Q4_K_M"])
 
       IO.puts(comparison)
-      File.write!("quality.svg", VLLM.Quantization.Comparison.to_svg(comparison))
+      File.write!("quality.svg", VLLM.Quantization.Comparison.plot!(comparison))
 
   Told are KL divergence, perplexity, how often both hold the same token for the likeliest, sizes and
   tokens/s; and whether a quantization is worse than its format usually is, with what to try instead:

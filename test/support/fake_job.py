@@ -274,10 +274,15 @@ def push(request: int, params: dict) -> object:
     return {"url": "https://hub.example/" + params["repository"], "commit": "c0ffee"}
 
 
+def plot(_request: int, params: dict) -> object:
+    labels = [series["label"] for panel in params["panels"] for series in panel["series"]]
+    return " ".join([params["format"], params["title"], *labels])
+
+
 METHODS = [
     *(pull, taken, quantize_options, quantize_formats, plan_quantize, quantize, measure, compare, register),
     *(check_finetune, finetune, merge),
-    *(check, estimate, registered, unregister, push),
+    *(check, estimate, registered, unregister, push, plot),
 ]
 
 

@@ -2,7 +2,7 @@ defmodule VLLM.BenchTest do
   use ExUnit.Case, async: true
 
   alias VLLM.Bench
-  alias VLLM.Bench.{Figures, Statistics}
+  alias VLLM.Bench.{Figures, Plot, Run, Statistics}
   alias VLLM.Error
 
   doctest VLLM.Bench.Statistics
@@ -55,6 +55,51 @@ defmodule VLLM.BenchTest do
       assert together.median_ttft_ms == 2000.0
       assert together.mean_itl_ms == nil
       assert together.cpu_ms_per_1k_tokens == nil
+    end
+  end
+
+  describe "a picture" do
+    setup do
+      figures = %Figures{median_ttft_ms: 50.0, p99_ttft_ms: 80.0}
+      run = %Run{engine: "one", max_concurrency: 1, figures: figures}
+      one = %{run | output_throughput: {12.0, 11.0, 13.5}}
+
+      two = %{
+        run
+        | engine: "another",
+          output_throughput: {18.0, 17.0, 19.0},
+          ratio: {1.5, 1.4, 1.6}
+      }
+
+      %{runs: [one, two, %{one | max_concurrency: 16}, %{two | max_concurrency: 16}]}
+    end
+
+    test "has lines over how many requests were under way, of each engine", %{runs: runs} do
+      assert [throughput, ratio, ttft, tpot] = Plot.panels(runs)
+
+      assert %{"kind" => "lines", "categories" => ["1", "16"], "series" => [one, two]} =
+               throughput
+
+      assert one == %{
+               "label" => "one",
+               "x" => [0, 1],
+               "y" => [12.0, 12.0],
+               "low" => [11.0, 11.0],
+               "high" => [13.5, 13.5]
+             }
+
+      assert %{"label" => "another", "y" => [18.0, 18.0]} = two
+      assert %{"baseline" => 1, "series" => [%{"y" => []}, %{"y" => [1.5, 1.5]}]} = ratio
+      assert [%{"y" => [50.0, 50.0], "high" => [80.0, 80.0]}, _] = ttft["series"]
+      # What is not known is nowhere.
+      assert [%{"x" => [], "y" => []}, %{"x" => []}] = tpot["series"]
+    end
+
+    test "has bars side by side where there is one such number", %{runs: runs} do
+      for {count, name} <- [{16, "16"}, {nil, "all"}] do
+        runs = for run <- Enum.take(runs, 2), do: %{run | max_concurrency: count}
+        assert [%{"kind" => "bars", "categories" => [^name]} | _] = Plot.panels(runs)
+      end
     end
   end
 
@@ -215,8 +260,7 @@ defmodule VLLM.BenchTest do
 
     assert to_string(bench) =~ "medians of 3 rounds"
     assert Bench.to_json(bench) =~ ~s("median_ttft_ms": )
-    svg = Bench.to_svg(bench)
-    assert svg =~ "<title>script (2): " and svg =~ "requests at a time"
+    assert {:error, %Error{reason: :python_not_found}} = Bench.plot(bench, python: "/no/python")
   end
 
   test "a model is started with its options, and stopped" do

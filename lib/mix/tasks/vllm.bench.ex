@@ -22,7 +22,8 @@ defmodule Mix.Tasks.Vllm.Bench do
     * `--against OPTIONS` - what to compare with: options over those of the first engine, as `name=value,…`, with `model=`
       among them where the model is another one
     * `--json FILE` - writes all of the figures as JSON, of each round; without a file prints them, and nothing else
-    * `--plot FILE` - writes a picture of throughput and latencies over `--max-concurrency`, as SVG
+    * `--plot FILE` - writes a picture of throughput and latencies over `--max-concurrency`: a `.svg`, `.png` or
+      `.pdf`. matplotlib draws it (`mix vllm.setup --with matplotlib`)
     * `--prompts FILE` - your own prompts: `.jsonl`, `.json` or `.txt`, in the forms of guides/finetuning.md
     * `--num-prompts`, `--random-input-len`, `--random-output-len`, `--random-range-ratio`, `--output-len`, `--ignore-eos`,
       `--temperature`, `--max-concurrency`, `--request-rate`, `--burstiness`, `--seed`, `--rounds`, `--num-warmups`,
@@ -45,10 +46,10 @@ defmodule Mix.Tasks.Vllm.Bench do
     {json, options} = Map.pop(options, "json")
     {plot, options} = Map.pop(options, "plot")
     if json != true, do: Answer.check_file!(json, "json", "speed.json")
-    Answer.check_file!(plot, "plot", "speed.svg")
+    Answer.check_picture!(plot, "speed.svg", options)
     options = if json == true, do: Map.put(options, "progress", false), else: options
     measured = quietly(fn -> Bench.run(models, against(options)) end)
-    measured |> Answer.ok!() |> report(json, plot)
+    measured |> Answer.ok!() |> report(json, plot, options)
   end
 
   # What engines log, vLLM's warnings among it, would stand between the figures. What matters of it
@@ -73,12 +74,12 @@ defmodule Mix.Tasks.Vllm.Bench do
   defp against(options), do: options
 
   @doc false
-  @spec report(Bench.t(), String.t() | true | nil, String.t() | nil) :: :ok
-  def report(bench, json, plot) do
-    if plot, do: Answer.write!(plot, Bench.to_svg(bench))
+  @spec report(Bench.t(), String.t() | true | nil, String.t() | nil, map()) :: :ok
+  def report(bench, json, plot, options) do
     if is_binary(json), do: Answer.write!(json, Bench.to_json(bench))
     flags = if json == true, do: ["json"], else: []
     Answer.print(bench, flags, &Enum.each(Bench.lines(&1), fn line -> Mix.shell().info(line) end))
+    Answer.picture!(plot, options, &Bench.plot(bench, &1))
     if Enum.any?(bench.runs, &(&1.figures.failed > 0)), do: exit({:shutdown, 1})
     :ok
   end

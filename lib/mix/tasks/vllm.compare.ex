@@ -15,7 +15,8 @@ defmodule Mix.Tasks.Vllm.Compare do
 
   ## Options
 
-    * `--plot FILE` - writes a picture of quality over size, as SVG
+    * `--plot FILE` - writes a picture of quality over size, and of the models side by side: a `.svg`, `.png` or
+      `.pdf`. matplotlib draws it (`mix vllm.setup --with matplotlib`)
     * `--reference MODEL` - the model to compare with, where it is not the first
     * `--text FILE` - measures on this text instead of the one that ships
     * `--max-tokens N` - of how many tokens the probabilities are measured at most, 2048 by default
@@ -36,16 +37,16 @@ defmodule Mix.Tasks.Vllm.Compare do
   def run(argv) do
     {models, options, flags} = Arguments.parse_all!(argv, "vllm.compare", ["json"])
     {plot, options} = Map.pop(options, "plot")
-    Answer.check_file!(plot, "plot", "quality.svg")
+    Answer.check_picture!(plot, "quality.svg", options)
     options = options |> with_text() |> quiet(flags)
-    models |> Quantization.compare(options) |> Answer.ok!() |> report(plot, flags)
+    models |> Quantization.compare(options) |> Answer.ok!() |> report(flags, plot, options)
   end
 
   @doc false
-  @spec report(Comparison.t(), String.t() | nil, [String.t()]) :: :ok
-  def report(comparison, plot, flags) do
-    if plot, do: Answer.write!(plot, Comparison.to_svg(comparison))
+  @spec report(Comparison.t(), [String.t()], String.t() | nil, map()) :: :ok
+  def report(comparison, flags, plot, options) do
     Answer.print(comparison, flags, &print/1)
+    Answer.picture!(plot, options, &Comparison.plot(comparison, &1))
   end
 
   defp print(comparison), do: comparison |> Comparison.lines() |> Enum.each(&Mix.shell().info/1)

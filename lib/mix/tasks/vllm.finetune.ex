@@ -16,7 +16,8 @@ defmodule Mix.Tasks.Vllm.Finetune do
   `HF_TOKEN`.
 
   The job runs in this task and shows a bar. `Ctrl-C` interrupts it, and its last state is kept:
-  `mix vllm.jobs --retry ID` goes on from there. `--plot` writes a picture of the losses, as SVG. `--estimate`
+  `mix vllm.jobs --retry ID` goes on from there. `--plot` writes a picture of the losses, a `.svg`, `.png` or `.pdf`,
+  which matplotlib draws (`mix vllm.setup --with matplotlib`). `--estimate`
   trains nothing and tells what it would take: size, disk, memory and time. `--json` prints the outputs
   (`VLLM.Job.Output`) or the estimate (`VLLM.Job.Estimate`) and nothing else. Ends with status 1 where there is no adapter.
   """
@@ -38,7 +39,7 @@ defmodule Mix.Tasks.Vllm.Finetune do
 
     {model, data} = model_and_data!(arguments)
     {plot, options} = Map.pop(options, "plot")
-    Answer.check_file!(plot, "plot", "losses.svg")
+    Answer.check_picture!(plot, "losses.svg", options)
     options = listed(options)
 
     if "estimate" in flags do
@@ -47,8 +48,7 @@ defmodule Mix.Tasks.Vllm.Finetune do
     else
       job = model |> Job.finetune(data, options) |> Answer.ok!()
       Outputs.await(job, flags)
-      if plot, do: Answer.write!(plot, Job.plot!(job))
-      :ok
+      Answer.picture!(plot, options, &Job.plot(job, &1))
     end
   end
 

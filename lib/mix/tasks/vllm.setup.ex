@@ -1,13 +1,21 @@
 defmodule Mix.Tasks.Vllm.Setup do
   @shortdoc "Installs vLLM into a virtual environment of this library's own"
 
+  # What the extras are for that are none of a quantization method.
+  @purposes %{
+    "finetune" => "`mix vllm.finetune`",
+    "matplotlib" =>
+      "pictures: `--plot` of the tasks that have it, `VLLM.Bench.plot/2` and its like"
+  }
+
   # What each lock of an extra holds.
   @extras Enum.map_join(VLLM.Python.extras(), "\n", fn extra ->
             @external_resource VLLM.Python.lock(extra)
             pins =
               Enum.map_join(VLLM.Python.pins(extra), ", ", &Enum.join(Tuple.to_list(&1), " "))
 
-            ~s(| `#{extra}` | `quantization: "#{extra}"` | #{pins} |)
+            purpose = @purposes[extra] || ~s(`quantization: "#{extra}"`)
+            "| `#{extra}` | #{purpose} | #{pins} |"
           end)
 
   @moduledoc """
@@ -28,7 +36,7 @@ defmodule Mix.Tasks.Vllm.Setup do
 
   ## Extras
 
-  Some quantization methods need packages that vLLM does not bring:
+  Some quantization methods, fine-tuning and pictures need packages that vLLM does not bring:
 
       mix vllm.setup --with bitsandbytes,torchao
 

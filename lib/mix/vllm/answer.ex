@@ -2,7 +2,7 @@ defmodule Mix.Vllm.Answer do
   @moduledoc false
   # What a task does with the answer to its question: prints it, or writes it to a file.
 
-  alias VLLM.{Error, JSON, Terminal}
+  alias VLLM.{Error, JSON, Plot, Terminal}
 
   @doc "What was answered; an error is printed, and the task ends with status 1."
   @spec ok!({:ok, answer} | {:error, Error.t()}) :: answer when answer: term()
@@ -44,10 +44,39 @@ defmodule Mix.Vllm.Answer do
     :ok
   end
 
+  @doc """
+  Ends the task unless a picture can be written where `--plot` says, and drawn by the Python of `options`.
+  """
+  @spec check_picture!(term(), String.t(), map()) :: :ok
+  def check_picture!(nil, _example, _options), do: :ok
+
+  def check_picture!(path, example, options) do
+    check_file!(path, "plot", example)
+    _empty = "" |> Plot.draw([], how(path, options)) |> ok!()
+    :ok
+  end
+
+  @doc """
+  Draws a picture by the Python of `options` and writes it where `--plot` says, or ends the task. The name
+  of the file says of which kind it is. Nil where the option was not given.
+  """
+  @spec picture!(String.t() | nil, map(), (map() -> {:ok, binary()} | {:error, Error.t()})) :: :ok
+  def picture!(nil, _options, _draw), do: :ok
+
+  def picture!(path, options, draw) do
+    picture = path |> how(options) |> draw.() |> ok!()
+    write!(path, picture)
+  end
+
+  defp how(path, options) do
+    format = path |> Path.extname() |> String.trim_leading(".") |> String.downcase()
+    options |> Map.take(["python"]) |> Map.put("format", format)
+  end
+
   @doc "Writes a file, or ends the task."
-  @spec write!(String.t(), String.t()) :: :ok
-  def write!(path, text) do
-    with {:error, reason} <- File.write(path, text),
+  @spec write!(String.t(), binary()) :: :ok
+  def write!(path, content) do
+    with {:error, reason} <- File.write(path, content),
          do: Mix.raise("#{path} cannot be written: #{:file.format_error(reason)}")
   end
 end

@@ -92,6 +92,7 @@ defmodule VLLM.Bridge.Shape do
       {:list, {:record, %{"name" => :binary, "by" => :binary, "delete" => {:maybe, :binary}}}},
     "push" => {:record, %{"url" => :binary}},
     "prompts" => {:list, :map},
+    "plot" => :binary,
     "unregister" => {:record, %{"freed" => :natural, "names" => {:list, :binary}}},
     "quantize_options" =>
       {:list,

@@ -7,12 +7,13 @@ defmodule VLLM.Quantization.Comparison do
     * `:rows` - a `VLLM.Quantization.Comparison.Row` for each model, in their order
 
   It is a text, too: `to_string/1` and `IO.puts/1` make a table of it, `to_json/1` has all of its
-  figures, and `to_svg/1` draws quality over size.
+  figures, and `plot/2` draws quality over size.
   """
 
+  import VLLM.Error, only: [bang!: 1]
+
   alias Mix.Vllm.Table
-  alias VLLM.JSON
-  alias VLLM.Bytes
+  alias VLLM.{Bytes, Error, JSON, Options}
   alias VLLM.Quantization.Comparison.{Plot, Row}
 
   @enforce_keys [:reference, :texts, :rows]
@@ -35,12 +36,27 @@ defmodule VLLM.Quantization.Comparison do
   def to_json(%__MODULE__{} = comparison), do: JSON.encode(comparison)
 
   @doc """
-  A picture of quality over size, as SVG text: mean KL divergence, on a logarithmic scale, over the bytes
-  of the weights. Models that have no divergence from the reference, which is 0, or none that is
-  known are not in it.
+  A picture of it, as the content of its file: mean KL divergence from the reference, on a logarithmic scale,
+  over the bytes of the weights, where it is known and not 0; and sizes, how often both hold the same token
+  for the likeliest, and tokens/s side by side.
+
+      File.write!("quality.svg", VLLM.Quantization.Comparison.plot!(comparison))
+
+  ## Options
+
+  #{Options.docs(Options.plot())}
+
+  The error is `:vllm_not_installed` where matplotlib is missing (`mix vllm.setup --with matplotlib`).
   """
-  @spec to_svg(t()) :: String.t()
-  def to_svg(%__MODULE__{} = comparison), do: Plot.svg(comparison.rows)
+  @spec plot(t(), keyword() | map()) :: {:ok, binary()} | {:error, Error.t()}
+  def plot(%__MODULE__{} = comparison, options \\ []) do
+    title = "What was lost of #{comparison.reference}"
+    VLLM.Plot.draw(title, Plot.panels(comparison.rows), options)
+  end
+
+  @doc "Like `plot/2`, but returns the picture or raises `VLLM.Error`."
+  @spec plot!(t(), keyword() | map()) :: binary()
+  def plot!(comparison, options \\ []), do: bang!(plot(comparison, options))
 
   @doc false
   @spec lines(t()) :: [IO.ANSI.ansidata()]

@@ -6,10 +6,10 @@ What can be read of models and of the hub without an engine belongs here: a meth
 """
 
 from vllm_bridge.rpc.table import Method, Table
-from vllm_bridge.tools import hub, jobs, packages, prompts, quantization, registry
+from vllm_bridge.tools import hub, jobs, packages, plots, prompts, quantization, registry
 
 
 def table() -> Table:
-    modules = (packages, quantization, hub, registry, jobs, prompts)
+    modules = (packages, quantization, hub, registry, jobs, prompts, plots)
     rows = {name: row for module in modules for name, row in module.METHODS.items()}
     return Table({name: Method(params, serve) for name, (params, serve) in rows.items()})

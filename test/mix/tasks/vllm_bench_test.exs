@@ -52,7 +52,7 @@ defmodule Mix.Tasks.Vllm.BenchTest do
 
   test "prints throughput, latencies and what the engines are", %{tmp_dir: folder} do
     [json, plot] = for name <- ["speed.json", "speed.svg"], do: Path.join(folder, name)
-    assert Task.report(bench(), json, plot) == :ok
+    assert Task.report(bench(), json, plot, %{}) == :ok
 
     assert printed() == """
            2 prompts of 20 random tokens, answers of 3; 4 requests a second (burstiness 1); medians of 15 rounds
@@ -72,11 +72,21 @@ defmodule Mix.Tasks.Vllm.BenchTest do
            """
 
     assert File.read!(json) =~ ~s("median_e2el_ms": 70.0)
-    assert File.read!(plot) =~ "demo &lt;awq&gt;: 12.0"
+    texts = texts(File.read!(plot))
+
+    # What was asked, the engines, and the numbers at their bars: of tokens/s, of the first one's, TTFT and TPOT.
+    assert "2 prompts of 20 random tokens, answers of 3" in texts
+    assert ["demo", "demo <awq>"] == Enum.filter(texts, &String.starts_with?(&1, "demo"))
+    for number <- ["12", "18", "1.5", "50", "10"], do: assert(number in texts)
+  end
+
+  defp texts(svg) do
+    for [_, text] <- Regex.scan(~r{>([^<>]+)</text>}, svg),
+        do: text |> String.replace("&lt;", "<") |> String.replace("&gt;", ">")
   end
 
   test "--json without a file prints all of it and nothing else" do
-    assert Task.report(bench(), true, nil) == :ok
+    assert Task.report(bench(), true, nil, %{}) == :ok
     assert [text] = lines()
     assert text =~ ~s("request_throughput": 4.0)
     assert String.starts_with?(text, "{")
@@ -84,7 +94,7 @@ defmodule Mix.Tasks.Vllm.BenchTest do
 
   test "ends with status 1 where a request failed, and says why" do
     error = {:error, VLLM.Error.new(:timeout, "Too late.")}
-    assert catch_exit(Task.report(bench([error]), nil, nil)) == {:shutdown, 1}
+    assert catch_exit(Task.report(bench([error]), nil, nil, %{})) == {:shutdown, 1}
     text = printed()
     assert text =~ "2 of 3"
     assert text =~ "demo: timeout: Too late."
@@ -98,6 +108,9 @@ defmodule Mix.Tasks.Vllm.BenchTest do
     end
 
     assert_raise Mix.Error, ~r/--plot takes a file/, fn -> Task.run(["m", "--plot"]) end
+    no_python = ["m", "--plot", "speed.svg", "--python", "/no/python"]
+    assert catch_exit(Task.run(no_python)) == {:shutdown, 1}
+    assert printed() =~ "Python could not be started"
 
     assert_raise Mix.Error, "--against takes NAME=VALUE,…; got \"fp8\"", fn ->
       Task.run(["m", "--against", "kv-cache-dtype=fp8,fp8"])

@@ -12,6 +12,9 @@ defmodule Mix.Tasks.Vllm.CompareTest do
 
   setup :capture_shell
 
+  # It draws nothing, and says what it was to draw.
+  defp fake, do: Map.new(VLLM.FakeJobs.worker(), fn {name, value} -> {to_string(name), value} end)
+
   defp comparison do
     plain = %Row{
       model: "org/m",
@@ -42,7 +45,7 @@ defmodule Mix.Tasks.Vllm.CompareTest do
 
   test "prints a row for each model, and what to try", %{tmp_dir: folder} do
     plot = Path.join(folder, "quality.svg")
-    assert Compare.report(comparison(), plot, []) == :ok
+    assert Compare.report(comparison(), [], plot, fake()) == :ok
 
     assert Enum.join(lines(), "\n") == """
            model           format                     size   bits  perplexity       KL  KL 99 %  same top  tokens/s  verdict
@@ -54,11 +57,12 @@ defmodule Mix.Tasks.Vllm.CompareTest do
              Take more bits.\
            """
 
-    assert File.read!(plot) =~ "<title>m &lt;nf4&gt; &amp; more: 0.9</title>"
+    assert File.read!(plot) =~
+             "svg What was lost of org/m org/m, plain m <nf4> & more, bitsandbytes (4 bits): worse than usual"
   end
 
   test "prints everything as JSON, with numbers as numbers" do
-    assert Compare.report(comparison(), nil, ["json"]) == :ok
+    assert Compare.report(comparison(), ["json"], nil, %{}) == :ok
     [text] = lines()
     assert text =~ ~s("texts": "held_out")
     assert text =~ ~s("kl_mean": 0.9)
@@ -73,7 +77,7 @@ defmodule Mix.Tasks.Vllm.CompareTest do
     end
 
     assert_raise Mix.Error, ~r/cannot be written: illegal operation on a directory/, fn ->
-      Compare.report(comparison(), folder, [])
+      Compare.report(comparison(), [], folder, fake())
     end
 
     # Before anything is compared.

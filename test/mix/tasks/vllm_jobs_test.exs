@@ -100,7 +100,7 @@ defmodule Mix.Tasks.Vllm.JobsTest do
 
     assert merged =~ "tickets-merged"
     assert note == "tickets: Something was forgotten."
-    assert File.read!(plot) =~ "Loss of tickets"
+    assert File.read!(plot) =~ "svg Loss of tickets"
 
     training = Job.get!(id).options["training"]
     assert training == %{"epochs" => 2, "merge" => true, "target_modules" => ["q_proj", "v_proj"]}

@@ -21,7 +21,13 @@ defmodule VLLM.Job.FinetuneTest do
     assert adapter.figures["held_out_loss"] == %{"before" => 7.5, "after" => 0.25}
     assert models() == ["tickets/adapter", "tickets/merged"]
     assert left(job) == []
-    assert Job.plot!(job) =~ "Loss of tickets"
+    # By the fake job, which says what it is to draw.
+    python = Keyword.fetch!(worker(), :python)
+
+    assert Job.plot!(job, python: python, format: :png) ==
+             "png Loss of tickets over the steps of its training training held out"
+
+    assert {:error, %Error{reason: :python_not_found}} = Job.plot(job, python: "/no/python")
 
     assert for("== " <> step <- Job.logs!(job), do: step) ==
              [

@@ -3,19 +3,17 @@ defmodule VLLM.Job.LossesTest do
 
   alias VLLM.Job.Losses
 
-  doctest VLLM.SVG
-
-  test "a picture has a curve of each kind of loss, and their names" do
+  test "a picture has a line of each kind of loss, over the steps" do
     figures = %{"losses" => [[1, 4.0], [2, 2.0]], "held_out_losses" => [[2, 3.0]]}
-    svg = Losses.svg("a&b", figures)
-    assert svg =~ "Loss of a&amp;b over"
-    # The second step is the last, and the highest loss a little below the upper edge.
-    assert svg =~ ~s(points="335.0,54.8 610.0,202.4" fill="none" stroke="#2471a3")
-    assert svg =~ ~s(points="610.0,128.6" fill="none" stroke="#c0392b")
-    assert svg =~ ">training<" and svg =~ ">held out<"
+
+    assert [%{"kind" => "lines", "x" => "steps", "series" => [training, held_out]}] =
+             Losses.panels(figures)
+
+    assert %{"label" => "training", "x" => [1, 2], "y" => [4.0, 2.0]} = training
+    assert %{"label" => "held out", "x" => [2], "y" => [3.0]} = held_out
   end
 
   test "there may be no held-out losses" do
-    refute Losses.svg("a", %{"losses" => [[1, 4.0]]}) =~ "held out"
+    assert [%{"series" => [_, %{"x" => []}]}] = Losses.panels(%{"losses" => [[1, 4.0]]})
   end
 end

@@ -47,11 +47,23 @@ defmodule VLLM.Quantization.CompareTest do
 
     assert inspect(comparison) =~ "#VLLM.Quantization.Comparison<\nmodel "
     assert Comparison.to_json(comparison) =~ ~s("verdict": "worse_than_usual")
-    svg = Comparison.to_svg(comparison)
-    assert svg =~ ~r/\A<svg .*<\/svg>\n\z/s
+
+    assert [over_size, sizes, same, rate] = Comparison.Plot.panels(comparison.rows)
+    assert %{"kind" => "dots", "log_y" => true, "unit_x" => "B"} = over_size
+
+    drawn =
+      for %{"label" => label, "x" => [x], "y" => [y]} <- over_size["series"], do: {label, x, y}
+
     # Those that have a divergence.
-    assert length(Regex.scan(~r/<circle/, svg)) == 2
-    assert length(Regex.scan(~r/<text /, svg)) == length(Regex.scan(~r/<\/text>/, svg))
+    assert drawn == [
+             {"skewed:0.3, awq (4 bits)", good.bytes, good.kl_mean},
+             {"skewed:0.97, awq (4 bits): worse than usual", bad.bytes, bad.kl_mean}
+           ]
+
+    heights = fn panel -> for series <- panel["series"], do: series["y"] end
+    assert heights.(sizes) == [[good.bytes], [even.bytes], [bad.bytes], [other.bytes], []]
+    assert heights.(same) |> Enum.at(1) == [100.0]
+    assert heights.(rate) == [[20.0], [20.0], [20.0], [20.0], []]
   end
 
   test "without the reference, which is the first, nothing is measured", %{python: python} do

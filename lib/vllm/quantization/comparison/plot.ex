@@ -1,88 +1,49 @@
 defmodule VLLM.Quantization.Comparison.Plot do
   @moduledoc false
-  # The picture of a comparison: a point for each model, quality over size.
+  # The picture of a comparison: quality over size, and what is to be known of each model side by side.
 
-  import VLLM.SVG
-
-  alias VLLM.Bytes
+  alias VLLM.Plot
   alias VLLM.Quantization.Comparison.Row
 
-  @width 720
-  @height 480
-  @left 90
-  @right 150
-  @top 40
-  @bottom 60
-
-  @doc "The picture as SVG text."
-  @spec svg([Row.t()]) :: String.t()
-  def svg(rows) do
-    points =
-      for %{bytes: bytes, kl_mean: kl} = row <- rows,
-          is_integer(bytes) and is_number(kl) and kl > 0,
-          do: {bytes, :math.log10(kl), row}
-
-    document(@width, @height, [
-      text(
-        @left,
-        22,
-        "Mean KL divergence from the reference over the size of the weights",
-        "start"
+  @doc "Its panels."
+  @spec panels([Row.t()]) :: [Plot.panel()]
+  def panels(rows) do
+    [
+      panel(rows, "Mean KL divergence from the reference, over the size", "dots", &kl/1,
+        x: "bytes of the weights",
+        unit_x: "B",
+        log_y: true
       ),
-      if(points == [], do: nothing(), else: chart(points))
-    ])
-  end
-
-  defp nothing, do: text(@left, 60, "No model has a divergence that could be drawn.", "start")
-
-  defp chart(points) do
-    {sizes, logs, _rows} = unzip(points)
-    highest = Enum.max(sizes) * 1.1
-    {low, high} = {floor(Enum.min(logs)), floor(Enum.max(logs)) + 1}
-    x = fn bytes -> @left + (@width - @left - @right) * bytes / highest end
-    y = fn log -> @top + (@height - @top - @bottom) * (high - log) / (high - low) end
-
-    [
-      for(power <- low..high, do: level(y.(power), power)),
-      for(part <- 0..4, do: size(x.(highest * part / 4), highest * part / 4)),
-      text((@left + @width - @right) / 2, @height - 16, "bytes of the weights", "middle"),
-      for({bytes, log, row} <- points, do: point(x.(bytes), y.(log), row))
+      panel(rows, "Bytes of the weights", "bars", &bar(&1.bytes), unit_y: "B"),
+      panel(rows, "Same likeliest token as the reference, %", "bars", fn row ->
+        bar(row.same_top && 100 * row.same_top)
+      end),
+      panel(rows, "Tokens/s of one answer at a time", "bars", &bar(&1.tokens_per_second))
     ]
   end
 
-  defp unzip(points),
-    do:
-      Enum.reduce(points, {[], [], []}, fn {a, b, c}, {as, bs, cs} ->
-        {[a | as], [b | bs], [c | cs]}
-      end)
-
-  defp level(y, power) do
-    [
-      line({@left, y}, {@width - @right, y}, "#ddd"),
-      text(@left - 8, y + 4, level_name(power), "end")
-    ]
+  # Each model is a series of a single point, so that it looks the same in all panels.
+  defp panel(rows, title, kind, point, settings \\ []) do
+    Plot.panel(title, kind, for(row <- rows, do: {label(row), [point.(row)]}), settings)
   end
 
-  defp level_name(power) when power in -6..2,
-    do: :erlang.float_to_binary(:math.pow(10, power), decimals: max(-power, 0))
+  defp label(row) do
+    verdict =
+      case row.verdict do
+        :worse_than_usual -> ": worse than usual"
+        :broken -> ": broken"
+        _fine -> ""
+      end
 
-  defp level_name(power), do: "1e#{power}"
-
-  defp size(x, bytes) do
-    bottom = @height - @bottom
-
-    [
-      line({x, bottom}, {x, bottom + 5}, "#999"),
-      text(x, bottom + 20, Bytes.file(round(bytes)), "middle")
-    ]
+    "#{row.model}, #{row.format || "not measured"}#{verdict}"
   end
 
-  defp point(x, y, row) do
-    colour = if row.verdict in [:worse_than_usual, :broken], do: "#c0392b", else: "#2471a3"
+  # That of the reference, which is 0, has no place on a logarithmic scale.
+  defp kl(%{bytes: bytes, kl_mean: kl}) when is_integer(bytes) and is_number(kl) and kl > 0,
+    do: {bytes, kl}
 
-    [
-      dot({x, y}, colour, "#{row.model}: #{row.kl_mean}"),
-      text(x + 8, y + 4, row.format, "start")
-    ]
-  end
+  defp kl(_row), do: nil
+
+  defp bar(nil), do: nil
+  defp bar(value), do: {0, value}
 end
