@@ -265,6 +265,20 @@ defmodule VLLM.WebTest do
     :ok = VLLM.stop(llm)
   end
 
+  test "an engine that is resumed while it drains serves again once it is drained" do
+    llm = engine!(script: %{"hold" => :hang})
+    core = core!()
+    caller = VLLM.FakeEngine.ask_in_background(llm, "hold")
+    assert eventually(fn -> VLLM.FakeEngine.in_flight(llm) == 1 end)
+    path = "engines/#{told(core, llm)["id"]}"
+    assert {202, %{"engine" => %{"state" => "draining"}}} = post(core, path <> "/drain", %{})
+
+    assert {202, %{"engine" => %{"operation" => operation}}} = post(core, path <> "/resume", %{})
+    assert %{"name" => "resume", "state" => "running"} = operation
+    Process.exit(caller, :kill)
+    assert eventually(fn -> told(core, llm)["state"] == "ready" end)
+  end
+
   test "events tell how all is, as long as somebody reads them" do
     llm = engine!()
     core = core!()

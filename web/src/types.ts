@@ -79,6 +79,8 @@ export interface JobOutput {
   type: string | null;
   state: string;
   bytes: number | null;
+  // What was lost; null where it was not compared with its source.
+  quality: { kl_mean: number | null } | null;
   error: Refusal | null;
 }
 

@@ -12,7 +12,32 @@ const CHROMIUM = process.env.CHROMIUM ?? "/usr/bin/chromium";
 const QUIET = ["--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync"];
 
 const FOLDER = new URL("../../", import.meta.url).pathname;
+// For whatever has no limit of its own: long enough for a machine that has much else to do.
+const LIMIT_MS = 600_000;
+// What ends by itself, well or not, as starts of engines and jobs do, is waited for without one.
+export const ITS_OWN = { timeout: 0 };
 const SIZES = { phone: { width: 375, height: 740 }, wide: { width: 1280, height: 860 } };
+
+// Has a model asked by some clients again and again, from within the page, until `enough` is called, which
+// resolves to the statuses that there were.
+function asking([model, key]) {
+  const headers = { "Content-Type": "application/json", Authorization: `Bearer ${key}` };
+  let on = true;
+  const client = async (n) => {
+    const statuses = [];
+    for (let turn = 0; on; turn += 1) {
+      await new Promise((resolve) => setTimeout(resolve, 100 * n));
+      const body = { model, prompt: "The capital of France is", max_tokens: 100 * (1 + ((n + turn) % 4)), ignore_eos: true };
+      statuses.push((await fetch("v1/completions", { method: "POST", headers, body: JSON.stringify(body) })).status);
+    }
+    return statuses;
+  };
+  const all = Promise.all(Array.from({ length: 8 }, (_none, n) => client(n)));
+  window.enough = async () => {
+    on = false;
+    return [...new Set((await all).flat())];
+  };
+}
 
 export class Page {
   static async open(url, key, shots) {
@@ -23,7 +48,7 @@ export class Page {
 
   constructor(browser, tab, { url, key, shots }) {
     Object.assign(this, { browser, tab, url, key, shots, faults: [], hosts: new Set(), views: 0 });
-    tab.setDefaultTimeout(120_000);
+    tab.setDefaultTimeout(LIMIT_MS);
     tab.on("pageerror", (error) => this.faults.push(`error: ${error.message}`));
     tab.on("console", (line) => /Content Security Policy/i.test(line.text()) && this.faults.push(line.text()));
     tab.on("request", (request) => this.hosts.add(new URL(request.url()).host));
@@ -78,6 +103,33 @@ export class Page {
 
   dialog() {
     return this.tab.getByRole("dialog");
+  }
+
+  // The engine that is shown, once it serves.
+  async ready() {
+    const state = this.tab.locator("h1 .state", { hasText: /^(ready|failed)$/ });
+    await state.waitFor(ITS_OWN);
+    assert.equal(await state.textContent(), "ready", await this.tab.locator("main").textContent());
+  }
+
+  // Its first replica's process.
+  process() {
+    return this.tab.locator("tbody tr").first().locator("td").last();
+  }
+
+  // The same engine with another process than that, ready.
+  async anew(pid) {
+    await this.process().filter({ hasNotText: new RegExp(`^${pid}$`) }).filter({ hasText: /^\d+$/ }).waitFor();
+    await this.ready();
+  }
+
+  // What is done while a model is asked, of whose answers each has to be one.
+  async whileAsked(model, work) {
+    await this.tab.evaluate(asking, [model, this.key]);
+    const enough = () => this.tab.evaluate(() => window.enough());
+    const found = await work().catch((error) => enough().then(() => Promise.reject(error)));
+    assert.deepEqual(await enough(), [200]);
+    return found;
   }
 
   // Faults of accessibility that axe calls serious or critical. Its script comes by the debugger, which the page's

@@ -29,8 +29,10 @@ defmodule VLLM.Job.Runner do
   # How long a worker may take to answer at all, in ms: what it imports first is in it.
   @start_timeout 120_000
 
-  # How long a worker may be silent, in ms. It says every five seconds that it is alive.
+  # How long a worker may be silent, in ms. It says every five seconds that it is alive, unless it starts an
+  # engine: that may take as long as any engine's start, as `load_timeout:` has it by default.
   @patience 300_000
+  @load_patience 900_000
 
   # How long this may take to end everything when the application is stopped, in ms.
   @shutdown 15_000
@@ -197,7 +199,7 @@ defmodule VLLM.Job.Runner do
 
       question = fn ->
         with {:ok, session} <- Session.greet(session, @start_timeout) do
-          Session.follow(session, step.method, params, :infinity, @patience, fn progress ->
+          Session.follow(session, step.method, params, :infinity, patience(step), fn progress ->
             send(runner, {:progress, self(), progress})
           end)
         end
@@ -206,6 +208,9 @@ defmodule VLLM.Job.Runner do
       {:ok, ask(%{data | oom_kills: Machine.killed()}, session, question)}
     end
   end
+
+  defp patience(%Step{method: "measure"}), do: @load_patience
+  defp patience(_step), do: @patience
 
   defp python(:quantize, %{quantize_python: nil}), do: Python.executable(:quantize)
   defp python(:quantize, %{quantize_python: python}), do: {:ok, python}

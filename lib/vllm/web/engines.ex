@@ -86,10 +86,14 @@ defmodule VLLM.Web.Engines do
         &each(&1, asked, [:ready, :starting, :dead], fn one -> VLLM.drain(&1, one) end)
       )
 
-  @doc "Brings back those that were."
+  @doc "Brings back those that were, or are about to be: they are drained first."
   def resume(asked),
     do:
-      operate(asked, "resume", &each(&1, asked, [:drained], fn one -> VLLM.restart(&1, one) end))
+      operate(
+        asked,
+        "resume",
+        &each(&1, asked, [:draining, :drained], fn one -> VLLM.restart(&1, one) end)
+      )
 
   @doc "Starts replicas anew."
   def restart(asked),

@@ -329,6 +329,10 @@ defmodule VLLM.Web.Schemas do
       type: %{type: "string"},
       state: %{type: "string"},
       bytes: @integer_or_null,
+      quality: %{
+        type: ["object", "null"],
+        description: "what was lost, by the names of `quantize/compare`"
+      },
       error: @about
     )
   end

@@ -1,6 +1,6 @@
 import { useState } from "preact/hooks";
 import { ask, post } from "../api";
-import { duration, file, moment, number, short } from "../format";
+import { duration, file, moment, number, short, small } from "../format";
 import { useLive } from "../live";
 import { Gauge } from "../parts/bars";
 import { Dialog } from "../parts/dialog";
@@ -114,7 +114,9 @@ function Outputs({ outputs }: { outputs: JobOutput[] }) {
           <li key={`${output.name} ${n}`}>
             <State state={output.state} />
             <span class="path">{output.name ?? [output.format, output.type].filter(Boolean).join(" ")}</span>
-            <span class="muted">{output.bytes !== null && file(output.bytes)}</span>
+            <span class="muted">
+              {[output.bytes !== null && file(output.bytes), output.quality && `KL ${small(output.quality.kl_mean)}`].filter(Boolean).join(" · ")}
+            </span>
             {output.error && <span class="bad-text">{output.error.message}</span>}
             {output.state === "done" && output.name && (
               <button type="button" onClick={() => setDeploying(output.name)}>
