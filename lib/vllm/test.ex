@@ -60,6 +60,7 @@ defmodule VLLM.Test do
   Sampling parameters are recorded (see `requests/1`) and not obeyed, except that `n` completions
   say the same `n` times. There is no vLLM to refuse a wrong parameter. A character counts as a
   token, and its code point as the token's id. Of log probabilities and timings there are none.
+  What comes over HTTP (`VLLM.Server`, `VLLM.Plug`) is vLLM's to answer, and ends with `:unsupported`.
   """
 
   alias VLLM.{Error, LLM}

@@ -43,6 +43,15 @@ defmodule VLLM.OpenAITest do
              post(core, "/v1/completions", ~s({"prompt": "answer:200:yes"}))
   end
 
+  test "an engine that answers from a script says that it does not answer HTTP, and lives on" do
+    llm = VLLM.Test.start!(script: "yes")
+    {status, _headers, body} = complete(core!(models: [{"ready", llm}]), "?")
+    assert status == 400
+    assert body =~ "Engines of VLLM.Test do not answer `http_request`."
+    assert VLLM.text(hd(VLLM.generate!(llm, "?"))) == "yes"
+    assert [%{state: :ready}] = VLLM.replicas!(llm)
+  end
+
   test "what Prometheus reads is for those who have a key, unless it is few models' or the options say otherwise" do
     keys = ["all", {"few", allowed_models: ["a"]}]
     llm = start!()

@@ -67,12 +67,12 @@ export class Page {
   }
 
   // Without the folder that the library is in, which says nothing to anybody else.
-  async shot(name) {
+  async shot(name, options = {}) {
     await this.tab.evaluate((folder) => {
       const texts = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
       while (texts.nextNode()) texts.currentNode.data = texts.currentNode.data.replaceAll(folder, "");
     }, FOLDER);
-    await this.tab.screenshot({ path: `${this.shots}${name}.png` });
+    await this.tab.screenshot({ path: `${this.shots}${name}.png`, ...options });
   }
 
   // To one of the pages.
@@ -150,6 +150,7 @@ export class Page {
       await this.tab.emulateMedia({ colorScheme });
       for (const [size, viewport] of Object.entries(SIZES)) {
         await this.tab.setViewportSize(viewport);
+        await this.shot(`${name}-${colorScheme}-${size}`, { fullPage: true });
         await this.fits();
         found.push(...(await this.axe()).map((fault) => `${name}, ${colorScheme}, ${size}: ${fault}`));
         this.views += 1;

@@ -20,6 +20,9 @@ defmodule VLLM.Test.Program do
              reset_mm_cache reset_encoder_cache sleep wake_up health metrics metric_families
              list_loras)
 
+  # What is: deltas that are texts, and what comes of them, belong to these alone.
+  @scripted ~w(generate beam_search chat pool score)
+
   @doc "Starts a program for the calling process, which is its owner."
   @spec start(Table.t(), Test.script()) :: {:ok, Program.t()}
   def start(table, script) do
@@ -117,7 +120,7 @@ defmodule VLLM.Test.Program do
       pid: pid,
       count: completions(params),
       # Without credit it is no stream.
-      credit: params["credit"],
+      credit: if(method in @scripted, do: params["credit"]),
       steps: [:waiting],
       texts: %{}
     }
@@ -133,7 +136,7 @@ defmodule VLLM.Test.Program do
 
   defp receive_message([2, "credit", %{"id" => id, "count" => count}], %{jobs: jobs} = state)
        when is_map_key(jobs, id) do
-    advance(id, update_in(state.jobs[id].credit, &(&1 + count)))
+    advance(id, update_in(state.jobs[id].credit, &(&1 && &1 + count)))
   end
 
   # A script may take as long as it likes: nothing counts as unfinished.
@@ -260,7 +263,7 @@ defmodule VLLM.Test.Program do
   end
 
   defp result(_id, %{request: %{method: method}}, done)
-       when method in ["generate", "beam_search", "chat", "pool", "score"] do
+       when method in @scripted do
     kind = if is_struct(done), do: "a text", else: "numbers"
 
     {:error,
