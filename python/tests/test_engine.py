@@ -1,8 +1,10 @@
 """The real engine on the demo model: one for all tests of this file."""
 
 import asyncio
+import gc
 from collections.abc import Iterator
 from typing import Any
+from unittest.mock import Mock, patch
 
 import pytest
 from vllm.platforms import current_platform
@@ -19,9 +21,15 @@ pytestmark = pytest.mark.engine
 
 
 @pytest.fixture(scope="module")
-def running() -> Iterator[Running]:
+def frozen() -> Mock:
+    return Mock()
+
+
+@pytest.fixture(scope="module")
+def running(frozen: Mock) -> Iterator[Running]:
     running = Running()
-    running.load()
+    with patch.object(gc, "freeze", frozen):
+        running.load()
     yield running
     running.stop()
 
@@ -43,6 +51,11 @@ def test_the_engine_describes_itself(running: Running) -> None:
     assert "generate" in info["tasks"]
     assert info["vllm_version"].startswith("0.32")
     assert info["load_seconds"] > 0
+
+
+def test_what_it_has_made_is_not_searched_for_garbage(running: Running, frozen: Mock) -> None:
+    assert running.engine.info()["runner"] == "generate"
+    frozen.assert_called_with()
 
 
 def test_it_knows_every_fact(running: Running, facts: dict[str, str]) -> None:

@@ -8,6 +8,7 @@ nothing else to serve, and the guard, which watches the pipe on its own, ends it
 
 import asyncio
 import contextlib
+import gc
 import logging
 import platform
 import time
@@ -91,6 +92,10 @@ async def load(
         if llm.model_config.runner_type == "generate":
             await warm_up(llm)
             await chat.warm_up()
+        # What is here now stays, and is not to be looked through again while requests wait: each
+        # time that would take as long as some hundred of them. vLLM's own server does it, too.
+        gc.collect()
+        gc.freeze()
         made = prepared.note or online.note(plan.online_dtype, config.settings, llm.model_config)
         info = _info(model, config, tasks) | {
             "quantization_note": await quantization.note(llm, made, config.kernel),

@@ -9,6 +9,7 @@ engine is dead.
 import asyncio
 import contextlib
 import functools
+import gc
 import logging
 from argparse import Namespace
 from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping
@@ -152,6 +153,9 @@ class Apps:
         async with self._lock:
             if settings not in self._made:
                 self._made[settings] = await _make(self._llm, self._tasks, settings)
+                # It stays, as what the engine's start has made; looking for what does not would
+                # have others wait.
+                gc.freeze()
             return self._made[settings]
 
 
