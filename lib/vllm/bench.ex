@@ -208,7 +208,8 @@ defmodule VLLM.Bench do
   @doc """
   A picture of it, as the content of its file: output tokens per second with their 95 % interval, the ratio to the
   first engine where there are several, and the times to the first token (TTFT) and per output token
-  (TPOT), from the median to the 99th percentile, over `max_concurrency`; as bars side by side where there is only one.
+  (TPOT), from the median to the 99th percentile, over `max_concurrency`, as bars where there is only one;
+  memory, and the start-up of engines that were started for it.
 
       File.write!("speed.png", VLLM.Bench.plot!(bench, format: :png))
 

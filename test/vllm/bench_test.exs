@@ -61,7 +61,7 @@ defmodule VLLM.BenchTest do
   describe "a picture" do
     setup do
       figures = %Figures{median_ttft_ms: 50.0, p99_ttft_ms: 80.0}
-      run = %Run{engine: "one", max_concurrency: 1, figures: figures}
+      run = %Run{engine: "one", max_concurrency: 1, figures: figures, memory: 7}
       one = %{run | output_throughput: {12.0, 11.0, 13.5}}
 
       two = %{
@@ -75,7 +75,7 @@ defmodule VLLM.BenchTest do
     end
 
     test "has lines over how many requests were under way, of each engine", %{runs: runs} do
-      assert [throughput, ratio, ttft, tpot] = Plot.panels(runs)
+      assert [throughput, ratio, ttft, tpot, memory, start_up] = Plot.panels(runs)
 
       assert %{"kind" => "lines", "categories" => ["1", "16"], "series" => [one, two]} =
                throughput
@@ -91,7 +91,9 @@ defmodule VLLM.BenchTest do
       assert %{"label" => "another", "y" => [18.0, 18.0]} = two
       assert %{"baseline" => 1, "series" => [%{"y" => []}, %{"y" => [1.5, 1.5]}]} = ratio
       assert [%{"y" => [50.0, 50.0], "high" => [80.0, 80.0]}, _] = ttft["series"]
+      assert [%{"label" => "one", "x" => [0], "y" => [7]}, %{"y" => [7]}] = memory["series"]
       # What is not known is nowhere.
+      assert start_up["series"] == []
       assert [%{"x" => [], "y" => []}, %{"x" => []}] = tpot["series"]
     end
 

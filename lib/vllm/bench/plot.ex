@@ -22,7 +22,23 @@ defmodule VLLM.Bench.Plot do
           do: panel(runs, counts, "#{title}, median to p99", &time(&1, latency), [])
 
     ratio = panel(runs, counts, "Tokens/s of the first, with 95 %", &ratio/1, baseline: 1)
-    [throughput, ratio | latencies]
+
+    [throughput, ratio] ++
+      latencies ++
+      [
+        engines(runs, "Bytes of the machine's memory", & &1.memory, unit_y: "B"),
+        engines(runs, "Seconds of the start-up", & &1.startup_seconds, [])
+      ]
+  end
+
+  # What is the same at each concurrency.
+  defp engines(runs, title, value, settings) do
+    series =
+      for run <- Enum.uniq_by(runs, & &1.engine),
+          value = value.(run),
+          do: {run.engine, [{0, value}]}
+
+    Plot.panel(title, "bars", series, settings)
   end
 
   defp panel(runs, counts, title, value, settings) do
