@@ -223,7 +223,8 @@ defmodule VLLM.Doctor do
 
   def extras(system) do
     {there, missing, torn} = extras_state(system)
-    shown = Enum.map(there, fn {name, version} -> "#{name} #{version}" end)
+    # One that is named after no package has no version of its own.
+    shown = Enum.map(there, fn {name, version} -> String.trim("#{name} #{version}") end)
     absent = for name <- missing, do: "no #{name}"
     text = Enum.join(shown ++ absent, ", ")
 
