@@ -191,7 +191,7 @@ def _scales(axes: "Axes", panel: Panel) -> None:
     if panel.log_y:
         axes.set_yscale("log")
         # Two powers of ten at least are seen, for they are what has a number.
-        low, high = axes.dataLim.intervaly
+        low, high = axes.dataLim.minposy, axes.dataLim.ymax
         axes.set_ylim(10 ** math.floor(math.log10(low)), 10 ** (math.floor(math.log10(high)) + 1))
     else:
         # What is twice as high is twice as much, and the numbers above have room.
