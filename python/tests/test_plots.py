@@ -18,6 +18,10 @@ def picture(*panels: Panel, format: str = "svg") -> bytes:
     return plots._plot(PlotParams("Speed", list(panels), format))
 
 
+def axes_of(*panels: Panel) -> list[Any]:
+    return plots.draw("Speed", list(panels)).axes
+
+
 def texts(svg: bytes) -> list[str]:
     tree = ElementTree.fromstring(svg)  # noqa: S314 - of our own making
     return ["".join(text.itertext()) for text in tree.iter(f"{SVG}text")]
@@ -27,7 +31,7 @@ def test_lines_are_where_the_values_are_with_their_spread() -> None:
     one = Series("one", [0, 1], [10, 30], [9, 20], [12, 31])
     two = Series("two", [0, 1], [5, 8])
     panel = Panel("Tokens", "lines", [one, two], x="at a time", categories=["1", "16"], baseline=7)
-    [axes] = plots.draw("Speed", [panel]).axes
+    [axes] = axes_of(panel)
     lines = [line.get_xydata().tolist() for line in axes.lines if line.get_marker() in ("o", "s")]
     assert lines == [[[0, 10], [1, 30]], [[0, 5], [1, 8]]]
     assert [7, 7] in [list(line.get_ydata()) for line in axes.lines]
@@ -40,7 +44,7 @@ def test_lines_are_where_the_values_are_with_their_spread() -> None:
 
 def test_bars_stand_side_by_side_with_their_numbers() -> None:
     series = [Series("a", [0], [1500]), Series("b", [0], [0.25]), Series("c", [], [])]
-    [axes] = plots.draw("Speed", [Panel("Rate", "bars", series, categories=["16"])]).axes
+    [axes] = axes_of(Panel("Rate", "bars", series, categories=["16"]))
     assert [bar.get_height() for bar in axes.patches] == [1500, 0.25]
     left, right = (bar.get_x() + bar.get_width() / 2 for bar in axes.patches)
     assert left == pytest.approx(-right) == pytest.approx(-0.2)
@@ -52,10 +56,10 @@ def test_sizes_have_units_and_logarithmic_axes_whole_powers() -> None:
     over = Panel("KL", "dots", dots, unit_x="B", log_y=True)
     bars = Panel("Size", "bars", [Series("q4", [0], [2.5e9]), Series("q8", [0], [4e9])], unit_y="B")
     grown = Panel("Growth", "lines", [Series("q4", [1, 1000], [5, 6])], log_x=True)
-    figure = plots.draw("Loss", [over, bars, grown])
-    assert figure.axes[0].get_ylim() == pytest.approx((0.01, 0.1))
+    dotted, barred, _lined = axes_of(over, bars, grown)
+    assert dotted.get_ylim() == pytest.approx((0.01, 0.1))
     # The same model looks the same everywhere.
-    assert figure.axes[0].lines[1].get_color() == figure.axes[1].patches[1].get_facecolor()
+    assert dotted.lines[1].get_color() == barred.patches[1].get_facecolor()
     found = texts(picture(over, bars, grown))
     assert {"0.01", "0.1", "2.5 GB", "4.0 GB", "1", "10", "100", "1,000"} <= set(found)
 
@@ -75,7 +79,7 @@ def test_many_points_and_bars_are_left_without_what_would_hide_them() -> None:
     steps = [float(step) for step in range(100)]
     bars = [Series(str(n), [0], [n]) for n in range(1, 13)]
     panels = [Panel("", "lines", [Series("loss", steps, steps)]), Panel("", "bars", bars)]
-    lines, many = plots.draw("Loss", panels).axes
+    lines, many = axes_of(*panels)
     assert lines.lines[0].get_marker() == ""
     assert {text.get_rotation() for text in many.texts} == {90}
     assert len({bar.get_facecolor() for bar in many.patches}) == 12
