@@ -55,9 +55,13 @@ defmodule VLLM.OpenAI.Models do
   @doc "The engines that were started so."
   @spec started() :: [entry()]
   def started do
-    for {{:via, Registry, {@names, name}} = engine, _table} <- Enum.sort(Table.engines()),
-        do: %{name: name, engine: engine, settings: %{}}
+    for {{:via, Registry, {@names, name}}, _table} <- Enum.sort(Table.engines()),
+        do: started(name)
   end
+
+  @doc "The one of this name."
+  @spec started(String.t()) :: entry()
+  def started(name), do: %{name: name, engine: name(name), settings: %{}}
 
   @doc "Has the workers of these engines make vLLM's API app ready when they start, before anybody asks."
   @spec announce([entry()]) :: :ok

@@ -47,6 +47,7 @@ defmodule VLLM.Web.Engines do
          owner = Process.whereis(VLLM.EngineSupervisor),
          {:ok, _pid} <- VLLM.Engine.start(%{config | owner: owner}),
          {:ok, table, _pid} <- Table.lookup(key),
+         :ok <- OpenAI.Models.announce([OpenAI.Models.started(name)]),
          do: answer({key, table}, asked)
   end
 

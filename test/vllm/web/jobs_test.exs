@@ -176,6 +176,10 @@ defmodule VLLM.Web.JobsTest do
     assert {409, %{"error" => %{"reason" => "name_taken"}}} =
              post(core, "engines", %{model: "x", name: "ready"}, key)
 
+    # Whose worker was told to make the app when it started.
+    assert {:ok, [%{outputs: [%{text: "[{}]"}]}]} =
+             "ready" |> VLLM.OpenAI.Models.name() |> VLLM.generate(["http"])
+
     # Whoever has a key may use it.
     complete = ~s({"model": "ready", "prompt": "answer:200:yes"})
     headers = [{"content-type", "application/json"} | with_key("plain")]
