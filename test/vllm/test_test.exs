@@ -286,6 +286,8 @@ defmodule VLLM.TestTest do
       assert VLLM.wake_up(llm) == :ok
       assert VLLM.reset_prefix_cache(llm) == :ok
       assert {:ok, %{"num_requests_running" => 0}} = VLLM.metrics(llm)
+      # What a server that starts asks of it.
+      assert VLLM.OpenAI.Models.prepare(%{name: nil, engine: llm, settings: %{}}) == :ok
       assert VLLM.Test.requests(llm) == []
     end
 

@@ -18,7 +18,7 @@ defmodule VLLM.Test.Program do
   # What is not answered by the script.
   @unscripted ~w(hello load engine_info apply_chat_template tokenize detokenize reset_prefix_cache
              reset_mm_cache reset_encoder_cache sleep wake_up health metrics metric_families
-             list_loras)
+             list_loras prepare_http)
 
   # What is: deltas that are texts, and what comes of them, belong to these alone.
   @scripted ~w(generate beam_search chat pool score)
