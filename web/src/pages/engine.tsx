@@ -11,7 +11,7 @@ import { attempt } from "../parts/notices";
 import { State } from "../parts/state";
 import { Table } from "../parts/table";
 import { link } from "../route";
-import type { Death, Engine, Replica } from "../types";
+import type { Engine, Replica } from "../types";
 import type { Asked } from "./engine-dialogs";
 import { EngineDialog } from "./engine-dialogs";
 import { Loading, title } from "./engines";
@@ -53,7 +53,7 @@ export function EnginePage({ id }: { id: string }) {
       <Charts samples={history.get(id) ?? []} />
       <Replicas replicas={engine.replicas} path={path} />
       {!!engine.memory?.length && <Memory engine={engine} />}
-      {engine.deaths.length > 0 && <Deaths deaths={engine.deaths} />}
+      {engine.deaths.length > 0 && <Deaths engine={engine} />}
       <section>
         <h2>Log</h2>
         <LiveLog path={`${path}/log?lines=200`} label="Log of the engine" />
@@ -185,7 +185,7 @@ function Memory({ engine }: { engine: Engine }) {
   );
 }
 
-function Deaths({ deaths }: { deaths: Death[] }) {
+function Deaths({ engine: { deaths, replicas } }: { engine: Engine }) {
   return (
     <section>
       <h2>Deaths</h2>
@@ -194,7 +194,11 @@ function Deaths({ deaths }: { deaths: Death[] }) {
           <li key={`${death.time} ${n}`}>
             <details>
               <summary>
-                <span class="muted">{moment(death.time)}</span> <span class="bad-text">{death.message}</span>
+                <span class="muted">
+                  {moment(death.time)}
+                  {replicas.length > 1 && ` · replica ${death.replica}`}
+                </span>{" "}
+                <span class="bad-text">{death.message}</span>
               </summary>
               <Lines lines={death.log} label="The last lines of its log" empty="It left no log." />
             </details>
