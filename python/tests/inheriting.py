@@ -2,6 +2,7 @@
 
 import atexit
 import gc
+import sys
 
 from vllm_bridge import nursery
 
@@ -21,3 +22,5 @@ def prepare() -> None:
     # vLLM freezes what an engine has when it has started, and has all looked through again when
     # it ends.
     vars(gc).update(freeze=lambda: None, unfreeze=lambda: None)
+    # Of the engines of this process each has its own environment.
+    vars(sys.modules["vllm.envs"]).update(enable_envs_cache=lambda: None)

@@ -7,6 +7,7 @@ from typing import Any
 from unittest.mock import Mock, patch
 
 import pytest
+from vllm import envs
 from vllm.platforms import current_platform
 
 from conftest import MODELS
@@ -21,14 +22,15 @@ pytestmark = pytest.mark.engine
 
 
 @pytest.fixture(scope="module")
-def frozen() -> Mock:
-    return Mock()
+def settled() -> tuple[Mock, Mock]:
+    return Mock(), Mock()
 
 
 @pytest.fixture(scope="module")
-def running(frozen: Mock) -> Iterator[Running]:
+def running(settled: tuple[Mock, Mock]) -> Iterator[Running]:
     running = Running()
-    with patch.object(gc, "freeze", frozen):
+    freeze, keep = settled
+    with patch.object(gc, "freeze", freeze), patch.object(envs, "enable_envs_cache", keep):
         running.load()
     yield running
     running.stop()
@@ -53,9 +55,12 @@ def test_the_engine_describes_itself(running: Running) -> None:
     assert info["load_seconds"] > 0
 
 
-def test_what_it_has_made_is_not_searched_for_garbage(running: Running, frozen: Mock) -> None:
+def test_no_request_searches_what_the_start_has_made_nor_reads_the_environment(
+    running: Running, settled: tuple[Mock, Mock]
+) -> None:
     assert running.engine.info()["runner"] == "generate"
-    frozen.assert_called_with()
+    for spared in settled:
+        spared.assert_called_once_with()
 
 
 def test_it_knows_every_fact(running: Running, facts: dict[str, str]) -> None:
