@@ -59,7 +59,10 @@ defmodule VLLM.OpenAI do
     "/v1/messages/count_tokens" => "generate",
     "/v1/embeddings" => "pooling",
     "/v1/score" => "pooling",
-    "/v1/rerank" => "pooling"
+    "/score" => "pooling",
+    "/v1/rerank" => "pooling",
+    "/v2/rerank" => "pooling",
+    "/rerank" => "pooling"
   }
   @tokenize %{"/tokenize" => :any, "/detokenize" => :any}
 
@@ -304,11 +307,13 @@ defmodule VLLM.OpenAI do
     with :error <- Body.text(written), do: {:error, Refusal.no_object()}
   end
 
-  # The only one there is may stay unnamed, whatever adapters it has.
+  # The only one there is may stay unnamed, whatever adapters and further names it has.
   defp name(core, _unnamed) do
-    case Models.engines(models(core)) do
-      [name] -> {:ok, name}
-      _more -> {:error, Refusal.unnamed()}
+    with [_only] = models <- models(core),
+         [name | _names] <- Models.engines(models) do
+      {:ok, name}
+    else
+      _none_or_more -> {:error, Refusal.unnamed()}
     end
   end
 

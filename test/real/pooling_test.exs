@@ -73,7 +73,7 @@ defmodule VLLM.Real.PoolingTest do
     url = Server.url(start_supervised!({Server, models: [{"pool", llm}], port: 0}))
     body = VLLM.JSON.encode(Map.put(body, :model, "pool"))
     json = ["-H", "Content-Type: application/json", "-d", body]
-    {said, 0} = System.cmd("curl", ["-sS", url <> path | json])
+    {said, 0} = System.cmd("curl", ["-sS", "#{URI.merge(url, path)}" | json])
     stop_supervised!({Server, 0})
     {:ok, answer} = VLLM.JSON.decode(said)
     answer
@@ -82,24 +82,30 @@ defmodule VLLM.Real.PoolingTest do
   @tag :slow
   test "vectors and scores over HTTP are those that Elixir gets", %{llm: llm} do
     [first | _] = VLLM.embed!(llm, @texts)
-    assert %{"data" => [one | _] = data} = curl(llm, "/embeddings", %{input: @texts})
+    assert %{"data" => [one | _] = data} = curl(llm, "/v1/embeddings", %{input: @texts})
     assert Enum.map(data, & &1["index"]) == [0, 1, 2]
     assert_in_delta dot(one["embedding"], Embedding.to_list(first)), 1.0, 1.0e-2
     base64 = %{input: hd(@texts), encoding_format: "base64"}
-    assert %{"data" => [%{"embedding" => text}]} = curl(llm, "/embeddings", base64)
+    assert %{"data" => [%{"embedding" => text}]} = curl(llm, "/v1/embeddings", base64)
     assert byte_size(Base.decode64!(text)) == 4 * 256
 
     [query | _] = @texts
     asked = %{text_1: query, text_2: @texts}
-    assert %{"data" => scores} = curl(llm, "/score", asked)
+    assert %{"data" => scores} = curl(llm, "/v1/score", asked)
+    assert %{"data" => ^scores} = curl(llm, "/score", asked)
 
     for {mine, theirs} <- Enum.zip(VLLM.score!(llm, query, @texts), scores),
         do: assert_in_delta(mine.score, theirs["score"], 1.0e-2)
 
     asked = %{query: query, documents: Enum.reverse(@texts), top_n: 1}
-    assert %{"results" => [%{"index" => 2, "document" => document}]} = curl(llm, "/rerank", asked)
-    assert document["text"] == query
-    assert %{"error" => %{"code" => "unsupported"}} = curl(llm, "/completions", %{prompt: "The"})
+
+    for path <- ["/rerank", "/v1/rerank", "/v2/rerank"] do
+      assert %{"results" => [%{"index" => 2, "document" => document}]} = curl(llm, path, asked)
+      assert document["text"] == query
+    end
+
+    assert %{"error" => %{"code" => "unsupported"}} =
+             curl(llm, "/v1/completions", %{prompt: "The"})
   end
 
   test "encode gives the engine's own task as it is", %{llm: llm} do

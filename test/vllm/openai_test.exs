@@ -38,9 +38,16 @@ defmodule VLLM.OpenAITest do
     # What vLLM's app refuses is passed on as it is.
     assert {422, _headers, "no"} = complete(core, "answer:422:no")
     assert {404, "model_not_found"} = core |> complete("answer:200:yes", "other") |> code()
-    # The only model may stay unnamed.
-    assert {200, _headers, "yes"} =
-             post(core, "/v1/completions", ~s({"prompt": "answer:200:yes"}))
+    # The only model may stay unnamed, also where it has two names.
+    two = core!(models: [start!("ready", served_model_name: ["one", "two"])])
+
+    for core <- [core, two] do
+      assert {200, _headers, "yes"} =
+               post(core, "/v1/completions", ~s({"prompt": "answer:200:yes"}))
+    end
+
+    both = core!(models: [{"a", :nobody}, {"b", :nobody}])
+    assert {400, "model_not_given"} = both |> post("/v1/completions", "{}") |> code()
   end
 
   test "an engine that answers from a script says that it does not answer HTTP, and lives on" do
