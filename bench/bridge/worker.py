@@ -85,6 +85,8 @@ class Engine:
     def info(self) -> dict[str, Any]:
         return INFO
 
+    def prepare_http(self, settings: Any) -> None: ...
+
     def progress(self) -> dict[str, int]:
         return {"steps": 0, "beats": 0, "unfinished": 0}
 
