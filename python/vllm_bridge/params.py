@@ -74,30 +74,36 @@ class Field:
         """The values that the type names one by one; empty where it does not."""
         return [
             value
-            for part in _parts(self.hint)
+            for part in self._parts
             if typing.get_origin(part) is typing.Literal
             for value in typing.get_args(part)
-        ] + [member.name for enumeration in self._enums() for member in enumeration]
+        ] + [member.name for enumeration in self._enums for member in enumeration]
 
     def _check_keys(self, value: Any) -> None:
         # Pydantic drops the keys that a standard dataclass does not have.
-        classes = [part for part in _parts(self.hint) if dataclasses.is_dataclass(part)]
-        if isinstance(value, dict) and len(classes) == 1:
+        if not isinstance(value, dict):
+            return
+        classes = [part for part in self._parts if dataclasses.is_dataclass(part)]
+        if len(classes) == 1:
             names = [field.name for field in dataclasses.fields(classes[0]) if field.init]
             for key in value:
                 if key not in names:
                     raise ValueError(unknown_name("key", str(key), names).message)
 
+    # Of a hint, which is the same for all requests.
+    @functools.cached_property
+    def _parts(self) -> list[Any]:
+        return _parts(self.hint)
+
+    @functools.cached_property
     def _enums(self) -> list[type[enum.Enum]]:
         return [
-            part
-            for part in _parts(self.hint)
-            if isinstance(part, type) and issubclass(part, enum.Enum)
+            part for part in self._parts if isinstance(part, type) and issubclass(part, enum.Enum)
         ]
 
     def _enum_member(self, value: Any) -> Any:
         if isinstance(value, str | int) and not isinstance(value, bool):
-            for enumeration in self._enums():
+            for enumeration in self._enums:
                 for member in enumeration:
                     if value == member.value or str(value).upper() == member.name.upper():
                         return member
