@@ -1,53 +1,101 @@
-# Schemathesis against the admin API: requests that its description allows and that it does not, to a
-# server whose engines, jobs and questions are made-up programs. Ends with status 1 where an answer is not as
-# described, is a fault of the server's (5xx) or does not come, and where files or processes are left open.
+# Random requests over HTTP. Ends with status 1 where an answer is a fault of the server's (5xx), is not as described (of
+# the admin API) or does not come, and where files, processes of the system or of the BEAM are left.
 #
 #     python3 -m venv /tmp/fuzz && /tmp/fuzz/bin/pip install schemathesis==4.32.5
-#     MIX_ENV=test mix run bench/http_fuzz.exs --schemathesis /tmp/fuzz/bin/schemathesis --examples 600
+#     MIX_ENV=test mix run bench/http_fuzz.exs admin --schemathesis /tmp/fuzz/bin/schemathesis
+#     MIX_ENV=test mix run bench/http_fuzz.exs generate|embed [--schemathesis /tmp/fuzz/bin/schemathesis]
+#     MIX_ENV=test mix run bench/http_fuzz.exs bytes
 #
-#   --examples   for each operation, of those that start no process (600)
-#   --heavy      for each of those that do (10)
+# `admin`: what the description of the admin API allows, and what it does not, of a server whose engines, jobs and
+# questions are made-up programs. `generate`, `embed`: the same of the paths of OpenAI's API, by the description of
+# vLLM's own app, on the demo model, or without Schemathesis with any values for the options that are known. `bytes`: requests of which bytes are changed, and which get to no engine.
+#
+#   --examples   for each operation (600), or in all (10,000, without Schemathesis)
+#   --heavy      for each operation of the admin API that starts a process (10)
 #   --seed       the same seed, the same requests (1)
 
 alias VLLM.{HTTPFuzz, OSProcess}
 
-{options, [], []} =
-  OptionParser.parse(System.argv(),
+{options, [what]} =
+  OptionParser.parse!(System.argv(),
     strict: [schemathesis: :string, examples: :integer, heavy: :integer, seed: :integer]
   )
 
-schemathesis = options[:schemathesis] || raise "Where is it? --schemathesis PATH"
-seed = to_string(options[:seed] || 1)
-
+seed = options[:seed] || 1
 Logger.configure(level: :none)
 folder = Path.join(System.tmp_dir!(), "http-fuzz-#{System.pid()}")
 Application.put_env(:ex_vllm, :data_dir, folder)
-HTTPFuzz.fake()
 
-files = fn -> length(File.ls!("/proc/self/fd")) end
-processes = fn -> length(OSProcess.descendants(String.to_integer(System.pid()))) end
+schemathesis = fn ->
+  options[:schemathesis] || raise "Where is it? --schemathesis PATH"
+end
 
+amount = &["--max-examples", to_string(&1), "--seed", to_string(seed)]
 # What is opened once stays open.
-HTTPFuzz.run(schemathesis, ["--max-examples", "1", "--phases", "examples"])
-before = {files.(), processes.()}
+once = ["--max-examples", "1", "--phases", "examples"]
 
-heavy = "^/api/v1/(models|quantize/(options|estimate|compare))"
+# What makes all there is that stays, and what each run then says: 0 for none to find.
+{first, runs} =
+  case what do
+    "admin" ->
+      HTTPFuzz.fake()
+      heavy = "^/api/v1/(models|quantize/(options|estimate|compare))"
+      ask = &HTTPFuzz.admin(schemathesis.(), &1)
 
-statuses =
-  for {which, examples} <- [
-        {["--exclude-path-regex", heavy], options[:examples] || 600},
-        {["--include-path-regex", heavy], options[:heavy] || 10}
-      ] do
-    arguments = ["--max-examples", to_string(examples), "--seed", seed]
-    %{text: text, status: status} = HTTPFuzz.run(schemathesis, arguments ++ which)
-    IO.puts(text)
-    status
+      {fn -> ask.(once) end,
+       [
+         fn -> ask.(amount.(options[:examples] || 600) ++ ["--exclude-path-regex", heavy]) end,
+         fn -> ask.(amount.(options[:heavy] || 10) ++ ["--include-path-regex", heavy]) end
+       ]}
+
+    "bytes" ->
+      :rand.seed(:exsss, seed)
+
+      {fn -> HTTPFuzz.bytes(100) end,
+       [
+         fn ->
+           statuses = HTTPFuzz.bytes(options[:examples] || 10_000)
+           IO.inspect(statuses, label: "answers")
+           Enum.count(statuses, fn {status, _count} -> status >= 500 end)
+         end
+       ]}
+
+    kind ->
+      own = %{"generate" => [], "embed" => [runner: "pooling", convert: "embed"]}[kind]
+      # Short texts, so that nobody waits for those of others.
+      llm = VLLM.DemoModel.start!("demo", [max_model_len: 128, max_queue: 1024] ++ own)
+      :rand.seed(:exsss, seed)
+
+      bodies = fn count ->
+        {statuses, faults} = HTTPFuzz.bodies(llm, kind, count)
+        IO.inspect(statuses, label: "answers")
+        for fault <- faults, do: IO.inspect(fault, printable_limit: 1_000)
+        length(faults)
+      end
+
+      by_schema = fn arguments -> HTTPFuzz.engine(options[:schemathesis], arguments, llm) end
+
+      if options[:schemathesis],
+        do:
+          {fn -> by_schema.(once) end, [fn -> by_schema.(amount.(options[:examples] || 600)) end]},
+        else: {fn -> bodies.(100) end, [fn -> bodies.(options[:examples] || 10_000) end]}
   end
 
+there = fn ->
+  %{
+    files: length(File.ls!("/proc/self/fd")),
+    processes: length(OSProcess.descendants(String.to_integer(System.pid()))),
+    beam: length(Process.list())
+  }
+end
+
+first.()
+before = there.()
+said = for run <- runs, do: run.()
 File.rm_rf!(folder)
-left = {files.(), processes.()}
-IO.puts("open files and processes before #{inspect(before)}, after #{inspect(left)}")
-{files_before, processes_before} = before
-{files_left, processes_left} = left
-whole? = files_left <= files_before and processes_left <= processes_before
-if Enum.any?(statuses, &(&1 != 0)) or not whole?, do: System.halt(1)
+# Where the last connections end.
+OSProcess.eventually(fn -> Enum.all?(there.(), fn {name, count} -> count <= before[name] end) end)
+left = there.()
+IO.puts("before: #{inspect(before)}, after: #{inspect(left)}")
+more? = Enum.any?(left, fn {name, count} -> count > before[name] end)
+if more? or Enum.any?(said, &(&1 != 0)), do: System.halt(1)

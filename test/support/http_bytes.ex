@@ -30,7 +30,7 @@ defmodule VLLM.HTTPBytes do
             [String.duplicate("a: b\r\n", 200)]
 
   # How long a client waits for more of an answer, in ms: of what is not whole there is none.
-  @patience 30
+  @patience 100
 
   # One request or more, changed in up to four places, as two parts that are sent.
   defp request do
@@ -69,9 +69,7 @@ defmodule VLLM.HTTPBytes do
   end
 
   defp statuses(port, {first, rest}) do
-    {:ok, socket} =
-      :gen_tcp.connect({127, 0, 0, 1}, port, [:binary, active: false, nodelay: true])
-
+    socket = VLLM.HTTPClient.connect(port, nodelay: true)
     # A server that refuses the first of it may have closed the connection.
     _ = :gen_tcp.send(socket, first)
     _ = :gen_tcp.send(socket, rest)
