@@ -105,10 +105,28 @@ def test_integers_in_groups(bits: int, shape: tuple[int, int, int], dtype: torch
     plain = weights(q, scales, zeros, dtype)
     packed = grouped.pack(q, bits)
     assert torch.equal(grouped.dequantize(packed, scales, zeros, bits, columns, dtype), plain)
-    for tokens in (1, 7, 40):
+    for tokens in (1, 3, 7, 70):
         x = torch.randn((tokens, columns), generator=torch.manual_seed(tokens)).to(dtype)
         product = grouped.matmul(x, packed, scales, zeros, bits)
         assert_is_product(product, x, plain)
+
+
+@pytest.mark.parametrize("bits", [3, 4, 8])
+@pytest.mark.parametrize("shape", GROUPS.values(), ids=GROUPS)
+def test_tiles_of_the_processor(
+    bits: int, shape: tuple[int, int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    library = native.library()
+    if library is None or not library.has_tiles() or not torch.cpu._init_amx():
+        pytest.skip("this processor has no AMX, or the kernel keeps it")
+    monkeypatch.setattr(native, "_has_amx", lambda: True)
+    columns, period, count = shape
+    q = torch.cat([integers(10, columns, bits)] * 5)
+    scales, zeros = groups(5 * period, count, bits, torch.float32)
+    plain, packed = weights(q, scales, zeros, torch.bfloat16), grouped.pack(q, bits)
+    for tokens in (5, 16, 70, 300):
+        x = torch.randn((tokens, columns), generator=torch.manual_seed(tokens)).bfloat16()
+        assert_is_product(grouped.matmul(x, packed, scales, zeros, bits), x, plain)
 
 
 @pytest.mark.usefixtures("computed")

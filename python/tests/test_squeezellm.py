@@ -127,7 +127,9 @@ def test_a_product_is_rounded_once(
     x = torch.randn(tokens, 64, generator=generator).to(dtype)
     product = tables.matmul(x, grouped.pack(integers, bits), table, bits, added)
     # The weights themselves are rounded where a strip of them is made.
-    made = weight.to(dtype if tokens > native.FEW_TOKENS or not is_compiled else torch.float32)
+    made = weight.to(
+        dtype if tokens > native.few_tokens(dtype) or not is_compiled else torch.float32
+    )
     expected = x.double() @ made.double().T
     # What is left of the sums' own rounding, in float32.
     torch.testing.assert_close(product.double(), expected.to(dtype).double(), rtol=0.004, atol=1e-3)

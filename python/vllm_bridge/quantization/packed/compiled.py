@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 FLAGS = ("-O3", "-march=native", "-std=c++17", "-fPIC", "-w")
 
 # What they include of this library's.
-HEADERS = (Path(__file__).with_name("numbers.h"),)
+HEADERS = tuple(sorted(Path(__file__).parent.glob("*.h")))
 
 TIMEOUT_SECONDS = 300
 

@@ -119,7 +119,7 @@ def _matmul(
 ) -> torch.Tensor:
     columns = x.shape[-1]
     weights = _native(packed, scales, zeros, bits, columns, x.dtype)
-    if weights is not None and x.numel() <= native.FEW_TOKENS * columns:
+    if weights is not None and x.numel() <= native.few_tokens(x.dtype) * columns:
         return weights.matmul(x)
 
     def plain(rows: slice) -> torch.Tensor:

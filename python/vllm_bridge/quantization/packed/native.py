@@ -10,16 +10,13 @@ from typing import Any
 
 import torch
 
+from vllm_bridge.patches.cpu import amx
 from vllm_bridge.quantization.packed import compiled
 
 SOURCE = Path(__file__).with_name("kernels.cpp")
 
 # OpenMP's library is left out: torch has loaded one, and two would take each other's cores.
 FLAGS = ("-fno-exceptions", "-fopenmp", "-nodefaultlibs", "-lgcc", "-lc")
-
-# Up to so many tokens are multiplied with weights as they are unpacked. For more of them a strip of
-# plain weights and oneDNN's product are faster, as measured.
-FEW_TOKENS = 16
 
 # What computes where there are no kernels, for people to read.
 TORCH = "torch (dequantized for each product)"
@@ -72,7 +69,10 @@ class Weights:
         product = x.new_empty((*x.shape[:-1], self._tensors[0].shape[0]))
         tokens = x.numel() // self._columns
         sums = None if added is None else added.data_ptr()
-        self._call("matmul", x.data_ptr(), tokens, _TYPES[x.dtype], product.data_ptr(), sums)
+        self._call(
+            *("matmul", x.data_ptr(), tokens, _TYPES[x.dtype], product.data_ptr(), sums),
+            has_tiles(),
+        )
         return product
 
     def rows(self, rows: slice, dtype: torch.dtype) -> torch.Tensor:
@@ -130,6 +130,27 @@ def has_vectors() -> bool:
     return loaded is not None and bool(loaded.has_vectors())
 
 
+def few_tokens(dtype: torch.dtype) -> int:
+    """Up to so many tokens are multiplied with weights as they are unpacked. For more of them a
+    strip of plain weights and oneDNN's product are faster, as measured."""
+    if dtype != torch.bfloat16 or not has_vectors():
+        return 16
+    return 256 if has_tiles() else 64
+
+
+def has_tiles() -> bool:
+    """Whether products of more than a few tokens are by the processor's tiles, Intel's AMX."""
+    loaded = library()
+    return loaded is not None and bool(loaded.has_tiles()) and _has_amx()
+
+
+@functools.cache
+def _has_amx() -> bool:
+    """Whether Linux and the user let this process use it."""
+    amx.apply()
+    return bool(torch.cpu._is_amx_tile_supported())
+
+
 @functools.cache
 def library() -> ctypes.CDLL | None:
     """The compiled kernels; None where they cannot be had, which is logged. The first process on a
@@ -147,9 +168,9 @@ def _typed(loaded: ctypes.CDLL) -> ctypes.CDLL:
     for kind in ("grouped", "tables"):
         matmul: Any = getattr(loaded, f"{kind}_matmul")
         numbers = (pointer, integer, pointer, integer, integer)
-        matmul.argtypes = (*numbers, pointer, pointer, integer)
+        matmul.argtypes = (*numbers, pointer, pointer, integer, integer)
         dequantize: Any = getattr(loaded, f"{kind}_dequantize")
         dequantize.argtypes = (pointer, integer, integer, integer, integer, pointer, integer)
         matmul.restype = dequantize.restype = None
-    loaded.has_vectors.restype = integer
+    loaded.has_vectors.restype = loaded.has_tiles.restype = integer
     return loaded

@@ -61,7 +61,7 @@ def _matmul(
         added = Sparse(starts, places, values)
     rows, columns = packed.shape[0], x.shape[-1]
     weights = _native(packed, tables, bits, columns, x.dtype)
-    if weights is not None and x.numel() <= native.FEW_TOKENS * columns:
+    if weights is not None and x.numel() <= native.few_tokens(x.dtype) * columns:
         return weights.matmul(x, None if added is None else sparse.matmul(x, added))
 
     def plain(strip: slice) -> torch.Tensor:
