@@ -1,7 +1,7 @@
 """What attention takes for one decoded token on a CPU, with writing to the KV cache: by vLLM's two
 operations, and by the one that keeps its views of the cache (``patches/cpu/attention.py``), by
-turns on one thread, for the layers of the model of ``gguf_speed.py``. What vLLM's model calls them
-through is not counted: two operations of Python's, and one.
+turns on one thread, for the layers of the model of ``half_billion.py``. What vLLM's model calls
+them through is not counted: two operations of Python's, and one.
 
     OMP_NUM_THREADS=1 PYTHON bench/attention_calls.py
 

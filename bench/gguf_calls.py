@@ -1,5 +1,5 @@
 """What the products of one decoded token take, and how much of it is ggml's: on the layers of the
-model of ``gguf_speed.py`` as Q4_K_M has them, with random weights, by turns on one thread.
+model of ``half_billion.py`` as Q4_K_M has them, with random weights, by turns on one thread.
 
     OMP_NUM_THREADS=1 PYTHON bench/gguf_calls.py
 

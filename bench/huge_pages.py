@@ -1,5 +1,5 @@
 """What the products of one decoded token take with weights in pages of 4 KiB, and in huge pages
-(``patches/cpu/huge_pages.py``): of the model of ``gguf_speed.py`` as Q4_K_M has it, and of a
+(``patches/cpu/huge_pages.py``): of the model of ``half_billion.py`` as Q4_K_M has it, and of a
 quarter of its layers in bf16, by turns on one thread.
 
     OMP_NUM_THREADS=1 PYTHON bench/huge_pages.py

@@ -1,12 +1,13 @@
-"""How fast GGUF files are, beside llama.cpp on the same files, on a model of half a billion
-parameters with random weights.
+"""How fast models on a CPU are beside llama.cpp: half a billion parameters with random weights, as
+a GGUF file that both have loaded, or in a format of safetensors beside the file nearest to it.
 
-    PYTHON bench/gguf_speed.py LLAMA_PYTHON [TYPE...]
+    OMP_NUM_THREADS=1 PYTHON bench/beside_llama_cpp.py LLAMA_PYTHON [MODEL...]
 
 with the Python of the library's environment (`mix vllm.doctor` names it), and one that has
-llama-cpp-python (`scripts/quantized_models/build` makes it). Both have the file loaded at once and
-are asked by turns, with OMP_NUM_THREADS threads each; only what BENCH_ASKED names, where it is set.
-The files, some hundred megabytes each, are kept in the folder BENCH_GGUF where that is set.
+llama-cpp-python (`scripts/quantized_models/build` makes it). MODEL is one of ``MODELS``. Both sides
+have theirs loaded at once and are asked by turns, with OMP_NUM_THREADS threads each; only what
+BENCH_ASKED names, where it is set, in BENCH_ROUNDS rounds. The models, some hundred megabytes each,
+are kept in the folder BENCH_MODELS where that is set.
 
 Ratios are medians of those of each round, with the least and the greatest: of tokens per second;
 per CPU second of all processes; and per CPU second of the process that computes, which is what the
@@ -29,69 +30,49 @@ from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
 GUARD = ROOT / "python" / "vllm_bridge" / "guard.py"
-TYPES = ("Q4_K_M", "Q8_0", "Q4_0")
-ROUNDS = 5
-# What is asked: of how many sequences, with prompts and answers of how many tokens. What counts is
-# the longer one.
-ASKED = {"one sequence": (1, 8, 64), "16 sequences": (16, 8, 32), "prompt of 512": (1, 512, 1)}
-SIZES = {
-    "hidden_size": 1280,
-    "intermediate_size": 3584,
-    "num_hidden_layers": 28,
-    "num_attention_heads": 20,
-    "num_key_value_heads": 4,
-    "head_dim": 64,
+ROUNDS = int(os.environ.get("BENCH_ROUNDS", "5"))
+
+
+class Pair(NamedTuple):
+    """What is compared, as ``half_billion`` calls it.
+
+    Args:
+        options: of our engine
+        environment: of its process
+    """
+
+    ours: str
+    theirs: str
+    options: dict[str, Any] | None = None
+    environment: dict[str, str] | None = None
+
+
+# Integers of 4 bits in groups of 128 are beside Q4_0, which has them in groups of 32: it is
+# llama.cpp's fastest, and the nearest in bits (4.5 for a weight, AWQ 4.2, Q4_K_M 4.9).
+MODELS = {
+    "bf16": Pair("bf16", "BF16"),
+    "AWQ": Pair("AWQ", "Q4_0"),
+    "AWQ, vLLM's kernel": Pair(
+        "AWQ", "Q4_0", environment={"VLLM_DISABLED_KERNELS": "PackedLinearKernel"}
+    ),
+    "W4A16": Pair("W4A16", "Q4_0"),
+    "W8A8": Pair("W8A8", "Q8_0"),
+    'dtype: "int8"': Pair("bf16", "Q8_0", {"dtype": "int8"}),
+    "Q8_0": Pair("Q8_0", "Q8_0"),
+    "Q4_K_M": Pair("Q4_K_M", "Q4_K_M"),
+    "Q4_0": Pair("Q4_0", "Q4_0"),
 }
 
-
-def make(type: str, folder: Path) -> Path:
-    """Writes the model."""
-    sys.path[:0] = [str(ROOT / "python" / "tests"), str(ROOT / "python")]
-    import torch
-
-    import gguf_models
-
-    made = folder / f"random-{type}.gguf"
-    if made.exists():
-        return made
-    config = {**gguf_models.demo().config, **SIZES}
-    hidden, inner = config["hidden_size"], config["intermediate_size"]
-    queries, keys = (
-        config["head_dim"] * config[name] for name in ("num_attention_heads", "num_key_value_heads")
-    )
-    shapes = {
-        "self_attn.q_proj": (queries, hidden),
-        "self_attn.k_proj": (keys, hidden),
-        "self_attn.v_proj": (keys, hidden),
-        "self_attn.o_proj": (hidden, queries),
-        "mlp.gate_proj": (inner, hidden),
-        "mlp.up_proj": (inner, hidden),
-        "mlp.down_proj": (hidden, inner),
-        "input_layernorm": (hidden,),
-        "post_attention_layernorm": (hidden,),
-    }
-    all_shapes = {
-        f"model.layers.{layer}.{name}.weight": shape
-        for layer in range(config["num_hidden_layers"])
-        for name, shape in shapes.items()
-    } | {
-        "model.norm.weight": (hidden,),
-        "model.embed_tokens.weight": (config["vocab_size"], hidden),
-        "lm_head.weight": (config["vocab_size"], hidden),
-    }
-    torch.manual_seed(1)
-    tensors = {
-        name: torch.ones(shape) if len(shape) == 1 else torch.randn(shape, dtype=torch.float16) / 50
-        for name, shape in all_shapes.items()
-    }
-    return gguf_models.write(gguf_models.Model("random", tensors, config), type, folder)
+# What is asked: of how many sequences, with prompts and answers of how many tokens. What counts is
+# the longer one.
+ASKED = {"one sequence": (1, 8, 48), "16 sequences": (16, 4, 24), "prompt of 512": (1, 512, 1)}
 
 
 class Ours:
     """The engine of this library."""
 
     @classmethod
-    async def load(cls, file: str) -> "Ours":
+    async def load(cls, file: str, options: dict[str, Any]) -> "Ours":
         sys.path.insert(0, str(ROOT / "python"))
         from vllm_bridge.engine.start import load
 
@@ -103,6 +84,7 @@ class Ours:
                 "kv_cache_memory_bytes": 2**28,
                 "enable_prefix_caching": False,
                 "enforce_eager": bool(os.environ.get("BENCH_EAGER")),
+                **options,
             },
         )
         made._requests = 0
@@ -130,7 +112,7 @@ class LlamaCpp:
     """llama.cpp, by its own interface."""
 
     @classmethod
-    async def load(cls, file: str) -> "LlamaCpp":
+    async def load(cls, file: str, options: dict[str, Any]) -> "LlamaCpp":
         import llama_cpp
 
         made = cls()
@@ -176,11 +158,11 @@ class LlamaCpp:
                 tokens.append([int(numbers.argmax())])
 
 
-async def serve(kind: str, file: str) -> None:
-    """Loads a file and answers each line, which says what is asked, with the number of tokens and
+async def serve(kind: str, file: str, options: str) -> None:
+    """Loads a model and answers each line, which says what is asked, with the number of tokens and
     the seconds that they took, on the descriptors that a guard gives."""
     questions, answers = os.fdopen(3), os.fdopen(4, "w")
-    engine: Any = await {"ours": Ours, "llama.cpp": LlamaCpp}[kind].load(file)
+    engine: Any = await {"ours": Ours, "llama.cpp": LlamaCpp}[kind].load(file, json.loads(options))
     while line := await asyncio.to_thread(questions.readline):
         sequences, length, answer = ASKED[line.strip()]
         prompts = [
@@ -205,14 +187,18 @@ class Rates(NamedTuple):
 class Side:
     """A process that serves, and what it starts, under a guard of its own."""
 
-    def __init__(self, kind: str, python: str, file: Path, folder: Path) -> None:
+    def __init__(self, kind: str, python: str, model: Path, pair: Pair, folder: Path) -> None:
         self._run = folder / kind
         guard = [sys.executable, "-I", "-S", str(GUARD), str(self._run), "--"]
         # Who is under a guard is asked on 3, and answers on 4.
         descriptors = ["sh", "-c", 'exec "$@" 3<&0 4>&1 0</dev/null 1>&2', "sh"]
+        environment = dict(os.environ)
+        if kind == "ours":
+            environment |= {"PYTHONPATH": str(ROOT / "python"), **(pair.environment or {})}
+        served = [__file__, "--serve", kind, str(model), json.dumps(pair.options or {})]
         self._process = subprocess.Popen(
-            [*descriptors, *guard, python, __file__, "--serve", kind, str(file)],
-            env=os.environ | ({"PYTHONPATH": str(ROOT / "python")} if kind == "ours" else {}),
+            [*descriptors, *guard, python, *served],
+            env=environment,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -248,11 +234,19 @@ class Side:
         self._process.wait()
 
 
-def compare(llama_python: str, type: str, file: Path, folder: Path) -> None:
+def compare(llama_python: str, name: str, models: Path, folder: Path) -> None:
+    # Which the Python of llama.cpp has no need of.
+    import half_billion
+
+    pair = MODELS[name]
     sides: list[Side] = []
     try:
-        for kind, python in {"ours": sys.executable, "llama.cpp": llama_python}.items():
-            sides.append(Side(kind, python, file, folder))
+        for kind, python, format in (
+            ("ours", sys.executable, pair.ours),
+            ("llama.cpp", llama_python, pair.theirs),
+        ):
+            model = half_billion.make(format, models)
+            sides.append(Side(kind, python, model, pair, folder))
         for what in [os.environ["BENCH_ASKED"]] if "BENCH_ASKED" in os.environ else ASKED:
             for side in sides:
                 side.ask(what)
@@ -267,7 +261,7 @@ def compare(llama_python: str, type: str, file: Path, folder: Path) -> None:
             figures = [f"{speed:.1f}" for speed in speeds] + [
                 f"{statistics.median(of):.2f} ({min(of):.2f} to {max(of):.2f})" for of in ratios
             ]
-            print(f"| {type} | {what} | {' | '.join(figures)} |", flush=True)
+            print(f"| {name} | {pair.theirs} | {what} | {' | '.join(figures)} |", flush=True)
     finally:
         for side in sides:
             side.end()
@@ -279,13 +273,13 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as folder:
         print(
-            "| file | asked | tokens/s | llama.cpp | ratio | of all CPU time | computing |\n"
-            "| --- | --- | --- | --- | --- | --- | --- |"
+            "| model | llama.cpp's | asked | tokens/s | llama.cpp | ratio | of all CPU time | "
+            "computing |\n| --- | --- | --- | --- | --- | --- | --- | --- |"
         )
-        for type in sys.argv[2:] or TYPES:
-            file = make(type, Path(os.environ.get("BENCH_GGUF", folder)))
+        for name in sys.argv[2:] or MODELS:
+            models = Path(os.environ.get("BENCH_MODELS", folder))
             with tempfile.TemporaryDirectory(dir=folder) as runs:
-                compare(sys.argv[1], type, file, Path(runs))
+                compare(sys.argv[1], name, models, Path(runs))
 
 
 if __name__ == "__main__":
