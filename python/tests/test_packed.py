@@ -145,12 +145,18 @@ def test_one_zero_point_for_all(shape: tuple[int, int, int]) -> None:
 
 @pytest.mark.usefixtures("computed")
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-def test_scales_of_16_bits(dtype: torch.dtype) -> None:
-    q = integers(4, 32, 4)
-    scales, zeros = groups(4, 2, 4, dtype)
-    plain = weights(q, scales, zeros, torch.bfloat16)
-    dequantized = grouped.dequantize(grouped.pack(q, 4), scales, zeros, 4, 32, torch.bfloat16)
-    assert torch.equal(dequantized, plain)
+@pytest.mark.parametrize("columns", [32, 384])
+def test_scales_of_16_bits(dtype: torch.dtype, columns: int) -> None:
+    q = integers(9, columns, 4)
+    packed = grouped.pack(q, 4)
+    scales, zeros = groups(9, 3 if columns == 384 else 2, 4, dtype)
+    for zero in (zeros, zeros[:1, :1]):
+        plain = weights(q, scales, zero.expand_as(zeros), torch.bfloat16)
+        dequantized = grouped.dequantize(packed, scales, zero, 4, columns, torch.bfloat16)
+        assert torch.equal(dequantized, plain)
+        for tokens in (1, 6):
+            x = torch.randn((tokens, columns), generator=torch.manual_seed(tokens)).bfloat16()
+            assert_is_product(grouped.matmul(x, packed, scales, zero, 4), x, plain)
 
 
 @pytest.mark.usefixtures("computed")

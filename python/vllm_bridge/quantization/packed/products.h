@@ -14,6 +14,8 @@ constexpr int64_t BLOCK = 2048;
 // their places in the first cache.
 constexpr int64_t TILE = 8;
 constexpr int64_t APART = BLOCK + STEP;
+// Up to so many tokens are multiplied without a tile where rows are spread.
+constexpr int64_t SPREAD_TOKENS = 4;
 
 template <class T>
 T* allocate(int64_t count) {
@@ -146,9 +148,6 @@ void multiply_spread(const Weights& weights, int64_t n, const bfloat16* x, float
     _mm512_store_ps(sums + t * Product<bfloat16>::LANES, sum[t][0]);
   }
 }
-
-// Up to so many tokens are multiplied so.
-constexpr int64_t SPREAD_TOKENS = 4;
 
 template <class Weights>
 void multiply_spread(const Weights& weights, int64_t n, const bfloat16* x, int64_t tokens,

@@ -1,141 +1,12 @@
 // Packed weights, as `grouped.py` and `tables.py` describe them, and how columns of a row become
-// plain numbers.
-//
-// With AVX-512's bfloat16 and byte instructions, fields of any number of bits take two instructions
-// for 32 weights, and those of up to five bits become bfloat16 by one look-up in a table of the
-// group's values. Anywhere else the same is written in plain C++.
+// plain numbers. With vectors, fields of up to five bits become bfloat16 by one look-up in a table of
+// the group's values.
 
 #pragma once
 
-#include <cstdint>
-#include <cstring>
-#include <type_traits>
-
-#if defined(__AVX512BF16__) && defined(__AVX512VBMI__) && defined(__AVX512BW__) && \
-    defined(__AVX512VL__) && defined(__AVX512F__)
-#define VECTORS 1
-#include <immintrin.h>
-#endif
-
-#include "numbers.h"
+#include "fields.h"
 
 namespace {
-
-// As in `native.py`.
-enum Type : int64_t { FLOAT32 = 0, BFLOAT16 = 1, FLOAT16 = 2 };
-
-inline float element(const void* values, Type type, int64_t index) {
-  switch (type) {
-    case BFLOAT16:
-      return to_float(static_cast<const bfloat16*>(values)[index]);
-    case FLOAT16:
-      return to_float(static_cast<const float16*>(values)[index]);
-    default:
-      return static_cast<const float*>(values)[index];
-  }
-}
-
-// Weights that are decoded at once. Buffers end at a multiple of it, with zeros.
-constexpr int64_t STEP = 32;
-
-// ------------------------------------------------------------------------------------- fields
-
-// The integers from column `first`, as many as STEP; those beyond the last column are anything.
-template <int BITS>
-inline void fields(const uint8_t* row, int64_t stride, int64_t first, int32_t* out) {
-  for (int64_t eight = 0; eight < STEP; eight += 8) {
-    const int64_t start = (first + eight) * BITS / 8;
-    uint64_t bits = 0;
-    if (start < stride)
-      std::memcpy(&bits, row + start, start + BITS <= stride ? BITS : stride - start);
-    for (int i = 0; i < 8; ++i) out[eight + i] = (bits >> (BITS * i)) & ((1u << BITS) - 1);
-  }
-}
-
-#ifdef VECTORS
-// The same, each in the low bits of a word; above them is anything.
-template <int BITS>
-struct Fields {
-  // Where each byte of four fields in a row comes from.
-  struct Places {
-    alignas(64) uint8_t gather[64] = {}, shift[64] = {};
-
-    constexpr Places() {
-      for (int quad = 0; quad < 8; ++quad)
-        for (int byte = 0; byte < 8; ++byte) {
-          const int offset = 4 * BITS * quad;
-          gather[8 * quad + byte] = (offset / 8 + byte) & 31;
-          shift[8 * quad + byte] = offset % 8 + BITS * (byte / 2) + 8 * (byte % 2);
-        }
-    }
-  };
-  static constexpr Places places{};
-
-  const __m512i gather = _mm512_load_si512(places.gather);
-  const __m512i shift = _mm512_load_si512(places.shift);
-
-  // From `bytes`, of which there are `left` in the row.
-  __m512i at(const uint8_t* bytes, int64_t left) const {
-    const auto* from = reinterpret_cast<const __m256i*>(bytes);
-    const __m256i loaded = left >= 32 ? _mm256_loadu_si256(from)
-                                      : _mm256_maskz_loadu_epi8((1u << left) - 1, from);
-    if constexpr (BITS == 8) return _mm512_cvtepu8_epi16(loaded);
-    const __m512i gathered = _mm512_permutexvar_epi8(gather, _mm512_castsi256_si512(loaded));
-    return _mm512_multishift_epi64_epi8(shift, gathered);
-  }
-};
-
-inline __m512 load(const void* values, Type type, int64_t index) {
-  switch (type) {
-    case BFLOAT16: {
-      const auto* at = static_cast<const uint16_t*>(values) + index;
-      const __m256i words = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(at));
-      return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(words), 16));
-    }
-    case FLOAT16: {
-      const auto* at = static_cast<const uint16_t*>(values) + index;
-      return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(at)));
-    }
-    default:
-      return _mm512_loadu_ps(static_cast<const float*>(values) + index);
-  }
-}
-
-// Which fourth of a vector a word is in.
-inline __m256i quarters() {
-  return _mm256_set_epi64x(0x0303030303030303, 0x0202020202020202, 0x0101010101010101, 0);
-}
-
-inline __m512i lanes() {
-  return _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-}
-
-// The fields as numbers.
-template <int BITS>
-inline void numbers(__m512i fields, __m512& low, __m512& high) {
-  const __m512i integers = _mm512_and_si512(fields, _mm512_set1_epi16((1 << BITS) - 1));
-  low = _mm512_cvtepi32_ps(_mm512_cvtepu16_epi32(_mm512_castsi512_si256(integers)));
-  high = _mm512_cvtepi32_ps(_mm512_cvtepu16_epi32(_mm512_extracti64x4_epi64(integers, 1)));
-}
-
-// Thirty-two numbers, rounded.
-inline void store(bfloat16* out, __m512 low, __m512 high) {
-  _mm512_storeu_si512(out, (__m512i)_mm512_cvtne2ps_pbh(high, low));
-}
-
-inline void store(float16* out, __m512 low, __m512 high) {
-  auto* at = reinterpret_cast<__m256i*>(out);
-  _mm256_storeu_si256(at, _mm512_cvtps_ph(low, _MM_FROUND_TO_NEAREST_INT));
-  _mm256_storeu_si256(at + 1, _mm512_cvtps_ph(high, _MM_FROUND_TO_NEAREST_INT));
-}
-
-inline void store(float* out, __m512 low, __m512 high) {
-  _mm512_storeu_ps(out, low);
-  _mm512_storeu_ps(out + 16, high);
-}
-#endif
-
-// ------------------------------------------------------------------------------------- weights
 
 // Numbers of 4 bits are decoded fastest in another order: in each so many columns, every fourth
 // one follows, from the first, then from the second and so on. Activations are brought into it.
@@ -273,7 +144,16 @@ struct Grouped : Rows {
       }
       return;
     }
-    for (int64_t k = first; k < last; ++place) {
+    int64_t k = first;
+    if (group == SPREAD && type == BFLOAT16) {
+      // Two groups at once: their scales lie side by side, and both tables are rounded together.
+      for (; k + 2 * SPREAD <= last; k += 2 * SPREAD, place += 2) {
+        const __m512i both = neighbours(place);
+        look_up(bytes, k, _mm512_shuffle_i64x2(both, both, 0x44), use);
+        look_up(bytes, k + SPREAD, _mm512_shuffle_i64x2(both, both, 0xee), use);
+      }
+    }
+    for (; k < last; ++place) {
       const __m512i table = values(place, place);
       const int64_t next = (k / group + 1) * group, until = next < last ? next : last;
       for (; k < until; k += SPREAD) look_up(bytes, k, table, use);
@@ -290,6 +170,31 @@ struct Grouped : Rows {
     };
     const __m512 low = of(place);
     return (__m512i)_mm512_cvtne2ps_pbh(other == place ? low : of(other), low);
+  }
+
+  // The same of a group and the next one, with values in bfloat16.
+  __m512i neighbours(int64_t place) const {
+    const __m512 number = _mm512_cvtepi32_ps(lanes());
+    const auto at = [&](const void* values, int64_t index) {
+      int32_t two;
+      std::memcpy(&two, static_cast<const bfloat16*>(values) + index, sizeof two);
+      return _mm512_set1_epi32(two);
+    };
+    const auto first = [](__m512i two) { return (__m512)_mm512_slli_epi32(two, 16); };
+    const auto second = [](__m512i two) {
+      return (__m512)_mm512_and_si512(two, _mm512_set1_epi32(0xffff0000));
+    };
+    const __m512i scale = at(scales, place);
+    __m512 low, high;
+    if (zeros_step) {
+      const __m512i zero = at(zeros, place);
+      low = _mm512_sub_ps(number, first(zero));
+      high = _mm512_sub_ps(number, second(zero));
+    } else {
+      low = high = _mm512_sub_ps(number, _mm512_set1_ps(element(zeros, type, 0)));
+    }
+    return (__m512i)_mm512_cvtne2ps_pbh(_mm512_mul_ps(high, second(scale)),
+                                        _mm512_mul_ps(low, first(scale)));
   }
 
   // Groups of fewer columns than are decoded at once.
