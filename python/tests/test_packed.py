@@ -18,9 +18,17 @@ import torch
 
 from vllm_bridge import quantization
 from vllm_bridge.patches.cpu import experts, fp8
-from vllm_bridge.quantization.packed import compiled, grouped, native, tables
+from vllm_bridge.quantization.packed import compiled, grouped, native, operation, tables
 
 BITS = (1, 2, 3, 4, 5, 6, 7, 8)
+
+
+@pytest.fixture(autouse=True)
+def by_python_first() -> Iterator[None]:
+    """A test may have its own of what the operation without Python is told once."""
+    operation.forget()
+    yield
+    operation.forget()
 
 
 @pytest.fixture(params=["compiled", "torch"])
@@ -196,8 +204,10 @@ def test_compiled_graphs_take_the_operations_as_they_are() -> None:
     values = torch.randn((8, 8), generator=torch.manual_seed(0))
     packed, x = grouped.pack(q, 3), torch.randn((4, 64), generator=torch.manual_seed(0))
     bfloat16 = torch.bfloat16
+    two = ("packed_grouped_matmul_any", "packed_grouped_matmul")
     for name, arguments in (
         ("packed_grouped_matmul", (x, packed, scales, zeros, 3)),
+        *((name, (x.bfloat16(), packed, scales.bfloat16(), zeros.bfloat16(), 3)) for name in two),
         ("packed_grouped_dequantize", (packed, scales, zeros, 3, 64, bfloat16)),
         ("packed_tables_matmul", (x, packed, values, 3, None, None, None)),
         ("packed_tables_dequantize", (packed, values, 3, 64, bfloat16)),

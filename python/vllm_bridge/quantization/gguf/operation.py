@@ -9,16 +9,10 @@ import functools
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from vllm_bridge.quantization.packed import compiled
+from vllm_bridge.quantization.packed.operation import FLAGS
 
 SOURCE = Path(__file__).with_name("operation.cpp")
-
-_TORCH = Path(torch.__file__).parent
-
-FLAGS = (f"-I{_TORCH / 'include'}", f"-L{_TORCH / 'lib'}", "-ltorch_cpu")
-
 
 # What a graph computes: a product, two of the same numbers, or one of what another makes of them.
 SINGLE, BESIDE, GATED = range(3)

@@ -14,7 +14,7 @@ import math
 
 import torch
 
-from vllm_bridge.quantization.packed import native, strips
+from vllm_bridge.quantization.packed import native, operation, strips
 
 
 def pack(integers: torch.Tensor, bits: int) -> torch.Tensor:
@@ -117,6 +117,7 @@ def _word(bits: int) -> torch.dtype:
 def _matmul(
     x: torch.Tensor, packed: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor, bits: int
 ) -> torch.Tensor:
+    operation.use()
     columns = x.shape[-1]
     weights = _native(packed, scales, zeros, bits, columns, x.dtype)
     if weights is not None and x.numel() <= native.few_tokens(x.dtype) * columns:
@@ -190,11 +191,14 @@ def _rows(
     return ((integers - zero) * scale).to(dtype).flatten(1)
 
 
-strips.operation(
-    "packed_grouped_matmul(Tensor x, Tensor packed, Tensor scales, Tensor zeros, int bits)",
-    _matmul,
-    lambda x, packed, scales, zeros, bits: x.new_empty((*x.shape[:-1], packed.shape[0])),
-)
+# The first one is ``operation``'s as well, which leaves to the other what it does not do itself.
+for _suffix in ("", "_any"):
+    strips.operation(
+        f"packed_grouped_matmul{_suffix}(Tensor x, Tensor packed, Tensor scales, Tensor zeros, "
+        "int bits)",
+        _matmul,
+        lambda x, packed, scales, zeros, bits: x.new_empty((*x.shape[:-1], packed.shape[0])),
+    )
 strips.operation(
     "packed_grouped_dequantize(Tensor packed, Tensor scales, Tensor zeros, int bits, "
     "int columns, ScalarType dtype)",
