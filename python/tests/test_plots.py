@@ -70,6 +70,19 @@ def test_names_are_taken_as_they_are() -> None:
     assert texts(picture(panel))[-2:] == ["_a $x_1$ <b> & c", " \\alpha"]
 
 
+def test_long_names_and_titles_find_room() -> None:
+    names = [
+        "requests that wait beside it",
+        "a model with a name of sixty characters, which is quite long",
+    ]
+    panel = Panel("", "lines", [Series(name, [0], [1]) for name in names])
+    figure: Any = plots.draw("CPU of a call, over how many there are, " * 3, [panel])
+    figure.draw_without_rendering()
+    boxes = [text.get_window_extent() for text in (*figure.legends, *figure.texts)]
+    assert len(boxes) == 2
+    assert all(box.x0 >= 0 and box.x1 <= figure.bbox.x1 for box in boxes)
+
+
 def test_of_nothing_there_is_a_title_alone() -> None:
     empty = Panel("Ratio", "lines", [Series("one", [], [])])
     assert texts(picture(empty)) == texts(picture()) == ["Speed"]

@@ -9,6 +9,7 @@ import asyncio
 import importlib.util
 import io
 import math
+import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final, Literal
 
@@ -56,7 +57,11 @@ STYLE: Final[dict[str, Any]] = {
 # One who does not tell colours apart has the markers.
 MARKERS: Final = "os^Dv<>P"
 
-INCHES: Final = (5.0, 3.6)  # of a panel
+# Of a panel: one alone has the width of the title and the legend.
+INCHES, ALONE = (5.0, 3.6), (8.0, 4.5)
+
+# How many characters of the title and of the legend go into an inch.
+TITLE_TO_INCH, LEGEND_TO_INCH = 10, 12
 
 NUMBER: Final = "{x:,.10g}"  # at an axis
 
@@ -147,9 +152,11 @@ def draw(title: str, panels: Sequence[Panel]) -> "Figure":
     panels = [panel for panel in panels if any(series.x for series in panel.series)]
     labels = list(dict.fromkeys(series.label for panel in panels for series in panel.series))
     columns, rows = min(len(panels), 2) or 1, (len(panels) + 1) // 2 or 1
-    size = (INCHES[0] * columns, INCHES[1] * rows + 0.2 * len(labels))
+    width, height = INCHES if len(panels) > 1 else ALONE
+    size = (width * columns, height * rows + 0.2 * len(labels))
     figure = Figure(figsize=size, layout="constrained")
-    figure.suptitle(_text(title), x=0.01, horizontalalignment="left")
+    lines = textwrap.fill(_text(title), int(TITLE_TO_INCH * size[0]))
+    figure.suptitle(lines, x=0.01, horizontalalignment="left")
     for place, panel in enumerate(panels):
         _panel(figure.add_subplot(rows, columns, place + 1), panel, labels)
     if len(labels) > 1:
@@ -255,7 +262,9 @@ def _legend(figure: "Figure", labels: list[str]) -> None:
         Line2D([], [], color=_colour(place, labels), marker=MARKERS[place % len(MARKERS)])
         for place in range(len(labels))
     ]
-    columns = 1 if max(map(len, labels)) > 40 else min(len(labels), 2)
+    # Half of the width, but for the mark before a label.
+    room = LEGEND_TO_INCH * (figure.get_figwidth() / 2 - 0.6)
+    columns = 1 if max(map(len, labels)) > room else 2
     texts = [_text(label) for label in labels]
     figure.legend(handles, texts, loc="outside lower left", ncols=columns)
 
