@@ -6,7 +6,7 @@ defmodule VLLM.Real.HTTPTest do
   import VLLM.FakeEngine, only: [in_flight: 1]
   import VLLM.OSProcess, only: [eventually: 1, signal: 2]
 
-  alias VLLM.{DemoModel, RealEngine, Server}
+  alias VLLM.{DemoModel, HTTPClient, HTTPFuzz, RealEngine, Server}
 
   @moduletag :slow
   @moduletag timeout: 600_000
@@ -25,20 +25,8 @@ defmodule VLLM.Real.HTTPTest do
     body =
       ~s({"model": "demo", "prompt": "#{prompt}", "stream": true, "temperature": 0#{options}})
 
-    {:ok, socket} = :gen_tcp.connect({127, 0, 0, 1}, port, [:binary, active: false])
-
-    :ok =
-      :gen_tcp.send(socket, """
-      POST /v1/completions HTTP/1.1\r
-      host: localhost\r
-      authorization: Bearer #{@key}\r
-      content-type: application/json\r
-      content-length: #{byte_size(body)}\r
-      \r
-      #{body}\
-      """)
-
-    socket
+    key = "authorization: Bearer #{@key}"
+    port |> HTTPClient.connect() |> HTTPClient.post("/v1/completions", body, [key])
   end
 
   @endless ~s(, "max_tokens": 8000, "ignore_eos": true)
@@ -100,6 +88,15 @@ defmodule VLLM.Real.HTTPTest do
     assert curl(status ++ ["-I", String.replace(url, "/v1", "/health")]) == "200"
     {said, 0} = System.cmd("curl", ["-sS", "-d", body.(true) | status ++ json])
     assert said == "401"
+  end
+
+  test "options with any values are met with no fault, and leave nothing", %{llm: llm} do
+    :rand.seed(:exsss, 1)
+    {statuses, faults} = HTTPFuzz.bodies(llm, "generate", 300)
+    assert faults == []
+    assert %{200 => answered, 400 => _refused} = statuses
+    assert answered > 50
+    assert eventually(fn -> in_flight(llm) == 0 end)
   end
 
   test "256 streams at once are each what was asked for", %{llm: llm, port: port} do
