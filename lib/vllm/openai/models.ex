@@ -129,6 +129,8 @@ defmodule VLLM.OpenAI.Models do
       object: "model",
       created: 0,
       owned_by: "vllm",
+      # vLLM has the folder here, which is none of a client's business.
+      root: name,
       parent: parent,
       max_model_len: info(entry)["max_model_len"]
     }
