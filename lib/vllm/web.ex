@@ -167,14 +167,17 @@ defmodule VLLM.Web do
 
       found ->
         case Enum.find(found, fn {route, _params} -> route.method == method end) do
-          nil -> {:error, no_method(for {route, _params} <- found, do: route.method)}
+          nil -> {:error, no_method(found)}
           match -> {:ok, match}
         end
     end
   end
 
-  defp no_method(methods) do
-    allowed = Enum.join(methods, ", ")
+  # A path that is one of the description's is not told as the name that it could be, too.
+  defp no_method(found) do
+    own = for {route, params} <- found, params == %{}, do: route.method
+    all = for {route, _params} <- found, do: route.method
+    allowed = Enum.join(if(own == [], do: all, else: own), ", ")
     message = "This path takes #{allowed} and no other method."
     Answer.refusal(405, :method_not_allowed, message, [{"allow", allowed}])
   end

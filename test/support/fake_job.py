@@ -19,6 +19,7 @@ import re
 import shutil
 import signal
 import sys
+import tempfile
 import time
 
 # Isolated, so that the folder of the program is not among those with modules.
@@ -279,10 +280,14 @@ def plot(_request: int, params: dict) -> object:
     return " ".join([params["format"], params["title"], *labels])
 
 
+def workspace(_request: int, _params: dict) -> object:
+    return {"path": tempfile.mkdtemp()}
+
+
 METHODS = [
     *(pull, taken, quantize_options, quantize_formats, plan_quantize, quantize, measure, compare, register),
     *(check_finetune, finetune, merge),
-    *(check, estimate, registered, unregister, push, plot),
+    *(check, estimate, registered, unregister, push, plot, workspace),
 ]
 
 

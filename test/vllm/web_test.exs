@@ -84,6 +84,9 @@ defmodule VLLM.WebTest do
         assert route.method in String.split(allowed, ", ")
       end
 
+      # Which could be the name of a model.
+      {405, headers, _body} = answer(core, "OPTIONS", "/api/v1/models/check", "{}", form("POST"))
+      assert {"allow", "POST"} in headers
       assert {404, %{"error" => %{"reason" => "not_found"}}} = get(core, "unheard-of")
     end
 
