@@ -4,6 +4,8 @@ import atexit
 import gc
 import sys
 
+import zmq
+
 from vllm_bridge import nursery
 
 
@@ -22,5 +24,8 @@ def prepare() -> None:
     # vLLM freezes what an engine has when it has started, and has all looked through again when
     # it ends.
     vars(gc).update(freeze=lambda: None, unfreeze=lambda: None)
+    # What a test that fails leaves of its engine is found when garbage is looked for: the context
+    # of its sockets would wait for them for good, and the run with it.
+    zmq.Context.__del__ = lambda _context: None  # type: ignore[method-assign]
     # Of the engines of this process each has its own environment.
     vars(sys.modules["vllm.envs"]).update(enable_envs_cache=lambda: None)

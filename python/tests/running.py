@@ -37,7 +37,8 @@ class Running:
 
     def load(self, model: Path | str = MODELS / "demo", **options: Any) -> dict[str, Any]:
         options = {"enforce_eager": True, "kv_cache_memory_bytes": 2**28} | options
-        self.loaded = self.run(load(str(model), options, self._progress))
+        # vLLM has a limit of its own for this, and what is cut off would be left behind.
+        self.loaded = self.loop.run_until_complete(load(str(model), options, self._progress))
         return self.loaded.info()
 
     def _progress(self, phase: str, *_figures: Any) -> None:
