@@ -12,7 +12,7 @@ import gc
 import logging
 import platform
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 from vllm_bridge import diagnosis, forking, quantization
@@ -87,7 +87,7 @@ async def load(
                 enable_log_requests=bool(config.arguments.get("enable_log_requests")),
                 disable_log_stats=bool(config.arguments.get("disable_log_stats")),
             )
-        tasks = await llm.get_supported_tasks()
+        tasks = await _while_alive(llm, llm.get_supported_tasks())
         chat = Chat(llm)
         if llm.model_config.runner_type == "generate":
             await warm_up(llm)
@@ -95,10 +95,26 @@ async def load(
         _settle()
         made = prepared.note or online.note(plan.online_dtype, config.settings, llm.model_config)
         info = _info(model, config, tasks) | {
-            "quantization_note": await quantization.note(llm, made, config.kernel),
+            "quantization_note": await _while_alive(
+                llm, quantization.note(llm, made, config.kernel)
+            ),
             "load_seconds": time.monotonic() - started,
         }
         return Engine(llm, chat, tasks, info, plan)
+
+
+async def _while_alive(llm: Any, question: Coroutine[Any, Any, T]) -> T:
+    """The answer of an engine, which may die instead. vLLM tells that to requests only: whoever
+    asked for something else waits on, and a worker that starts is not watched yet."""
+    from vllm.v1.engine.exceptions import EngineDeadError
+
+    answer = asyncio.ensure_future(question)
+    await asyncio.wait((answer, llm.output_handler), return_when=asyncio.FIRST_COMPLETED)
+    if answer.done():
+        return await answer
+    answer.cancel()
+    await asyncio.wait((answer,))
+    raise EngineDeadError
 
 
 def _settle() -> None:
