@@ -110,8 +110,8 @@ def test_a_method_that_nothing_is_known_of_asks_for_nothing() -> None:
 
 def test_extras_are_the_locks_of_the_set_up_and_their_packages() -> None:
     locks = {path.stem: path.read_text() for path in LOCKS.glob("*.txt")}
-    # Those of no method: the devices', the tests', and what makes and trains models.
-    for name in ("cpu", "cuda", "test", "quantize", "finetune"):
+    # Those of no method: the devices', the tests', and what makes, trains and draws.
+    for name in ("cpu", "cuda", "test", "quantize", "finetune", "matplotlib"):
         del locks[name]
     extras = {extra.name: extra for extra in registry.extras().values()}
     assert set(extras) == set(locks)
