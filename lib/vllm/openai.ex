@@ -69,6 +69,9 @@ defmodule VLLM.OpenAI do
   # Of the request's headers; the client's key stays here.
   @passed_on ~w(content-type traceparent tracestate)
 
+  # Of the answer's; vectors as bytes are told apart by their metadata.
+  @passed_back ~w(content-type metadata)
+
   # Where a prompt begins, and how many bytes of it tell which replica has it in its cache.
   @prompts ~w(messages prompt input query)
   @beginning 256
@@ -372,7 +375,7 @@ defmodule VLLM.OpenAI do
     do: Refusal.answer(Refusal.not_done(name, request.path))
 
   defp answered(status, headers, body, _name, request) do
-    headers = for {"content-type", _} = header <- headers, do: header
+    headers = for {name, _} = header <- headers, name in @passed_back, do: header
 
     if is_binary(body),
       do: {status, headers, body},

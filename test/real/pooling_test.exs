@@ -70,13 +70,17 @@ defmodule VLLM.Real.PoolingTest do
 
   # What `curl` is answered at a path of a server of this engine.
   defp curl(llm, path, body) do
+    {:ok, answer} = VLLM.JSON.decode(curl(llm, path, body, []))
+    answer
+  end
+
+  defp curl(llm, path, body, switches) do
     url = Server.url(start_supervised!({Server, models: [{"pool", llm}], port: 0}))
     body = VLLM.JSON.encode(Map.put(body, :model, "pool"))
     json = ["-H", "Content-Type: application/json", "-d", body]
-    {said, 0} = System.cmd("curl", ["-sS", "#{URI.merge(url, path)}" | json])
+    {said, 0} = System.cmd("curl", ["-sS" | switches] ++ ["#{URI.merge(url, path)}" | json])
     stop_supervised!({Server, 0})
-    {:ok, answer} = VLLM.JSON.decode(said)
-    answer
+    said
   end
 
   @tag :slow
@@ -88,6 +92,13 @@ defmodule VLLM.Real.PoolingTest do
     base64 = %{input: hd(@texts), encoding_format: "base64"}
     assert %{"data" => [%{"embedding" => text}]} = curl(llm, "/v1/embeddings", base64)
     assert byte_size(Base.decode64!(text)) == 4 * 256
+
+    # As bytes they come with a head that says where each begins.
+    said = curl(llm, "/v1/embeddings", %{base64 | encoding_format: "bytes"}, ["-i"])
+    [head, bytes] = String.split(said, "\r\n\r\n", parts: 2)
+    assert bytes == Base.decode64!(text)
+    [_, metadata] = Regex.run(~r/\r\nmetadata: (.*)\r/, head <> "\r")
+    assert {:ok, %{"data" => [%{"start" => 0, "end" => 1024}]}} = VLLM.JSON.decode(metadata)
 
     [query | _] = @texts
     asked = %{text_1: query, text_2: @texts}
