@@ -9,7 +9,8 @@ defmodule VLLM.Real.LoRATest do
 
   @moduletag :slow
   @moduletag :tmp_dir
-  @moduletag timeout: 600_000
+  # Trainings, beside whatever else the machine does.
+  @moduletag timeout: 1_800_000
 
   @greedy [temperature: 0.0, max_tokens: 64]
   @adapter DemoModel.path("demo-lora")
@@ -101,7 +102,7 @@ defmodule VLLM.Real.LoRATest do
       llm: llm
     } do
       job = learn!(unquote(base), "learned", unquote(options))
-      assert {:ok, [adapter]} = VLLM.Job.await(job, timeout: 560_000)
+      assert {:ok, [adapter]} = VLLM.Job.await(job, timeout: 1_200_000)
       said_with(llm, adapter)
     end
   end
@@ -118,7 +119,7 @@ defmodule VLLM.Real.LoRATest do
     assert {:error, %Error{reason: :step_died}} = VLLM.Job.await(job, timeout: 60_000)
     assert {:error, %Error{reason: :model_not_found}} = Models.get("resumed")
     assert {:ok, _job} = VLLM.Job.retry(job)
-    assert {:ok, [adapter]} = VLLM.Job.await(job, timeout: 560_000)
+    assert {:ok, [adapter]} = VLLM.Job.await(job, timeout: 1_200_000)
     assert adapter.figures["resumed_from"] > 0
     said_with(llm, adapter)
   end
