@@ -1,9 +1,8 @@
 # Random requests over HTTP. Ends with status 1 where an answer is a fault of the server's (5xx), is not as described (of
 # the admin API) or does not come, and where files, processes of the system or of the BEAM are left.
 #
-#     python3 -m venv /tmp/fuzz && /tmp/fuzz/bin/pip install schemathesis==4.32.5
-#     MIX_ENV=test mix run bench/http_fuzz.exs admin --schemathesis /tmp/fuzz/bin/schemathesis
-#     MIX_ENV=test mix run bench/http_fuzz.exs generate|embed [--schemathesis /tmp/fuzz/bin/schemathesis]
+#     MIX_ENV=test mix run bench/http_fuzz.exs admin
+#     MIX_ENV=test mix run bench/http_fuzz.exs generate|embed [--schemathesis]
 #     MIX_ENV=test mix run bench/http_fuzz.exs bytes
 #
 # `admin`: what the description of the admin API allows, and what it does not, of a server whose engines, jobs and
@@ -18,7 +17,7 @@ alias VLLM.{HTTPFuzz, OSProcess}
 
 {options, [what]} =
   OptionParser.parse!(System.argv(),
-    strict: [schemathesis: :string, examples: :integer, heavy: :integer, seed: :integer]
+    strict: [schemathesis: :boolean, examples: :integer, heavy: :integer, seed: :integer]
   )
 
 seed = options[:seed] || 1
@@ -26,21 +25,19 @@ Logger.configure(level: :none)
 folder = Path.join(System.tmp_dir!(), "http-fuzz-#{System.pid()}")
 Application.put_env(:ex_vllm, :data_dir, folder)
 
-schemathesis = fn ->
-  options[:schemathesis] || raise "Where is it? --schemathesis PATH"
-end
+schemathesis = HTTPFuzz.schemathesis()
 
 amount = &["--max-examples", to_string(&1), "--seed", to_string(seed)]
 # What is opened once stays open.
-once = ["--max-examples", "1", "--phases", "examples"]
+once = ["--max-examples", "1"]
 
 # What makes all there is that stays, and what each run then says: 0 for none to find.
 {first, runs} =
   case what do
     "admin" ->
       HTTPFuzz.fake()
-      heavy = "^/api/v1/(models|quantize/(options|estimate|compare))"
-      ask = &HTTPFuzz.admin(schemathesis.(), &1)
+      heavy = HTTPFuzz.heavy()
+      ask = &HTTPFuzz.admin(schemathesis, &1)
 
       {fn -> ask.(once) end,
        [
@@ -73,7 +70,7 @@ once = ["--max-examples", "1", "--phases", "examples"]
         length(faults)
       end
 
-      by_schema = fn arguments -> HTTPFuzz.engine(options[:schemathesis], arguments, llm) end
+      by_schema = fn arguments -> HTTPFuzz.engine(schemathesis, arguments, llm) end
 
       if options[:schemathesis],
         do:

@@ -26,6 +26,16 @@ defmodule VLLM.HTTPFuzz do
   # vLLM's description says little of its answers; that they are none of a fault is asked of all.
   @engine ~w(--checks not_a_server_error --workers 4)
 
+  @doc "The program, which is in the environment of the tests: where it is before anything is made up."
+  @spec schemathesis() :: Path.t()
+  def schemathesis do
+    {:ok, python} = VLLM.Python.executable()
+    Path.join(Path.dirname(python), "schemathesis")
+  end
+
+  @doc "The paths of the admin API that start a process at each request."
+  def heavy, do: "^/api/v1/(models|quantize/(options|estimate|compare))"
+
   @doc "Has engines, jobs and questions use made-up programs, for good."
   def fake do
     {:ok, python} = VLLM.Python.executable()
