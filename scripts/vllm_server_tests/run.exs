@@ -13,8 +13,10 @@
 
 Logger.configure(level: :error)
 Code.require_file("source.exs", __DIR__)
+Code.require_file("../../bench/beside.exs", __DIR__)
 
 defmodule VLLMServerTests do
+  alias Bench.Beside
   alias VLLM.{DemoModel, JSON, LoRARequest, Server}
 
   # Which server each file asks.
@@ -103,55 +105,20 @@ defmodule VLLMServerTests do
     {:ok, port} = :inet.port(socket)
     :gen_tcp.close(socket)
 
-    switches =
-      for {name, value} <- @shared ++ @options[kind],
-          switch = String.replace("--#{name}", "_", "-"),
-          do: if(value == true, do: switch, else: "#{switch}=#{value}")
-
     of_kind =
       if kind == :generate do
         adapters = for name <- @adapters[kind], do: "#{name}=#{DemoModel.path("demo-lora")}"
-        ~w(--enable-auto-tool-choice --tool-call-parser=hermes --lora-modules) ++ adapters
+        [enable_auto_tool_choice: true, tool_call_parser: "hermes", lora_modules: adapters]
       else
         []
       end
 
-    args =
-      ~w(-m vllm.entrypoints.openai.api_server --host=127.0.0.1 --uvicorn-log-level=warning) ++
-        ["--port=#{port}", "--model=#{DemoModel.path()}", "--distributed-executor-backend=uni"] ++
-        switches ++ of_kind ++ ["--served-model-name" | @names[kind]]
-
-    # On processors with AMX vLLM's server ends by SIGILL without what is there.
-    beside = Path.expand("../../bench/beside", __DIR__)
-
-    environment = [
-      {'VLLM_ENABLE_V1_MULTIPROCESSING', '0'},
-      {'OMP_NUM_THREADS', '1'},
-      {'PYTHONPATH', '#{beside}'}
-    ]
-
-    {:ok, python} = VLLM.Python.executable()
-    settings = [:binary, :exit_status, :stderr_to_stdout, args: args, env: environment]
-    server = Port.open({:spawn_executable, python}, settings)
-    {:os_pid, pid} = Port.info(server, :os_pid)
-    await(server, port)
+    options = [port: port, served_model_name: @names[kind]] ++ @shared ++ @options[kind] ++ of_kind
+    server = Beside.start("serve", DemoModel.path(), options, "uni")
     said = ask.("http://127.0.0.1:#{port}")
-    VLLM.OSProcess.signal("TERM", pid)
-    receive do: ({^server, {:exit_status, _}} -> said)
-  end
-
-  defp await(server, port) do
-    case :gen_tcp.connect({127, 0, 0, 1}, port, []) do
-      {:ok, socket} ->
-        :gen_tcp.close(socket)
-
-      {:error, _not_yet} ->
-        receive do
-          {^server, {:exit_status, status}} -> raise "vLLM's server has ended with #{status}."
-        after
-          500 -> await(server, port)
-        end
-    end
+    # It ends with what it is asked by.
+    Port.close(server)
+    said
   end
 
   # What has become of each test, by its name.

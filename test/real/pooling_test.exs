@@ -97,7 +97,7 @@ defmodule VLLM.Real.PoolingTest do
     said = curl(llm, "/v1/embeddings", %{base64 | encoding_format: "bytes"}, ["-i"])
     [head, bytes] = String.split(said, "\r\n\r\n", parts: 2)
     assert bytes == Base.decode64!(text)
-    [_, metadata] = Regex.run(~r/\r\nmetadata: (.*)\r/, head <> "\r")
+    [metadata] = for "metadata: " <> text <- String.split(head, "\r\n"), do: text
     assert {:ok, %{"data" => [%{"start" => 0, "end" => 1024}]}} = VLLM.JSON.decode(metadata)
 
     [query | _] = @texts
