@@ -47,6 +47,9 @@ class Pair(NamedTuple):
     environment: dict[str, str] | None = None
 
 
+# As llama.cpp has them.
+ROUNDED = {"quantization_config": {"activations": "int8"}}
+
 # Integers of 4 bits in groups of 128 are beside Q4_0, which has them in groups of 32: it is
 # llama.cpp's fastest, and the nearest in bits (4.5 for a weight, AWQ 4.2, Q4_K_M 4.9).
 MODELS = {
@@ -55,7 +58,9 @@ MODELS = {
     "AWQ, vLLM's kernel": Pair(
         "AWQ", "Q4_0", environment={"VLLM_DISABLED_KERNELS": "PackedLinearKernel"}
     ),
+    "AWQ, activations in 8 bits": Pair("AWQ", "Q4_0", ROUNDED),
     "W4A16": Pair("W4A16", "Q4_0"),
+    "W4A16, activations in 8 bits": Pair("W4A16", "Q4_0", ROUNDED),
     "W8A8": Pair("W8A8", "Q8_0"),
     'dtype: "int8"': Pair("bf16", "Q8_0", {"dtype": "int8"}),
     "Q8_0": Pair("Q8_0", "Q8_0"),

@@ -53,11 +53,11 @@ def w8a8(size: int) -> Layer:
     return compute
 
 
-def groups(size: int, bits: int, group: int) -> Layer:
+def groups(size: int, bits: int, group: int, rounded: bool = False) -> Layer:
     packed = grouped.pack(torch.randint(0, 2**bits, (size, size)), bits)
     scales = torch.rand(size, size // group).bfloat16()
     zeros = torch.full_like(scales, 2.0 ** (bits - 1))
-    return lambda x: grouped.matmul(x, packed, scales, zeros, bits)
+    return lambda x: grouped.matmul(x, packed, scales, zeros, bits, rounded)
 
 
 def values(size: int, bits: int) -> Layer:
@@ -84,6 +84,13 @@ KINDS: dict[str, tuple[Callable[[int], Layer], float]] = {
             bits,
         )
         for bits, group in ((2, 128), (3, 128), (4, 128), (4, 32), (8, 128))
+    },
+    **{
+        f"{bits} bits in groups of {group}, activations in 8": (
+            lambda size, bits=bits, group=group: groups(size, bits, group, True),
+            bits,
+        )
+        for bits, group in ((2, 128), (4, 128), (4, 32), (8, 128))
     },
     **{
         f"tables of {2**bits} values": (lambda size, bits=bits: values(size, bits), bits)

@@ -494,6 +494,16 @@ def integers(folder: Path) -> dict[str, Integers]:
     }
 
 
+def numbers(folder: Path) -> dict[str, Integers]:
+    """The linear layers of a quantized model as plain numbers."""
+    unpacked = unpack(folder).items()
+    return {
+        name.removesuffix(".weight"): Integers(weight, torch.ones(len(weight)))
+        for name, weight in unpacked
+        if is_linear(name)
+    }
+
+
 UNPACKERS: dict[str, Callable[[Tensors, Mapping[str, Any]], Tensors]] = {
     "awq": _unpack_awq,
     "gptq": _unpack_gptq,

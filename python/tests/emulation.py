@@ -66,6 +66,18 @@ def llm_int8(x: torch.Tensor, weights: Integers) -> torch.Tensor:
     return torch.addmm(product, x[:, outliers], columns.T)
 
 
+def in_columns(x: torch.Tensor, weights: Integers) -> torch.Tensor:
+    """Packed integers with activations in 8 bits: each 128 columns of a token have a scale. The
+    weights are plain numbers, of which nothing is rounded."""
+    columns = x.float().unflatten(1, (-1, 128))
+    largest = columns.abs().amax(2, keepdim=True)
+    # A number divided by a tensor would be its inverse first, and rounded twice.
+    integers = (columns * (torch.tensor(127.0) / largest)).nan_to_num().round()
+    return ((integers * (largest / 127)).flatten(1).double() @ weights.values.double().T).to(
+        x.dtype
+    )
+
+
 def _rounded(x: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
     return (x.float() * scales).round().clamp(-128, 127)
 

@@ -59,6 +59,7 @@ from vllm_bridge.errors import BridgeError
 from vllm_bridge.lora import LoRA
 from vllm_bridge.pooling import PoolParams
 from vllm_bridge.quantization import online
+from vllm_bridge.quantization.packed import native
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -318,16 +319,16 @@ _references: dict[Hashable, Measured] = {}
 async def _reference(variant: Variant, model: Path, plain: Plain) -> Measured:
     key = (variant.checkpoint, variant.reference, variant.emulation)
     if key not in _references:
-        with contextlib.ExitStack() as changed:
-            if variant.emulation is not None:
-                changed.enter_context(variant.emulation(model))
-            if variant.reference is not None:
-                folder = checkpoints.write_plain(model.with_name("plain"), variant.reference(model))
-                _references[key] = await plain.measure(folder)
-            elif variant.emulation is not None:
-                _references[key] = await measure(checkpoints.DEMO)
-            else:
-                return plain.bf16
+        folder = checkpoints.DEMO
+        if variant.reference is not None:
+            folder = checkpoints.write_plain(model.with_name("plain"), variant.reference(model))
+        if variant.emulation is not None:
+            with variant.emulation(model):
+                _references[key] = await measure(folder)
+        elif variant.reference is not None:
+            _references[key] = await plain.measure(folder)
+        else:
+            return plain.bf16
     return _references[key]
 
 
@@ -545,6 +546,21 @@ STORED = (
     ),
 )
 
+# Where the processor has instructions for it that are faster.
+ROUNDED = tuple(
+    Variant(
+        f"{method}-rounded",
+        f"demo-{method}",
+        {"quantization_config": {"activations": "int8"}},
+        checkpoints.unpack,
+        emulation=lambda model: emulation.linear_layers(
+            emulation.in_columns, checkpoints.numbers(model)
+        ),
+    )
+    for method in ("awq", "gptq")
+    if native.can_round(4, 128, torch.bfloat16)
+)
+
 # Of the demo model itself, quantized while it is loaded.
 _BNB_ONLINE = Variant(
     "bnb-online", options={"quantization": "bitsandbytes"}, reference=checkpoints.nf4_weights
@@ -652,6 +668,7 @@ VARIANTS = (
     WEIGHED,
     Variant("bf16"),
     *STORED,
+    *ROUNDED,
     *ONLINE,
     *KV_CACHES,
     KV_REFUSED,

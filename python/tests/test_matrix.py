@@ -19,6 +19,7 @@ EXACT = (0.003, 0.00005)
 # Of those that round activations to integers. Nothing differed here; on another CPU one sum may be
 # rounded otherwise, which makes another integer and shows in the answer, but in one place only.
 INTEGERS = (0.04, 0.0001)
+ROUNDED = tuple(variant.name for variant in matrix.ROUNDED)
 ROUNDING_TO_INTEGERS = ("w8a8", "torchao-int8-dynamic", "bnb-int8")
 
 # Of those that add products up in another order than the reference, by a kernel or with their
@@ -29,6 +30,7 @@ REORDERED = (0.07, 0.0005)
 IN_ANOTHER_ORDER = (
     *("gptq-w3", "gptq-w4-act", "gptq-w4-asym-act", "gptq-w8"),
     "squeezellm-sparse",
+    *ROUNDED,
 )
 
 # GGUF files with experts, which are added up in 32 bits where vLLM's plain ones are in 16, and with
@@ -56,6 +58,7 @@ MEMORY_BESIDE = 20_000_000
 IN_FOUR_BITS = (
     *("demo-awq", "demo-gptq", "auto-round", "w4a16", "w4a16-asym"),
     *("gptq-w4-act", "gptq-w4-asym-act"),
+    *ROUNDED,
     *("bnb-nf4", "bnb-fp4", "bnb-nf4-double", "bnb-online", "dtype-int4", "hqq", "hqq-online"),
 )
 IN_THREE_BITS = ("gptq-w3", "auto-round-w3", "hqq-qmodel")
@@ -64,7 +67,7 @@ IN_THREE_BITS = ("gptq-w3", "auto-round-w3", "hqq-qmodel")
 ROTARY_BYTES = 8192 * 64 * 2
 
 COMPARED = [variant.name for variant in matrix.VARIANTS if variant.run is None]
-QUANTIZED = [variant.name for variant in (*matrix.STORED, *matrix.ONLINE)]
+QUANTIZED = [variant.name for variant in (*matrix.STORED, *matrix.ROUNDED, *matrix.ONLINE)]
 EMULATED_CACHES = [variant.name for variant in matrix.KV_CACHES if variant.emulation]
 
 

@@ -79,7 +79,7 @@ def assert_is_product(product: torch.Tensor, x: torch.Tensor, weights: torch.Ten
     """Up to the rounding of a sum in float32, and then of the result."""
     exact = x.double() @ weights.double().T
     terms = x.double().abs() @ weights.double().abs().T
-    allowed = exact.abs() * torch.finfo(x.dtype).eps + terms * 2e-6
+    allowed = exact.abs() * torch.finfo(product.dtype).eps + terms * 2e-6
     assert ((product.double() - exact).abs() <= allowed).all()
 
 
@@ -135,6 +135,96 @@ def test_tiles_of_the_processor(
     for tokens in (5, 16, 70, 300):
         x = torch.randn((tokens, columns), generator=torch.manual_seed(tokens)).bfloat16()
         assert_is_product(grouped.matmul(x, packed, scales, zeros, bits), x, plain)
+
+
+# By how many columns share a scale of the activations.
+ROUNDED = {
+    "32 of a group": (32, (96, 40, 3)),
+    "32 of 96": (32, (672, 40, 7)),
+    "64 of a group": (64, (448, 40, 7)),
+    "128 of a group": (128, (1408, 40, 11)),
+    "128 of a row": (128, (1152, 40, 1)),
+    "32 of a row": (32, (1056, 40, 1)),
+    "groups shared by rows": (32, (64, 20, 2)),
+}
+
+
+def rounded(x: torch.Tensor, width: int) -> torch.Tensor:
+    """To 255 integers, so many columns at a time by the largest of them."""
+    parts = x.float().unflatten(1, (-1, width))
+    largest = parts.abs().amax(2, keepdim=True)
+    # A number divided by a tensor would be its inverse first, and rounded twice.
+    inverse = torch.tensor(127.0) / largest
+    return ((parts * inverse).nan_to_num().round() * (largest / 127)).flatten(1)
+
+
+@pytest.fixture
+def rounding(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where tiles are not used, which are as fast without."""
+    monkeypatch.setattr(native, "has_tiles", lambda: False)
+    if not native.rounds(torch.bfloat16):
+        pytest.skip(
+            "this processor lacks AVX-512's bfloat16, VBMI or VNNI, or there is no compiler"
+        )
+
+
+@pytest.mark.usefixtures("rounding")
+@pytest.mark.parametrize("bits", [2, 4, 8])
+@pytest.mark.parametrize(("width", "shape"), ROUNDED.values(), ids=ROUNDED)
+def test_activations_in_8_bits(bits: int, width: int, shape: tuple[int, int, int]) -> None:
+    columns, period, count = shape
+    q = integers(40, columns, bits)
+    scales, zeros = groups(period, count, bits, torch.bfloat16)
+    packed = grouped.pack(q, bits)
+    for zero in (zeros, zeros[:1, :1]):
+        plain = weights(q, scales, zero.expand_as(zeros), torch.float32)
+        for tokens in (1, 6, 7, 300):
+            x = torch.randn((tokens, columns), generator=torch.manual_seed(tokens)).bfloat16()
+            x[0, :width] = 0
+            # Without Python, and by it.
+            for name in ("packed_grouped_matmul", "packed_grouped_matmul_any"):
+                multiply = getattr(torch.ops.vllm_bridge, name)
+                product = multiply(x, packed, scales, zero, bits, True)
+                assert_is_product(product, rounded(x, width), plain)
+
+
+@pytest.mark.usefixtures("rounding")
+def test_a_token_with_nan_is_nan_and_no_other_is() -> None:
+    q = integers(40, 256, 4)
+    scales, zeros = groups(40, 2, 4, torch.bfloat16)
+    x = torch.ones((3, 256)).bfloat16()
+    x[1, 5] = float("nan")
+    product = grouped.matmul(x, grouped.pack(q, 4), scales, zeros, 4, rounded=True)
+    assert product.isnan().all(1).tolist() == [False, True, False]
+    assert not product[[0, 2]].isnan().any()
+
+
+@pytest.mark.usefixtures("rounding")
+@pytest.mark.parametrize(("bits", "columns", "count"), [(3, 256, 2), (4, 64, 4), (4, 400, 2)])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+def test_activations_of_other_layers_are_not_rounded(
+    bits: int, columns: int, count: int, dtype: torch.dtype
+) -> None:
+    q = integers(40, columns, bits)
+    scales, zeros = groups(40, count, bits, torch.bfloat16)
+    plain, packed = weights(q, scales, zeros, dtype), grouped.pack(q, bits)
+    for tokens in (1, 7, 300):
+        x = torch.randn((tokens, columns), generator=torch.manual_seed(tokens)).to(dtype)
+        product = grouped.matmul(x, packed, scales, zeros, bits, rounded=True)
+        assert_is_product(product, x, plain)
+
+
+@pytest.mark.usefixtures("rounding")
+def test_activations_are_rounded_where_that_gains_something(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert native.can_round(4, 128, torch.bfloat16)
+    assert not native.can_round(4, 128, torch.float16)
+    assert native.rounding_note(torch.bfloat16).startswith("Activations are rounded to 8 bits in")
+    assert native.rounding_note(torch.float16).endswith("computes in float16, not in bfloat16.")
+    monkeypatch.setattr(native, "has_tiles", lambda: True)
+    assert not native.can_round(4, 128, torch.bfloat16)
+    assert native.rounding_note(torch.bfloat16).endswith("with AMX products are as fast without.")
 
 
 @pytest.mark.usefixtures("computed")
@@ -205,9 +295,11 @@ def test_compiled_graphs_take_the_operations_as_they_are() -> None:
     packed, x = grouped.pack(q, 3), torch.randn((4, 64), generator=torch.manual_seed(0))
     bfloat16 = torch.bfloat16
     two = ("packed_grouped_matmul_any", "packed_grouped_matmul")
+    of_32 = (scales[:, :1].bfloat16(), zeros[:, :1].bfloat16())
     for name, arguments in (
         ("packed_grouped_matmul", (x, packed, scales, zeros, 3)),
         *((name, (x.bfloat16(), packed, scales.bfloat16(), zeros.bfloat16(), 3)) for name in two),
+        *((name, (x[:, :32].bfloat16(), packed[:, :16], *of_32, 4, True)) for name in two),
         ("packed_grouped_dequantize", (packed, scales, zeros, 3, 64, bfloat16)),
         ("packed_tables_matmul", (x, packed, values, 3, None, None, None)),
         ("packed_tables_dequantize", (packed, values, 3, 64, bfloat16)),
@@ -261,7 +353,8 @@ def test_layers_of_vllm_without_kernels_are_told(monkeypatch: pytest.MonkeyPatch
         return None
 
     model = SimpleNamespace(quantization="auto_gptq", dtype=torch.bfloat16)
-    llm = SimpleNamespace(model_config=model, vllm_config=None)
+    config = SimpleNamespace(model_config=model, additional_config={})
+    llm = SimpleNamespace(model_config=model, vllm_config=config)
     for module in (fp8, experts):
         monkeypatch.setattr(module, "note", nothing)
 

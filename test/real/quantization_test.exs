@@ -26,6 +26,22 @@ defmodule VLLM.Real.QuantizationTest do
     end
   end
 
+  test "activations of an AWQ checkpoint are rounded where that is asked for and gains something" do
+    llm = DemoModel.start!("demo-awq", quantization_config: %{activations: :int8})
+    info = VLLM.engine_info!(llm)
+    assert info.quantization == "awq"
+    assert info.quantization_note =~ ~r/^Activations are (not )?rounded to 8 bits/
+    assert DemoModel.wrong_facts(llm) == []
+    VLLM.stop(llm)
+  end
+
+  test "a value of `activations` that there is not is refused with those that there are" do
+    assert {:error, %VLLM.Error{reason: :invalid_option, message: message}} =
+             VLLM.llm(DemoModel.path("demo-awq"), quantization_config: %{activations: "int4"})
+
+    assert message =~ "Give `activations` as one of 'int8', 'exact'."
+  end
+
   test "a GGUF file says every sentence, chats by its template, and takes an adapter", %{
     tmp_dir: dir
   } do

@@ -66,7 +66,9 @@ def configure(plan: Plan) -> Config:
 
 def _prepared(plan: Plan, arguments: dict[str, Any]) -> str:
     """The model that vLLM is given; what others see keeps the name that the user gave it."""
-    folder = registry.of(plan.checkpoint.quant_method).prepare(plan.checkpoint, arguments)
+    own = plan.checkpoint.quant_method
+    method = registry.of(own and (naming.resolve(own) or own))
+    folder = method.prepare(plan.checkpoint, arguments)
     if folder is None and not os.path.exists(plan.model):
         folder = plan.checkpoint.folder  # of a model that was named by its name on the hub
     if folder is None:

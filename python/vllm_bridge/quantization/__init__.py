@@ -50,7 +50,8 @@ async def note(llm: Any, online: str | None, kernel: str | None) -> str | None:
 
     notes = []
     of_method = registry.of(llm.model_config.quantization).loaded_note(llm.vllm_config)
-    for said in (online, of_method or _of_kernel(kernel)):
+    of_activations = _of_activations(kernel, llm.vllm_config)
+    for said in (online, of_method or _of_kernel(kernel), of_activations):
         if said is not None:
             logger.info(said)
             notes.append(said)
@@ -78,3 +79,17 @@ def _of_kernel(kernel: str | None) -> str | None:
     if kernel not in (PackedLinearKernel.__name__, native.TORCH):
         return None
     return native.note(is_cpu=True)
+
+
+def _of_activations(kernel: str | None, config: Any) -> str | None:
+    """Whether activations are rounded, where the user has asked for it."""
+    from vllm_bridge.quantization import activations
+
+    if not activations.are_rounded(config):
+        return None
+    from vllm_bridge.patches.cpu.packed_linear import PackedLinearKernel
+    from vllm_bridge.quantization.packed import native
+
+    if kernel in (PackedLinearKernel.__name__, native.kernel()):
+        return native.rounding_note(config.model_config.dtype)
+    return "Activations are not rounded to 8 bits: another kernel computes the layers."

@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from vllm_bridge.errors import BridgeError
-from vllm_bridge.quantization import scheme
+from vllm_bridge.quantization import activations, scheme
 from vllm_bridge.quantization.scheme import Scheme
 
 if TYPE_CHECKING:
@@ -117,6 +117,10 @@ class Method:
     # vLLM's kernels there want it, like that of plain models.
     copies_head: ClassVar[bool] = True
 
+    # Whether its products on CPUs can round activations that the checkpoint leaves as they are, as
+    # users say by ``activations``.
+    rounds_activations: ClassVar[bool] = False
+
     # The format whose experts are dequantized on a CPU that has no kernel for them.
     experts: ClassVar[str | None] = None
 
@@ -188,8 +192,11 @@ class Method:
             None where vLLM reads the model as the user named it
 
         Raises:
-            BridgeError: ``invalid_checkpoint`` or ``unsupported``
+            BridgeError: ``invalid_checkpoint``, ``unsupported`` or ``invalid_option``
         """
+        said = self.scheme(checkpoint.quantization or {})
+        if self.rounds_activations and said.activation_bits is None:
+            activations.pass_on(arguments)
         return None
 
     def ready_for_look(self, quant_config: Any, config: Mapping[str, Any], name: str) -> None:

@@ -123,7 +123,10 @@ def check_settings(checkpoint: Checkpoint, arguments: Mapping[str, Any]) -> None
     ):
         return  # vLLM's to look at
     remedy = "Leave it out."
-    if checkpoint.quantization is not None:
+    if isinstance(given, dict) and "activations" in given:
+        takers = ", ".join(method.title for method in registry.every() if method.rounds_activations)
+        why = f"`activations` is for GGUF, and for {takers} whose activations have 16 bits"
+    elif checkpoint.quantization is not None:
         why = f"the model is quantized already, with {checkpoint.description}"
     elif (method := arguments.get("quantization")) is not None:
         why = f'`quantization: "{method}"` takes no such settings'

@@ -9,6 +9,7 @@ takes the memory of its packed integers and their scales.
 from typing import Any
 
 import torch
+from vllm.config import get_current_vllm_config
 from vllm.model_executor.kernels import linear
 from vllm.model_executor.kernels.linear.mixed_precision.MPLinearKernel import (
     MPLinearKernel,
@@ -19,6 +20,7 @@ from vllm.model_executor.layers.quantization.utils.quant_utils import (
 )
 from vllm.platforms import PlatformEnum
 
+from vllm_bridge.quantization import activations
 from vllm_bridge.quantization.packed import grouped, native
 
 SEEN = ("0.32.",)
@@ -73,12 +75,13 @@ class PackedLinearKernel(MPLinearKernel):  # type: ignore[misc]
         for name, value in values.items():
             setattr(layer, name, torch.nn.Parameter(value, requires_grad=False))
         self._names, self._bits = tuple(values), kind.size_bits
+        self._rounded = activations.are_rounded(get_current_vllm_config())
 
     def apply_weights(
         self, layer: torch.nn.Module, x: torch.Tensor, bias: torch.Tensor | None = None
     ) -> Any:
         packed, scales, zeros = (getattr(layer, name) for name in self._names)
-        product = grouped.matmul(x, packed, scales, zeros, self._bits)
+        product = grouped.matmul(x, packed, scales, zeros, self._bits, self._rounded)
         return product if bias is None else product + bias
 
 

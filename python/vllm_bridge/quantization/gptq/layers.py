@@ -12,6 +12,7 @@ from fractions import Fraction
 from typing import Any
 
 import torch
+from vllm.config import get_current_vllm_config
 from vllm.model_executor.kernels.linear import MPLinearLayerConfig, choose_mp_linear_kernel
 from vllm.model_executor.layers.fused_moe import RoutedExperts, UnquantizedFusedMoEMethod
 from vllm.model_executor.layers.linear import (
@@ -45,6 +46,7 @@ from vllm.model_executor.parameter import (
 from vllm.platforms import current_platform
 from vllm.scalar_type import scalar_types
 
+from vllm_bridge.quantization import activations
 from vllm_bridge.quantization.gptq import format
 from vllm_bridge.quantization.gptq.experts import GPTQExpertsMethod
 from vllm_bridge.quantization.gptq.format import Settings
@@ -168,6 +170,7 @@ class GPTQLinearMethod(LinearMethodBase):  # type: ignore[misc]
         self.kernel: Any = None
         self._takes_order = takes_order
         self._parts: list[slice] = []
+        self._rounded = False
 
     @property
     def kernel_name(self) -> str | None:
@@ -286,6 +289,7 @@ class GPTQLinearMethod(LinearMethodBase):  # type: ignore[misc]
             self._give_to_kernel(layer, packed, scales, zeros)
             return
         self.kernel = None
+        self._rounded = activations.are_rounded(get_current_vllm_config())
         if self.settings.is_symmetric:
             zeros = zeros[:1, :1]
         layer.qweight, layer.scales = _frozen(packed), _frozen(scales)
@@ -367,6 +371,7 @@ class GPTQLinearMethod(LinearMethodBase):  # type: ignore[misc]
             layer.scales[part],
             layer.qzeros if self.settings.is_symmetric else layer.qzeros[part],
             self.settings.bits,
+            self._rounded,
         )
 
 

@@ -20,6 +20,7 @@ class AWQ(Method):
     name = "awq"
     title = "AWQ"
     needs_checkpoint = True
+    rounds_activations = True
     other_names = ("autoawq", "llm-awq")
     formats = (Format("awq (4 bits)", {"bits": 4, "group_size": 128, "zero_point": True}),)
     experts = "AWQ"

@@ -25,6 +25,7 @@ class CompressedTensors(Method):
     name = "compressed-tensors"
     title = "compressed-tensors"
     needs_checkpoint = True
+    rounds_activations = True
     other_names = ("llmcompressor", "llm-compressor")
     formats = (
         Format(

@@ -5,16 +5,12 @@ from typing import TYPE_CHECKING, Any
 
 from vllm_bridge.checkpoints import gguf, gguf_model
 from vllm_bridge.errors import BridgeError
-from vllm_bridge.quantization import scheme
+from vllm_bridge.quantization import activations, scheme
 from vllm_bridge.quantization.method import Bytes, Extra, Format, Method
 from vllm_bridge.quantization.scheme import Scheme
 
 if TYPE_CHECKING:
     from vllm_bridge.checkpoints.checkpoint import Checkpoint
-
-# How products are computed: with activations rounded to 8 bits where that is faster, as llama.cpp
-# does, or with all that they have. The first one is the default.
-ACTIVATIONS = ("int8", "exact")
 
 # Of a number in the dtype that a model computes in.
 _FLOAT = 2.0
@@ -72,21 +68,15 @@ class GGUF(Method):
     def prepare(self, checkpoint: "Checkpoint", arguments: dict[str, Any]) -> str | None:
         from vllm_bridge.quantization.gguf.unfold import unfold
 
-        settings = arguments.pop("quantization_config", None) or {}
-        if (
-            not isinstance(settings, dict)
-            or not settings.keys() <= {"activations"}
-            or settings.get("activations", ACTIVATIONS[0]) not in ACTIVATIONS
-        ):
-            allowed = [{"activations": value} for value in ACTIVATIONS]
-            raise BridgeError(
-                "invalid_option",
+        # As llama.cpp does, they are rounded unless it is said that they should not be.
+        value = activations.take(arguments)
+        if more := arguments.pop("quantization_config", None):
+            raise activations.refused(
                 "For a GGUF file `quantization_config` says how products are computed, by "
                 "`activations`, and by nothing else.",
-                {"option": "quantization_config", "value": settings, "allowed": allowed},
-                remedy=f"Give `activations` as one of {', '.join(map(repr, ACTIVATIONS))}.",
+                more,
             )
-        return unfold(checkpoint, arguments, settings)
+        return unfold(checkpoint, arguments, {} if value is None else {"activations": value})
 
     def ready_for_look(self, quant_config: Any, config: Mapping[str, Any], name: str) -> None:
         (type,) = config["types"]

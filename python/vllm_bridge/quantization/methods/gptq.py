@@ -32,6 +32,7 @@ class GPTQ(Method):
     name = "gptq"
     title = "GPTQ"
     needs_checkpoint = True
+    rounds_activations = True
     other_names = ("autogptq", "gptqmodel", "gptq-model")
     formats = (
         *(

@@ -15,6 +15,7 @@ class AutoRound(Method):
     title = "AutoRound"
     bits = (2, 3, 4, 8)
     needs_checkpoint = True
+    rounds_activations = True
     # vLLM has none of its methods for it.
     copies_head = False
     other_names = ("autoround", "auto-round", "intel-auto-round")

@@ -81,19 +81,19 @@ struct Fields {
   }
 };
 
-inline __m512 load(const void* values, Type type, int64_t index) {
+inline __m512 load(const void* values, Type type, int64_t index, __mmask16 mask = 0xffff) {
   switch (type) {
     case BFLOAT16: {
       const auto* at = static_cast<const uint16_t*>(values) + index;
-      const __m256i words = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(at));
+      const __m256i words = _mm256_maskz_loadu_epi16(mask, at);
       return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(words), 16));
     }
     case FLOAT16: {
       const auto* at = static_cast<const uint16_t*>(values) + index;
-      return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(at)));
+      return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(mask, at));
     }
     default:
-      return _mm512_loadu_ps(static_cast<const float*>(values) + index);
+      return _mm512_maskz_loadu_ps(mask, static_cast<const float*>(values) + index);
   }
 }
 

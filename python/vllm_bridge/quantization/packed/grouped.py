@@ -61,7 +61,12 @@ def unpack(packed: torch.Tensor, bits: int, columns: int) -> torch.Tensor:
 
 
 def matmul(
-    x: torch.Tensor, packed: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor, bits: int
+    x: torch.Tensor,
+    packed: torch.Tensor,
+    scales: torch.Tensor,
+    zeros: torch.Tensor,
+    bits: int,
+    rounded: bool = False,
 ) -> torch.Tensor:
     """``x`` times the transposed weights.
 
@@ -71,12 +76,16 @@ def matmul(
         scales: float32, bfloat16 or float16
         zeros: of the dtype of ``scales`` and its shape, or ``[1, 1]``: one for all
         bits: of an integer
+        rounded: whether ``x`` may be rounded to integers of 8 bits, with a scale for each 128, 64
+            or 32 columns: as many as the size of a group is a multiple of. It is where that is
+            faster (``native.can_round``), which is seen here and not where layers are made:
+            compiled graphs are kept for the next start, which may be on another processor.
 
     Returns:
         the shape of ``x`` with the number of rows in the place of columns, in its dtype
     """
     product: torch.Tensor = torch.ops.vllm_bridge.packed_grouped_matmul(
-        x, packed, scales, zeros, bits
+        x, packed, scales, zeros, bits, rounded
     )
     return product
 
@@ -115,11 +124,20 @@ def _word(bits: int) -> torch.dtype:
 
 
 def _matmul(
-    x: torch.Tensor, packed: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor, bits: int
+    x: torch.Tensor,
+    packed: torch.Tensor,
+    scales: torch.Tensor,
+    zeros: torch.Tensor,
+    bits: int,
+    rounded: bool = False,
 ) -> torch.Tensor:
     operation.use()
     columns = x.shape[-1]
     weights = _native(packed, scales, zeros, bits, columns, x.dtype)
+    if weights is not None and rounded:
+        group = columns // scales.shape[1]
+        if native.can_round(bits, group, x.dtype):
+            return weights.matmul_rounded(x)
     if weights is not None and x.numel() <= native.few_tokens(x.dtype) * columns:
         return weights.matmul(x)
 
@@ -195,9 +213,9 @@ def _rows(
 for _suffix in ("", "_any"):
     strips.operation(
         f"packed_grouped_matmul{_suffix}(Tensor x, Tensor packed, Tensor scales, Tensor zeros, "
-        "int bits)",
+        "int bits, bool rounded=False)",
         _matmul,
-        lambda x, packed, scales, zeros, bits: x.new_empty((*x.shape[:-1], packed.shape[0])),
+        lambda x, packed, *_: x.new_empty((*x.shape[:-1], packed.shape[0])),
     )
 strips.operation(
     "packed_grouped_dequantize(Tensor packed, Tensor scales, Tensor zeros, int bits, "

@@ -4,6 +4,7 @@
 // A tile of a few rows is decoded to a buffer that stays in the first cache, in the numbers that
 // the activations have, and multiplied with all tokens; sums are of float32.
 
+#include "rounded.h"
 #include "tiles.h"
 
 namespace {
@@ -155,6 +156,14 @@ int64_t has_vectors() {
 #endif
 }
 
+// Whether activations can be rounded for integers of so many bits in groups of so many columns.
+int64_t can_round(int64_t bits, int64_t group) {
+#ifdef ROUNDED
+  return (bits == 2 || bits == 4 || bits == 8) && width_of(group);
+#endif
+  return 0;
+}
+
 // Whether there are tiles.
 int64_t has_tiles() {
 #ifdef TILES
@@ -172,6 +181,22 @@ void grouped_matmul(const Grouped* weights, int64_t bits, const void* x, int64_t
 void grouped_dequantize(const Grouped* weights, int64_t bits, int64_t first, int64_t last,
                         Type type, void* out, int64_t threads) {
   dequantize_of(*weights, bits, first, last, type, out, threads);
+}
+
+// Of activations in bfloat16. Where they cannot be rounded nothing is computed, and it is 0.
+int64_t grouped_matmul_rounded(const Grouped* weights, int64_t bits, const void* x, int64_t tokens,
+                               void* out, int64_t threads) {
+  if (!can_round(bits, weights->group)) return 0;
+#ifdef ROUNDED
+  const auto* from = static_cast<const bfloat16*>(x);
+  auto* to = static_cast<bfloat16*>(out);
+  switch (bits) {
+    case 2: matmul_rounded<2>(*weights, from, tokens, to, threads); break;
+    case 4: matmul_rounded<4>(*weights, from, tokens, to, threads); break;
+    default: matmul_rounded<8>(*weights, from, tokens, to, threads);
+  }
+#endif
+  return 1;
 }
 
 void tables_matmul(const Tables* weights, int64_t bits, const void* x, int64_t tokens, Type type,

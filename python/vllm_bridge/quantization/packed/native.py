@@ -75,6 +75,13 @@ class Weights:
         )
         return product
 
+    def matmul_rounded(self, x: torch.Tensor) -> torch.Tensor:
+        """The product with ``x`` rounded to 8 bits, of groups that ``can_round`` takes."""
+        x = x.contiguous()
+        product = x.new_empty((*x.shape[:-1], self._tensors[0].shape[0]))
+        self._call("matmul_rounded", x.data_ptr(), x.numel() // self._columns, product.data_ptr())
+        return product
+
     def rows(self, rows: slice, dtype: torch.dtype) -> torch.Tensor:
         """Some of the weights as plain numbers."""
         plain = torch.empty((rows.stop - rows.start, self._columns), dtype=dtype)
@@ -122,6 +129,44 @@ def note(is_cpu: bool) -> str | None:
         f"{said}The kernels that compute products several times as fast could not be made here: "
         "the log of the engine says why."
     )
+
+
+def can_round(bits: int, group: int, dtype: torch.dtype) -> bool:
+    """Whether products of groups of this size with activations of this dtype are faster if these
+    are rounded to 8 bits."""
+    loaded = library()
+    return loaded is not None and rounds(dtype) and bool(loaded.can_round(bits, group))
+
+
+def rounds(dtype: torch.dtype) -> bool:
+    """Whether such products are faster for some sizes. The processor's tiles are as fast without
+    that."""
+    loaded = library()
+    return (
+        loaded is not None
+        and dtype == torch.bfloat16
+        and not has_tiles()
+        and bool(loaded.can_round(4, 128))
+    )
+
+
+def rounding_note(dtype: torch.dtype) -> str:
+    """What users should know of an engine whose activations are to be rounded to 8 bits, and whose
+    layers are computed here."""
+    if rounds(dtype):
+        return (
+            "Activations are rounded to 8 bits in layers of 2, 4 and 8 bits whose groups are "
+            "multiples of 32."
+        )
+    if library() is None:
+        why = "the kernels are not compiled"
+    elif has_tiles():
+        why = "with AMX products are as fast without"
+    elif dtype != torch.bfloat16:
+        why = f"the model computes in {str(dtype).removeprefix('torch.')}, not in bfloat16"
+    else:
+        why = "the processor lacks AVX-512's bfloat16, VBMI or VNNI"
+    return f"Activations are not rounded to 8 bits: {why}."
 
 
 def has_vectors() -> bool:
@@ -172,5 +217,10 @@ def _typed(loaded: ctypes.CDLL) -> ctypes.CDLL:
         dequantize: Any = getattr(loaded, f"{kind}_dequantize")
         dequantize.argtypes = (pointer, integer, integer, integer, integer, pointer, integer)
         matmul.restype = dequantize.restype = None
+    rounded: Any = loaded.grouped_matmul_rounded
+    rounded.argtypes = (pointer, integer, pointer, integer, pointer, integer)
+    rounded.restype = integer
+    loaded.can_round.argtypes = (integer, integer)
+    loaded.can_round.restype = integer
     loaded.has_vectors.restype = loaded.has_tiles.restype = integer
     return loaded

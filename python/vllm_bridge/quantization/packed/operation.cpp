@@ -9,9 +9,11 @@ namespace {
 // As `Grouped` of `weights.h`.
 using Grouped = std::array<int64_t, 11>;
 
-// The kernel and what it is told, as `operation.py` says.
+// The kernels and what they are told, as `operation.py` says.
 void (*grouped_matmul)(const Grouped*, int64_t bits, const void* x, int64_t tokens, int64_t type,
                        void* out, const float* added, int64_t tiles, int64_t threads);
+int64_t (*grouped_matmul_rounded)(const Grouped*, int64_t bits, const void* x, int64_t tokens,
+                                  void* out, int64_t threads);
 int64_t has_tiles, few_tokens;
 
 constexpr int64_t BFLOAT16 = 1;
@@ -25,18 +27,27 @@ bool is_plain(const Tensor& tensor) {
 }
 
 Tensor matmul(const Tensor& x, const Tensor& packed, const Tensor& scales, const Tensor& zeros,
-              int64_t bits) {
+              int64_t bits, bool rounded) {
   const int64_t columns = x.sizes().back(), tokens = columns ? x.numel() / columns : 0;
-  if (!grouped_matmul || tokens > few_tokens || !is_plain(x) || !is_plain(scales) ||
-      !is_plain(zeros) || !packed.is_contiguous())
-    return by_python("vllm_bridge::packed_grouped_matmul_any", x, packed, scales, zeros, bits);
+  const bool is_rounded = rounded && grouped_matmul_rounded;
+  if (!grouped_matmul || (tokens > few_tokens && !is_rounded) || !is_plain(x) ||
+      !is_plain(scales) || !is_plain(zeros) || !packed.is_contiguous())
+    return by_python("vllm_bridge::packed_grouped_matmul_any", x, packed, scales, zeros, bits,
+                     rounded);
   const int64_t rows = packed.size(0), groups = scales.size(1);
   const Grouped weights{address(packed), packed.size(1), rows, columns, address(scales),
                         address(zeros), BFLOAT16, scales.size(0), groups, columns / groups,
                         zeros.numel() > 1};
   const Tensor product = empty(x, rows);
+  const int64_t threads = torch::stable::get_num_threads();
+  if (is_rounded && grouped_matmul_rounded(&weights, bits, x.const_data_ptr(), tokens,
+                                           product.mutable_data_ptr(), threads))
+    return product;
+  if (tokens > few_tokens)
+    return by_python("vllm_bridge::packed_grouped_matmul_any", x, packed, scales, zeros, bits,
+                     false);
   grouped_matmul(&weights, bits, x.const_data_ptr(), tokens, BFLOAT16, product.mutable_data_ptr(),
-                 nullptr, has_tiles, torch::stable::get_num_threads());
+                 nullptr, has_tiles, threads);
   return product;
 }
 
@@ -46,8 +57,10 @@ STABLE_TORCH_LIBRARY_IMPL(vllm_bridge, CPU, library) {
   library.impl("packed_grouped_matmul", TORCH_BOX(&matmul));
 }
 
-extern "C" void packed_use(decltype(grouped_matmul) kernel, int64_t tiles, int64_t few) {
+extern "C" void packed_use(decltype(grouped_matmul) kernel,
+                           decltype(grouped_matmul_rounded) rounded, int64_t tiles, int64_t few) {
   grouped_matmul = kernel;
+  grouped_matmul_rounded = rounded;
   has_tiles = tiles;
   few_tokens = few;
 }

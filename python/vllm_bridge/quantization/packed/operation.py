@@ -28,15 +28,19 @@ def use() -> None:
     loaded = None if kernels is None else _library()
     if kernels is None or loaded is None:
         return
-    kernel = ctypes.cast(kernels.grouped_matmul, ctypes.c_void_p)
-    loaded.packed_use(kernel, native.has_tiles(), native.few_tokens(torch.bfloat16))
+    both = (kernels.grouped_matmul, kernels.grouped_matmul_rounded)
+    kernel, rounded = (ctypes.cast(function, ctypes.c_void_p) for function in both)
+    rounds = native.rounds(torch.bfloat16)
+    loaded.packed_use(
+        kernel, rounded if rounds else None, native.has_tiles(), native.few_tokens(torch.bfloat16)
+    )
 
 
 def forget() -> None:
     """Leaves all to Python, until it is used again."""
     use.cache_clear()
     if _library.cache_info().currsize and (loaded := _library()):
-        loaded.packed_use(None, 0, 0)
+        loaded.packed_use(None, None, 0, 0)
 
 
 @functools.cache
@@ -45,6 +49,9 @@ def _library() -> ctypes.CDLL | None:
         SOURCE, *FLAGS, otherwise="Models of packed weights decode more slowly than they could"
     )
     if loaded is not None:
-        loaded.packed_use.argtypes = (ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64)
+        loaded.packed_use.argtypes = (
+            *(ctypes.c_void_p, ctypes.c_void_p),
+            *(ctypes.c_int64, ctypes.c_int64),
+        )
         loaded.packed_use.restype = None
     return loaded
