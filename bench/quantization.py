@@ -27,6 +27,9 @@ ROWS = {
     "bf16": ("not quantized", None),
     "demo-awq": ("AWQ, 4 bits", "awq"),
     "demo-gptq": ("GPTQ, 4 bits, symmetric", "gptq"),
+    # On processors without AMX.
+    "awq-rounded": ('AWQ, 4 bits, `activations: "int8"`', "awq"),
+    "gptq-rounded": ('GPTQ, 4 bits, symmetric, `activations: "int8"`', "gptq"),
     "gptq-w2": ("GPTQ, 2 bits in groups of 32, asymmetric", "gptq"),
     "gptq-w3": ("GPTQ, 3 bits, symmetric", "gptq"),
     "gptq-w4-act": ("GPTQ, 4 bits, symmetric, `desc_act`", "gptq"),
