@@ -53,7 +53,7 @@ defmodule VLLM.OSProcess do
   defp parent(stat), do: stat |> fields() |> Enum.at(1) |> String.to_integer()
 
   @doc "Returns true once `fun` does, false if it has not within `timeout` ms."
-  def eventually(fun, timeout \\ 10_000) do
+  def eventually(fun, timeout \\ 60_000) do
     deadline = System.monotonic_time(:millisecond) + timeout
     poll(fun, deadline)
   end

@@ -7,6 +7,7 @@ defmodule VLLM.FramesTest do
   use ExUnit.Case, async: true
 
   import VLLM.FakeEngine
+  import VLLM.OSProcess, only: [eventually: 1]
 
   alias VLLM.Bridge.MessagePack
   alias VLLM.Error
@@ -29,8 +30,6 @@ defmodule VLLM.FramesTest do
     assert_receive {:answer, {:ok, "released"}}
     refute_received _
   end
-
-  defp eventually(fun), do: VLLM.OSProcess.eventually(fun, 60_000)
 
   describe "a worker is ended with a reason, which everyone in flight gets, when it sends" do
     for {what, payload, reason} <- [
