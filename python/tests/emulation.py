@@ -69,13 +69,16 @@ def llm_int8(x: torch.Tensor, weights: Integers) -> torch.Tensor:
 def in_columns(x: torch.Tensor, weights: Integers) -> torch.Tensor:
     """Packed integers with activations in 8 bits: each 128 columns of a token have a scale. The
     weights are plain numbers, of which nothing is rounded."""
-    columns = x.float().unflatten(1, (-1, 128))
-    largest = columns.abs().amax(2, keepdim=True)
+    return (by_columns(x, 128).double() @ weights.values.double().T).to(x.dtype)
+
+
+def by_columns(x: torch.Tensor, width: int) -> torch.Tensor:
+    """Numbers that are rounded to 8 bits, so many columns at a time by the largest of them."""
+    parts = x.float().unflatten(1, (-1, width))
+    largest = parts.abs().amax(2, keepdim=True)
     # A number divided by a tensor would be its inverse first, and rounded twice.
-    integers = (columns * (torch.tensor(127.0) / largest)).nan_to_num().round()
-    return ((integers * (largest / 127)).flatten(1).double() @ weights.values.double().T).to(
-        x.dtype
-    )
+    inverse = torch.tensor(127.0) / largest
+    return ((parts * inverse).nan_to_num().round() * (largest / 127)).flatten(1)
 
 
 def _rounded(x: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 
+from emulation import by_columns
 from vllm_bridge import quantization
 from vllm_bridge.patches.cpu import experts, fp8
 from vllm_bridge.quantization.packed import compiled, grouped, native, operation, tables
@@ -149,15 +150,6 @@ ROUNDED = {
 }
 
 
-def rounded(x: torch.Tensor, width: int) -> torch.Tensor:
-    """To 255 integers, so many columns at a time by the largest of them."""
-    parts = x.float().unflatten(1, (-1, width))
-    largest = parts.abs().amax(2, keepdim=True)
-    # A number divided by a tensor would be its inverse first, and rounded twice.
-    inverse = torch.tensor(127.0) / largest
-    return ((parts * inverse).nan_to_num().round() * (largest / 127)).flatten(1)
-
-
 @pytest.fixture
 def rounding(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where tiles are not used, which are as fast without."""
@@ -185,7 +177,7 @@ def test_activations_in_8_bits(bits: int, width: int, shape: tuple[int, int, int
             for name in ("packed_grouped_matmul", "packed_grouped_matmul_any"):
                 multiply = getattr(torch.ops.vllm_bridge, name)
                 product = multiply(x, packed, scales, zero, bits, True)
-                assert_is_product(product, rounded(x, width), plain)
+                assert_is_product(product, by_columns(x, width), plain)
 
 
 @pytest.mark.usefixtures("rounding")

@@ -66,8 +66,7 @@ def configure(plan: Plan) -> Config:
 
 def _prepared(plan: Plan, arguments: dict[str, Any]) -> str:
     """The model that vLLM is given; what others see keeps the name that the user gave it."""
-    own = plan.checkpoint.quant_method
-    method = registry.of(own and (naming.resolve(own) or own))
+    method = registry.meant_by(plan.checkpoint.quant_method or "")
     folder = method.prepare(plan.checkpoint, arguments)
     if folder is None and not os.path.exists(plan.model):
         folder = plan.checkpoint.folder  # of a model that was named by its name on the hub

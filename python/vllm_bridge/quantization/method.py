@@ -194,9 +194,10 @@ class Method:
         Raises:
             BridgeError: ``invalid_checkpoint``, ``unsupported`` or ``invalid_option``
         """
-        said = self.scheme(checkpoint.quantization or {})
-        if self.rounds_activations and said.activation_bits is None:
-            activations.pass_on(arguments)
+        if self.rounds_activations:
+            said = self.scheme(checkpoint.quantization or {})
+            if said.activation_bits is None:
+                activations.pass_on(arguments)
         return None
 
     def ready_for_look(self, quant_config: Any, config: Mapping[str, Any], name: str) -> None:

@@ -24,6 +24,24 @@ T* allocate(int64_t count) {
 
 int64_t padded(int64_t columns) { return (columns + STEP - 1) / STEP * STEP; }
 
+// Calls for a few tokens at a time, as many as there are registers for and each time about as many:
+// with the first of them, and how many they are as a type.
+template <class Call>
+inline void abreast(int64_t tokens, const Call& call) {
+  for (int64_t t = 0, left = (tokens + 5) / 6; t < tokens; --left) {
+    const int64_t taken = (tokens - t + left - 1) / left;
+    switch (taken) {
+      case 1: call(t, std::integral_constant<int, 1>{}); break;
+      case 2: call(t, std::integral_constant<int, 2>{}); break;
+      case 3: call(t, std::integral_constant<int, 3>{}); break;
+      case 4: call(t, std::integral_constant<int, 4>{}); break;
+      case 5: call(t, std::integral_constant<int, 5>{}); break;
+      default: call(t, std::integral_constant<int, 6>{});
+    }
+    t += taken;
+  }
+}
+
 // Multiplies a block of a tile with all tokens, whose rows are `stride` apart, and adds to sums: LANES
 // for each row and token. `totals` are those of one token, by row.
 template <class T>
@@ -66,23 +84,11 @@ struct Product<bfloat16> {
   static void multiply(const bfloat16* tile, const bfloat16* x, int64_t stride, int64_t count,
                        float* sums, int64_t tokens) {
     if (tokens == 1) return some<TILE, 1>(tile, x, stride, count, sums, tokens);
-    // As many as there are registers for.
-    for (int64_t t = 0, left = (tokens + 5) / 6; t < tokens; --left) {
-      const int64_t taken = (tokens - t + left - 1) / left;
-      for (int64_t r = 0; r < TILE; r += 4) {
-        const bfloat16 *w = tile + r * APART, *token = x + t * stride;
-        float* sum = sums + (r * tokens + t) * LANES;
-        switch (taken) {
-          case 1: some<4, 1>(w, token, stride, count, sum, tokens); break;
-          case 2: some<4, 2>(w, token, stride, count, sum, tokens); break;
-          case 3: some<4, 3>(w, token, stride, count, sum, tokens); break;
-          case 4: some<4, 4>(w, token, stride, count, sum, tokens); break;
-          case 5: some<4, 5>(w, token, stride, count, sum, tokens); break;
-          default: some<4, 6>(w, token, stride, count, sum, tokens);
-        }
-      }
-      t += taken;
-    }
+    abreast(tokens, [&](int64_t t, auto n) {
+      for (int64_t r = 0; r < TILE; r += 4)
+        some<4, decltype(n)::value>(tile + r * APART, x + t * stride, stride, count,
+                                    sums + (r * tokens + t) * LANES, tokens);
+    });
   }
 
   // All rows at once: halves of the lanes are added until one is left of each.

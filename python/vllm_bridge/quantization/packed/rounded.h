@@ -18,8 +18,8 @@ namespace {
 
 #ifdef ROUNDED
 constexpr int64_t LANES = 16;
-// Rows that are multiplied at once, tokens that are so at most, and tokens that are rounded at once.
-constexpr int64_t BAND = 2 * LANES, ABREAST = 6, CHUNK = 256;
+// Rows that are multiplied at once, and tokens that are rounded at once.
+constexpr int64_t BAND = 2 * LANES, CHUNK = 256;
 // At most so many columns of a band are decoded at a time.
 constexpr int64_t SPAN = 512;
 
@@ -213,24 +213,12 @@ void matmul_rounded(const Grouped& weights, const bfloat16* x, int64_t tokens, b
             decode_band<BITS>(weights, places + lane, k, last, band + 4 * lane);
             scales_of(weights, places + lane, k, last, width, lane, of_band);
           }
-          for (int64_t t = 0, left = (count + ABREAST - 1) / ABREAST; t < count; --left) {
-            const int64_t taken = (count - t + left - 1) / left;
-            const auto some = [&](auto n) {
-              multiply_rounded<decltype(n)::value>(
-                  band, of_band, integers + t * columns + k, columns,
-                  scales + t * widths + k / width, sums + t * widths + k / width, widths,
-                  (last - k) / width, width, totals + t * BAND);
-            };
-            switch (taken) {
-              case 1: some(std::integral_constant<int, 1>{}); break;
-              case 2: some(std::integral_constant<int, 2>{}); break;
-              case 3: some(std::integral_constant<int, 3>{}); break;
-              case 4: some(std::integral_constant<int, 4>{}); break;
-              case 5: some(std::integral_constant<int, 5>{}); break;
-              default: some(std::integral_constant<int, 6>{});
-            }
-            t += taken;
-          }
+          abreast(count, [&](int64_t t, auto n) {
+            multiply_rounded<decltype(n)::value>(
+                band, of_band, integers + t * columns + k, columns,
+                scales + t * widths + k / width, sums + t * widths + k / width, widths,
+                (last - k) / width, width, totals + t * BAND);
+          });
         }
         for (int64_t t = 0; t < count; ++t)
           store_totals<BAND>(totals + t * BAND, places, height, nullptr,
