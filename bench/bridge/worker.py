@@ -7,6 +7,8 @@ reader takes them, or one each ``EX_VLLM_BENCH_STEP`` seconds.
 """
 
 import asyncio
+import functools
+import math
 import os
 from types import SimpleNamespace
 from typing import Any
@@ -72,6 +74,12 @@ class Stream(DeltaStream):
         self.granted.set()
 
 
+@functools.cache
+def pooled(shape: tuple[int, ...]) -> dict[str, Any]:
+    """Which an engine has made before the bridge gets it."""
+    return {"shape": shape, "data": bytes(4 * math.prod(shape))}
+
+
 class Engine:
     """What ``engine_methods`` asks of an engine, for the methods above."""
 
@@ -97,11 +105,7 @@ class Engine:
         return TOKENS
 
     async def pool(self, request_id: str, params: Any) -> dict[str, Any]:
-        shape = [int(side) for side in params.prompt.split("x")]
-        size = 4
-        for side in shape:
-            size *= side
-        tensor = {"shape": shape, "data": bytes(size)}
+        tensor = pooled(tuple(int(side) for side in params.prompt.split("x")))
         return {"request_id": "0", "prompt_token_ids": b"", "num_cached_tokens": 0} | tensor
 
     async def generate(self, request_id: str, params: Any, put: Any) -> dict[str, Any]:

@@ -141,7 +141,7 @@ def test_a_slow_reader_gets_everything_in_order(pipes: Pipes) -> None:
         ends = Ends(pipes)
         payloads = [bytes([number]) * 1_000_000 for number in range(5)]
         for payload in payloads:
-            ends.connection.send(payload)
+            ends.connection.send(payload[:7], memoryview(payload)[7:])
         expected = b"".join(b"".join(frame(payload)) for payload in payloads)
         data = b""
 

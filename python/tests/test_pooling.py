@@ -87,7 +87,7 @@ def running(model: Path, **options: Any) -> Iterator[Running]:
 
 
 def tensor(output: dict[str, Any]) -> torch.Tensor:
-    return torch.tensor(array("f", output["data"]).tolist()).reshape(output["shape"])
+    return torch.tensor(array("f", bytes(output["data"])).tolist()).reshape(output["shape"])
 
 
 def token_ids(text: str) -> list[int]:

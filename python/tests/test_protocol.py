@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vllm_bridge.rpc.protocol import (
+    LONG,
     NO_LOGPROBS,
     FrameParser,
     Notification,
@@ -19,6 +20,7 @@ from vllm_bridge.rpc.protocol import (
     Response,
     decode,
     encode,
+    encode_result,
     frame,
     pack_f32,
     pack_logprobs,
@@ -133,6 +135,28 @@ def test_requests_from_another_encoder_are_understood(id: int, method: str, para
 def test_responses_are_understood_by_another_decoder(id: int, error: Any, result: Any) -> None:
     payload = encode(Response(id, error, result))
     assert msgpack.unpackb(payload) == [1, id, error, result]
+
+
+@pytest.mark.parametrize("size", [0, LONG - 1, LONG, LONG + 1, 70_000])
+@pytest.mark.parametrize("kind", [bytes, memoryview])
+def test_long_bytes_at_the_end_of_a_result_are_not_copied(size: int, kind: type) -> None:
+    data = kind(bytes(size))
+    pieces = encode_result(7, {"shape": [size], "data": data})
+    assert msgpack.unpackb(b"".join(pieces)) == [
+        1,
+        7,
+        None,
+        {"shape": [size], "data": bytes(size)},
+    ]
+    assert (len(pieces) == 2 and pieces[1] is data) == (size >= LONG)
+
+
+@pytest.mark.parametrize(
+    "result", [{}, {"data": bytes(LONG), "shape": [1]}, [bytes(LONG)], bytes(LONG), "long" * LONG]
+)
+def test_long_bytes_elsewhere_are_encoded_with_the_rest(result: Any) -> None:
+    (payload,) = encode_result(7, result)
+    assert msgpack.unpackb(payload) == [1, 7, None, result]
 
 
 @given(st.text(), maps)

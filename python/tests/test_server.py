@@ -15,6 +15,7 @@ from vllm_bridge.engine.engine import Engine, GenerateParams
 from vllm_bridge.engine_methods import Slot, table
 from vllm_bridge.errors import BridgeError
 from vllm_bridge.pooling import PoolParams, ScoreParams
+from vllm_bridge.rpc.protocol import LONG
 from vllm_bridge.rpc.server import EXIT_ENGINE_DEAD, EXIT_OK, EXIT_PROTOCOL, Server
 from vllm_bridge.serving.exchange import Settings
 from vllm_bridge.stream import Put
@@ -137,7 +138,7 @@ class FakeEngine:
 
     async def pool(self, request_id: str, params: PoolParams) -> Any:
         await self.answer(request_id, params.prompt)
-        return params
+        return {"shape": [LONG // 4], "data": bytes(LONG)} if params.prompt == "tensor" else params
 
     async def score(self, request_id: str, params: ScoreParams) -> Any:
         await self.answer(request_id, params.data_1[0])
@@ -312,6 +313,8 @@ def test_pooling_requests_and_their_results(pipes: Pipes) -> None:
         assert await setting.peer.call("pool", asked) == asked | untimed
         pair = {"data_1": ["a"], "data_2": ["b"], "chat_template": "t"} | options
         assert await setting.peer.call("score", pair) == pair | untimed | {"priority": 0}
+        answer = await setting.peer.call("pool", {"prompt": "tensor"})
+        assert answer == {"shape": [LONG // 4], "data": bytes(LONG)}
 
     run(pipes, scenario)
 
@@ -507,9 +510,10 @@ def test_wrong_names_and_types_are_refused(
 def test_an_answer_above_max_frame_becomes_an_error(pipes: Pipes) -> None:
     async def scenario(setting: Setting) -> None:
         await setting.peer.call("hello", HELLO | {"max_frame": 4096})
-        error = await setting.peer.call("generate", {"prompt": "long"})
-        assert error["reason"] == "unsupported"
-        assert error["details"]["max_frame"] == 4096
+        for method, prompt in (("generate", "long"), ("pool", "tensor")):
+            error = await setting.peer.call(method, {"prompt": prompt})
+            assert error["reason"] == "unsupported"
+            assert error["details"]["max_frame"] == 4096
         assert (await setting.peer.call("generate", {"prompt": "Hi"}))["text"] == "Hi"
 
     run(pipes, scenario, hello=False)

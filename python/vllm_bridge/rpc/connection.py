@@ -88,12 +88,13 @@ class Connection:
         while self._writable is not None:
             await asyncio.shield(self._writable)
 
-    def send(self, payload: bytes) -> None:
-        """Queues one frame; it leaves at the end of this turn of the loop."""
+    def send(self, *payload: bytes | memoryview) -> None:
+        """Queues one frame, whose payload may be in pieces; it leaves at the end of this turn of
+        the loop."""
         if self._closed:
             return
-        self._pending.extend(frame(payload))
-        self._pending_bytes += HEADER + len(payload)
+        self._pending.extend(frame(*payload))
+        self._pending_bytes += HEADER + sum(map(len, payload))
         if self._pending_bytes > HIGH_WATER and self._writable is None:
             self._writable = self._loop.create_future()
         if not (self._flush_scheduled or self._writer_added):

@@ -24,6 +24,7 @@ from vllm_bridge.rpc.protocol import (
     Rows,
     decode,
     encode,
+    encode_result,
 )
 from vllm_bridge.rpc.table import Method, Table
 from vllm_bridge.versions import installed_packages
@@ -110,7 +111,7 @@ class Server:
         log = log_lines()[-LOG_LINES:]
         for id, error in self._cut_off:
             error.details["log"] = log
-            self._connection.send(self._response(id, error, None))
+            self._connection.send(*self._response(id, error, None))
         self._connection.flush()
         how = self._table.exit_summary()
         logger.error("vLLM's engine died%s; the worker ends", how and f" ({how})")
@@ -250,22 +251,25 @@ class Server:
                 self._cut_off.append((request.id, error))
             self.engine_died()
         else:
-            self._connection.send(self._response(request.id, error, result))
+            self._connection.send(*self._response(request.id, error, result))
 
-    def _response(self, id: int, error: BridgeError | None, result: Any) -> bytes:
+    def _response(
+        self, id: int, error: BridgeError | None, result: Any
+    ) -> tuple[bytes | memoryview, ...]:
         if error is None:
             try:
-                payload = encode(Response(id, None, result))
+                pieces = encode_result(id, result)
             except Exception as fault:
                 error = internal_error(fault)
             else:
-                if len(payload) <= self._connection.max_frame:
-                    return payload
-                error = self._too_long(len(payload))
+                size = sum(map(len, pieces))
+                if size <= self._connection.max_frame:
+                    return pieces
+                error = self._too_long(size)
         payload = encode(Response(id, error.to_wire(), None))
         if len(payload) > self._connection.max_frame:
             payload = encode(Response(id, BridgeError(error.reason, error.message).to_wire(), None))
-        return payload
+        return (payload,)
 
     def _too_long(self, size: int) -> BridgeError:
         limit = self._connection.max_frame
