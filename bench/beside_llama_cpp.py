@@ -9,9 +9,9 @@ have theirs loaded at once and are asked by turns, with OMP_NUM_THREADS threads 
 BENCH_ASKED names, where it is set, in BENCH_ROUNDS rounds. The models, some hundred megabytes each,
 are kept in the folder BENCH_MODELS where that is set.
 
-Ratios are medians of those of each round, with the least and the greatest: of tokens per second;
-per CPU second of all processes; and per CPU second of the process that computes, which is what the
-first one is where nothing else runs on the machine. Each side runs under the library's guard, which
+Ratios are medians of those of each round, with their 95 % interval by bootstrap: of tokens per
+second; per CPU second of all processes; and per CPU second of the process that computes, which is
+what the first one is where nothing else runs on the machine. Each side runs under the library's guard, which
 leaves no process behind, however this one ends.
 """
 
@@ -25,12 +25,13 @@ import sys
 import tempfile
 import time
 from array import array
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
 GUARD = ROOT / "python" / "vllm_bridge" / "guard.py"
-ROUNDS = int(os.environ.get("BENCH_ROUNDS", "5"))
+ROUNDS = int(os.environ.get("BENCH_ROUNDS", "15"))
 
 
 class Pair(NamedTuple):
@@ -70,7 +71,7 @@ MODELS = {
 
 # What is asked: of how many sequences, with prompts and answers of how many tokens. What counts is
 # the longer one.
-ASKED = {"one sequence": (1, 8, 48), "16 sequences": (16, 4, 24), "prompt of 512": (1, 512, 1)}
+ASKED = {"one sequence": (1, 8, 24), "16 sequences": (16, 4, 12), "prompt of 512": (1, 512, 1)}
 
 
 class Ours:
@@ -239,6 +240,15 @@ class Side:
         self._process.wait()
 
 
+def interval(numbers: Sequence[float]) -> tuple[float, float, float]:
+    """The median and the interval that holds it at 95 %, by bootstrap."""
+    import numpy
+
+    drawn = numpy.random.default_rng(0).choice(numbers, (2000, len(numbers)))
+    low, high = numpy.percentile(numpy.median(drawn, axis=1), [2.5, 97.5])
+    return statistics.median(numbers), low, high
+
+
 def compare(llama_python: str, name: str, models: Path, folder: Path) -> None:
     # Which the Python of llama.cpp has no need of.
     import half_billion
@@ -264,7 +274,7 @@ def compare(llama_python: str, name: str, models: Path, folder: Path) -> None:
                 strict=True,
             )
             figures = [f"{speed:.1f}" for speed in speeds] + [
-                f"{statistics.median(of):.2f} ({min(of):.2f} to {max(of):.2f})" for of in ratios
+                "{:.2f} ({:.2f} to {:.2f})".format(*interval(of)) for of in ratios
             ]
             print(f"| {name} | {pair.theirs} | {what} | {' | '.join(figures)} |", flush=True)
     finally:
