@@ -352,5 +352,11 @@ defmodule VLLM.BenchTest do
              Bench.run(llm, prompts: path)
 
     assert message =~ "line 1: its `prompt` is empty"
+
+    # By the Python that the engine has.
+    options = %{prompts: path, num_prompts: nil}
+
+    assert {:error, %Error{reason: :python_not_found}} =
+             Bench.Dataset.prompts(options, %{"python" => "/no/python"})
   end
 end
