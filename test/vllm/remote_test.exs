@@ -188,6 +188,16 @@ defmodule VLLM.RemoteTest do
       assert eventually(fn -> logged.() =~ "undef" end)
       refute logged.() =~ "secret"
     end
+
+    test "not on a node where the library's application has not started", %{e: e, c: c} do
+      [idle] = Peers.start([:idle], beside: e)
+      :ok = Peers.call(idle, Application, :stop, [:ex_vllm])
+      assert {:error, %Error{reason: :not_running} = error} = ask(c, {Far, idle.node}, "x")
+      assert error.message =~ "`:ex_vllm` does not run on the node #{idle.node}"
+
+      assert [{0, {:error, %Error{reason: :not_running}}}] =
+               Peers.call(c, Enum, :to_list, [VLLM.generate_stream({Far, idle.node}, ["a"])])
+    end
   end
 
   describe "a call ends" do

@@ -106,6 +106,15 @@ defmodule VLLM.Engine.Table do
              "never started; see `VLLM.llm!/2` and `{VLLM, name: …, model: …}`."
          )}
     end
+  rescue
+    # There is no such registry.
+    ArgumentError ->
+      {:error,
+       Error.new(
+         :not_running,
+         "The application `:ex_vllm` does not run on the node #{node()}, and so no engine. It starts " <>
+           "with applications that depend on it, or by `Application.ensure_all_started(:ex_vllm)`."
+       )}
   end
 
   @doc "The engines of this BEAM: their names (or supervisors) and tables. Any of them may end at any moment."
