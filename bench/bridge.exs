@@ -50,14 +50,25 @@ defmodule Bench.Bridge do
         Router.map(&InFlight.new(table, "tokenize", &1), [params], Call.new(%{timeout: 60_000}))
     end
 
+    # What such a message and its way back take of the machine, if nobody looks at it.
+    cat = Port.open({:spawn_executable, System.find_executable("cat")}, [:binary])
+    bytes = String.duplicate("x", 1024)
+
+    echo = fn ->
+      Port.command(cat, bytes)
+      :ok = receive_bytes(cat, 1024)
+    end
+
     measured =
       for _ <- 0..@rounds do
+        bare = for _ <- 1..2000, do: elem(:timer.tc(echo), 0)
         alone = for _ <- 1..2000, do: elem(:timer.tc(call), 0)
         # Nothing is kept of what came: the heap that it would fill is collected again and again.
         one = used(llm, fn -> repeat(2000, call) end)
         many = used(llm, fn -> at_once(16, fn -> repeat(1000, call) end) end)
 
         [
+          Statistics.median(bare),
           Statistics.median(alone),
           Statistics.percentile(alone, 99),
           1.0e6 * one.beam / 2000,
@@ -69,6 +80,7 @@ defmodule Bench.Bridge do
       end
 
     print("call of 1 KiB and its answer of 1 KiB", measured, [
+      "`cat` by a bare port, p50 µs",
       "one caller, p50 µs",
       "one caller, p99 µs",
       "one caller, BEAM CPU µs",
@@ -78,6 +90,7 @@ defmodule Bench.Bridge do
       "16 callers, Python CPU µs"
     ])
 
+    Port.close(cat)
     VLLM.stop(llm)
   end
 
@@ -210,6 +223,12 @@ defmodule Bench.Bridge do
   end
 
   ## Helpers
+
+  defp receive_bytes(_port, 0), do: :ok
+
+  defp receive_bytes(port, left) do
+    receive do: ({^port, {:data, bytes}} -> receive_bytes(port, left - byte_size(bytes)))
+  end
 
   defp wait(llm), do: spawn(fn -> VLLM.generate(llm, "wait", timeout: :infinity) end)
 
