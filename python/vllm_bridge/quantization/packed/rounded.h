@@ -103,8 +103,12 @@ void decode_band(const Grouped& weights, const int64_t* places, int64_t first, i
   for (int64_t k = first; k < last; k += LANES * WORD) {
     const int64_t words = (last - k) / WORD < LANES ? (last - k) / WORD : LANES;
     __m512i rows[LANES];
-    for (int r = 0; r < LANES; ++r)
-      rows[r] = _mm512_maskz_loadu_epi32((1u << words) - 1, weights.row(places[r]) + k * BITS / 8);
+    for (int r = 0; r < LANES; ++r) {
+      const uint8_t* at = weights.row(places[r]) + k * BITS / 8;
+      // What the next band has there.
+      prefetch(at + BAND * weights.stride);
+      rows[r] = _mm512_maskz_loadu_epi32((1u << words) - 1, at);
+    }
     transpose(rows);
     for (int64_t word = 0; word < words; ++word)
       for (int i = 0; i < FIELDS; ++i, out += 4 * BAND)

@@ -41,6 +41,7 @@ struct Rows {
 #ifdef VECTORS
 template <class Use>
 inline void look_up(const uint8_t* bytes, int64_t k, __m512i table, const Use& use) {
+  prefetch(bytes + k / 2 + AHEAD);
   const __m512i words = _mm512_loadu_si512(bytes + k / 2);
   use(k, _mm512_permutexvar_epi16(words, table),
       _mm512_permutexvar_epi16(_mm512_srli_epi16(words, 4), table),
@@ -134,6 +135,7 @@ struct Grouped : Rows {
       for (int64_t k = first; k < last; k += SPREAD, place += count) {
         const __m512i low = values(place, place + (count == 4));
         const __m512i high = values(place + count / 2, place + count - 1);
+        prefetch(bytes + k / 2 + AHEAD);
         const __m512i words = _mm512_loadu_si512(bytes + k / 2);
         const auto at = [&](__m512i shifted) {
           const __m512i index = _mm512_or_si512(_mm512_and_si512(shifted, number), of_lane);
