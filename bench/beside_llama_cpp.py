@@ -11,8 +11,8 @@ are kept in the folder BENCH_MODELS where that is set.
 
 Ratios are medians of those of each round, with their 95 % interval by bootstrap: of tokens per
 second; per CPU second of all processes; and per CPU second of the process that computes, which is
-what the first one is where nothing else runs on the machine. Each side runs under the library's guard, which
-leaves no process behind, however this one ends.
+what the first one is where nothing else runs on the machine. Each side runs under the library's
+guard, which leaves no process behind, however this one ends.
 """
 
 import asyncio

@@ -74,7 +74,7 @@ defmodule VLLM.Bench do
   def run(targets, options \\ []) do
     with {:ok, known, rest} <- Options.split(options, Options.bench()),
          {:ok, engines} <- Engines.plan(targets, known.against, rest),
-         {:ok, prompts} <- Dataset.prompts(known, rest) do
+         {:ok, prompts} <- Dataset.prompts(known, Engines.where(engines)) do
       Terminal.line(known.progress, fn show ->
         Engines.started(engines, show, &measure(&1, prompts, known, show))
       end)

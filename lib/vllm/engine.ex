@@ -27,7 +27,8 @@ defmodule VLLM.Engine do
   """
   @spec start_link(Config.t()) :: Supervisor.on_start()
   def start_link(%Config{} = config) do
-    with {:error, {:already_started, pid}} = taken <- start_now(config) do
+    with :ok <- VLLM.Application.check(),
+         {:error, {:already_started, pid}} = taken <- start_now(config) do
       if ending?(pid) do
         await_end(pid)
         start_link(config)
@@ -51,7 +52,8 @@ defmodule VLLM.Engine do
       restart: :temporary
     }
 
-    with :ok <- check_registry(config.name) do
+    with :ok <- VLLM.Application.check(),
+         :ok <- check_registry(config.name) do
       start_child(config, spec)
     end
   end

@@ -161,7 +161,7 @@ def test_a_peer_that_does_not_read_holds_up_new_work_but_not_what_it_says(pipes:
     async def scenario() -> None:
         ends = Ends(pipes)
         for _ in range(HIGH_WATER // 2**20 + 3):
-            ends.connection.send(bytes(2**20))
+            ends.connection.send(bytes(1), bytes(2**20 - 1))
         await asyncio.sleep(0)
         assert ends.connection.congested
         waiting = asyncio.ensure_future(ends.connection.writable())

@@ -8,6 +8,7 @@ from array import array
 from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, TypeVar
 
 import pytest
@@ -23,7 +24,13 @@ from vllm_bridge import admin
 from vllm_bridge.engine.engine import GenerateParams
 from vllm_bridge.engine.start import load
 from vllm_bridge.errors import BridgeError
-from vllm_bridge.pooling import PoolParams, ScoreParams, pooling_fields, wrong_task
+from vllm_bridge.pooling import (
+    PoolParams,
+    ScoreParams,
+    pooling_fields,
+    pooling_output,
+    wrong_task,
+)
 from vllm_bridge.rpc.protocol import pack_u32, unpack_u32
 
 T = TypeVar("T")
@@ -88,6 +95,22 @@ def running(model: Path, **options: Any) -> Iterator[Running]:
 
 def tensor(output: dict[str, Any]) -> torch.Tensor:
     return torch.tensor(array("f", bytes(output["data"])).tolist()).reshape(output["shape"])
+
+
+@pytest.mark.parametrize(
+    "data",
+    [torch.rand(3, 4), torch.rand(4, 2)[:, 0], torch.rand(2, 4).t(), torch.tensor(0.5).half()],
+)
+def test_whatever_a_tensor_lies_in_its_numbers_are_sent(data: torch.Tensor) -> None:
+    output = pooling_output(
+        SimpleNamespace(
+            request_id="7",
+            prompt_token_ids=[1],
+            num_cached_tokens=0,
+            outputs=SimpleNamespace(data=data),
+        )
+    )
+    assert torch.equal(tensor(output), data.float())
 
 
 def token_ids(text: str) -> list[int]:

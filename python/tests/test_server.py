@@ -138,7 +138,8 @@ class FakeEngine:
 
     async def pool(self, request_id: str, params: PoolParams) -> Any:
         await self.answer(request_id, params.prompt)
-        return {"shape": [LONG // 4], "data": bytes(LONG)} if params.prompt == "tensor" else params
+        tensor = {"shape": [LONG // 4], "data": memoryview(bytes(LONG))}
+        return tensor if params.prompt == "tensor" else params
 
     async def score(self, request_id: str, params: ScoreParams) -> Any:
         await self.answer(request_id, params.data_1[0])

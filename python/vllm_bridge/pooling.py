@@ -288,7 +288,7 @@ def wrong_runner(task: str) -> BridgeError:
 def pooling_output(output: Any) -> dict[str, Any]:
     """A *pooling output* of the protocol from vLLM's ``PoolingRequestOutput``."""
     # A score is a bare tensor, or a vector of one class.
-    tensor = output.outputs.data.detach().cpu().float()
+    tensor = output.outputs.data.detach().cpu().float().contiguous()
     return {
         "request_id": output.request_id,
         "prompt_token_ids": pack_u32(output.prompt_token_ids),

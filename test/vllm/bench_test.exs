@@ -354,9 +354,10 @@ defmodule VLLM.BenchTest do
     assert message =~ "line 1: its `prompt` is empty"
 
     # By the Python that the engine has.
-    options = %{prompts: path, num_prompts: nil}
-
     assert {:error, %Error{reason: :python_not_found}} =
-             Bench.Dataset.prompts(options, %{"python" => "/no/python"})
+             Bench.run("/no/model", prompts: path, python: "/no/python")
+
+    other = VLLM.Test.start!(script: fn _ -> "yes" end, python: "/no/python")
+    assert {:error, %Error{reason: :python_not_found}} = Bench.run(other, prompts: path)
   end
 end

@@ -197,6 +197,25 @@ defmodule VLLM.RemoteTest do
 
       assert [{0, {:error, %Error{reason: :not_running}}}] =
                Peers.call(c, Enum, :to_list, [VLLM.generate_stream({Far, idle.node}, ["a"])])
+
+      # There itself, by whatever name, and for all that needs it.
+      for engine <- [Far, {:global, Far}, %VLLM.LLM{id: Far, model: "m", node: idle.node}],
+          {name, args} <- [generate: ["x"], replicas: [], embed: ["x"]] do
+        assert {:error, %Error{reason: :not_running, message: message}} =
+                 Peers.call(idle, VLLM, name, [engine | args])
+
+        assert message =~ "Application.ensure_all_started(:ex_vllm)"
+      end
+
+      assert Peers.call(idle, VLLM, :stop, [Far]) == :ok
+      assert {:error, %Error{reason: :not_running}} = Peers.call(idle, VLLM, :llm, ["/no/model"])
+      assert Peers.call(idle, VLLM.Engine.Table, :models, []) == []
+
+      assert [{:error, %Error{reason: :not_running}}, :ok] =
+               Peers.eval(idle, """
+               ref = VLLM.stream_to(Far, "x", self())
+               [receive(do: ({:vllm, ^ref, message} -> message)), VLLM.cancel(ref)]
+               """)
     end
   end
 

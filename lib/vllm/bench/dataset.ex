@@ -3,7 +3,7 @@ defmodule VLLM.Bench.Dataset do
   # What an engine is asked: random tokens, or the user's own prompts.
 
   alias VLLM.Bench.Statistics
-  alias VLLM.{Error, Options, Params, Tools}
+  alias VLLM.{Error, Params, Tools}
 
   @enforce_keys [:input, :input_len, :options]
   defstruct [:input, :input_len, :options]
@@ -26,29 +26,28 @@ defmodule VLLM.Bench.Dataset do
   @slowest 1 / 86_400
 
   @doc """
-  The user's own prompts, read where they are in a file, by the Python of the engine's options; nil
-  where there are none. What else is asked of requests is checked, too, before an engine is started for them.
+  The user's own prompts, read where they are in a file, by the Python that `where` says; nil where
+  there are none. What else is asked of requests is checked, too, before an engine is started for them.
   """
-  @spec prompts(map(), map()) :: {:ok, [term(), ...] | nil} | {:error, Error.t()}
-  def prompts(%{prompts: nil, random_range_ratio: ratio}, _options) when ratio >= 1,
+  @spec prompts(map(), %{atom() => term()}) :: {:ok, [term(), ...] | nil} | {:error, Error.t()}
+  def prompts(%{prompts: nil, random_range_ratio: ratio}, _where) when ratio >= 1,
     do: invalid("random_range_ratio", "`random_range_ratio` is below 1.")
 
-  def prompts(%{request_rate: rate}, _options) when is_number(rate) and rate < @slowest,
+  def prompts(%{request_rate: rate}, _where) when is_number(rate) and rate < @slowest,
     do: invalid("request_rate", "`request_rate` is a request in a day at least.")
 
-  def prompts(%{prompts: nil}, _options), do: {:ok, nil}
+  def prompts(%{prompts: nil}, _where), do: {:ok, nil}
 
-  def prompts(%{prompts: path} = known, options) when is_binary(path) do
+  def prompts(%{prompts: path} = known, where) when is_binary(path) do
     params = %{"path" => Path.expand(path), "limit" => known.num_prompts || @longest}
 
-    with {:ok, where, _rest} <- Options.split(options, Options.where()),
-         {:ok, records} <- Tools.general("prompts", params, where),
+    with {:ok, records} <- Tools.general("prompts", params, where),
          do: {:ok, Enum.map(records, &record/1)}
   end
 
-  def prompts(%{prompts: [_ | _] = prompts}, _options), do: {:ok, prompts}
+  def prompts(%{prompts: [_ | _] = prompts}, _where), do: {:ok, prompts}
 
-  def prompts(_other, _options),
+  def prompts(_other, _where),
     do: invalid("prompts", "`prompts` are a list of some, or a path.")
 
   defp record(%{"messages" => messages, "tools" => tools}), do: {messages, tools || []}

@@ -3,7 +3,7 @@ defmodule VLLM.Bench.Engines do
   # The engines that are measured: which these are, and that those of models are
   # started before and stopped after it.
 
-  alias VLLM.Engine.{Config, Lifecycle, Progress}
+  alias VLLM.Engine.{Config, Lifecycle, Progress, Table}
   alias VLLM.{Error, Options, Params, Secrets}
 
   @typedoc "An engine to be: its label and config, or one that runs."
@@ -23,6 +23,17 @@ defmodule VLLM.Bench.Engines do
          {:ok, others} <- against(targets, against, options),
          :ok <- used(options, targets),
          do: planned(targets, others, options)
+  end
+
+  @doc "The Python of the first one and its environment, as options; none where it runs on another node."
+  @spec where([planned(), ...]) :: %{atom() => term()}
+  def where([{:start, _label, config} | _]), do: Map.take(config.options, [:python, :env])
+
+  def where([{:running, engine} | _]) do
+    case Table.lookup(engine) do
+      {:ok, table, _pid} -> where([{:start, "", Table.config(table)}])
+      {:error, _elsewhere} -> %{}
+    end
   end
 
   defp targets([_ | _] = targets), do: {:ok, Enum.uniq(targets)}

@@ -36,9 +36,11 @@ defmodule VLLM.Cluster.Members do
   @doc "The members of the cluster of that name on this node; nil where it has none."
   @spec find(atom()) :: t() | nil
   def find(name) do
-    case Registry.lookup(VLLM.Registry, {:cluster, name}) do
-      [{pid, {:members, table}}] -> %__MODULE__{name: name, pid: pid, table: table}
-      [] -> nil
+    with true <- VLLM.Application.running?(),
+         [{pid, {:members, table}}] <- Registry.lookup(VLLM.Registry, {:cluster, name}) do
+      %__MODULE__{name: name, pid: pid, table: table}
+    else
+      _none -> nil
     end
   end
 

@@ -54,9 +54,11 @@ defmodule VLLM.Engine.Table do
   @doc "The engine's table and supervisor, by the name, pid or handle that a user has."
   @spec lookup(term()) :: {:ok, t(), pid()} | {:error, Error.t()}
   def lookup(engine) do
-    case locate(engine) do
-      {node, id} when node == node() -> find(id)
-      {node, id} -> {:error, elsewhere(id, node)}
+    with :ok <- VLLM.Application.check() do
+      case locate(engine) do
+        {node, id} when node == node() -> find(id)
+        {node, id} -> {:error, elsewhere(id, node)}
+      end
     end
   end
 
@@ -106,24 +108,14 @@ defmodule VLLM.Engine.Table do
              "never started; see `VLLM.llm!/2` and `{VLLM, name: …, model: …}`."
          )}
     end
-  rescue
-    # There is no such registry.
-    ArgumentError ->
-      {:error,
-       Error.new(
-         :not_running,
-         "The application `:ex_vllm` does not run on the node #{node()}, and so no engine. It starts " <>
-           "with applications that depend on it, or by `Application.ensure_all_started(:ex_vllm)`."
-       )}
   end
 
   @doc "The engines of this BEAM: their names (or supervisors) and tables. Any of them may end at any moment."
   @spec engines() :: [{term(), t()}]
   def engines do
     # Nurseries and streams are registered there, too, without a table.
-    Registry.select(VLLM.Registry, [
-      {{:"$1", :_, :"$2"}, [{:is_reference, :"$2"}], [{{:"$1", :"$2"}}]}
-    ])
+    tables = [{{:"$1", :_, :"$2"}, [{:is_reference, :"$2"}], [{{:"$1", :"$2"}}]}]
+    if VLLM.Application.running?(), do: Registry.select(VLLM.Registry, tables), else: []
   end
 
   @doc "The models that the engines of this BEAM serve, as they were named."

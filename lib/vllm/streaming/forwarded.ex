@@ -14,7 +14,8 @@ defmodule VLLM.Streaming.Forwarded do
   @doc "Ends the stream, and tells the receiver that it was aborted unless that is `caller`."
   @spec cancel(reference(), pid()) :: :ok
   def cancel(ref, caller) do
-    for {pid, receiver} <- Registry.lookup(VLLM.Registry, {:stream, ref}) do
+    for true <- [VLLM.Application.running?()],
+        {pid, receiver} <- Registry.lookup(VLLM.Registry, {:stream, ref}) do
       monitor = Process.monitor(pid)
       # If several processes cancel at once, only the one whose reason it was tells the receiver.
       reason = {:shutdown, {:cancelled, monitor}}

@@ -21,8 +21,12 @@ defmodule VLLM.Streaming.Forwarder do
   def start(pid, prepare) do
     ref = make_ref()
 
-    {:ok, _} =
-      DynamicSupervisor.start_child(VLLM.StreamSupervisor, {__MODULE__, {ref, pid, prepare}})
+    with :ok <- VLLM.Application.check() do
+      {:ok, _} =
+        DynamicSupervisor.start_child(VLLM.StreamSupervisor, {__MODULE__, {ref, pid, prepare}})
+    else
+      {:error, error} -> send(pid, {:vllm, ref, {:error, error}})
+    end
 
     ref
   end

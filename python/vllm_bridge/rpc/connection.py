@@ -89,8 +89,8 @@ class Connection:
             await asyncio.shield(self._writable)
 
     def send(self, *payload: bytes | memoryview) -> None:
-        """Queues one frame, whose payload may be in pieces; it leaves at the end of this turn of
-        the loop."""
+        """Queues one frame, whose payload may be in pieces, none of them empty; it leaves at the
+        end of this turn of the loop."""
         if self._closed:
             return
         self._pending.extend(frame(*payload))

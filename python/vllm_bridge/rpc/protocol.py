@@ -53,13 +53,15 @@ def encode(message: Message) -> bytes:
 
 def encode_result(id: int, result: Any) -> tuple[bytes | memoryview, ...]:
     """The payload that answers request ``id``, in pieces: long bytes that are the last of
-    ``result`` are not copied."""
+    ``result``, or a view of such, are not copied."""
     if isinstance(result, dict) and result:
         name, last = next(reversed(result.items()))
-        if isinstance(last, bytes | memoryview) and LONG <= len(last) < 2**32:
-            head = encode(Response(id, None, result | {name: b""}))
-            # It ends with a bin 8 of no bytes, in whose place comes a bin 32.
-            return head[:-2] + b"\xc6" + len(last).to_bytes(4, "big"), last
+        if isinstance(last, bytes | memoryview):
+            data = memoryview(last).cast("B")
+            if LONG <= len(data) < 2**32:
+                head = encode(Response(id, None, result | {name: b""}))
+                # It ends with a bin 8 of no bytes, in whose place comes a bin 32.
+                return head[:-2] + b"\xc6" + len(data).to_bytes(4, "big"), data
     return (encode(Response(id, None, result)),)
 
 

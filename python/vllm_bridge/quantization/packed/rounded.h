@@ -105,7 +105,7 @@ void decode_band(const Grouped& weights, const int64_t* places, int64_t first, i
     __m512i rows[LANES];
     for (int r = 0; r < LANES; ++r) {
       const uint8_t* at = weights.row(places[r]) + k * BITS / 8;
-      // What the next band has there.
+      // What the next band has there, where rows are in their order.
       prefetch(at + BAND * weights.stride);
       rows[r] = _mm512_maskz_loadu_epi32((1u << words) - 1, at);
     }
