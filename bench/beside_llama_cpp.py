@@ -71,7 +71,7 @@ MODELS = {
 
 # What is asked: of how many sequences, with prompts and answers of how many tokens. What counts is
 # the longer one.
-ASKED = {"one sequence": (1, 8, 24), "16 sequences": (16, 4, 12), "prompt of 512": (1, 512, 1)}
+ASKED = {"one sequence": (1, 8, 24), "16 sequences": (16, 4, 24), "prompt of 512": (1, 512, 1)}
 
 
 class Ours:
