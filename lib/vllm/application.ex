@@ -2,26 +2,6 @@ defmodule VLLM.Application do
   @moduledoc false
   use Application
 
-  alias VLLM.Error
-
-  @doc "The error of whatever needs this application, where it does not run on this node."
-  @spec check() :: :ok | {:error, Error.t()}
-  def check do
-    if running?(),
-      do: :ok,
-      else:
-        {:error,
-         Error.new(
-           :not_running,
-           "The application `:ex_vllm` does not run on the node #{node()}, and so no engine. It starts " <>
-             "with applications that depend on it, or by `Application.ensure_all_started(:ex_vllm)`."
-         )}
-  end
-
-  @doc "Whether there is a registry of engines."
-  @spec running?() :: boolean()
-  def running?, do: Process.whereis(VLLM.Registry) != nil
-
   @impl true
   def start(_type, _args) do
     VLLM.Telemetry.load()

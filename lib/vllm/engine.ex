@@ -27,7 +27,7 @@ defmodule VLLM.Engine do
   """
   @spec start_link(Config.t()) :: Supervisor.on_start()
   def start_link(%Config{} = config) do
-    with :ok <- VLLM.Application.check(),
+    with :ok <- VLLM.Started.check(),
          {:error, {:already_started, pid}} = taken <- start_now(config) do
       if ending?(pid) do
         await_end(pid)
@@ -52,7 +52,7 @@ defmodule VLLM.Engine do
       restart: :temporary
     }
 
-    with :ok <- VLLM.Application.check(),
+    with :ok <- VLLM.Started.check(),
          :ok <- check_registry(config.name) do
       start_child(config, spec)
     end

@@ -2,6 +2,8 @@ defmodule VLLM.OptionsTest do
   # What is said of options before anything is started or sent.
   use ExUnit.Case, async: true
 
+  import VLLM.OSProcess, only: [eventually: 1]
+
   alias VLLM.Engine.Config
   alias VLLM.{Error, Options}
 
@@ -166,14 +168,32 @@ defmodule VLLM.OptionsTest do
     end
 
     test "of as long as one takes are taken" do
-      llm = VLLM.Test.start!(script: "Paris", shutdown_timeout: 2 ** 32 - 1)
+      test = self()
+
+      script = fn request ->
+        if request.params["prompt"] == "hold" do
+          send(test, {:held, self()})
+          receive do: (:go -> "Paris")
+        else
+          "Paris"
+        end
+      end
+
+      llm = VLLM.Test.start!(script: script, shutdown_timeout: 2 ** 32 - 1)
       times = [timeout: 2 ** 32 - 1, queue_timeout: 2 ** 32 - 1]
       assert {:ok, [output]} = VLLM.generate(llm, "x", times)
       assert VLLM.text(output) == "Paris"
       assert :ok = VLLM.await_ready(llm, 2 ** 32 - 1)
       assert :ok = VLLM.await_ready(llm, :infinity)
       assert {:ok, _info} = VLLM.engine_info(llm, 2 ** 32 - 1)
-      assert :ok = VLLM.stop(llm)
+
+      call = Task.async(fn -> VLLM.generate(llm, "hold", times) end)
+      assert_receive {:held, held}
+      stop = Task.async(fn -> VLLM.stop(llm) end)
+      assert eventually(fn -> match?({:ok, [%{state: :draining}]}, VLLM.replicas(llm)) end)
+      send(held, :go)
+      assert {:ok, [_output]} = Task.await(call)
+      assert :ok = Task.await(stop)
     end
   end
 

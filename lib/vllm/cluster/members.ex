@@ -36,7 +36,7 @@ defmodule VLLM.Cluster.Members do
   @doc "The members of the cluster of that name on this node; nil where it has none."
   @spec find(atom()) :: t() | nil
   def find(name) do
-    with true <- VLLM.Application.running?(),
+    with true <- VLLM.Started.yet?(),
          [{pid, {:members, table}}] <- Registry.lookup(VLLM.Registry, {:cluster, name}) do
       %__MODULE__{name: name, pid: pid, table: table}
     else

@@ -54,7 +54,7 @@ defmodule VLLM.Engine.Table do
   @doc "The engine's table and supervisor, by the name, pid or handle that a user has."
   @spec lookup(term()) :: {:ok, t(), pid()} | {:error, Error.t()}
   def lookup(engine) do
-    with :ok <- VLLM.Application.check() do
+    with :ok <- VLLM.Started.check() do
       case locate(engine) do
         {node, id} when node == node() -> find(id)
         {node, id} -> {:error, elsewhere(id, node)}
@@ -115,7 +115,7 @@ defmodule VLLM.Engine.Table do
   def engines do
     # Nurseries and streams are registered there, too, without a table.
     tables = [{{:"$1", :_, :"$2"}, [{:is_reference, :"$2"}], [{{:"$1", :"$2"}}]}]
-    if VLLM.Application.running?(), do: Registry.select(VLLM.Registry, tables), else: []
+    if VLLM.Started.yet?(), do: Registry.select(VLLM.Registry, tables), else: []
   end
 
   @doc "The models that the engines of this BEAM serve, as they were named."

@@ -14,7 +14,7 @@ defmodule VLLM.Streaming.Forwarded do
   @doc "Ends the stream, and tells the receiver that it was aborted unless that is `caller`."
   @spec cancel(reference(), pid()) :: :ok
   def cancel(ref, caller) do
-    for true <- [VLLM.Application.running?()],
+    for true <- [VLLM.Started.yet?()],
         {pid, receiver} <- Registry.lookup(VLLM.Registry, {:stream, ref}) do
       monitor = Process.monitor(pid)
       # If several processes cancel at once, only the one whose reason it was tells the receiver.

@@ -21,7 +21,7 @@ defmodule VLLM.Streaming.Forwarder do
   def start(pid, prepare) do
     ref = make_ref()
 
-    with :ok <- VLLM.Application.check() do
+    with :ok <- VLLM.Started.check() do
       {:ok, _} =
         DynamicSupervisor.start_child(VLLM.StreamSupervisor, {__MODULE__, {ref, pid, prepare}})
     else
