@@ -18,7 +18,11 @@ defmodule VLLM.Started do
          )}
   end
 
-  @doc "Whether there is a registry of engines."
+  @doc "Whether there is a registry of engines, without which nothing of them can be asked."
   @spec yet?() :: boolean()
   def yet?, do: Process.whereis(VLLM.Registry) != nil
+
+  @doc "Whether all of the application has started, which takes longer to find out."
+  @spec wholly?() :: boolean()
+  def wholly?, do: List.keymember?(Application.started_applications(), :ex_vllm, 0)
 end

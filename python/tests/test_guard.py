@@ -377,12 +377,14 @@ def respawn():
 say(os.getpid())
 forked(respawn)
 forked(respawn)
+wait_for_ever()
 """
     )
     run.pids(1)
     run.hang_up()
 
     assert run.end() == 0
+    assert run.all_gone()
     assert tagged_processes(run.folder) == []
 
 

@@ -122,6 +122,13 @@ defmodule VLLM.RemoteTest do
       end
     end
 
+    test "for as long as can be told", %{e: e, c: c} do
+      options = [timeout: 2 ** 32 - 1, queue_timeout: 2 ** 32 - 1]
+      assert {:ok, _output} = ask(c, {Scripted, e.node}, "a", options)
+      info = [{Scripted, e.node}, 2 ** 32 - 1]
+      assert {:ok, %{model: _}} = Peers.call(c, VLLM, :engine_info, info)
+    end
+
     test "by a lazy stream wherever it is enumerated", %{e: e, c: c} do
       via = {:via, :global, FarLazy}
       Peers.serve(e, VLLM.Test, name: via, script: %{"a" => "A"})
@@ -209,7 +216,15 @@ defmodule VLLM.RemoteTest do
 
       assert Peers.call(idle, VLLM, :stop, [Far]) == :ok
       assert {:error, %Error{reason: :not_running}} = Peers.call(idle, VLLM, :llm, ["/no/model"])
-      assert Peers.call(idle, VLLM.Engine.Table, :models, []) == []
+      assert {:error, %Error{}} = Peers.call(idle, VLLM.Models, :delete, ["nothing"])
+
+      assert {:failed_to_start_child, _id, %Error{reason: :not_running}} =
+               Peers.eval(idle, """
+               Process.flag(:trap_exit, true)
+               child = {VLLM, name: Far, model: "/no/model"}
+               {:error, {:shutdown, reason}} = Supervisor.start_link([child], strategy: :one_for_one)
+               reason
+               """)
 
       assert [{:error, %Error{reason: :not_running}}, :ok] =
                Peers.eval(idle, """

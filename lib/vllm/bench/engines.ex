@@ -27,11 +27,15 @@ defmodule VLLM.Bench.Engines do
 
   @doc "The Python of the first one and its environment, as options; none where it runs on another node."
   @spec where([planned(), ...]) :: %{atom() => term()}
-  def where([{:start, _label, config} | _]), do: Map.take(config.options, [:python, :env])
+  def where([first | _]) do
+    with {:ok, config} <- config(first), do: Map.take(config.options, [:python, :env])
+  end
 
-  def where([{:running, engine} | _]) do
+  defp config({:start, _label, config}), do: {:ok, config}
+
+  defp config({:running, engine}) do
     case Table.lookup(engine) do
-      {:ok, table, _pid} -> where([{:start, "", Table.config(table)}])
+      {:ok, table, _pid} -> {:ok, Table.config(table)}
       {:error, _elsewhere} -> %{}
     end
   end

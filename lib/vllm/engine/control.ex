@@ -14,9 +14,6 @@ defmodule VLLM.Engine.Control do
   alias VLLM.Engine.{Table, Worker}
   alias VLLM.Error
 
-  # What a process can wait, in ms.
-  @longest 0xFFFF_FFFF
-
   @spec child_spec(Table.t()) :: map()
   def child_spec(table) do
     %{
@@ -188,12 +185,8 @@ defmodule VLLM.Engine.Control do
   # operation that was cut short.
   defp stop_workers(table, timeout) do
     # Killing the programs takes some time as well.
-    Worker.each(
-      table,
-      Table.slots(table),
-      &Worker.drain(&1, timeout),
-      min(timeout + 15_000, @longest)
-    )
+    patience = timeout |> Deadline.new() |> Deadline.remaining(15_000)
+    Worker.each(table, Table.slots(table), &Worker.drain(&1, timeout), patience)
   end
 
   defp next_operation(%{running: nil} = state) do

@@ -12,7 +12,7 @@ defmodule VLLM.Engine.Rank do
   require Logger
 
   alias VLLM.Bridge.{Log, Nursery, Session}
-  alias VLLM.Error
+  alias VLLM.{Error, Started}
 
   # How often a node is looked for that cannot be reached, in ms.
   @look_again 1_000
@@ -218,7 +218,7 @@ defmodule VLLM.Engine.Rank do
     # What is logged is of this node.
     Process.group_leader(self(), Process.whereis(:init))
     # A node is reached before its applications are started.
-    unless started?(), do: exit({:shutdown, :not_started})
+    unless Started.wholly?(), do: exit({:shutdown, :not_started})
     if version != version(), do: exit({:shutdown, {:version, version()}})
 
     receive do
@@ -230,8 +230,6 @@ defmodule VLLM.Engine.Rank do
     # Told before the link says it.
     exit(:normal)
   end
-
-  defp started?, do: List.keymember?(Application.started_applications(), :ex_vllm, 0)
 
   defp hold_program(keeper, program) do
     mode = if program.nursery, do: &Nursery.mode(&1, program.env)

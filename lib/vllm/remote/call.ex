@@ -58,8 +58,7 @@ defmodule VLLM.Remote.Call do
 
   @doc "For how many milliseconds something that ends at `deadline` may be waited for."
   @spec patience(Deadline.t()) :: timeout()
-  def patience(:infinity), do: :infinity
-  def patience(deadline), do: Deadline.remaining(deadline) + @grace
+  def patience(deadline), do: Deadline.remaining(deadline, @grace)
 
   @doc "What the last message of a call says, or that none came."
   @spec last(t(), Inbox.message() | :timeout) :: term() | {:error, Error.t()}
